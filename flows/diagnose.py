@@ -1,0 +1,66 @@
+"""The diagnosis: the six stages in order, each in a few tasks of many questions."""
+
+from typing import Any
+
+from prefect import flow
+from prefect.logging import get_run_logger
+
+from schemas.config import RunConfig
+from tasks.job import open_job
+from tasks.lineage import sources
+from tasks.outputs import aggregate_task, write_run
+from tasks.progress import report
+from tasks.stages import STAGES, Outcome, stage_task
+
+MOST_BATCHES = 25
+"""A flow has tens to a few hundred task runs at any size."""
+
+
+def batches(ids: list[str], size: int) -> list[list[str]]:
+    """Questions cut into batches of at least `size`, and into no more than `MOST_BATCHES`."""
+    size = max(size, -(-len(ids) // MOST_BATCHES))
+    return [ids[i : i + size] for i in range(0, len(ids), size)]
+
+
+def add(total: Outcome, part: Outcome) -> None:
+    """Add a task's figures to its stage's."""
+    total.made += part.made
+    total.cached += part.cached
+    total.decoded_tokens += part.decoded_tokens
+    total.seconds += part.seconds
+    total.failed = {**(total.failed or {}), **(part.failed or {})}
+
+
+@flow(name="diagnose", flow_run_name="{config.name}", persist_result=False)
+def diagnose(config: RunConfig) -> dict[str, Any]:
+    """Tell, token by token, whether each teacher's signal points where the student's success lies.
+
+    Returns:
+        the content of `run.json`.
+    """
+    job = open_job(config)
+    ids = list(job.questions)
+    stages: dict[str, Outcome] = {}
+    for stage in STAGES:
+        total = stages[stage] = Outcome()
+        parts = list(sources(config)) if stage == "distillation" else [None]
+        report(stage, 0, len(ids) * len(parts))
+        if stage == "trees":
+            report("draws", 0, len(ids) * config.tree.nodes * config.tree.draws)
+        for source in parts:
+            for batch in batches(ids, config.execution.questions_per_task):
+                first = ids.index(batch[0]) + 1
+                which = f" of {source.teacher}/{source.context}" if source is not None else ""
+                label = f"{stage}{which}, questions {first}-{first + len(batch) - 1} of {len(ids)}"
+                named = stage_task.with_options(name=stage)
+                add(total, named(label, config, stage, batch, tuple(source) if source is not None else None))
+        if stage == "rollouts":
+            ids = [i for i in ids if i not in (total.failed or {})]
+            if not ids:
+                raise RuntimeError(f"no question can be diagnosed: {total.failed}")
+    failed = stages["rollouts"].failed or {}
+    report("aggregate", 0, 1)
+    files = aggregate_task(config, ids, failed)
+    run = write_run(job, ids, failed, files, stages)
+    get_run_logger().info("outputs in %s", job.store.path("runs", config.name))
+    return run

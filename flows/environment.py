@@ -1,0 +1,24 @@
+"""Prefect's settings for runs of this project, set before Prefect is imported; what is set already stays."""
+
+import os
+from pathlib import Path
+
+
+def prepare(home: Path | None = None) -> None:
+    """Keep Prefect's state in one folder, its telemetry off, and give its server time to start.
+
+    Args:
+        home: the folder; `.opdscope/prefect` here where None. Nothing is moved if PREFECT_HOME is set.
+    """
+    folder = (home or Path(".opdscope")) / "prefect"
+    for name, value in {
+        "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        "PREFECT_HOME": str(folder.resolve()),
+        "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str((folder / "results").resolve()),
+        "PREFECT_LOGGING_LEVEL": "WARNING",
+        "TOKENIZERS_PARALLELISM": "false",
+    }.items():
+        os.environ.setdefault(name, value)
+    Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)  # else SQLite cannot open its file there

@@ -1,0 +1,112 @@
+"""The arrays of every stage's artefact: name, dimensions, dtype, unit.
+
+Dimension letters: R rollouts, T completion tokens of all rollouts, C prompt tokens, N nodes, B branches of all
+nodes. Ragged data is CSR: values, and offsets of length R+1 or N+1. A letter has one length in one artefact.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+AnyArray = npt.NDArray[np.generic]
+Arrays = Mapping[str, AnyArray]
+
+
+@dataclass(frozen=True)
+class Array:
+    """Declaration of one array."""
+
+    dims: tuple[str, ...]
+    dtype: str
+    meaning: str
+    unit: str = "1"
+
+
+ROLLOUTS = {
+    "prompt": Array(("C",), "int32", "the student's prompt", "token id"),
+    "tokens": Array(("T",), "int32", "completions, end-of-sequence included", "token id"),
+    "offsets": Array(("R+1",), "int64", "where each completion starts", "index into T"),
+    "correct": Array(("R",), "bool", "the verifier's verdict"),
+    "truncated": Array(("R",), "bool", "stopped by the length limit"),
+}
+
+TREES = {
+    "token_prob": Array(("T",), "float64", "student's probability of the sampled token", "probability"),
+    "entropy": Array(("T",), "float64", "entropy of the student's next-token distribution", "nat"),
+    "leverage": Array(("T",), "float64", "sum_j P_j^2 (1 - 2 P_j + |P|^2), what node choice goes by"),
+    "node": Array(("N",), "int64", "the node's position", "index into T"),
+    "inclusion": Array(("N",), "float64", "probability with which the node was drawn", "probability"),
+    "p_sq": Array(("N",), "float64", "|P|^2 over the whole vocabulary"),
+    "tail_prob": Array(("N",), "float64", "probability outside the head", "probability"),
+    "branch_offsets": Array(("N+1",), "int64", "where each node's branches start", "index into B"),
+    "branch_token": Array(("B",), "int32", "forced first token", "token id"),
+    "branch_prob": Array(("B",), "float64", "student's probability of it, as sampled", "probability"),
+    "branch_tail": Array(("B",), "bool", "sampled from the tail; else one of the head"),
+    "draws": Array(("B",), "int32", "continuations drawn", "draws"),
+    "successes": Array(("B",), "int32", "continuations that the verifier accepts", "draws"),
+    "truncations": Array(("B",), "int32", "continuations stopped by the length limit", "draws"),
+}
+
+IDEAL = {
+    "value": Array(("N",), "float64", "V, the success probability at the node", "probability"),
+    "g_sq": Array(("N",), "float64", "|g|^2 without bias; may be negative"),
+    "g_sq_plain": Array(("N",), "float64", "|g_hat|^2 over the head, as drawn"),
+    "reliability": Array(("N",), "float64", "g_sq / (g_sq + its noise); null where nothing was seen to vary"),
+    "gradient": Array(("B",), "float64", "g_hat_j = P_j (Q_hat_j - V_hat)"),
+}
+
+DISTILLATION = {
+    "d_sq": Array(("T",), "float64", "|d|^2 over the whole vocabulary"),
+    "kl": Array(("T",), "float64", "KL(P || T)", "nat"),
+    "js": Array(("T",), "float64", "Jensen-Shannon divergence", "nat"),
+    "teacher_token_prob": Array(("T",), "float64", "teacher's probability of the sampled token", "probability"),
+    "d_bar": Array(("N",), "float64", "sum_j P_j d_j, P as sampled"),
+    "d": Array(("B",), "float64", "d at the branches"),
+    "teacher_prob": Array(("B",), "float64", "teacher's probability of the branches", "probability"),
+}
+
+ALIGNMENT = {
+    "inner": Array(("N",), "float64", "<g, d> without bias"),
+    "cosine": Array(("N",), "float64", "posterior mean of the cosine; NaN = undefined"),
+    "cosine_low": Array(("N",), "float64", "lower end of its interval; NaN = undefined"),
+    "cosine_high": Array(("N",), "float64", "upper end of its interval; NaN = undefined"),
+    "cosine_plain": Array(("N",), "float64", "cosine of g_hat and d over the head, as drawn; NaN = undefined"),
+    "p_positive": Array(("N",), "float64", "posterior probability of <g, d> > 0; NaN = undefined"),
+    "teacher_advantage": Array(("N",), "float64", "sum_j (T_j - P_j) Q_j without bias", "probability"),
+}
+
+LAYOUTS: dict[str, dict[str, Array]] = {
+    "rollouts": ROLLOUTS,
+    "trees": TREES,
+    "ideal": IDEAL,
+    "distillation": DISTILLATION,
+    "alignment": ALIGNMENT,
+    # what a killed tree resumes from: successes and truncations of the draws decoded so far
+    "rounds": {
+        "success": Array(("D",), "bool", "the verifier's verdict on each draw of the round"),
+        "truncated": Array(("D",), "bool", "stopped by the length limit"),
+    },
+}
+
+# raised whenever a stage's code gives other numbers or another layout: the keys change with it
+STAGE_VERSIONS = {"rollouts": 1, "trees": 1, "ideal": 1, "distillation": 1, "alignment": 1, "aggregate": 1}
+
+
+def check_layout(stage: str, arrays: Arrays) -> None:
+    """Raise ValueError unless the arrays are exactly those declared for the stage, with agreeing lengths."""
+    layout = LAYOUTS[stage]
+    if set(arrays) != set(layout):
+        raise ValueError(f"{stage}: arrays {sorted(arrays)} are not the declared {sorted(layout)}")
+    lengths: dict[str, int] = {}
+    for name, declared in layout.items():
+        array = arrays[name]
+        if array.dtype != np.dtype(declared.dtype):
+            raise ValueError(f"{stage}/{name}: dtype {array.dtype} is not the declared {declared.dtype}")
+        if array.ndim != len(declared.dims):
+            raise ValueError(f"{stage}/{name}: {array.ndim} dimensions, declared {declared.dims}")
+        for dim, size in zip(declared.dims, array.shape, strict=True):
+            letter, extra = (dim[:-2], 1) if dim.endswith("+1") else (dim, 0)
+            if lengths.setdefault(letter, size - extra) != size - extra:
+                raise ValueError(f"{stage}/{name}: {size} along {dim}, elsewhere {lengths[letter]} along {letter}")

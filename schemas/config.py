@@ -1,0 +1,463 @@
+"""Settings of a run. Every default is the recommended value.
+
+A field marked cosmetic cannot change a number and is left out of content keys (`keyed`).
+"""
+
+import string
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+COSMETIC: dict[str, Any] = {"cosmetic": True}
+
+
+class Settings(BaseModel):
+    """Base of all settings: unknown fields are errors, values are final."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    def keyed(self) -> dict[str, Any]:
+        """The settings that can change a number, as JSON values: what goes into content keys."""
+        out: dict[str, Any] = {}
+        for name, field in type(self).model_fields.items():
+            if not is_cosmetic(field.json_schema_extra):
+                out[name] = _keyed_value(getattr(self, name))
+        return out
+
+
+def is_cosmetic(extra: object) -> bool:
+    """True for the `json_schema_extra` of a field that cannot change a number."""
+    return isinstance(extra, dict) and extra.get("cosmetic") is True
+
+
+def _keyed_value(value: object) -> object:
+    if isinstance(value, Settings):
+        return value.keyed()
+    if isinstance(value, list | tuple):
+        return [_keyed_value(v) for v in value]
+    return value
+
+
+def template_fields(template: str) -> list[str]:
+    """Names of the `{fields}` of a template, in order of appearance.
+
+    Raises:
+        ValueError: a field is not a plain name (attribute and index access are refused).
+    """
+    names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    for name in names:
+        if not name.isidentifier():
+            raise ValueError(f"template field {{{name}}} is not a plain name; write {{{{ and }}}} for braces")
+    return names
+
+
+def _invalid(field: str, message: str) -> PydanticCustomError:
+    return PydanticCustomError("opdscope", "{field}: {message}", {"field": field, "message": message})
+
+
+class Questions(Settings):
+    """Where the questions are and which columns hold what."""
+
+    path: str = Field(
+        description="JSONL, parquet or CSV file; a path or any fsspec URL", json_schema_extra=COSMETIC
+    )
+    id: str = Field("id", description="Column with a unique id", json_schema_extra=COSMETIC)
+    answer: str = Field(
+        "answer", description="Column with the reference answer", json_schema_extra=COSMETIC
+    )
+    limit: int | None = Field(
+        None, ge=1, description="Use only the first so many questions", json_schema_extra=COSMETIC
+    )
+
+
+class Model(Settings):
+    """A causal language model: a folder, or a hub name with an optional revision."""
+
+    path: str = Field(
+        description="Model folder or hub name; its content or commit is in the keys, not its place",
+        json_schema_extra=COSMETIC,
+    )
+    revision: str | None = Field(
+        None,
+        description="Branch, tag or commit of a hub model; keys hold the commit it stands for",
+        json_schema_extra=COSMETIC,
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="Weights and activations; sums over the vocabulary are float32 or better"
+    )
+    trust_remote_code: bool = Field(
+        False, description="Run code that comes with the model repository", json_schema_extra=COSMETIC
+    )
+
+
+class Prompt(Settings):
+    """How a question becomes the student's prompt."""
+
+    template: str = Field("{question}", description="User text; {names} are columns of the questions file")
+    system: str | None = Field(None, description="System message, chat only")
+    chat: bool = Field(True, description="Wrap in the model's chat template; else the text is the prompt")
+    chat_template_kwargs: dict[str, bool | int | str] = Field(
+        default_factory=dict, description="Passed to the chat template, such as enable_thinking: false"
+    )
+
+    @field_validator("template")
+    @classmethod
+    def _plain_fields(cls, template: str) -> str:
+        template_fields(template)
+        return template
+
+    @model_validator(mode="after")
+    def _system_needs_chat(self) -> Self:
+        if self.system is not None and not self.chat:
+            raise _invalid("system", f"{self.system!r} has no place where chat is false; put it in template")
+        return self
+
+
+class ExactVerifier(Settings):
+    """The text after the last marker equals the answer, up to white space and case."""
+
+    kind: Literal["exact"] = "exact"
+    marker: str | None = Field(None, description="Compare what follows its last occurrence; else all text")
+    ignore_case: bool = False
+
+
+class NumericVerifier(Settings):
+    """The last number of the completion equals the answer."""
+
+    kind: Literal["numeric"] = "numeric"
+    marker: str | None = Field(None, description="Look only after its last occurrence")
+    tolerance: float = Field(1e-6, ge=0, description="Relative tolerance")
+
+
+class ChoiceVerifier(Settings):
+    """The last stand-alone choice label of the completion equals the answer."""
+
+    kind: Literal["choice"] = "choice"
+    marker: str | None = Field(None, description="Look only after its last occurrence")
+    labels: list[str] = Field(["A", "B", "C", "D"], min_length=2, description="The possible answers")
+
+
+class MathVerifier(Settings):
+    """math-verify equivalence of the last boxed or final expression, in worker processes."""
+
+    kind: Literal["math"] = "math"
+    seconds: float = Field(5.0, gt=0, description="Time limit of one check; past it the answer is wrong")
+    workers: int = Field(2, ge=1, description="Worker processes", json_schema_extra=COSMETIC)
+
+
+Verifier = Annotated[
+    ExactVerifier | NumericVerifier | ChoiceVerifier | MathVerifier, Field(discriminator="kind")
+]
+
+
+class Sampling(Settings):
+    """How the student samples: rollouts, and every draw of the tree."""
+
+    rollouts: int = Field(8, ge=1, description="Rollouts a question")
+    max_tokens: int = Field(2048, ge=2, description="Length limit of a completion, tokens")
+    temperature: float = Field(1.0, gt=0, le=4, description="Sampling temperature; nothing is truncated")
+
+
+class ForcedTree(Settings):
+    """Chosen nodes, forced candidate tokens, a fixed number of draws (statistics of sections 6 and 7)."""
+
+    kind: Literal["forced"] = "forced"
+    nodes: int = Field(32, ge=1, description="Nodes a question, over all its rollouts")
+    node_choice: Literal["leverage", "uniform"] = Field(
+        "leverage", description="Inclusion probabilities: by the student's leverage, or all alike"
+    )
+    head: int = Field(8, ge=1, le=256, description="At most so many forced branches: the likeliest tokens")
+    tail: int = Field(4, ge=2, description="Tokens sampled from the tail, two draws each")
+    tail_limit: float = Field(
+        1e-3, ge=0, lt=1, description="A tail of less probability is not drawn; the bias is at most this"
+    )
+    draws: int = Field(64, ge=2, description="Draws a node, head and tail together")
+    allocation: Literal["leverage", "equal"] = Field(
+        "leverage", description="Head draws by the branches' leverage, or all alike"
+    )
+
+    @model_validator(mode="after")
+    def _two_draws_a_branch(self) -> Self:
+        least = 2 * self.head + 2 * self.tail
+        if self.draws < least:
+            raise _invalid(
+                "draws",
+                f"{self.draws} is too small for two draws a branch: head {self.head} and tail {self.tail} "
+                f"need at least {least}",
+            )
+        return self
+
+
+class ReverseKL(Settings):
+    """KL(P || T), the loss of on-policy distillation."""
+
+    kind: Literal["reverse_kl"] = "reverse_kl"
+
+
+class ForwardKL(Settings):
+    """KL(T || P)."""
+
+    kind: Literal["forward_kl"] = "forward_kl"
+
+
+class JSD(Settings):
+    """Generalised Jensen-Shannon divergence of GKD: beta KL(T||M) + (1-beta) KL(P||M), M = beta T + (1-beta) P."""
+
+    kind: Literal["jsd"] = "jsd"
+    beta: float = Field(0.5, gt=0, lt=1, description="Weight of the teacher in the mixture")
+
+
+class SkewKL(Settings):
+    """DistiLLM's skew KL(T || alpha T + (1-alpha) P)."""
+
+    kind: Literal["skew_kl"] = "skew_kl"
+    alpha: float = Field(0.1, gt=0, lt=1, description="Weight of the teacher in the mixture")
+
+
+class SkewReverseKL(Settings):
+    """DistiLLM's skew reverse KL(P || (1-alpha) T + alpha P)."""
+
+    kind: Literal["skew_reverse_kl"] = "skew_reverse_kl"
+    alpha: float = Field(0.1, gt=0, lt=1, description="Weight of the student in the mixture")
+
+
+class TotalVariation(Settings):
+    """Half the L1 distance of P and T."""
+
+    kind: Literal["total_variation"] = "total_variation"
+
+
+class AlphaDivergence(Settings):
+    """(sum P^alpha T^(1-alpha) - 1) / (alpha (alpha - 1)): KL(P||T) as alpha -> 1, KL(T||P) as alpha -> 0."""
+
+    kind: Literal["alpha_divergence"] = "alpha_divergence"
+    alpha: float = Field(0.5, gt=0, lt=1)
+
+
+class TopK(Settings):
+    """A divergence summed over the top-k tokens only, as trainers truncate it."""
+
+    kind: Literal["top_k"] = "top_k"
+    of: Annotated[ReverseKL | ForwardKL | JSD, Field(discriminator="kind")] = Field(
+        default_factory=ReverseKL, description="The divergence that is truncated"
+    )
+    k: int = Field(20, ge=1)
+    support: Literal["student", "teacher", "union"] = Field(
+        "teacher", description="Whose k likeliest tokens are kept"
+    )
+    tail_bucket: bool = Field(False, description="All other tokens enter as one bucket; else they are dropped")
+
+
+Loss = Annotated[
+    ReverseKL | ForwardKL | JSD | SkewKL | SkewReverseKL | TotalVariation | AlphaDivergence | TopK,
+    Field(discriminator="kind"),
+]
+
+
+def loss_name(loss: Settings) -> str:
+    """Short name of a loss with what differs from its defaults: `jsd(beta=0.9)`, `top_k(k=5)`."""
+    own = type(loss)
+    parts = [
+        f"{name}={loss_name(value) if isinstance(value, Settings) else value}"
+        for name, field in own.model_fields.items()
+        if name != "kind" and (value := getattr(loss, name)) != field.get_default(call_default_factory=True)
+    ]
+    kind = str(getattr(loss, "kind"))  # noqa: B009 - every loss has one, their base does not
+    return f"{kind}({', '.join(parts)})" if parts else kind
+
+
+CONTEXT_TEMPLATES = {
+    "none": "{prompt}",
+    "answer": "{prompt}\n\nThe correct answer is {answer}.",
+    "solution": "{prompt}\n\nHere is a correct solution, for reference:\n{solution}\n\nNow solve it yourself.",
+    "summary": "{prompt}\n\nHere is a summary of a correct solution:\n{summary}\n\nNow solve it yourself.",
+    "wrong_attempt": "{prompt}\n\nHere is an attempt that is wrong:\n{wrong_attempt}\n\nNow solve it correctly.",
+    "contrastive": (
+        "{prompt}\n\nHere is a correct solution:\n{solution}\n\nHere is an attempt that is wrong:\n"
+        "{wrong_attempt}\n\nNow solve it yourself."
+    ),
+}
+
+
+class Context(Settings):
+    """What a teacher is shown beside the question."""
+
+    kind: Literal["none", "answer", "solution", "summary", "wrong_attempt", "contrastive", "custom"] = "none"
+    name: str | None = Field(None, description="Name in tables; the kind unless set", json_schema_extra=COSMETIC)
+    template: str | None = Field(
+        None,
+        description="User text: {prompt} is the student's own, other {names} are columns of the questions file; "
+        "each kind but custom has a default",
+    )
+
+    @property
+    def label(self) -> str:
+        """Name in tables."""
+        return self.name or self.kind
+
+    @property
+    def text(self) -> str:
+        """The template in force."""
+        return self.template if self.template is not None else CONTEXT_TEMPLATES[self.kind]
+
+    @model_validator(mode="after")
+    def _template(self) -> Self:
+        if self.kind == "custom" and (self.template is None or self.name is None):
+            raise _invalid("template", "a custom context needs a template and a name")
+        if self.kind == "none" and self.template is not None:
+            raise _invalid("template", f"{self.template!r} given to context none; use kind: custom")
+        if "prompt" not in template_fields(self.text):
+            raise _invalid("template", f"{self.text!r} does not hold {{prompt}}, the student's own text")
+        return self
+
+    def keyed(self) -> dict[str, Any]:
+        """The text in force; the kind is a name for it."""
+        return {"template": self.text}
+
+
+class Teacher(Settings):
+    """A teacher: a model, or the student itself with a richer context."""
+
+    name: str = Field(description="Name in tables", min_length=1, json_schema_extra=COSMETIC)
+    model: Model | None = Field(None, description="None: the student itself (self-distillation)")
+    contexts: list[Context] = Field(default_factory=lambda: [Context()], min_length=1)
+    chat_template: Literal["student", "own"] = Field(
+        "student", description="Whose chat template renders the teacher's prompt"
+    )
+
+    @field_validator("contexts", mode="before")
+    @classmethod
+    def _short_form(cls, contexts: object) -> object:
+        if isinstance(contexts, list):
+            return [{"kind": c} if isinstance(c, str) else c for c in contexts]
+        return contexts
+
+    @model_validator(mode="after")
+    def _unique_labels(self) -> Self:
+        _no_duplicates("contexts", [c.label for c in self.contexts])
+        return self
+
+
+class Grouping(Settings):
+    """How nodes are grouped for pooled scores."""
+
+    by: Literal["outcome", "position", "entropy", "divergence", "difficulty"]
+    bins: int = Field(4, ge=2, le=50, description="Quantile bins; outcome has its own two")
+
+
+class Scores(Settings):
+    """Uncertainty and grouping of the scores."""
+
+    level: float = Field(0.95, gt=0.5, lt=1, description="Coverage of every interval")
+    posterior: int = Field(400, ge=100, description="Posterior simulations for a node's cosine")
+    bootstrap: int = Field(2000, ge=200, description="Bootstrap replicates for pooled scores")
+    groupings: list[Grouping] = Field(
+        default_factory=lambda: [
+            Grouping(by="outcome"),
+            Grouping(by="position"),
+            Grouping(by="entropy"),
+            Grouping(by="divergence"),
+            Grouping(by="difficulty", bins=3),
+        ]
+    )
+
+    @field_validator("groupings", mode="after")
+    @classmethod
+    def _unique(cls, groupings: list[Grouping]) -> list[Grouping]:
+        _no_duplicates("groupings", [g.by for g in groupings])
+        return groupings
+
+
+class TransformersEngine(Settings):
+    """transformers on CPU or GPU."""
+
+    kind: Literal["transformers"] = "transformers"
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N", json_schema_extra=COSMETIC)
+    batch_tokens: int = Field(
+        65536,
+        ge=64,
+        description="Most cached tokens (rows x length) in one decoding batch",
+        json_schema_extra=COSMETIC,
+    )
+    score_rows: int = Field(
+        64, ge=1, description="Positions whose vocabulary rows are held at once", json_schema_extra=COSMETIC
+    )
+    threads: int | None = Field(None, ge=1, description="CPU threads", json_schema_extra=COSMETIC)
+
+
+class Execution(Settings):
+    """How the work is cut; nothing here can change a number."""
+
+    questions_per_task: int = Field(
+        8, ge=1, description="Questions in one Prefect task", json_schema_extra=COSMETIC
+    )
+    round_draws: int = Field(
+        2048, ge=1, description="Draws decoded together, whole rollouts each", json_schema_extra=COSMETIC
+    )
+    round_seconds: float = Field(
+        30.0, ge=0, description="Draws are committed when so long has passed since the last time", json_schema_extra=COSMETIC
+    )
+
+
+class RunConfig(Settings):
+    """Everything a diagnosis needs."""
+
+    name: str = Field(
+        "run",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+        description="Folder of the outputs under <store>/runs",
+        json_schema_extra=COSMETIC,
+    )
+    store: str = Field(
+        ".opdscope", description="Where everything is cached; any fsspec URL", json_schema_extra=COSMETIC
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of every draw and every bootstrap")
+    questions: Questions
+    student: Model
+    prompt: Prompt = Field(default_factory=Prompt)
+    verifier: Verifier = Field(default_factory=MathVerifier)
+    sampling: Sampling = Field(default_factory=Sampling)
+    tree: ForcedTree = Field(default_factory=ForcedTree)
+    teachers: list[Teacher] = Field(min_length=1)
+    losses: list[Loss] = Field(
+        default_factory=lambda: [ReverseKL(), ForwardKL(), JSD()], min_length=1
+    )
+    scores: Scores = Field(default_factory=Scores)
+    engine: TransformersEngine = Field(default_factory=TransformersEngine)
+    execution: Execution = Field(default_factory=Execution)
+
+    @field_validator("losses", mode="before")
+    @classmethod
+    def _short_form(cls, losses: object) -> object:
+        if isinstance(losses, list):
+            return [{"kind": loss} if isinstance(loss, str) else loss for loss in losses]
+        return losses
+
+    @model_validator(mode="after")
+    def _unique_names(self) -> Self:
+        _no_duplicates("teachers", [t.name for t in self.teachers])
+        _no_duplicates("losses", [loss_name(loss) for loss in self.losses])
+        return self
+
+
+def _no_duplicates(field: str, names: list[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise _invalid(field, f"{name!r} stands there twice; give each one entry or its own name")
+
+
+class DemoConfig(Settings):
+    """Size and seed of the demo: the models that are trained and the questions that are asked."""
+
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of questions, training and draws")
+    questions: int = Field(24, ge=5, le=1000, description="Questions asked")
+    seconds: float = Field(
+        300, gt=0, description="Time limit for training one model", json_schema_extra=COSMETIC
+    )
+
+
+def is_local_folder(path: str) -> bool:
+    """True where a model path names a folder here and not a hub repository."""
+    return Path(path).expanduser().is_dir()

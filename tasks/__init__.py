@@ -1,0 +1,1 @@
+"""What is done: one module or folder a stage, in pipeline order."""

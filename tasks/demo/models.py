@@ -1,0 +1,129 @@
+"""The demo's models and questions, as a cached stage: one folder by content key, with a manifest of digests."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict
+from hashlib import sha256
+from multiprocessing.queues import SimpleQueue
+from pathlib import Path
+from typing import Any
+
+import yaml
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Completed
+
+from schemas.config import DemoConfig
+from tasks.demo.chains import CONTEXTS, draw_questions
+from tasks.demo.train import Recipe as TrainingRecipe
+from tasks.demo.train import recipes, train
+from tasks.progress import report
+from tasks.store.keys import Recipe, engine_fingerprint
+
+VERSION = 1
+MANIFEST = "manifest.json"
+
+_steps: "SimpleQueue[int] | None" = None
+
+
+def models_key(demo: DemoConfig) -> str:
+    """Content key of the demo's models and questions."""
+    training = [
+        {k: v for k, v in asdict(r).items() if k not in ("seconds", "steps")} for r in recipes(demo.seed, 1.0)
+    ]
+    settings: dict[str, object] = {**demo.keyed(), "recipes": training}
+    return Recipe("models", VERSION, settings, [], {"engine": engine_fingerprint("transformers")}).key
+
+
+def is_complete(folder: Path) -> bool:
+    """True where the folder's manifest is there and every file is as it says."""
+    if not (folder / MANIFEST).is_file():
+        return False
+    files: dict[str, str] = json.loads((folder / MANIFEST).read_text())["files"]
+    return all((folder / f).is_file() and _digest(folder / f) == expected for f, expected in files.items())
+
+
+def _digest(path: Path) -> str:
+    return sha256(path.read_bytes()).hexdigest()
+
+
+def demo_configuration(folder: Path, demo: DemoConfig) -> dict[str, Any]:
+    """The run that the demo is: an ordinary configuration."""
+    contexts = [{"kind": kind, "template": template} for kind, template in CONTEXTS.items()]
+    return {
+        "name": "demo",
+        "seed": demo.seed,
+        "questions": {"path": str(folder / "questions.jsonl")},
+        "student": {"path": str(folder / "student")},
+        "verifier": {"kind": "numeric", "marker": "answer"},
+        "sampling": {"rollouts": 8, "max_tokens": 64},
+        "teachers": [
+            {"name": "large", "model": {"path": str(folder / "teacher")}},
+            {"name": "self", "contexts": ["none", *contexts]},
+        ],
+        "losses": ["reverse_kl", "forward_kl", {"kind": "jsd", "beta": 0.5}],
+    }
+
+
+def make_models(demo: DemoConfig, folder: Path) -> None:
+    """Train both models side by side and publish folder, questions and configuration with one rename.
+
+    Raises:
+        RuntimeError: a model did not learn in time.
+    """
+    work = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    work.mkdir(parents=True)
+    try:
+        rows = draw_questions(demo.questions, demo.seed)
+        (work / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        configuration = yaml.safe_dump(demo_configuration(folder, demo), sort_keys=False)
+        (work / "demo.yaml").write_text(configuration)
+        trained = _train_all(recipes(demo.seed, demo.seconds), work)
+        files = {p.relative_to(work).as_posix(): _digest(p) for p in sorted(work.rglob("*")) if p.is_file()}
+        (work / MANIFEST).write_text(json.dumps({"files": files, "trained": trained}, indent=1))
+        shutil.rmtree(folder, ignore_errors=True)  # what did not verify
+        work.rename(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _train_all(wanted: list[TrainingRecipe], folder: Path) -> dict[str, Any]:
+    context = multiprocessing.get_context("spawn")
+    queue: SimpleQueue[int] = context.SimpleQueue()
+    report("models", 0, sum(r.steps for r in wanted))
+    workers = min(len(wanted), os.cpu_count() or 1)
+    with ProcessPoolExecutor(workers, context, initializer=_connect, initargs=(queue,)) as pool:
+        futures: dict[Future[dict[str, Any]], str] = {
+            pool.submit(_train_one, recipe, folder / recipe.name): recipe.name for recipe in wanted
+        }
+        waiting = set(futures)
+        while waiting:
+            _, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+            while not queue.empty():
+                report("models", queue.get())
+        return {name: future.result() for future, name in futures.items()}
+
+
+def _connect(queue: "SimpleQueue[int]") -> None:
+    global _steps
+    _steps = queue
+
+
+def _train_one(recipe: TrainingRecipe, folder: Path) -> dict[str, Any]:
+    put: Callable[[int], None] = _steps.put if _steps is not None else lambda _: None
+    return train(recipe, folder, put)
+
+
+@task(name="models", cache_policy=NO_CACHE, persist_result=False, task_run_name="train student and teacher")
+def models_task(demo: DemoConfig, root: str) -> Any:
+    """The demo's models; returns their folder. `Cached` where they are there and verified."""
+    folder = Path(root) / "models" / models_key(demo)
+    if is_complete(folder):
+        return Completed(name="Cached", message="the models are there", data=str(folder))
+    make_models(demo, folder)
+    return str(folder)

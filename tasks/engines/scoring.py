@@ -1,0 +1,87 @@
+"""Streams vocabulary rows at completion positions, for one view or several in step; never all rows at once."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tasks.engines.protocol import Engine
+
+
+class View(NamedTuple):
+    """A model that looks at completions after its own prompt."""
+
+    engine: Engine
+    prompt: Sequence[int]
+
+
+def score_blocks(
+    views: Sequence[View],
+    tokens: npt.NDArray[np.int32],
+    offsets: npt.NDArray[np.int64],
+    *,
+    rows: npt.NDArray[np.int64] | None = None,
+    block: int = 64,
+    group_tokens: int = 65536,
+) -> Iterator[tuple[npt.NDArray[np.int64], list[torch.Tensor]]]:
+    """Next-token log-probabilities at every completion position, or at chosen ones.
+
+    Args:
+        views: models with their prompts; equal views are computed once.
+        tokens: completions, [T], CSR with offsets [R+1].
+        rows: increasing positions (indices into T); all where None.
+        block: vocabulary rows held at once.
+        group_tokens: tokens in one forward pass.
+
+    Yields:
+        positions [n <= block] and, for each view, their log-probabilities [n, V], V the smallest vocabulary of all.
+    """
+    wanted = np.arange(len(tokens), dtype=np.int64) if rows is None else rows
+    vocabulary = min(view.engine.vocabulary for view in views)
+    distinct = [views.index(view) for view in views]
+    owner = np.searchsorted(offsets, wanted, side="right") - 1
+    needed = np.unique(owner)
+    longest = max(len(view.prompt) for view in views)
+    for group in _groups(needed, offsets, longest, group_tokens):
+        positions = wanted[np.isin(owner, group)]
+        states: dict[int, torch.Tensor] = {}
+        for i in set(distinct):
+            prompt = [int(t) for t in views[i].prompt]
+            sequences = [prompt + tokens[offsets[r] : offsets[r + 1]].tolist() for r in group]
+            hidden = views[i].engine.hidden(sequences, [len(prompt)] * len(group))
+            picked = [
+                h[torch.from_numpy(positions[(positions >= offsets[r]) & (positions < offsets[r + 1])] - offsets[r])]
+                for h, r in zip(hidden, group, strict=True)
+            ]
+            states[i] = torch.cat(picked)
+            del hidden
+        for start in range(0, len(positions), block):
+            part = slice(start, start + block)
+            scored = {i: _crop(views[i].engine.log_probs(h[part]), vocabulary) for i, h in states.items()}
+            yield positions[part], [scored[i] for i in distinct]
+
+
+def _crop(log_probs: torch.Tensor, vocabulary: int) -> torch.Tensor:
+    """Log-probabilities over the first `vocabulary` tokens alone, normalised again."""
+    if log_probs.shape[-1] == vocabulary:
+        return log_probs
+    return torch.log_softmax(log_probs[..., :vocabulary], dim=-1)
+
+
+def _groups(
+    rollouts: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64], prompt: int, limit: int
+) -> Iterator[list[int]]:
+    """Consecutive rollouts whose padded sequences stay within `limit` tokens; at least one each."""
+    group: list[int] = []
+    width = 0
+    for r in rollouts.tolist():
+        length = prompt + int(offsets[r + 1] - offsets[r])
+        if group and max(width, length) * (len(group) + 1) > limit:
+            yield group
+            group, width = [], 0
+        group.append(r)
+        width = max(width, length)
+    if group:
+        yield group

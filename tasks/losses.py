@@ -1,0 +1,153 @@
+"""Distillation losses. Each is one small function over a single Jacobian.
+
+Every loss L(P, T) has dL/dz_j = P_j (f_j - f_bar) with f_j = dL/dP_j and f_bar = sum_k P_k f_k, z the student's
+logits. The functions give the product P_j f_j, which stays finite where f_j alone does not, from log-probabilities
+of student and teacher [n, V]. Where the sum runs over the whole vocabulary a constant in f_j cancels; where it is
+truncated it does not, so none is dropped.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from schemas.config import (
+    JSD,
+    AlphaDivergence,
+    ForwardKL,
+    ReverseKL,
+    Settings,
+    SkewKL,
+    SkewReverseKL,
+    TopK,
+    TotalVariation,
+)
+
+LOG_ZERO = -1e4
+"""An exact zero is read as e^-10000, so that log-ratios stay finite."""
+
+Weighted = Callable[[Tensor, Tensor], Tensor]
+"""(log P, log T) -> P f, elementwise."""
+
+
+def log_mix(log_p: Tensor, log_t: Tensor, teacher: float) -> Tensor:
+    """log(teacher T + (1 - teacher) P)."""
+    return torch.logaddexp(log_t + math.log(teacher), log_p + math.log1p(-teacher))
+
+
+def reverse_kl(log_p: Tensor, log_t: Tensor) -> Tensor:
+    """KL(P || T): f = log(P / T) + 1."""
+    return log_p.exp() * (log_p - log_t + 1)
+
+
+def forward_kl(log_p: Tensor, log_t: Tensor) -> Tensor:
+    """KL(T || P): f = -T / P."""
+    return -log_t.exp()
+
+
+def jsd(log_p: Tensor, log_t: Tensor, beta: float) -> Tensor:
+    """beta KL(T || M) + (1 - beta) KL(P || M), M = beta T + (1 - beta) P: f = (1 - beta) log(P / M).
+
+    GKD (arXiv 2306.13649, eq. 5) and TRL's `generalized_jsd_loss` for beta inside (0, 1).
+    """
+    return (1 - beta) * log_p.exp() * (log_p - log_mix(log_p, log_t, beta))
+
+
+def skew_kl(log_p: Tensor, log_t: Tensor, alpha: float) -> Tensor:
+    """KL(T || M), M = alpha T + (1 - alpha) P: f = -(1 - alpha) T / M. DistiLLM (arXiv 2402.03898)."""
+    return -(1 - alpha) * (log_t + log_p - log_mix(log_p, log_t, alpha)).exp()
+
+
+def skew_reverse_kl(log_p: Tensor, log_t: Tensor, alpha: float) -> Tensor:
+    """KL(P || M), M = (1 - alpha) T + alpha P: f = log(P / M) + 1 - alpha P / M. DistiLLM (arXiv 2402.03898)."""
+    log_ratio = log_p - log_mix(log_p, log_t, 1 - alpha)
+    return log_p.exp() * (log_ratio + 1 - alpha * log_ratio.exp())
+
+
+def total_variation(log_p: Tensor, log_t: Tensor) -> Tensor:
+    """(1/2) sum |P - T|: f = sign(P - T) / 2, 0 at ties."""
+    return 0.5 * log_p.exp() * torch.sign(log_p - log_t)
+
+
+def alpha_divergence(log_p: Tensor, log_t: Tensor, alpha: float) -> Tensor:
+    """(sum P^alpha T^(1-alpha) - 1) / (alpha (alpha - 1)): f = (P / T)^(alpha-1) / (alpha - 1). Amari's family."""
+    return (alpha * log_p + (1 - alpha) * log_t).exp() / (alpha - 1)
+
+
+def weighted(loss: Settings) -> Weighted:
+    """The elementwise function of a loss other than `TopK`.
+
+    Raises:
+        TypeError: no such loss.
+    """
+    match loss:
+        case ReverseKL():
+            return reverse_kl
+        case ForwardKL():
+            return forward_kl
+        case JSD():
+            return partial(jsd, beta=loss.beta)
+        case SkewKL():
+            return partial(skew_kl, alpha=loss.alpha)
+        case SkewReverseKL():
+            return partial(skew_reverse_kl, alpha=loss.alpha)
+        case TotalVariation():
+            return total_variation
+        case AlphaDivergence():
+            return partial(alpha_divergence, alpha=loss.alpha)
+        case _:
+            raise TypeError(f"no elementwise loss: {loss!r}")
+
+
+def floored(log_probs: Tensor) -> Tensor:
+    """Log-probabilities with exact zeros read as `LOG_ZERO`."""
+    return log_probs.clamp(min=LOG_ZERO)
+
+
+def support(loss: TopK, log_p: Tensor, log_t: Tensor) -> Tensor:
+    """The tokens that a truncated loss keeps, bool [n, V]; ties go to the lower id."""
+    k = min(loss.k, log_p.shape[-1])
+    kept = torch.zeros_like(log_p, dtype=torch.bool)
+    if loss.support in ("student", "union"):
+        kept.scatter_(-1, log_p.topk(k, dim=-1).indices, True)
+    if loss.support in ("teacher", "union"):
+        kept.scatter_(-1, log_t.topk(k, dim=-1).indices, True)
+    return kept
+
+
+def bucket(log_probs: Tensor, kept: Tensor) -> Tensor:
+    """Log-probability of all tokens that are not kept, [n, 1]."""
+    return floored(log_probs.masked_fill(kept, -torch.inf).logsumexp(-1, keepdim=True))
+
+
+def descent(loss: Settings, log_p: Tensor, log_t: Tensor) -> Tensor:
+    """The distillation direction d = -dL/dz at each node.
+
+    Args:
+        loss: its settings.
+        log_p, log_t: log-probabilities of student and teacher, [n, V].
+
+    Returns:
+        d, [n, V]; each row sums to 0.
+    """
+    log_p, log_t = floored(log_p), floored(log_t)
+    if isinstance(loss, TopK):
+        pf = _truncated(loss, log_p, log_t)
+    else:
+        function = weighted(loss)
+        # a constant in f cancels: with f = 0 at T = P, teacher = student gives exactly 0
+        pf = function(log_p, log_t) - function(log_p, log_p)
+    return log_p.exp() * pf.sum(-1, keepdim=True) - pf
+
+
+def _truncated(loss: TopK, log_p: Tensor, log_t: Tensor) -> Tensor:
+    function = weighted(loss.of)
+    kept = support(loss, log_p, log_t)
+    pf = function(log_p, log_t).masked_fill(~kept, 0.0)
+    if not loss.tail_bucket:
+        return pf
+    rest_p, rest_t = bucket(log_p, kept), bucket(log_t, kept)
+    share = (log_p - rest_p).clamp(max=0.0).exp()  # P_j f_rest = (P_j / P_rest) (P_rest f_rest)
+    return torch.where(kept, pf, share * function(rest_p, rest_t))

@@ -1,0 +1,120 @@
+"""What a run leaves for people: tables, report and `run.json` under `<store>/runs/<name>/`."""
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import polars as pl
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.logging import get_run_logger
+from prefect.states import Completed
+
+from schemas.config import RunConfig
+from tasks.aggregate import QuestionScores, summary_table, tokens_table
+from tasks.job import Job, open_job
+from tasks.lineage import signals
+from tasks.progress import report
+from tasks.report.page import Failures, render
+from tasks.stages import Outcome
+
+PACKAGES = ("opdscope", "prefect", "torch", "transformers", "zarr", "polars", "numpy")
+TABLES = ("tokens.parquet", "summary.parquet")
+FILES = (*TABLES, "report.html")
+
+
+def load_scores(job: Job, ids: Sequence[str]) -> list[QuestionScores]:
+    """All artefacts of the questions."""
+    scored = []
+    for i in ids:
+        keys, need = job.keys[i], job.store.need
+        scored.append(
+            QuestionScores(
+                i,
+                need("rollouts", keys.rollouts).arrays,
+                need("trees", keys.trees).arrays,
+                need("ideal", keys.ideal).arrays,
+                {signal: need("distillation", key).arrays for signal, key in keys.distillation.items()},
+                {signal: need("alignment", key).arrays for signal, key in keys.alignment.items()},
+            )
+        )
+    return scored
+
+
+def _parquet(frame: pl.DataFrame) -> bytes:
+    buffer = io.BytesIO()
+    frame.write_parquet(buffer, compression="zstd", statistics=True)
+    return buffer.getvalue()
+
+
+def make_outputs(job: Job, ids: Sequence[str], failed: Failures) -> dict[str, bytes]:
+    """Tables and report, by file name."""
+    scored = load_scores(job, ids)
+    names = signals(job.config)
+    distinct = sorted({int(t) for q in scored for t in q.rollouts["tokens"]})
+    texts = dict(zip(distinct, job.tokenizer.batch_decode([[t] for t in distinct]), strict=True))
+    tokens = tokens_table(scored, names, texts, job.config.scores.level)
+    summary = summary_table(scored, names, job.config.scores, job.config.seed)
+    page = render(job.config, scored, tokens, summary, texts, failed)
+    return {
+        "tokens.parquet": _parquet(tokens),
+        "summary.parquet": _parquet(summary),
+        "report.html": page.encode(),
+    }
+
+
+def read_run(job: Job) -> dict[str, Any] | None:
+    """A run's `run.json`, if it is there and its files are as it says."""
+    data = job.store.get_bytes("runs", job.config.name, "run.json")
+    if data is None:
+        return None
+    run: dict[str, Any] = json.loads(data)
+    for name, expected in run.get("files", {}).items():
+        content = job.store.get_bytes("runs", job.config.name, name)
+        if content is None or hashlib.sha256(content).hexdigest() != expected:
+            return None
+    return run
+
+
+@task(name="aggregate", cache_policy=NO_CACHE, persist_result=False, task_run_name="aggregate and report")
+def aggregate_task(config: RunConfig, ids: list[str], failed: dict[str, str]) -> Any:
+    """Stage 6 and the outputs; `Cached` where they are there, verified, and made from the same artefacts."""
+    job = open_job(config)
+    key = job.aggregate_key(ids)
+    run = read_run(job)
+    if run is not None and run.get("aggregate") == key and run.get("failed") == failed:
+        report("aggregate", 1)
+        return Completed(name="Cached", message="the outputs are there", data=run["files"])
+    digests = {}
+    for name, content in make_outputs(job, ids, failed).items():
+        job.store.put_bytes(content, "runs", config.name, name)
+        digests[name] = hashlib.sha256(content).hexdigest()
+    report("aggregate", 1)
+    get_run_logger().info("wrote %s", job.store.path("runs", config.name))
+    return digests
+
+
+def write_run(
+    job: Job, ids: Sequence[str], failed: Failures, files: Mapping[str, str], stages: Mapping[str, Outcome]
+) -> dict[str, Any]:
+    """Write `run.json`, last of all."""
+    run = {
+        "name": job.config.name,
+        "configuration": job.config.model_dump(mode="json"),
+        "aggregate": job.aggregate_key(ids),
+        "files": dict(files),
+        "questions": list(ids),
+        "failed": dict(failed),
+        "artefacts": {i: [list(pair) for pair in job.keys[i].all()] for i in ids},
+        "versions": {package: version(package) for package in PACKAGES},
+        "stages": {
+            stage: {name: value for name, value in asdict(outcome).items() if name != "failed"}
+            for stage, outcome in stages.items()
+        },
+    }
+    job.store.put_bytes(json.dumps(run, indent=1).encode(), "runs", job.config.name, "run.json")
+    return run

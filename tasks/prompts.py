@@ -1,0 +1,100 @@
+"""What is shown: prompts of student and teachers, as token ids."""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from schemas.config import Context, Model, Prompt, template_fields
+from tasks.questions import InputError, Question
+from tasks.store.keys import digest
+
+PLAIN = Context()
+
+
+@dataclass(frozen=True)
+class PromptText:
+    """The text of a prompt before tokens: what is shown, and how it is wrapped."""
+
+    user: str
+    system: str | None
+    chat: bool
+
+
+def prompt_text(prompt: Prompt, context: Context, question: Question) -> PromptText:
+    """The student's prompt for the plain context, a teacher's for any other."""
+    own = prompt.template.format(**{name: question.fields[name] for name in template_fields(prompt.template)})
+    names = {name: question.fields[name] for name in template_fields(context.text) if name != "prompt"}
+    return PromptText(context.text.format(prompt=own, **names), prompt.system, prompt.chat)
+
+
+def context_fields(prompt: Prompt, context: Context) -> list[str]:
+    """The columns that a prompt with this context reads."""
+    names = [*template_fields(prompt.template), *template_fields(context.text)]
+    return sorted({n for n in names if n != "prompt"})
+
+
+@cache
+def load_tokenizer(model: Model) -> Any:
+    """The tokenizer of a model folder or hub name.
+
+    Raises:
+        InputError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError("model.path", f"{model.path!r} has no tokenizer that can be loaded: {reason}") from error
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """Content of what maps text to ids: vocabulary, special tokens and, for fast ones, the whole pipeline."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return digest(
+        {
+            "vocabulary": tokenizer.get_vocab(),
+            "special": [str(tokenizer.eos_token), tokenizer.eos_token_id],
+            "pipeline": backend.to_str() if backend is not None else type(tokenizer).__name__,
+        }
+    )
+
+
+def check_same_tokenizer(field: str, student: Model, teacher: Model) -> None:
+    """Refuse a teacher whose token ids do not mean what the student's mean; compared by content.
+
+    Raises:
+        InputError: they differ.
+    """
+    ours, theirs = load_tokenizer(student).get_vocab(), load_tokenizer(teacher).get_vocab()
+    if ours == theirs:
+        return
+    differing = sorted(t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t))
+    token = differing[0]
+    raise InputError(
+        field,
+        f"{teacher.path!r} has another tokenizer than the student {student.path!r}: {len(differing)} tokens differ, "
+        f"such as {token!r} (id {theirs.get(token)}, the student's {ours.get(token)}); a teacher must share it",
+    )
+
+
+def encode_prompt(tokenizer: Any, text: PromptText, prompt: Prompt) -> list[int]:
+    """Token ids of a prompt.
+
+    Raises:
+        InputError: a chat prompt, and a tokenizer without a chat template.
+    """
+    if not text.chat:
+        return [int(i) for i in tokenizer(text.user)["input_ids"]]
+    if tokenizer.chat_template is None:
+        raise InputError("prompt.chat", "true, but the model has no chat template; set it to false")
+    messages = [{"role": "user", "content": text.user}]
+    if text.system is not None:
+        messages.insert(0, {"role": "system", "content": text.system})
+    rendered = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True, **prompt.chat_template_kwargs
+    )
+    return [int(i) for i in rendered["input_ids"]]

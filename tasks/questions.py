@@ -1,0 +1,115 @@
+"""What is asked: a table of questions, read once and checked."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import fsspec
+import polars as pl
+
+from schemas.config import RunConfig, template_fields
+from tasks.store.keys import digest
+from tasks.verifiers.verifier import answer_error
+
+
+class InputError(ValueError):
+    """Input that cannot be used: one line that names field, value and what would be right."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One row of the questions file. `fields` holds every column as text; null columns are left out."""
+
+    id: str
+    answer: str
+    fields: dict[str, str]
+
+    def fingerprint(self, names: Sequence[str]) -> str:
+        """Content of what a template reads, with id and answer."""
+        return digest({"id": self.id, "answer": self.answer, **{f"field {n}": self.fields[n] for n in names}})
+
+
+def read_table(url: str) -> pl.DataFrame:
+    """A JSONL, parquet or CSV table from any fsspec URL.
+
+    Raises:
+        InputError: missing, of another kind, or not readable as what its name says.
+    """
+    field = "questions.path"
+    readers = {".jsonl": pl.read_ndjson, ".parquet": pl.read_parquet, ".csv": pl.read_csv}
+    suffix = next((s for s in readers if url.lower().endswith(s)), None)
+    if suffix is None:
+        raise InputError(field, f"{url!r} ends in none of {', '.join(readers)}")
+    try:
+        with fsspec.open(url, "rb") as file:
+            data = file.read()
+    except (FileNotFoundError, IsADirectoryError):
+        raise InputError(field, f"{url!r} is not there; give a path or URL of a file") from None
+    except (ImportError, ValueError, PermissionError) as error:
+        raise InputError(field, f"{url!r} cannot be opened: {error}") from error
+    if not data.strip():
+        raise InputError(field, f"{url!r} is empty; it needs at least one question")
+    try:
+        if suffix == ".jsonl":
+            return pl.read_ndjson(data, infer_schema_length=None)
+        if suffix == ".csv":
+            return pl.read_csv(data, infer_schema=False)
+        return pl.read_parquet(data)
+    except pl.exceptions.PolarsError as error:
+        raise InputError(field, f"{url!r} is not a readable {suffix} file: {str(error).splitlines()[0]}") from error
+
+
+def load_questions(config: RunConfig) -> list[Question]:
+    """The questions of a run, in the file's order, all that templates and verifier need being there.
+
+    Raises:
+        InputError: see above; also a missing column, duplicate or empty ids, an answer that cannot be verified.
+    """
+    source = config.questions
+    table = read_table(source.path)
+    if source.limit is not None:
+        table = table.head(source.limit)
+    if table.height == 0:
+        raise InputError("questions.path", f"{source.path!r} has no rows; it needs at least one question")
+    for name, column in (("questions.id", source.id), ("questions.answer", source.answer)):
+        if column not in table.columns:
+            raise InputError(name, f"{column!r} is no column of {source.path!r}; it has {', '.join(table.columns)}")
+    rows = [
+        {name: _text(value) for name, value in row.items() if value is not None} for row in table.iter_rows(named=True)
+    ]
+    seen: set[str] = set()
+    for number, row in enumerate(rows, 1):
+        if source.id not in row or source.answer not in row:
+            column = source.id if source.id not in row else source.answer
+            raise InputError("questions.path", f"row {number} of {source.path!r} has no {column!r}")
+        if row[source.id] in seen:
+            raise InputError("questions.id", f"{row[source.id]!r} stands twice in {source.path!r}; ids must be unique")
+        seen.add(row[source.id])
+        problem = answer_error(config.verifier, row[source.answer])
+        if problem is not None:
+            raise InputError(
+                "questions.answer", f"{row[source.answer]!r} of question {row[source.id]!r} {problem}"
+            )
+    questions = [Question(row[source.id], row[source.answer], row) for row in rows]
+    _need_fields("prompt.template", template_fields(config.prompt.template), questions)
+    for t, teacher in enumerate(config.teachers):
+        for c, context in enumerate(teacher.contexts):
+            needed = [name for name in template_fields(context.text) if name != "prompt"]
+            _need_fields(f"teachers[{t}].contexts[{c}] ({teacher.name}, {context.label})", needed, questions)
+    return questions
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else str(value)
+
+
+def _need_fields(where: str, names: Sequence[str], questions: Sequence[Question]) -> None:
+    for name in names:
+        lacking = next((q for q in questions if name not in q.fields), None)
+        if lacking is not None:
+            raise InputError(
+                where,
+                f"needs {{{name}}}, which question {lacking.id!r} lacks; its columns are {', '.join(lacking.fields)}",
+            )

@@ -1,0 +1,50 @@
+"""Stage 1: completions of each question, sampled by the student and verified."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from schemas.arrays import AnyArray
+from schemas.config import Sampling
+from tasks.engines.protocol import Continuation, Draw, Engine
+from tasks.engines.streams import stream_seed
+from tasks.job import Job
+from tasks.questions import Question
+from tasks.verifiers.verifier import Attempt
+
+
+def sample_rollouts(
+    engine: Engine, prompt: Sequence[int], sampling: Sampling, seed: int, question_id: str
+) -> list[Continuation]:
+    """R completions of one prompt."""
+    draws = [
+        Draw(0, len(prompt), None, sampling.max_tokens, stream_seed(seed, question_id, "rollout", r))
+        for r in range(sampling.rollouts)
+    ]
+    return engine.continue_prefixes([prompt], draws, sampling.temperature)
+
+
+def make_rollouts(job: Job, question: Question) -> dict[str, AnyArray]:
+    """The arrays of one question's rollouts."""
+    config = job.config
+    prompt = job.prompt_ids(question)
+    rollouts = sample_rollouts(job.student, prompt, config.sampling, config.seed, question.id)
+    texts = job.tokenizer.batch_decode([r.tokens for r in rollouts], skip_special_tokens=True)
+    correct = job.verifier.check_all(
+        [Attempt(text, question.answer, r.cut) for text, r in zip(texts, rollouts, strict=True)]
+    )
+    return {
+        "prompt": np.array(prompt, dtype=np.int32),
+        "tokens": np.concatenate([r.tokens for r in rollouts]),
+        "offsets": np.cumsum([0, *(len(r.tokens) for r in rollouts)]).astype(np.int64),
+        "correct": np.array(correct, dtype=bool),
+        "truncated": np.array([r.cut for r in rollouts], dtype=bool),
+    }
+
+
+def failure(arrays: dict[str, AnyArray]) -> str | None:
+    """Why a question cannot be diagnosed from its rollouts; None where it can."""
+    truncated = arrays["truncated"]
+    if bool(truncated.all()):
+        return f"all {len(truncated)} rollouts hit the length limit (sampling.max_tokens)"
+    return None

@@ -1,0 +1,212 @@
+"""The cache: one zip object an artefact, verified on every read.
+
+An artefact is a Zarr v3 group in one zip file at `<store>/<stage>/<key>/artefact.zarr.zip`. One object is one atomic
+commit on every store (rename on a disk, a PUT elsewhere) and one request to read, where a folder of chunks would
+need a manifest written last and tens of requests. The zip's comment, its last 64 bytes, is the SHA-256 of all
+before it: a whole artefact verifies without being decoded, and any Zarr reader still opens the file.
+"""
+
+import hashlib
+import io
+import json
+import os
+import uuid
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import zarr
+from fsspec.implementations.local import LocalFileSystem
+from zarr.core.buffer import default_buffer_prototype
+from zarr.storage import MemoryStore
+
+from schemas.arrays import LAYOUTS, AnyArray, Arrays, check_layout
+
+OBJECT = "artefact.zarr.zip"
+_HEX = 64
+_COMPRESS_FROM = 4096  # bytes; below, the codec costs more than it saves
+
+
+class StoreError(RuntimeError):
+    """The store cannot be used as asked."""
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """What one stage made for one question."""
+
+    stage: str
+    key: str
+    arrays: dict[str, AnyArray]
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.arrays[name]
+
+
+def encode(stage: str, key: str, arrays: Arrays, meta: Mapping[str, Any]) -> bytes:
+    """Zip bytes of an artefact, ending in their own SHA-256.
+
+    Raises:
+        ValueError: the arrays are not those declared for the stage.
+    """
+    check_layout(stage, arrays)
+    members = MemoryStore()
+    attributes = {**meta, "stage": stage, "key": key}
+    group = zarr.create_group(members, attributes=attributes)
+    for name, declared in LAYOUTS[stage].items():
+        array = arrays[name]
+        group.create_array(
+            name,
+            data=np.ascontiguousarray(array),
+            chunks=tuple(max(1, n) for n in array.shape),
+            compressors="auto" if array.nbytes >= _COMPRESS_FROM else None,
+            dimension_names=declared.dims,
+            attributes={"unit": declared.unit},
+        )
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name, value in sorted(members._store_dict.items()):
+            archive.writestr(zipfile.ZipInfo(name), value.to_bytes())
+        archive.comment = b"0" * _HEX
+    body = buffer.getvalue()[:-_HEX]
+    return body + hashlib.sha256(body).hexdigest().encode()
+
+
+def is_whole(data: bytes) -> bool:
+    """True where the bytes end in the SHA-256 of what stands before."""
+    return len(data) > _HEX and hashlib.sha256(data[:-_HEX]).hexdigest().encode() == data[-_HEX:]
+
+
+def decode(stage: str, key: str, data: bytes) -> Artefact:
+    """The artefact in the bytes.
+
+    Raises:
+        ValueError: damaged, or another stage's, or not laid out as declared.
+    """
+    if not is_whole(data):
+        raise ValueError(f"{stage}/{key}: damaged, its SHA-256 does not match")
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        prototype = default_buffer_prototype()
+        members = {n: prototype.buffer.from_bytes(archive.read(n)) for n in archive.namelist()}
+    group = zarr.open_group(MemoryStore(members), mode="r")
+    meta: dict[str, Any] = dict(group.attrs)
+    if (meta.pop("stage"), meta.pop("key")) != (stage, key):
+        raise ValueError(f"{stage}/{key}: holds another artefact")
+    arrays = {name: np.asarray(array[...]) for name, array in group.arrays()}
+    check_layout(stage, arrays)
+    return Artefact(stage, key, arrays, meta)
+
+
+class Store:
+    """Artefacts and run outputs under one fsspec URL."""
+
+    def __init__(self, url: str) -> None:
+        """Open (not yet touch) the store.
+
+        Raises:
+            StoreError: unknown protocol, or its package is missing.
+        """
+        self.url = url
+        try:
+            self.fs, self.root = fsspec.core.url_to_fs(os.path.expanduser(url))  # noqa: PTH111 - may be a URL
+        except (ImportError, ValueError) as error:
+            raise StoreError(f"cannot open {url!r}: {error}") from error
+
+    def path(self, *parts: str) -> str:
+        """Path of something in the store, as its file system names it."""
+        return "/".join([self.root.rstrip("/"), *parts])
+
+    def check_writable(self) -> None:
+        """Write and remove a small object.
+
+        Raises:
+            StoreError: that failed.
+        """
+        name = f".probe-{uuid.uuid4().hex}"
+        try:
+            self.put_bytes(b"", name)
+            self.fs.rm_file(self.path(name))
+        except OSError as error:
+            raise StoreError(f"cannot write to {self.url!r}: {error.strerror or error}") from error
+
+    def put_bytes(self, data: bytes, *parts: str) -> None:
+        """Write one object whole or not at all."""
+        target = self.path(*parts)
+        if not isinstance(self.fs, LocalFileSystem):
+            self.fs.pipe_file(target, data)
+            return
+        path = Path(target)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def get_bytes(self, *parts: str) -> bytes | None:
+        """One object, or None where there is none."""
+        try:
+            return bytes(self.fs.cat_file(self.path(*parts)))
+        except FileNotFoundError:
+            return None
+
+    def remove(self, *parts: str) -> None:
+        """Remove an object or folder if it is there."""
+        if self.fs.exists(self.path(*parts)):
+            self.fs.rm(self.path(*parts), recursive=True)
+
+    def commit(
+        self, stage: str, key: str, arrays: Arrays, meta: Mapping[str, Any], *, name: str = OBJECT, layout: str = ""
+    ) -> None:
+        """Publish an artefact; `name` and `layout` are for the rounds inside a stage's key."""
+        self.put_bytes(encode(layout or stage, key, arrays, meta), stage, key, name)
+
+    def has(self, stage: str, key: str) -> bool:
+        """True where the artefact is there and whole; a damaged one is removed."""
+        data = self.get_bytes(stage, key, OBJECT)
+        if data is None:
+            return False
+        if is_whole(data):
+            return True
+        self.remove(stage, key, OBJECT)
+        return False
+
+    def load(self, stage: str, key: str, *, name: str = OBJECT, layout: str = "") -> Artefact | None:
+        """The artefact, or None where there is none; what does not verify is removed."""
+        data = self.get_bytes(stage, key, name)
+        if data is None:
+            return None
+        try:
+            return decode(layout or stage, key, data)
+        except (ValueError, KeyError, zipfile.BadZipFile, zlib.error, json.JSONDecodeError):
+            self.remove(stage, key, name)
+            return None
+
+    def need(self, stage: str, key: str) -> Artefact:
+        """The artefact of an earlier stage.
+
+        Raises:
+            StoreError: it is not there.
+        """
+        artefact = self.load(stage, key)
+        if artefact is None:
+            raise StoreError(f"{self.url}: {stage}/{key} is missing; run again to make it")
+        return artefact
+
+    def names(self, *parts: str) -> list[str]:
+        """Sorted names in a folder of the store; empty where there is none."""
+        try:
+            found = self.fs.ls(self.path(*parts), detail=False)
+        except FileNotFoundError:
+            return []
+        return sorted(str(p).rstrip("/").rsplit("/", 1)[-1] for p in found)

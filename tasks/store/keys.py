@@ -1,0 +1,100 @@
+"""Content keys: SHA-256 over canonical JSON of everything that can change a number."""
+
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+
+from schemas.config import Model, is_local_folder
+
+
+def canonical(value: object) -> str:
+    """Canonical JSON: sorted keys, no white space, shortest round-trip floats, no NaN.
+
+    Raises:
+        ValueError: a NaN or an infinity.
+        TypeError: something that is not JSON.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(value: object) -> str:
+    """SHA-256 of the canonical JSON, as 64 hex digits."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that a key stands for.
+
+    Attributes:
+        stage, version: the stage; its version is raised whenever its code gives other numbers.
+        settings: every setting that can change a number.
+        inputs: keys of the artefacts that are read.
+        fingerprints: of models, tokenizers, questions and, for engine-made data, the engine.
+    """
+
+    stage: str
+    version: int
+    settings: dict[str, object]
+    inputs: list[str]
+    fingerprints: dict[str, str]
+
+    @cached_property
+    def key(self) -> str:
+        """SHA-256 over the canonical JSON of all the above."""
+        return digest(asdict(self))
+
+
+def engine_fingerprint(kind: str) -> str:
+    """Name and versions of what makes draws and probabilities."""
+    return f"{kind} {version('transformers')} torch {version('torch')}"
+
+
+def model_fingerprint(model: Model) -> str:
+    """SHA-256 of a folder's content, or the commit that a hub name stands for.
+
+    Raises:
+        ValueError: neither a folder nor a hub name that can be resolved.
+    """
+    if is_local_folder(model.path):
+        return folder_fingerprint(Path(model.path).expanduser())
+    return f"hub:{model.path}@{_hub_commit(model)}"
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """SHA-256 over relative names and contents of all files but hidden ones."""
+    files = sorted(
+        p for p in folder.rglob("*") if p.is_file() and not any(s.startswith(".") for s in p.relative_to(folder).parts)
+    )
+    with ThreadPoolExecutor() as pool:
+        digests = list(pool.map(_file_digest, files))
+    return digest([[p.relative_to(folder).as_posix(), d] for p, d in zip(files, digests, strict=True)])
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _hub_commit(model: Model) -> str:
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+    from httpx import HTTPError
+
+    revision = model.revision or "main"
+    cached: str | None = None
+    try:
+        found = try_to_load_from_cache(model.path, "config.json", revision=revision)
+        cached = Path(found).parent.name if isinstance(found, str) else None
+        return str(HfApi().model_info(model.path, revision=revision, timeout=10).sha)
+    except (HTTPError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled) as error:
+        if cached is not None:
+            return cached
+        raise ValueError(
+            f"{model.path!r} is neither a folder here nor a hub model that can be reached or is cached "
+            f"({type(error).__name__})"
+        ) from error
