@@ -53,14 +53,17 @@ def diagnose(config: RunConfig) -> dict[str, Any]:
                 which = f" of {source.teacher}/{source.context}" if source is not None else ""
                 label = f"{stage}{which}, questions {first}-{first + len(batch) - 1} of {len(ids)}"
                 named = stage_task.with_options(name=stage)
-                add(total, named(label, config, stage, batch, tuple(source) if source is not None else None))
+                state = named(
+                    label, config, stage, batch, tuple(source) if source is not None else None, return_state=True
+                )
+                add(total, state.result())
         if stage == "rollouts":
             ids = [i for i in ids if i not in (total.failed or {})]
             if not ids:
                 raise RuntimeError(f"no question can be diagnosed: {total.failed}")
     failed = stages["rollouts"].failed or {}
     report("aggregate", 0, 1)
-    files = aggregate_task(config, ids, failed)
+    files = aggregate_task(config, ids, failed, return_state=True).result()
     run = write_run(job, ids, failed, files, stages)
     get_run_logger().info("outputs in %s", job.store.path("runs", config.name))
     return run

@@ -17,8 +17,10 @@ def prepare(home: Path | None = None) -> None:
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "PREFECT_HOME": str(folder.resolve()),
         "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str((folder / "results").resolve()),
+        "PREFECT_SERVER_MEMO_STORE_PATH": str((folder / "memo_store.toml").resolve()),
         "PREFECT_LOGGING_LEVEL": "WARNING",
         "TOKENIZERS_PARALLELISM": "false",
+        "TQDM_DISABLE": "1",  # progress is shown by the stages
     }.items():
         os.environ.setdefault(name, value)
     Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)  # else SQLite cannot open its file there

@@ -133,21 +133,19 @@ def descent(loss: Settings, log_p: Tensor, log_t: Tensor) -> Tensor:
         d, [n, V]; each row sums to 0.
     """
     log_p, log_t = floored(log_p), floored(log_t)
-    if isinstance(loss, TopK):
-        pf = _truncated(loss, log_p, log_t)
-    else:
-        function = weighted(loss)
-        # a constant in f cancels: with f = 0 at T = P, teacher = student gives exactly 0
-        pf = function(log_p, log_t) - function(log_p, log_p)
+    pf = _truncated(loss, log_p, log_t) if isinstance(loss, TopK) else _centred(weighted(loss), log_p, log_t)
     return log_p.exp() * pf.sum(-1, keepdim=True) - pf
 
 
+def _centred(function: Weighted, log_p: Tensor, log_t: Tensor) -> Tensor:
+    """P f with f = 0 at T = P: over a whole vocabulary a constant cancels, and teacher = student is exactly 0."""
+    return function(log_p, log_t) - function(log_p, log_p)
+
+
 def _truncated(loss: TopK, log_p: Tensor, log_t: Tensor) -> Tensor:
-    function = weighted(loss.of)
-    kept = support(loss, log_p, log_t)
-    pf = function(log_p, log_t).masked_fill(~kept, 0.0)
+    function, kept = weighted(loss.of), support(loss, log_p, log_t)
     if not loss.tail_bucket:
-        return pf
+        return function(log_p, log_t).masked_fill(~kept, 0.0)
     rest_p, rest_t = bucket(log_p, kept), bucket(log_t, kept)
     share = (log_p - rest_p).clamp(max=0.0).exp()  # P_j f_rest = (P_j / P_rest) (P_rest f_rest)
-    return torch.where(kept, pf, share * function(rest_p, rest_t))
+    return torch.where(kept, _centred(function, log_p, log_t), share * _centred(function, rest_p, rest_t))

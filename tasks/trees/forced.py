@@ -34,9 +34,9 @@ def plan_node(tree: ForcedTree, top_tokens: Ints, top_probs: Floats, row: Floats
         row: the whole distribution, [V]; its head is set to 0 in place.
         uniforms: [tail], for the tail's tokens.
     """
-    mass = np.cumsum(top_probs)
-    enough = np.flatnonzero(1 - mass < tree.tail_limit)
-    head = int(enough[0]) + 1 if len(enough) else len(top_tokens)
+    possible = int((top_probs > 0).sum())
+    enough = np.flatnonzero(1 - np.cumsum(top_probs) < tree.tail_limit)
+    head = min(int(enough[0]) + 1 if len(enough) else possible, possible)
     token, prob = top_tokens[:head], top_probs[:head]
     row[token] = 0.0
     cdf = np.cumsum(row)

@@ -1,0 +1,73 @@
+"""The command line. Nothing heavy is imported before a command needs it."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Before any training run: which teacher, context and loss push a reasoning model towards success.",
+)
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a field: tree.draws=128. May be repeated.", metavar="A.B=C")
+]
+StoreUrl = Annotated[str | None, typer.Option(help="Where everything is cached; any fsspec URL.", metavar="URL")]
+Name = Annotated[str | None, typer.Option(help="Folder of the outputs under STORE/runs.")]
+Configuration = Annotated[Path, typer.Argument(help="YAML file.", metavar="CONFIG.yaml")]
+
+
+def main() -> None:
+    """Entry point: bad input ends with one line and exit code 2."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        typer.echo("interrupted; what is done is kept, run again to continue", err=True)
+        sys.exit(INTERRUPTED)
+
+
+@app.command()
+def demo(
+    set_: Set = None,
+    store: StoreUrl = None,
+    name: Name = None,
+    questions: Annotated[int, typer.Option(min=5, max=1000, help="Questions asked.")] = 24,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of questions, training and draws.")] = 0,
+) -> None:
+    """Train a small student and a larger teacher here, then run the whole pipeline on them."""
+    from flows.runs import run_demo
+
+    raise typer.Exit(run_demo(overrides(set_, store, name), questions=questions, seed=seed))
+
+
+@app.command()
+def run(config: Configuration, set_: Set = None, store: StoreUrl = None, name: Name = None) -> None:
+    """Diagnose: sample rollouts, build trees, score every teacher, context and loss."""
+    from flows.runs import run_file
+
+    raise typer.Exit(run_file(config, overrides(set_, store, name)))
+
+
+@app.command()
+def plan(config: Configuration, set_: Set = None, store: StoreUrl = None, name: Name = None) -> None:
+    """Say what a run would cost, and what of it is cached; no model is loaded."""
+    from flows.runs import plan_file
+
+    raise typer.Exit(plan_file(config, overrides(set_, store, name)))
+
+
+def overrides(assignments: list[str] | None, store: str | None, name: str | None) -> list[str]:
+    """All overrides as assignments; --store and --name come last."""
+    named = [f"{field}={value!r}" for field, value in (("store", store), ("name", name)) if value is not None]
+    return [*(assignments or []), *named]
+
+
+if __name__ == "__main__":
+    main()

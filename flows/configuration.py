@@ -1,0 +1,136 @@
+"""Configuration files: read, overridden, and checked with one-line errors."""
+
+import difflib
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from schemas.config import RunConfig
+
+
+class ConfigurationError(ValueError):
+    """A configuration that cannot be used; one line for each field that is wrong."""
+
+
+def read_configuration(path: Path) -> dict[str, Any]:
+    """The content of a YAML (or JSON) configuration.
+
+    Raises:
+        ConfigurationError: missing, not YAML, or not a mapping.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigurationError(f"configuration: {str(path)!r} is not there; give a YAML file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"configuration: {str(path)!r} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise ConfigurationError(f"configuration: {str(path)!r} is not YAML: {reason}") from error
+    if not isinstance(data, dict):
+        raise ConfigurationError(f"configuration: {str(path)!r} holds {data!r}, not fields with values")
+    return data
+
+
+def parse_overrides(assignments: list[str]) -> dict[str, Any]:
+    """`a.b=c` assignments as nested fields; values are YAML.
+
+    Raises:
+        ConfigurationError: an assignment without = or with two meanings.
+    """
+    out: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals or not all(name.split(".")):
+            raise ConfigurationError(f"--set: {assignment!r} is not of the form field.field=value")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        *parents, last = name.split(".")
+        here = out
+        for parent in parents:
+            here = here.setdefault(parent, {})
+            if not isinstance(here, dict):
+                raise ConfigurationError(f"--set: {assignment!r} sets a field of {parent!r}, which is set itself")
+        here[last] = value
+    return out
+
+
+def merged(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the nested fields of `overrides` in their places; items of lists go by index."""
+    out = dict(base)
+    for name, value in overrides.items():
+        here = out.get(name)
+        if isinstance(value, dict) and isinstance(here, dict):
+            out[name] = merged(here, value)
+        elif isinstance(value, dict) and isinstance(here, list) and all(k.isdigit() for k in value):
+            items = merged({str(i): item for i, item in enumerate(here)}, value)
+            out[name] = [items[k] for k in sorted(items, key=int)]
+        else:
+            out[name] = value
+    return out
+
+
+def checked(data: dict[str, Any]) -> RunConfig:
+    """A run's configuration.
+
+    Raises:
+        ConfigurationError: naming every field that is wrong, its value, and what would be right.
+    """
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigurationError("\n".join(explain(error, RunConfig))) from error
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """One line for each wrong field."""
+    lines = []
+    for detail in error.errors(include_url=False):
+        place = ".".join(str(part) for part in detail["loc"])
+        context = detail.get("ctx", {})
+        if detail["type"] == "opdscope":
+            place = ".".join(part for part in (place, str(context["field"])) if part)
+            lines.append(f"{place}: {context['message']}")
+        elif detail["type"] == "extra_forbidden":
+            known = sorted(_fields(model, detail["loc"][:-1]))
+            close = difflib.get_close_matches(str(detail["loc"][-1]), known, 1)
+            hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
+            lines.append(f"{place}: unknown field, given {detail['input']!r}; {hint}")
+        elif detail["type"] == "missing":
+            lines.append(f"{place}: missing; it has no default")
+        else:
+            message = detail["msg"].removeprefix("Value error, ")
+            lines.append(f"{place}: {message[0].lower()}{message[1:]}, given {_short(detail['input'])}")
+    return lines
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _fields(annotation: Any, path: tuple[int | str, ...]) -> set[str]:
+    """Names of the fields at a place in the configuration."""
+    models = _models(annotation)
+    if not path:
+        return {name for model in models for name in model.model_fields}
+    head, rest = path[0], path[1:]
+    inner = [m.model_fields[head].annotation for m in models if isinstance(head, str) and head in m.model_fields]
+    if not inner:  # a list's index, or the kind that a union was told apart by
+        kinds = [m for m in models if "kind" in m.model_fields and m.model_fields["kind"].default == head]
+        return set().union(*(_fields(m, rest) for m in kinds or models))
+    return set().union(*(_fields(a, rest) for a in inner))
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The settings classes in an annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (Annotated, Union, UnionType, list):
+        return [model for argument in get_args(annotation) for model in _models(argument)]
+    return []

@@ -1,0 +1,73 @@
+"""What a run would cost, told from its configuration and the store alone."""
+
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from tasks.job import Job
+from tasks.lineage import losses, sources
+from tasks.stages import STAGES
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """Of one stage: artefacts there and missing, and what the missing ones cost at most."""
+
+    stage: str
+    cached: int
+    missing: int
+    sequences: int
+    tokens: int
+    forwards: int
+
+
+def cost(job: Job) -> list[StageCost]:
+    """Cost of every stage.
+
+    `tokens` is an upper bound on decoded tokens: every completion as long as the limit; `forwards` counts passes
+    over a whole prompt and completion, student and teachers.
+    """
+    config = job.config
+    rollouts, limit = config.sampling.rollouts, config.sampling.max_tokens
+    missing = {
+        stage: [
+            sum(not job.store.has(stage, key) for key in keys.of_stage(stage)) for keys in job.keys.values()
+        ]
+        for stage in STAGES
+    }
+    costs = []
+    for stage in STAGES:
+        absent = sum(missing[stage])
+        total = sum(len(keys.of_stage(stage)) for keys in job.keys.values())
+        sequences = tokens = forwards = 0
+        if stage == "rollouts":
+            sequences = absent * rollouts
+            tokens = sequences * limit
+        elif stage == "trees":
+            sequences = absent * config.tree.nodes * config.tree.draws
+            tokens, forwards = sequences * (limit - 1), absent * rollouts
+        elif stage == "distillation":
+            by_source = {
+                source: sum(
+                    any(
+                        not job.store.has(stage, keys.distillation[(*source, loss)])  # type: ignore[index]
+                        for loss in losses(config)
+                    )
+                    for keys in job.keys.values()
+                )
+                for source in sources(config)
+            }
+            forwards = 2 * rollouts * sum(by_source.values())
+        costs.append(StageCost(stage, total - absent, absent, sequences, tokens, forwards))
+    return costs
+
+
+def cost_table(costs: list[StageCost]) -> Table:
+    """The costs for a terminal."""
+    table = Table(title="what this run would cost", title_justify="left")
+    table.add_column("stage")
+    for name in ("cached", "to make", "completions", "decoded tokens, at most", "forward passes"):
+        table.add_column(name, justify="right")
+    for c in costs:
+        table.add_row(c.stage, *(f"{n:,}" for n in (c.cached, c.missing, c.sequences, c.tokens, c.forwards)))
+    return table

@@ -1,0 +1,87 @@
+"""What a run shows in a terminal: progress with the time that is left, and the table at its end."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import polars as pl
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from tasks.progress import Step, listen
+
+SHOWN = (("all", "all"), ("outcome", "correct"), ("outcome", "incorrect"))
+
+
+@contextmanager
+def progress(console: Console) -> Iterator[None]:
+    """Show every stage's progress; where the output is no terminal, a line when a stage begins."""
+    bars: dict[str, Any] = {}
+    display = Progress(
+        TextColumn("{task.description:12}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+    def show(step: Step) -> None:
+        if step.total is not None:
+            if not console.is_terminal:
+                console.print(f"{step.stage}: {step.total}")
+            if step.stage in bars:
+                display.reset(bars[step.stage], total=step.total)
+            else:
+                bars[step.stage] = display.add_task(step.stage, total=step.total)
+        elif step.stage in bars:
+            display.advance(bars[step.stage], step.done)
+
+    stop = listen(show)
+    try:
+        with display:
+            yield
+            for bar in display.tasks:  # draws that were cached, training that ended early
+                display.update(bar.id, total=bar.completed if bar.completed else bar.total)
+    finally:
+        stop()
+
+
+def score_table(summary: pl.DataFrame) -> Table:
+    """Alignment with its interval by teacher, context and loss, beside the mean cosine."""
+    table = Table(title="alignment with the ideal gradient, 95 % interval", title_justify="left", box=SIMPLE_HEAD)
+    for name in ("teacher", "context", "loss"):
+        table.add_column(name, no_wrap=True)
+    for _, name in SHOWN:
+        table.add_column("all rollouts" if name == "all" else name, justify="right", no_wrap=True)
+    table.add_column("mean cosine", justify="right")
+    wanted = summary.filter(pl.col("group").is_in(["all", "outcome"]))
+    before = ""
+    for (teacher, context, loss), rows in wanted.group_by(["teacher", "context", "loss"], maintain_order=True):
+        found = {(row["group"], row["bin"]): row for row in rows.iter_rows(named=True)}
+        source = f"{teacher} {context}"
+        if before not in ("", source):
+            table.add_section()
+        table.add_row(
+            *((str(teacher), str(context)) if source != before else ("", "")),
+            str(loss),
+            *(score(found.get(place), "alignment") for place in SHOWN),
+            number(found[SHOWN[0]]["mean_cosine"]),
+        )
+        before = source
+    return table
+
+
+def score(row: dict[str, Any] | None, name: str) -> str:
+    """A score with its interval."""
+    if row is None or row[name] is None:
+        return "undefined" if row is None or row["d_sq"] == 0 else "unresolved"
+    return f"{number(row[name])} [{number(row[f'{name}_low'])}, {number(row[f'{name}_high'])}]"
+
+
+def number(value: float | None) -> str:
+    """Two decimals without the leading zero, in the manner of the field."""
+    return "-" if value is None else f"{value:.2f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.2f}"

@@ -1,0 +1,238 @@
+"""The exact oracle (statistics of section 8): a tabular chain that is also an engine.
+
+A chain has `length` steps over finite states; the next-token distribution depends on the state and on the kind of
+position. After the last step one more token tells the outcome, FAIL or PASS, with a probability by state. Values
+are exact by backward recursion, so g, every node's score and every pooled score are exact too.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from schemas.config import RunConfig
+from tasks.engines.protocol import Continuation, Draw
+from tasks.engines.streams import uniforms
+from tasks.losses import descent
+from tasks.questions import Question
+from tasks.store.artefact import Artefact
+from tasks.verifiers.verifier import Verifier
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+PROMPT = [0]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Tables of a chain: step [K, S, V], next state [S, V], success [S]. Tokens V and V+1 are FAIL and PASS."""
+
+    length: int
+    step: Floats
+    follow: Ints
+    success: Floats
+
+    @property
+    def tokens(self) -> int:
+        """Vocabulary: V ordinary tokens and two outcomes."""
+        return int(self.step.shape[2]) + 2
+
+    @property
+    def passes(self) -> int:
+        return self.tokens - 1
+
+    def row(self, depth: int, state: int) -> Floats:
+        """Next-token distribution, [tokens]."""
+        out = np.zeros(self.tokens)
+        if depth < self.length:
+            out[:-2] = self.step[depth % len(self.step), state]
+        else:
+            out[-2:] = 1 - self.success[state], self.success[state]
+        return out
+
+    def values(self) -> Floats:
+        """V_t(s), [length + 1, S]."""
+        values = np.empty((self.length + 1, len(self.success)))
+        values[-1] = self.success
+        for t in range(self.length - 1, -1, -1):
+            p = self.step[t % len(self.step)]
+            values[t] = (p * values[t + 1][self.follow]).sum(axis=1)
+        return values
+
+    def states(self, completion: Sequence[int]) -> list[int]:
+        """The state before each token."""
+        out, state = [], 0
+        for token in completion:
+            out.append(state)
+            state = int(self.follow[state, token]) if token < self.tokens - 2 else state
+        return out
+
+    def branch_values(self, depth: int, state: int, values: Floats) -> Floats:
+        """Q_j of every token, [tokens]; impossible outcomes count 0."""
+        out = np.zeros(self.tokens)
+        if depth < self.length:
+            out[:-2] = values[depth + 1][self.follow[state]]
+        else:
+            out[-1] = 1.0
+        return out
+
+
+def random_chain(
+    seed: int, *, length: int, states: int = 6, vocabulary: int = 10, kinds: int = 3, sharpness: float = 2.0
+) -> Chain:
+    """A chain with peaked distributions and success probabilities from 0 to 1."""
+    rng = np.random.default_rng(seed)
+    logits = sharpness * rng.standard_normal((kinds, states, vocabulary))
+    step = np.exp(logits - logits.max(axis=2, keepdims=True))
+    return Chain(
+        length,
+        step / step.sum(axis=2, keepdims=True),
+        rng.integers(states, size=(states, vocabulary)),
+        rng.permutation(np.linspace(0.02, 0.98, states)),
+    )
+
+
+def teacher_of(chain: Chain, seed: int, strength: float, noise: float) -> Chain:
+    """A teacher that leans towards success by `strength`, and elsewhere by `noise`."""
+    rng = np.random.default_rng(seed)
+    lean = strength * chain.success[chain.follow][None] + noise * rng.standard_normal(chain.step.shape)
+    step = chain.step * np.exp(lean)
+    return Chain(chain.length, step / step.sum(axis=2, keepdims=True), chain.follow, chain.success)
+
+
+class OracleEngine:
+    """A chain as an `Engine`: hidden states are (depth, state), probabilities are rows of the tables."""
+
+    def __init__(self, chain: Chain) -> None:
+        self.chain, self.vocabulary, self.decoded = chain, chain.tokens, 0
+        self._rows = np.stack(
+            [[chain.row(t, s) for s in range(len(chain.success))] for t in range(chain.length + 1)]
+        )
+
+    def continue_prefixes(
+        self, sequences: Sequence[Sequence[int]], draws: Sequence[Draw], temperature: float
+    ) -> list[Continuation]:
+        """Samples by inverse CDF, as the real engines do."""
+        chain = self.chain
+        rows = self._rows ** (1 / temperature)
+        cdf = np.cumsum(rows / rows.sum(axis=-1, keepdims=True), axis=-1)
+        before = [chain.states([*s[1:], chain.passes]) for s in sequences]
+        depth = np.array([d.length - 1 for d in draws])
+        state = np.array([before[d.sequence][d.length - 1] for d in draws])
+        done = np.array([d.token is not None and d.token >= chain.tokens - 2 for d in draws])
+        for i, d in enumerate(draws):
+            if d.token is not None:
+                depth[i] += 1
+                state[i] = state[i] if done[i] else chain.follow[state[i], d.token]
+        seeds = np.array([d.seed for d in draws], dtype=np.uint64)
+        out: list[list[int]] = [[] for _ in draws]
+        step = 0
+        while not done.all():
+            rows_now = cdf[np.minimum(depth, chain.length), state]
+            token = (rows_now <= uniforms(seeds, step)[:, None]).sum(axis=1).clip(max=chain.tokens - 1)
+            for i in np.flatnonzero(~done):
+                out[i].append(int(token[i]))
+            self.decoded += int((~done).sum())
+            ended = token >= chain.tokens - 2
+            state = np.where(done | ended, state, chain.follow[state, np.minimum(token, chain.tokens - 3)])
+            depth, done, step = depth + ~done, done | ended, step + 1
+        return [Continuation(np.array(t, dtype=np.int32), False) for t in out]
+
+    def hidden(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[torch.Tensor]:
+        """(depth, state) before each completion token."""
+        return [
+            torch.tensor(list(enumerate(self.chain.states(s[start:])))) for s, start in zip(sequences, starts, strict=True)
+        ]
+
+    def log_probs(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Rows of the tables."""
+        return torch.from_numpy(self._rows[hidden[:, 0].numpy(), hidden[:, 1].numpy()]).log()
+
+
+class IdTokenizer:
+    """Text of token ids: the ids."""
+
+    def batch_decode(self, ids: Sequence[Sequence[int]], **_: object) -> list[str]:
+        return [" ".join(str(int(i)) for i in row) for row in ids]
+
+
+class OracleJob:
+    """What stages ask of a `tasks.job.Job`, on a chain."""
+
+    def __init__(self, chain: Chain, config: RunConfig) -> None:
+        self.config, self.student, self.tokenizer = config, OracleEngine(chain), IdTokenizer()
+        self.verifier = Verifier(config.verifier)
+        self.question = Question("oracle", str(chain.passes), {})
+
+
+def oracle_config(chain: Chain, *, seed: int = 0, rollouts: int = 8, **tree: Any) -> RunConfig:
+    """A configuration for a chain; models and questions are placeholders that nothing reads."""
+    return RunConfig.model_validate(
+        {
+            "seed": seed,
+            "questions": {"path": "oracle.jsonl"},
+            "student": {"path": "oracle"},
+            "teachers": [{"name": "teacher"}],
+            "verifier": {"kind": "exact", "marker": " "},
+            "sampling": {"rollouts": rollouts, "max_tokens": chain.length + 2},
+            "tree": tree,
+        }
+    )
+
+
+def oracle_rollouts(job: OracleJob) -> Artefact:
+    """Rollouts of the chain's student, as stage 1 would store them."""
+    from tasks.rollouts import sample_rollouts
+
+    ends = sample_rollouts(job.student, PROMPT, job.config.sampling, job.config.seed, job.question.id)
+    return Artefact(
+        "rollouts",
+        "",
+        {
+            "prompt": np.array(PROMPT, dtype=np.int32),
+            "tokens": np.concatenate([e.tokens for e in ends]),
+            "offsets": np.cumsum([0, *(len(e.tokens) for e in ends)]).astype(np.int64),
+            "correct": np.array([e.tokens[-1] == job.student.chain.passes for e in ends]),
+            "truncated": np.array([e.cut for e in ends]),
+        },
+    )
+
+
+@dataclass(frozen=True)
+class Exact:
+    """Exact values at every completion position, [T] each."""
+
+    inner: Floats
+    g_sq: Floats
+    d_sq: Floats
+    value: Floats
+
+    @property
+    def cosine(self) -> Floats:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return self.inner / np.sqrt(self.g_sq * self.d_sq)
+
+    @property
+    def alignment(self) -> float:
+        return float(self.inner.sum() / np.sqrt(self.g_sq.sum() * self.d_sq.sum()))
+
+
+def exact(chain: Chain, teacher: Chain, loss: Any, rollouts: Artefact) -> Exact:
+    """Exact g, d and their products at every position of the rollouts."""
+    values = chain.values()
+    rows = []
+    offsets = rollouts["offsets"]
+    for r in range(len(offsets) - 1):
+        completion = rollouts["tokens"][offsets[r] : offsets[r + 1]].tolist()
+        for depth, state in enumerate(chain.states(completion)):
+            p, t = chain.row(depth, state), teacher.row(depth, state)
+            q = chain.branch_values(depth, state, values)
+            g = p * (q - (p * q).sum())
+            log_p, log_t = (torch.from_numpy(x).log()[None] for x in (p, t))
+            d = descent(loss, log_p, log_t)[0].numpy()
+            rows.append((float(g @ d), float(g @ g), float(d @ d), float(p @ q)))
+    return Exact(*np.array(rows).T)

@@ -1,0 +1,295 @@
+"""Stages 2 to 6 against the exact oracle, by the same functions that run on real models."""
+
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from schemas.config import ForwardKL, ReverseKL, Scores
+from tasks.aggregate import QuestionScores, pooled, summary_table
+from tasks.alignment import make_alignment
+from tasks.distillation import distill
+from tasks.engines.scoring import View
+from tasks.ideal import Outcomes, ideal_gradients, squared_norm
+from tasks.lineage import Signal
+from tasks.store.artefact import Artefact
+from tasks.trees.forced import allocate
+from tasks.trees.nodes import inclusion_probabilities, systematic_sample
+from tasks.trees.tree import Unit, draw_unit, plan_tree
+from tests.oracle import (
+    PROMPT,
+    Chain,
+    Exact,
+    OracleEngine,
+    OracleJob,
+    exact,
+    oracle_config,
+    oracle_rollouts,
+    random_chain,
+    teacher_of,
+)
+
+LOSS = ReverseKL()
+SIGNAL = Signal("teacher", "none", "reverse_kl")
+
+
+def tree_of(job: OracleJob, rollouts: Artefact) -> dict[str, Any]:
+    """One tree, as stage 2 makes it, without its store."""
+    plan = plan_tree(job.student, rollouts, job.config, job.question.id)
+    outcome = draw_unit(cast(Any, job), job.question, rollouts, plan, Unit(0, plan.branches))
+    branch = np.repeat(np.arange(plan.branches), plan.arrays["draws"])
+    return {
+        **plan.arrays,
+        "successes": np.bincount(branch, outcome["success"], plan.branches).astype(np.int32),
+        "truncations": np.bincount(branch, outcome["truncated"], plan.branches).astype(np.int32),
+    }
+
+
+def scored(job: OracleJob, teacher: Chain, rollouts: Artefact, tree: dict[str, Any]) -> QuestionScores:
+    """Stages 3 to 5 of one tree."""
+    outcomes = Outcomes.of(tree)
+    ideal = ideal_gradients(outcomes, 1.0)
+    distillation = distill(
+        View(job.student, PROMPT),
+        View(OracleEngine(teacher), PROMPT),
+        rollouts["tokens"],
+        rollouts["offsets"],
+        tree,
+        {"reverse_kl": LOSS},
+        temperature=1.0,
+        block=64,
+        group_tokens=4096,
+    )["reverse_kl"]
+    alignment = make_alignment(
+        outcomes, tree["node"], ideal, {"k": distillation}, Scores(), 1.0, job.config.seed
+    )["k"]
+    return QuestionScores(
+        f"q{job.config.seed}", rollouts.arrays, tree, ideal, {SIGNAL: distillation}, {SIGNAL: alignment}
+    )
+
+
+def with_seed(job: OracleJob, chain: Chain, seed: int) -> OracleJob:
+    return OracleJob(chain, job.config.model_copy(update={"seed": seed}))
+
+
+@pytest.mark.parametrize(
+    ("head", "tail", "draws", "node_choice", "allocation"),
+    [
+        (2, 4, 24, "leverage", "leverage"),  # most of the probability in the tail
+        (4, 2, 16, "uniform", "equal"),
+        (12, 2, 40, "leverage", "leverage"),  # no tail at all
+    ],
+)
+def test_pooled_inner_and_squared_norm_are_unbiased(
+    head: int, tail: int, draws: int, node_choice: str, allocation: str
+) -> None:
+    chain = random_chain(3, length=20)
+    teacher = teacher_of(chain, 4, strength=2.0, noise=0.5)
+    config = oracle_config(
+        chain, rollouts=6, nodes=24, head=head, tail=tail, draws=draws, node_choice=node_choice, allocation=allocation,
+        tail_limit=0.0,
+    )
+    first = OracleJob(chain, config)
+    rollouts = oracle_rollouts(first)
+    truth = exact(chain, teacher, LOSS, rollouts)
+    inner, g_sq, d_sq, value = [], [], [], []
+    for seed in range(200):
+        q = scored(with_seed(first, chain, 1000 + seed), teacher, rollouts, tree_of(with_seed(first, chain, 1000 + seed), rollouts))
+        inner.append((q.weight * q.alignment[SIGNAL]["inner"]).sum())
+        g_sq.append((q.weight * q.ideal["g_sq"]).sum())
+        d_sq.append((q.weight * np.asarray(q.distillation[SIGNAL]["d_sq"])[q.tree["node"]]).sum())
+        value.append((q.weight * q.ideal["value"]).sum())
+    for estimates, target in ((inner, truth.inner), (g_sq, truth.g_sq), (d_sq, truth.d_sq), (value, truth.value)):
+        standard_error = np.std(estimates, ddof=1) / np.sqrt(len(estimates))
+        assert abs(np.mean(estimates) - target.sum()) <= 3 * standard_error + 1e-9
+    assert np.asarray(q.distillation[SIGNAL]["d_sq"]) == pytest.approx(truth.d_sq)
+
+
+def test_a_tail_left_undrawn_biases_by_at_most_its_probability() -> None:
+    chain = random_chain(5, length=12, sharpness=4.0)
+    teacher = teacher_of(chain, 6, strength=2.0, noise=0.5)
+    config = oracle_config(chain, rollouts=4, nodes=60, head=6, tail=2, draws=2000, tail_limit=0.2)
+    job = OracleJob(chain, config)
+    rollouts = oracle_rollouts(job)
+    tree = tree_of(job, rollouts)
+    undrawn = (tree["tail_prob"] > 0) & ~np.logical_or.reduceat(tree["branch_tail"], tree["branch_offsets"][:-1])
+    assert undrawn.any()
+    truth = exact(chain, teacher, LOSS, rollouts).value[tree["node"]]
+    missing = truth - scored(job, teacher, rollouts, tree).ideal["value"]
+    assert (missing[undrawn] <= tree["tail_prob"][undrawn] + 0.05).all()
+
+
+def test_pooled_alignment_and_node_cosines_converge() -> None:
+    chain = random_chain(7, length=6)
+    teacher = teacher_of(chain, 8, strength=2.0, noise=1.0)
+    errors = []
+    for draws in (40, 2560):
+        config = oracle_config(chain, rollouts=4, nodes=100, head=12, tail=2, draws=draws)
+        job = OracleJob(chain, config)
+        rollouts = oracle_rollouts(job)
+        truth = exact(chain, teacher, LOSS, rollouts)
+        q = scored(job, teacher, rollouts, tree_of(job, rollouts))
+        table = summary_table([q], [SIGNAL], Scores(groupings=[]), 0).row(0, named=True)
+        clear = truth.g_sq[q.tree["node"]] > 0.1**2
+        node_error = np.abs(q.alignment[SIGNAL]["cosine"] - truth.cosine[q.tree["node"]])[clear]
+        errors.append((abs(table["alignment"] - truth.alignment), float(np.nanmean(node_error))))
+    assert errors[1][0] < 0.03
+    assert errors[1][1] < 0.5 * errors[0][1]  # 64 times the draws: an eighth, but for chance
+
+
+def test_squared_norm_without_a_tail_is_the_plain_one_less_its_noise() -> None:
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet(np.ones(5))
+    n, s = np.array([4.0, 6, 3, 9, 2]), np.array([1.0, 6, 0, 5, 1])
+    outcomes = Outcomes(np.array([0, 5]), p, np.zeros(5, bool), n, s, np.array([(p**2).sum()]), np.zeros(1))
+    q = s / n
+    g = p * (q - (p * q).sum())
+    leverage = p**2 * (1 - 2 * p + (p**2).sum())
+    noise = leverage * q * (1 - q) / (n - 1)
+    assert squared_norm(outcomes)[0] == pytest.approx((g**2).sum() - noise.sum())
+
+
+def test_outcomes_shuffled_among_branches_give_an_interval_that_holds_zero() -> None:
+    chain = random_chain(9, length=4)
+    teacher = teacher_of(chain, 10, strength=3.0, noise=0.0)
+    covered, real = 0, []
+    rng = np.random.default_rng(0)
+    for seed in range(20):
+        questions, shuffled = [], []
+        for k in range(8):
+            job = OracleJob(chain, oracle_config(chain, seed=100 * seed + k, rollouts=4, nodes=16, head=4, tail=2, draws=24, allocation="equal"))
+            rollouts = oracle_rollouts(job)
+            tree = tree_of(job, rollouts)
+            questions.append(scored(job, teacher, rollouts, tree))
+            shuffled.append(scored(job, teacher, rollouts, shuffle(tree, rng)))
+        scores = Scores(groupings=[])
+        null = summary_table(shuffled, [SIGNAL], scores, seed).row(0, named=True)
+        # the gain has the alignment's sign, and is defined where |g| is lost in noise, as it is here
+        covered += null["gain_low"] <= 0 <= null["gain_high"]
+        if null["alignment"] is not None:
+            assert (null["alignment_low"] <= 0 <= null["alignment_high"]) == (null["gain_low"] <= 0 <= null["gain_high"])
+        real.append(summary_table(questions, [SIGNAL], scores, seed).row(0, named=True)["gain_low"] > 0)
+    assert covered >= 16  # 95 % intervals over few units: binomial, P(X < 16) < .3 %
+    assert all(real)
+
+
+def shuffle(tree: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    """The node's successes dealt out anew among all its draws."""
+    successes = tree["successes"].copy()
+    for a, b in zip(tree["branch_offsets"][:-1], tree["branch_offsets"][1:], strict=True):
+        draws = tree["draws"][a:b]
+        outcomes = np.arange(draws.sum()) < tree["successes"][a:b].sum()
+        branch = np.repeat(np.arange(b - a), draws)
+        successes[a:b] = np.bincount(branch, rng.permutation(outcomes), b - a)
+    return {**tree, "successes": successes}
+
+
+def test_a_teacher_equal_to_the_student_is_undefined_and_not_zero() -> None:
+    chain = random_chain(11, length=10)
+    job = OracleJob(chain, oracle_config(chain, rollouts=3, nodes=10, head=4, tail=2, draws=16))
+    rollouts = oracle_rollouts(job)
+    q = scored(job, chain, rollouts, tree_of(job, rollouts))
+    assert not np.asarray(q.distillation[SIGNAL]["d_sq"]).any()
+    assert np.isnan(q.alignment[SIGNAL]["cosine"]).all()
+    assert np.isnan(q.alignment[SIGNAL]["p_positive"]).all()
+    row = summary_table([q], [SIGNAL], Scores(groupings=[]), 0).row(0, named=True)
+    assert row["alignment"] is None and row["gain"] is None and row["mean_cosine"] is None
+    assert row["resolved"] is False and row["d_sq"] == 0
+
+
+def test_temperature_scales_the_ideal_gradient() -> None:
+    """At temperature 2 draws follow the tempered policy and g gains a factor 1/2."""
+    chain = random_chain(12, length=8)
+    config = oracle_config(chain, rollouts=3, nodes=30, head=12, tail=2, draws=1500)
+    config = config.model_copy(update={"sampling": config.sampling.model_copy(update={"temperature": 2.0})})
+    job = OracleJob(chain, config)
+    tempered_step = np.sqrt(chain.step)
+    hot = Chain(
+        chain.length,
+        tempered_step / tempered_step.sum(axis=2, keepdims=True),
+        chain.follow,
+        np.sqrt(chain.success) / (np.sqrt(chain.success) + np.sqrt(1 - chain.success)),
+    )
+    rollouts = oracle_rollouts(job)
+    tree = tree_of(job, rollouts)
+    ideal = ideal_gradients(Outcomes.of(tree), 2.0)
+    truth = exact(hot, chain, LOSS, rollouts)
+    assert ideal["value"] == pytest.approx(truth.value[tree["node"]], abs=0.08)
+    assert ideal["g_sq"].sum() == pytest.approx(truth.g_sq[tree["node"]].sum() / 4, rel=0.1)
+
+
+def test_tree_is_the_same_in_any_units_and_a_larger_budget_extends_it() -> None:
+    chain = random_chain(13, length=12)
+    job = OracleJob(chain, oracle_config(chain, rollouts=3, nodes=8, head=3, tail=2, draws=16))
+    rollouts = oracle_rollouts(job)
+    plan = plan_tree(job.student, rollouts, job.config, job.question.id)
+    whole = draw_unit(cast(Any, job), job.question, rollouts, plan, Unit(0, plan.branches))["success"]
+    cut = int(plan.arrays["branch_offsets"][4])
+    parts = [
+        draw_unit(cast(Any, job), job.question, rollouts, plan, unit)["success"]
+        for unit in (Unit(0, cut), Unit(cut, plan.branches))
+    ]
+    assert (np.concatenate(parts) == whole).all()
+
+    larger = OracleJob(chain, oracle_config(chain, rollouts=3, nodes=8, head=3, tail=2, draws=64))
+    more = plan_tree(larger.student, rollouts, larger.config, larger.question.id)
+    extended = draw_unit(cast(Any, larger), larger.question, rollouts, more, Unit(0, more.branches))["success"]
+    assert (more.arrays["branch_token"] == plan.arrays["branch_token"]).all()
+    few, many = (np.concatenate([[0], np.cumsum(p.arrays["draws"])]) for p in (plan, more))
+    for b in range(plan.branches):
+        n = int(plan.arrays["draws"][b])
+        assert (extended[many[b] : many[b] + n] == whole[few[b] : few[b] + n]).all()
+
+
+def test_inclusion_probabilities_and_systematic_sample() -> None:
+    rng = np.random.default_rng(0)
+    sizes = rng.exponential(size=50) ** 3
+    sizes[:5] = 0
+    for n in (1, 7, 30, 45, 80):
+        inclusion = inclusion_probabilities(sizes, n)
+        assert inclusion.max() <= 1 and inclusion.sum() == pytest.approx(min(n, 45))
+        counts = np.zeros(50)
+        for u in (np.arange(2000) + 0.5) / 2000:
+            sample = systematic_sample(inclusion, u)
+            assert len(sample) == min(n, 45)
+            counts[sample] += 1
+        assert counts / 2000 == pytest.approx(inclusion, abs=2e-3)
+
+
+def test_allocation_spends_the_budget_with_two_draws_a_branch() -> None:
+    config = oracle_config(random_chain(0, length=2), nodes=1, head=8, tail=2, draws=64)
+    for prob in (np.array([0.9, 0.05, 0.01]), np.array([1.0]), np.full(8, 0.125)):
+        draws = allocate(config.tree, prob, 61)
+        assert draws.sum() == 61 and draws.min() >= 2
+    assert allocate(config.tree, np.array([0.5, 0.3, 0.01]), 60)[2] == 2
+
+
+def test_pooled_scores_are_undefined_where_they_have_no_sense() -> None:
+    nothing = pooled(np.zeros(7))
+    assert all(np.isnan(v) for v in nothing.values())
+    noise = pooled(np.array([0.1, -0.2, 0.5, 1.0, 0.3, 2.0, 3.0]))
+    assert np.isnan(noise["alignment"]) and noise["gain"] == pytest.approx(0.1)
+    assert noise["mean_cosine"] == pytest.approx(0.15)
+
+
+def test_exact_values_agree_with_brute_force() -> None:
+    """The oracle itself: values by enumeration of all completions of a short chain."""
+    chain = random_chain(1, length=3, states=3, vocabulary=3)
+
+    def value(depth: int, state: int) -> float:
+        if depth == chain.length:
+            return float(chain.success[state])
+        p = chain.row(depth, state)
+        return sum(float(p[v]) * value(depth + 1, int(chain.follow[state, v])) for v in range(3))
+
+    table = chain.values()
+    for depth in range(4):
+        for state in range(3):
+            assert table[depth, state] == pytest.approx(value(depth, state))
+    assert isinstance(exact(chain, teacher_of(chain, 0, 1, 1), ForwardKL(), some_rollouts(chain)), Exact)
+
+
+def some_rollouts(chain: Chain) -> Artefact:
+    return oracle_rollouts(OracleJob(chain, oracle_config(chain, rollouts=2)))
+
+
