@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -17,7 +17,8 @@ BAD_INPUT = 2
 INTERRUPTED = 130
 
 Set = Annotated[
-    list[str] | None, typer.Option("--set", help="Override a field: tree.draws=128. May be repeated.", metavar="A.B=C")
+    list[str] | None,
+    typer.Option("--set", help="Override a field: tree.draws=128. May be repeated.", metavar="A.B=C"),
 ]
 StoreUrl = Annotated[str | None, typer.Option(help="Where everything is cached; any fsspec URL.", metavar="URL")]
 Name = Annotated[str | None, typer.Option(help="Folder of the outputs under STORE/runs.")]

@@ -54,7 +54,12 @@ def diagnose(config: RunConfig) -> dict[str, Any]:
                 label = f"{stage}{which}, questions {first}-{first + len(batch) - 1} of {len(ids)}"
                 named = stage_task.with_options(name=stage)
                 state = named(
-                    label, config, stage, batch, tuple(source) if source is not None else None, return_state=True
+                    label,
+                    config,
+                    stage,
+                    batch,
+                    tuple(source) if source is not None else None,
+                    return_state=True,
                 )
                 add(total, state.result())
         if stage == "rollouts":

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from tasks.job import Job
-from tasks.lineage import losses, sources
+from tasks.lineage import Signal, losses, sources
 from tasks.stages import STAGES
 
 
@@ -30,9 +30,7 @@ def cost(job: Job) -> list[StageCost]:
     config = job.config
     rollouts, limit = config.sampling.rollouts, config.sampling.max_tokens
     missing = {
-        stage: [
-            sum(not job.store.has(stage, key) for key in keys.of_stage(stage)) for keys in job.keys.values()
-        ]
+        stage: [sum(not job.store.has(stage, key) for key in keys.of_stage(stage)) for keys in job.keys.values()]
         for stage in STAGES
     }
     costs = []
@@ -49,10 +47,7 @@ def cost(job: Job) -> list[StageCost]:
         elif stage == "distillation":
             by_source = {
                 source: sum(
-                    any(
-                        not job.store.has(stage, keys.distillation[(*source, loss)])  # type: ignore[index]
-                        for loss in losses(config)
-                    )
+                    any(not job.store.has(stage, keys.distillation[Signal(*source, loss)]) for loss in losses(config))
                     for keys in job.keys.values()
                 )
                 for source in sources(config)

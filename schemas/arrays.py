@@ -6,11 +6,12 @@ nodes. Ragged data is CSR: values, and offsets of length R+1 or N+1. A letter ha
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-AnyArray = npt.NDArray[np.generic]
+AnyArray = npt.NDArray[Any]
 Arrays = Mapping[str, AnyArray]
 
 

@@ -60,13 +60,9 @@ def _invalid(field: str, message: str) -> PydanticCustomError:
 class Questions(Settings):
     """Where the questions are and which columns hold what."""
 
-    path: str = Field(
-        description="JSONL, parquet or CSV file; a path or any fsspec URL", json_schema_extra=COSMETIC
-    )
+    path: str = Field(description="JSONL, parquet or CSV file; a path or any fsspec URL", json_schema_extra=COSMETIC)
     id: str = Field("id", description="Column with a unique id", json_schema_extra=COSMETIC)
-    answer: str = Field(
-        "answer", description="Column with the reference answer", json_schema_extra=COSMETIC
-    )
+    answer: str = Field("answer", description="Column with the reference answer", json_schema_extra=COSMETIC)
     limit: int | None = Field(
         None, ge=1, description="Use only the first so many questions", json_schema_extra=COSMETIC
     )
@@ -147,9 +143,7 @@ class MathVerifier(Settings):
     workers: int = Field(2, ge=1, description="Worker processes", json_schema_extra=COSMETIC)
 
 
-Verifier = Annotated[
-    ExactVerifier | NumericVerifier | ChoiceVerifier | MathVerifier, Field(discriminator="kind")
-]
+Verifier = Annotated[ExactVerifier | NumericVerifier | ChoiceVerifier | MathVerifier, Field(discriminator="kind")]
 
 
 class Sampling(Settings):
@@ -244,9 +238,7 @@ class TopK(Settings):
         default_factory=ReverseKL, description="The divergence that is truncated"
     )
     k: int = Field(20, ge=1)
-    support: Literal["student", "teacher", "union"] = Field(
-        "teacher", description="Whose k likeliest tokens are kept"
-    )
+    support: Literal["student", "teacher", "union"] = Field("teacher", description="Whose k likeliest tokens are kept")
     tail_bucket: bool = Field(False, description="All other tokens enter as one bucket; else they are dropped")
 
 
@@ -254,6 +246,11 @@ Loss = Annotated[
     ReverseKL | ForwardKL | JSD | SkewKL | SkewReverseKL | TotalVariation | AlphaDivergence | TopK,
     Field(discriminator="kind"),
 ]
+
+
+def default_losses() -> list[Loss]:
+    """Reverse KL, forward KL and JSD(0.5)."""
+    return [ReverseKL(), ForwardKL(), JSD()]
 
 
 def loss_name(loss: Settings) -> str:
@@ -390,14 +387,15 @@ class TransformersEngine(Settings):
 class Execution(Settings):
     """How the work is cut; nothing here can change a number."""
 
-    questions_per_task: int = Field(
-        8, ge=1, description="Questions in one Prefect task", json_schema_extra=COSMETIC
-    )
+    questions_per_task: int = Field(8, ge=1, description="Questions in one Prefect task", json_schema_extra=COSMETIC)
     round_draws: int = Field(
         2048, ge=1, description="Draws decoded together, whole rollouts each", json_schema_extra=COSMETIC
     )
     round_seconds: float = Field(
-        30.0, ge=0, description="Draws are committed when so long has passed since the last time", json_schema_extra=COSMETIC
+        30.0,
+        ge=0,
+        description="Draws are committed when so long has passed since the last time",
+        json_schema_extra=COSMETIC,
     )
 
 
@@ -421,9 +419,7 @@ class RunConfig(Settings):
     sampling: Sampling = Field(default_factory=Sampling)
     tree: ForcedTree = Field(default_factory=ForcedTree)
     teachers: list[Teacher] = Field(min_length=1)
-    losses: list[Loss] = Field(
-        default_factory=lambda: [ReverseKL(), ForwardKL(), JSD()], min_length=1
-    )
+    losses: list[Loss] = Field(default_factory=default_losses, min_length=1)
     scores: Scores = Field(default_factory=Scores)
     engine: TransformersEngine = Field(default_factory=TransformersEngine)
     execution: Execution = Field(default_factory=Execution)
@@ -453,9 +449,7 @@ class DemoConfig(Settings):
 
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of questions, training and draws")
     questions: int = Field(24, ge=5, le=1000, description="Questions asked")
-    seconds: float = Field(
-        300, gt=0, description="Time limit for training one model", json_schema_extra=COSMETIC
-    )
+    seconds: float = Field(300, gt=0, description="Time limit for training one model", json_schema_extra=COSMETIC)
 
 
 def is_local_folder(path: str) -> bool:

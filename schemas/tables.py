@@ -64,4 +64,6 @@ SUMMARY: dict[str, Column] = {
     "mean_cosine_low": Column("Float64", "lower end of its interval"),
     "mean_cosine_high": Column("Float64", "upper end of its interval"),
     "d_sq": Column("Float64", "sum of |d|^2 over all positions of the group"),
+    "bin_low": Column("Float64", "lower edge of the bin, in the unit of what is binned; null at an end"),
+    "bin_high": Column("Float64", "upper edge of the bin; null at an end"),
 }

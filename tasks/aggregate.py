@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ class QuestionScores:
     def rollout_of_position(self) -> Ints:
         """Rollout of each completion position, [T]."""
         offsets = self.rollouts["offsets"]
-        return np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))  # type: ignore[arg-type]
+        return np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
 
     @property
     def place(self) -> Ints:
@@ -60,7 +61,7 @@ def tokens_table(
         node = q.tree["node"]
         token = np.asarray(q.rollouts["tokens"])[node]
         rollout = q.rollout_of_position[node]
-        rows = np.diff(q.tree["branch_offsets"])  # type: ignore[arg-type]
+        rows = np.diff(q.tree["branch_offsets"])
         starts = q.tree["branch_offsets"][:-1]
         common: dict[str, Any] = {
             "question_id": [q.question_id] * len(node),
@@ -101,12 +102,12 @@ def tokens_table(
 
 
 def _row_totals(values: AnyArray, starts: AnyArray) -> AnyArray:
-    return np.add.reduceat(values, starts) if len(starts) else np.empty(0, dtype=np.int64)  # type: ignore[no-any-return, call-overload]
+    return np.add.reduceat(values, starts) if len(starts) else np.empty(0, dtype=np.int64)
 
 
 def _frame(columns: Mapping[str, Any], declared: Mapping[str, Column]) -> pl.DataFrame:
     """A table with exactly the declared columns; NaN becomes null."""
-    schema = {name: getattr(pl, column.dtype) for name, column in declared.items()}
+    schema = pl.Schema({name: getattr(pl, column.dtype) for name, column in declared.items()})
     frame = pl.DataFrame({name: columns[name] for name in declared}, strict=False)
     return frame.cast(schema).with_columns(pl.col(pl.Float64).fill_nan(None))
 
@@ -123,44 +124,43 @@ class Bins:
         """Index of the bin of each value."""
         return np.searchsorted(self.edges, values, side="right")
 
-
-def _quantile_bins(group: str, values: Floats, weights: Floats, n: int, unit: str) -> Bins:
-    """Bins of equal weight; fewer where values tie."""
-    order = np.argsort(values, kind="stable")
-    cumulated = np.cumsum(weights[order])
-    at = np.searchsorted(cumulated, cumulated[-1] * np.arange(1, n) / n)
-    edges = np.unique(values[order][at])
-    edges = edges[edges > values.min()]
-    ends = [f"{e:.3g}" for e in edges]
-    labels = [
-        f"{a} to {b}{unit}" if a and b else f"below {b}{unit}" if b else f"{a}{unit} and more" if a else "all"
-        for a, b in zip(["", *ends], [*ends, ""], strict=True)
-    ]
-    return Bins(group, edges, labels)
+    def places(self) -> list[tuple[str, str, float, float]]:
+        """Group, label, lower and upper edge of each bin."""
+        ends = [np.nan, *self.edges.tolist(), np.nan] if self.group != "outcome" else [np.nan] * 3
+        return [(self.group, label, ends[i], ends[i + 1]) for i, label in enumerate(self.labels)]
 
 
-def _even_bins(group: str, n: int, low: str = "") -> Bins:
-    edges = np.arange(1, n) / n
-    ends = [f"{100 * k / n:.0f}" for k in range(n + 1)]
-    return Bins(group, edges, [f"{low}{a}-{b} %" for a, b in zip(ends[:-1], ends[1:], strict=True)])
+def _quantile_bins(group: str, values: Floats, n: int) -> Bins:
+    """Bins of as many positions each, labelled by their percentiles; fewer where values tie."""
+    quantiles = np.quantile(values, np.arange(1, n) / n, method="inverted_cdf")
+    edges, last = np.unique(quantiles[::-1], return_index=True)  # of tied edges, the highest percentile
+    ranks = (n - 1 - last)[edges > values.min()]
+    return Bins(group, edges[edges > values.min()], _percent_labels([0, *(ranks / n), 1]))
+
+
+def _even_bins(group: str, n: int) -> Bins:
+    return Bins(group, np.arange(1, n) / n, _percent_labels([k / n for k in range(n + 1)]))
+
+
+def _percent_labels(ends: Sequence[float]) -> list[str]:
+    texts = [f"{100 * end:.0f}" for end in ends]
+    return [f"{a}-{b} %" for a, b in pairwise(texts)]
 
 
 def bins_for(grouping: Grouping, scored: Sequence[QuestionScores], source: Signal) -> Bins:
-    """Bins of a grouping; quantiles are those of the student's positions, estimated from the weighted nodes."""
+    """Bins of a grouping; quantiles are those of all the student's positions."""
     match grouping.by:
         case "outcome":
             return Bins("outcome", np.array([0.5]), ["incorrect", "correct"])
         case "position":
             return _even_bins("position", grouping.bins)
         case "difficulty":
-            return _even_bins("difficulty", grouping.bins, "success ")
+            return _even_bins("difficulty", grouping.bins)
         case "entropy":
-            values = [np.asarray(q.tree["entropy"])[q.tree["node"]] for q in scored]
+            values = [np.asarray(q.tree["entropy"]) for q in scored]
         case "divergence":
-            values = [np.asarray(q.distillation[source]["kl"])[q.tree["node"]] for q in scored]
-    return _quantile_bins(
-        grouping.by, np.concatenate(values), np.concatenate([q.weight for q in scored]), grouping.bins, " nat"
-    )
+            values = [np.asarray(q.distillation[source]["kl"]) for q in scored]
+    return _quantile_bins(grouping.by, np.concatenate(values), grouping.bins)
 
 
 def _bin_values(by: str, q: QuestionScores, signal: Signal) -> Floats:
@@ -199,7 +199,7 @@ def _sums(q: QuestionScores, signal: Signal, bins: Sequence[Bins]) -> Floats:
         axis=1,
     )
     width = 1 + sum(len(b.labels) for b in bins)
-    out = np.zeros((int(len(q.rollouts["correct"])), width, len(_SUMS)))
+    out = np.zeros((len(q.rollouts["correct"]), width, len(_SUMS)))
     first = 1
     for b in [None, *bins]:
         if b is None:
@@ -245,8 +245,8 @@ def summary_table(
         total = by_question.sum(axis=0)
         point = pooled(total)
         replicates = pooled(np.einsum("bu,ugk->bgk", counts, by_unit))
-        labels = [("all", "all"), *((b.group, label) for b in bins for label in b.labels)]
-        for g, (group, label) in enumerate(labels):
+        labels = [("all", "all", np.nan, np.nan), *(place for b in bins for place in b.places())]
+        for g, (group, label, bin_low, bin_high) in enumerate(labels):
             nodes = int(total[g, _SUMS.index("nodes")])
             if nodes == 0:
                 continue
@@ -261,6 +261,8 @@ def summary_table(
                 "reliability": point["reliability"][g],
                 "resolved": resolved,
                 "d_sq": total[g, _SUMS.index("d_sq")],
+                "bin_low": bin_low,
+                "bin_high": bin_high,
             }
             for name in ("alignment", "gain", "mean_cosine"):
                 known = np.isfinite(point[name][g]) and (resolved or name != "alignment")

@@ -114,9 +114,7 @@ def plain_cosine(outcomes: Outcomes, d: Floats) -> Floats:
     g_sq, d_sq = row_sums(g * g, offsets), row_sums(d * d, offsets)
     rates = np.where(head, outcomes.rate, np.nan)
     starts = offsets[:-1]
-    spread = (
-        np.fmax.reduceat(rates, starts) - np.fmin.reduceat(rates, starts) if len(starts) else np.empty(0)
-    )
+    spread = np.fmax.reduceat(rates, starts) - np.fmin.reduceat(rates, starts) if len(starts) else np.empty(0)
     usable = (row_sums(head.astype(np.float64), offsets) >= 2) & (spread > 1e-4) & (g_sq > 0) & (d_sq > 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         cosine = np.clip(row_sums(g * d, offsets) / np.sqrt(g_sq * d_sq), -1.0, 1.0)
@@ -135,8 +133,6 @@ def make_alignment(
     """Stage 5 of one question for several signals, by their keys; `nodes` are indices into T."""
     posterior = simulate(outcomes, temperature, scores.posterior, seed)
     return {
-        key: node_scores(
-            outcomes, ideal, d, np.asarray(d["d_sq"])[nodes], posterior, temperature, scores.level
-        )
+        key: node_scores(outcomes, ideal, d, np.asarray(d["d_sq"])[nodes], posterior, temperature, scores.level)
         for key, d in distillations.items()
     }

@@ -84,8 +84,13 @@ def distill(
 
 
 def make_distillation(
-    job: Job, question: Question, teacher: Teacher, context: Context, losses: Mapping[str, Settings],
-    rollouts: Artefact, tree: Artefact,
+    job: Job,
+    question: Question,
+    teacher: Teacher,
+    context: Context,
+    losses: Mapping[str, Settings],
+    rollouts: Artefact,
+    tree: Artefact,
 ) -> dict[str, dict[str, AnyArray]]:
     """Stage 4 of one question, for one teacher with one context and the losses that are missing."""
     student = View(job.student, rollouts["prompt"].tolist())

@@ -47,7 +47,7 @@ class Outcomes(NamedTuple):
     @property
     def rate(self) -> Floats:
         """Q_hat of the branches, [B]."""
-        return self.successes / self.draws
+        return np.asarray(self.successes / self.draws, dtype=np.float64)
 
     @property
     def tail_size(self) -> Floats:
@@ -79,7 +79,8 @@ def covariance(outcomes: Outcomes, a: Floats, b: Floats) -> Floats:
     mean_x, mean_y = (row_sums(v, offsets) / np.maximum(m, 1.0) for v in (x, y))
     deviations = np.where(outcomes.tail, (x - mean_x[owner]) * (y - mean_y[owner]), 0.0)
     between = row_sums(deviations, offsets) / np.maximum(m - 1, 1.0)
-    return head + np.where(m > 1, outcomes.tail_prob**2 * between / np.maximum(m, 1.0), 0.0)
+    tail: Floats = np.where(m > 1, outcomes.tail_prob**2 * between / np.maximum(m, 1.0), 0.0)
+    return head + tail
 
 
 def squared_norm(outcomes: Outcomes) -> Floats:
@@ -89,11 +90,7 @@ def squared_norm(outcomes: Outcomes) -> Floats:
     n, s = outcomes.draws, outcomes.successes
     rate_sq = s * (s - 1) / (n * (n - 1))  # Q^2 without bias, from pairs of draws
     A = row_sums(weights(outcomes) * p * rate_sq, outcomes.offsets)
-    return (
-        A
-        - 2 * (V * W - covariance(outcomes, one, p))
-        + outcomes.p_sq * (V * V - covariance(outcomes, one, one))
-    )
+    return A - 2 * (V * W - covariance(outcomes, one, p)) + outcomes.p_sq * (V * V - covariance(outcomes, one, one))
 
 
 def ideal_gradients(outcomes: Outcomes, temperature: float) -> dict[str, AnyArray]:

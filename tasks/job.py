@@ -86,9 +86,7 @@ class Job:
 
     def prompt_ids(self, question: Question) -> list[int]:
         """The student's prompt."""
-        return encode_prompt(
-            self.tokenizer, prompt_text(self.config.prompt, PLAIN, question), self.config.prompt
-        )
+        return encode_prompt(self.tokenizer, prompt_text(self.config.prompt, PLAIN, question), self.config.prompt)
 
     def teacher_prompt_ids(self, teacher: Teacher, context: Context, question: Question) -> list[int]:
         """A teacher's prompt."""

@@ -1,6 +1,6 @@
 """Which artefact follows from which: the keys of a run, known before anything is computed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -126,10 +126,10 @@ class Lineage:
     def _key(
         self,
         stage: str,
-        settings: dict[str, object],
+        settings: Mapping[str, object],
         inputs: Sequence[str] = (),
         fingerprints: dict[str, str] | None = None,
     ) -> str:
-        recipe = Recipe(stage, STAGE_VERSIONS[stage], settings, list(inputs), fingerprints or {})
+        recipe = Recipe(stage, STAGE_VERSIONS[stage], dict(settings), list(inputs), fingerprints or {})
         self.recipes[recipe.key] = recipe
         return recipe.key

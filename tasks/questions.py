@@ -89,9 +89,7 @@ def load_questions(config: RunConfig) -> list[Question]:
         seen.add(row[source.id])
         problem = answer_error(config.verifier, row[source.answer])
         if problem is not None:
-            raise InputError(
-                "questions.answer", f"{row[source.answer]!r} of question {row[source.id]!r} {problem}"
-            )
+            raise InputError("questions.answer", f"{row[source.answer]!r} of question {row[source.id]!r} {problem}")
     questions = [Question(row[source.id], row[source.answer], row) for row in rows]
     _need_fields("prompt.template", template_fields(config.prompt.template), questions)
     for t, teacher in enumerate(config.teachers):

@@ -17,7 +17,7 @@ from tasks.distillation import make_distillation
 from tasks.engines.streams import stream_seed
 from tasks.ideal import Outcomes, ideal_gradients
 from tasks.job import Job, open_job
-from tasks.lineage import Source, losses, sources
+from tasks.lineage import Signal, Source, losses, sources
 from tasks.progress import report
 from tasks.questions import Question
 from tasks.rollouts import failure, make_rollouts
@@ -92,11 +92,15 @@ def _make(
     if stage == "distillation":
         if source is None:
             raise ValueError("stage distillation works on one teacher with one context")
-        wanted = {name: loss for name, loss in losses(job.config).items() if keys.distillation[(*source, name)] in absent}
+        wanted = {
+            name: loss
+            for name, loss in losses(job.config).items()
+            if keys.distillation[Signal(*source, name)] in absent
+        }
         made = make_distillation(
             job, question, *sources(job.config)[source], wanted, read("rollouts", keys.rollouts), tree
         )
-        return {keys.distillation[(*source, name)]: arrays for name, arrays in made.items()}
+        return {keys.distillation[Signal(*source, name)]: arrays for name, arrays in made.items()}
     signals = {key: keys.distillation[signal] for signal, key in keys.alignment.items() if key in absent}
     return make_alignment(
         Outcomes.of(tree.arrays),
@@ -110,9 +114,7 @@ def _make(
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, task_run_name="{label}")
-def stage_task(
-    label: str, config: RunConfig, stage: str, ids: list[str], source: tuple[str, str] | None = None
-) -> Any:
+def stage_task(label: str, config: RunConfig, stage: str, ids: list[str], source: tuple[str, str] | None = None) -> Any:
     """One stage for a batch of questions. `Cached` where the store has it all, verified, and nothing was made."""
     job = open_job(config)
     outcome = run_stage(job, stage, ids, Source(*source) if source is not None else None)
@@ -123,6 +125,10 @@ def stage_task(
         return Completed(name="Cached", message=f"{outcome.cached} artefacts in the store", data=outcome)
     logger.info(
         "%s: %d artefacts made, %d in the store, %d tokens decoded, %.1f s",
-        label, outcome.made, outcome.cached, outcome.decoded_tokens, outcome.seconds,
+        label,
+        outcome.made,
+        outcome.cached,
+        outcome.decoded_tokens,
+        outcome.seconds,
     )
     return outcome

@@ -109,9 +109,7 @@ class OracleEngine:
 
     def __init__(self, chain: Chain) -> None:
         self.chain, self.vocabulary, self.decoded = chain, chain.tokens, 0
-        self._rows = np.stack(
-            [[chain.row(t, s) for s in range(len(chain.success))] for t in range(chain.length + 1)]
-        )
+        self._rows = np.stack([[chain.row(t, s) for s in range(len(chain.success))] for t in range(chain.length + 1)])
 
     def continue_prefixes(
         self, sequences: Sequence[Sequence[int]], draws: Sequence[Draw], temperature: float
@@ -145,7 +143,8 @@ class OracleEngine:
     def hidden(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[torch.Tensor]:
         """(depth, state) before each completion token."""
         return [
-            torch.tensor(list(enumerate(self.chain.states(s[start:])))) for s, start in zip(sequences, starts, strict=True)
+            torch.tensor(list(enumerate(self.chain.states(s[start:]))))
+            for s, start in zip(sequences, starts, strict=True)
         ]
 
     def log_probs(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -214,7 +213,7 @@ class Exact:
     @property
     def cosine(self) -> Floats:
         with np.errstate(divide="ignore", invalid="ignore"):
-            return self.inner / np.sqrt(self.g_sq * self.d_sq)
+            return np.asarray(self.inner / np.sqrt(self.g_sq * self.d_sq))
 
     @property
     def alignment(self) -> float:

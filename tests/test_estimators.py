@@ -60,9 +60,7 @@ def scored(job: OracleJob, teacher: Chain, rollouts: Artefact, tree: dict[str, A
         block=64,
         group_tokens=4096,
     )["reverse_kl"]
-    alignment = make_alignment(
-        outcomes, tree["node"], ideal, {"k": distillation}, Scores(), 1.0, job.config.seed
-    )["k"]
+    alignment = make_alignment(outcomes, tree["node"], ideal, {"k": distillation}, Scores(), 1.0, job.config.seed)["k"]
     return QuestionScores(
         f"q{job.config.seed}", rollouts.arrays, tree, ideal, {SIGNAL: distillation}, {SIGNAL: alignment}
     )
@@ -86,7 +84,14 @@ def test_pooled_inner_and_squared_norm_are_unbiased(
     chain = random_chain(3, length=20)
     teacher = teacher_of(chain, 4, strength=2.0, noise=0.5)
     config = oracle_config(
-        chain, rollouts=6, nodes=24, head=head, tail=tail, draws=draws, node_choice=node_choice, allocation=allocation,
+        chain,
+        rollouts=6,
+        nodes=24,
+        head=head,
+        tail=tail,
+        draws=draws,
+        node_choice=node_choice,
+        allocation=allocation,
         tail_limit=0.0,
     )
     first = OracleJob(chain, config)
@@ -94,12 +99,22 @@ def test_pooled_inner_and_squared_norm_are_unbiased(
     truth = exact(chain, teacher, LOSS, rollouts)
     inner, g_sq, d_sq, value = [], [], [], []
     for seed in range(200):
-        q = scored(with_seed(first, chain, 1000 + seed), teacher, rollouts, tree_of(with_seed(first, chain, 1000 + seed), rollouts))
+        q = scored(
+            with_seed(first, chain, 1000 + seed),
+            teacher,
+            rollouts,
+            tree_of(with_seed(first, chain, 1000 + seed), rollouts),
+        )
         inner.append((q.weight * q.alignment[SIGNAL]["inner"]).sum())
         g_sq.append((q.weight * q.ideal["g_sq"]).sum())
         d_sq.append((q.weight * np.asarray(q.distillation[SIGNAL]["d_sq"])[q.tree["node"]]).sum())
         value.append((q.weight * q.ideal["value"]).sum())
-    for estimates, target in ((inner, truth.inner), (g_sq, truth.g_sq), (d_sq, truth.d_sq), (value, truth.value)):
+    for estimates, target in (
+        (inner, truth.inner),
+        (g_sq, truth.g_sq),
+        (d_sq, truth.d_sq),
+        (value, truth.value),
+    ):
         standard_error = np.std(estimates, ddof=1) / np.sqrt(len(estimates))
         assert abs(np.mean(estimates) - target.sum()) <= 3 * standard_error + 1e-9
     assert np.asarray(q.distillation[SIGNAL]["d_sq"]) == pytest.approx(truth.d_sq)
@@ -157,7 +172,19 @@ def test_outcomes_shuffled_among_branches_give_an_interval_that_holds_zero() -> 
     for seed in range(20):
         questions, shuffled = [], []
         for k in range(8):
-            job = OracleJob(chain, oracle_config(chain, seed=100 * seed + k, rollouts=4, nodes=20, head=4, tail=2, draws=60, allocation="equal"))
+            job = OracleJob(
+                chain,
+                oracle_config(
+                    chain,
+                    seed=100 * seed + k,
+                    rollouts=4,
+                    nodes=20,
+                    head=4,
+                    tail=2,
+                    draws=60,
+                    allocation="equal",
+                ),
+            )
             rollouts = oracle_rollouts(job)
             tree = tree_of(job, rollouts)
             questions.append(scored(job, teacher, rollouts, tree))
@@ -167,7 +194,9 @@ def test_outcomes_shuffled_among_branches_give_an_interval_that_holds_zero() -> 
         # the gain has the alignment's sign, and is defined where |g| is lost in noise, as it is here
         covered += null["gain_low"] <= 0 <= null["gain_high"]
         if null["alignment"] is not None:
-            assert (null["alignment_low"] <= 0 <= null["alignment_high"]) == (null["gain_low"] <= 0 <= null["gain_high"])
+            assert (null["alignment_low"] <= 0 <= null["alignment_high"]) == (
+                null["gain_low"] <= 0 <= null["gain_high"]
+            )
         real.append(summary_table(questions, [SIGNAL], scores, seed).row(0, named=True)["gain_low"] > 0)
     assert covered >= 16  # 95 % intervals over few units: binomial, P(X < 16) < .3 %
     assert all(real)
@@ -291,5 +320,3 @@ def test_exact_values_agree_with_brute_force() -> None:
 
 def some_rollouts(chain: Chain) -> Artefact:
     return oracle_rollouts(OracleJob(chain, oracle_config(chain, rollouts=2)))
-
-

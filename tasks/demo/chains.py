@@ -13,7 +13,17 @@ from dataclasses import dataclass
 WORDS = {"+": "add", "*": "times", "-": "minus"}
 DIGITS = [str(d) for d in range(10)]
 SPECIAL = ["<pad>", "<eos>", "<user>", "<assistant>"]
-VOCABULARY = [*SPECIAL, "start", *WORDS.values(), "answer", "solution", "summary", "wrong", *"=+*-,;", *DIGITS]
+VOCABULARY = [
+    *SPECIAL,
+    "start",
+    *WORDS.values(),
+    "answer",
+    "solution",
+    "summary",
+    "wrong",
+    *"=+*-,;",
+    *DIGITS,
+]
 
 CONTEXTS = {
     "answer": "{prompt} answer {answer}",

@@ -33,9 +33,7 @@ _steps: "SimpleQueue[int] | None" = None
 
 def models_key(demo: DemoConfig) -> str:
     """Content key of the demo's models and questions."""
-    training = [
-        {k: v for k, v in asdict(r).items() if k not in ("seconds", "steps")} for r in recipes(demo.seed, 1.0)
-    ]
+    training = [{k: v for k, v in asdict(r).items() if k not in ("seconds", "steps")} for r in recipes(demo.seed, 1.0)]
     settings: dict[str, object] = {**demo.keyed(), "recipes": training}
     return Recipe("models", VERSION, settings, [], {"engine": engine_fingerprint("transformers")}).key
 

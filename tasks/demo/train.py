@@ -1,8 +1,8 @@
 """Trains the demo's student and teacher from nothing, on any CPU, in about a minute and a half.
 
-Half of the prompts hold a hint (answer, solution, summary, wrong attempt), whose completions are always right. The
-student's other completions have slips, so that it stays uncertain without a hint and can be put right by one, as a
-real student can; the teacher's have none.
+Half of the prompts hold a hint (answer, solution, summary, wrong attempt). The student's completions have slips, the
+fewer the more its hint tells, so that it stays uncertain without one and can be put right by one, as a real student
+can; the teacher's have none.
 """
 
 import random
@@ -26,6 +26,8 @@ CHAT_TEMPLATE = (
     "{% elif m['role'] == 'assistant' %}<assistant> {{ m['content'] }} <eos> {% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
+SLIP_WITH_HINT = {"none": 1.0, "wrong_attempt": 0.7, "answer": 0.4, "summary": 0.1, "solution": 0.0}
+"""What is left of the slips under each hint."""
 BATCH = 32
 EVALUATED = 400
 EVERY = 100
@@ -33,7 +35,7 @@ EVERY = 100
 
 @dataclass(frozen=True)
 class Recipe:
-    """Shape and data of one model. Training stops at these accuracies, without and with hints."""
+    """Shape and data of one model. Training stops at these accuracies: without a hint, and with a full one."""
 
     name: str
     hidden: int
@@ -50,7 +52,7 @@ class Recipe:
 def recipes(seed: int, seconds: float) -> list[Recipe]:
     """The demo's student and teacher."""
     return [
-        Recipe("student", 64, 2, 0.26, 4e-3, plain=0.35, hinted=0.85, steps=700, seconds=seconds, seed=seed),
+        Recipe("student", 64, 2, 0.2, 4e-3, plain=0.35, hinted=0.85, steps=700, seconds=seconds, seed=seed),
         Recipe("teacher", 96, 3, 0.0, 3e-3, plain=0.95, hinted=0.9, steps=500, seconds=seconds, seed=seed),
     ]
 
@@ -59,7 +61,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     """A word-level tokenizer with a chat template; also sets the vocabulary's order."""
     vocabulary = {word: i for i, word in enumerate(dict.fromkeys(VOCABULARY))}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=SPECIAL[0]))
-    tokenizer.pre_tokenizer = WhitespaceSplit()  # type: ignore[assignment] # the stub lacks the setter
+    tokenizer.pre_tokenizer = WhitespaceSplit()
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=SPECIAL[0], eos_token=SPECIAL[1], model_max_length=512
     )
@@ -83,7 +85,7 @@ def train(recipe: Recipe, folder: Path, progress: Callable[[int], None]) -> dict
     torch.manual_seed(recipe.seed)
     rng = random.Random(f"{recipe.name} {recipe.seed}")  # noqa: S311 - not for security
     tokenizer = make_tokenizer()
-    model = Qwen3ForCausalLM(
+    model: Any = Qwen3ForCausalLM(
         Qwen3Config(
             vocab_size=len(tokenizer),
             hidden_size=recipe.hidden,
@@ -99,7 +101,7 @@ def train(recipe: Recipe, folder: Path, progress: Callable[[int], None]) -> dict
             bos_token_id=None,
         )
     )
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.98))
+    averaged: Any = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.98))
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.02, 1.0, total_iters=50)
     start, step, accuracy = time.monotonic(), 0, {"none": 0.0}
@@ -116,19 +118,19 @@ def train(recipe: Recipe, folder: Path, progress: Callable[[int], None]) -> dict
         if step % EVERY == 0:
             progress(EVERY)
             accuracy = evaluate(averaged.module, tokenizer, recipe.seed)
-            hinted = [a for context, a in accuracy.items() if context != "none"]
-            if accuracy["none"] >= recipe.plain and min(hinted) >= recipe.hinted:
+            told = min(accuracy["summary"], accuracy["solution"])
+            if accuracy["none"] >= recipe.plain and told >= recipe.hinted:
                 averaged.module.save_pretrained(folder)
                 tokenizer.save_pretrained(folder)
                 return {"accuracy": accuracy, "steps": step, "seconds": time.monotonic() - start}
     raise RuntimeError(
         f"the demo's {recipe.name} did not learn in {recipe.seconds:.0f} s: accuracy {accuracy}, asked for "
-        f"{recipe.plain} plain and {recipe.hinted} with hints; give it more seconds"
+        f"{recipe.plain} plain and {recipe.hinted} with a full hint; give it more seconds"
     )
 
 
 def _prompt(tokenizer: PreTrainedTokenizerFast, user: str) -> list[int]:
-    rendered = tokenizer.apply_chat_template(
+    rendered: Any = tokenizer.apply_chat_template(
         [{"role": "user", "content": user}], add_generation_prompt=True, tokenize=True, return_dict=True
     )
     return list(rendered["input_ids"])
@@ -138,13 +140,12 @@ def _example(rng: random.Random, slip: float) -> tuple[str, str]:
     chain = draw_chain(rng)
     if rng.random() < 0.5:
         return chain.question, chain.attempt(rng, slip)
-    context = CONTEXTS[rng.choice(["answer", "solution", "solution", "summary", "wrong_attempt"])]
-    return context.format(prompt=chain.question, **chain.row(rng)), chain.solution()
+    kind = rng.choice(["answer", "solution", "solution", "summary", "wrong_attempt"])
+    user = CONTEXTS[kind].format(prompt=chain.question, **chain.row(rng))
+    return user, chain.attempt(rng, slip * SLIP_WITH_HINT[kind])
 
 
-def _batch(
-    rng: random.Random, tokenizer: PreTrainedTokenizerFast, slip: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _batch(rng: random.Random, tokenizer: PreTrainedTokenizerFast, slip: float) -> tuple[torch.Tensor, torch.Tensor]:
     rows = []
     for _ in range(BATCH):
         user, completion = _example(rng, slip)

@@ -1,6 +1,7 @@
 """Random streams by identity: a draw's uniforms follow from what the draw is, not from when it is made."""
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +15,11 @@ def stream_seed(*identity: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def uniforms(seeds: npt.NDArray[np.uint64], step: npt.NDArray[np.uint64] | int) -> npt.NDArray[np.float64]:
+def uniforms(seeds: npt.NDArray[np.uint64], step: npt.NDArray[np.integer[Any]] | int) -> npt.NDArray[np.float64]:
     """Uniform of each stream at a step, in [0, 1): SplitMix64 (Steele, Lea, Flood 2014) in counter mode."""
     with np.errstate(over="ignore"):
         z = seeds + (np.asarray(step, dtype=np.uint64) + np.uint64(1)) * _GOLDEN
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         z = z ^ (z >> np.uint64(31))
-    return (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return np.asarray((z >> np.uint64(11)) * 2.0**-53, dtype=np.float64)

@@ -26,7 +26,11 @@ class TransformersLM:
     """`tasks.engines.protocol.Engine` on a transformers model."""
 
     def __init__(
-        self, model: Any, stop_tokens: Sequence[int], settings: TransformersEngine, vocabulary: int | None = None
+        self,
+        model: Any,
+        stop_tokens: Sequence[int],
+        settings: TransformersEngine,
+        vocabulary: int | None = None,
     ) -> None:
         """Wrap a loaded model; `vocabulary` crops padded output rows.
 
@@ -91,7 +95,7 @@ class TransformersLM:
     def _prefill(self, sequences: Sequence[Sequence[int]]) -> KeysValues:
         """Keys and values of all sequences, by layer, each [S, heads, T, size]; unused places hold noise."""
         shared = _common_prefix(sequences)
-        cache = DynamicCache()
+        cache: Any = DynamicCache()
         if shared:
             ids = torch.tensor([list(sequences[0][:shared])], device=self._device)
             self.model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
@@ -114,7 +118,11 @@ class TransformersLM:
             start += rows
 
     def _decode(
-        self, sequences: Sequence[Sequence[int]], draws: Sequence[Draw], prefixes: KeysValues, temperature: float
+        self,
+        sequences: Sequence[Sequence[int]],
+        draws: Sequence[Draw],
+        prefixes: KeysValues,
+        temperature: float,
     ) -> list[Continuation]:
         """Sample one batch of draws to their ends."""
         held = np.array([d.length - (d.token is None) for d in draws])
@@ -157,9 +165,7 @@ class TransformersLM:
                 mask, alive, inputs = mask[kept], alive[keep], inputs[keep]
         return [Continuation(sampled[i, : lengths[i]].copy(), bool(cut[i])) for i in range(len(draws))]
 
-    def _sample(
-        self, hidden: torch.Tensor, u: npt.NDArray[np.float64], temperature: float
-    ) -> npt.NDArray[np.int64]:
+    def _sample(self, hidden: torch.Tensor, u: npt.NDArray[np.float64], temperature: float) -> npt.NDArray[np.int64]:
         """Inverse CDF in the order of token ids: [B, H], [B] -> [B]."""
         tokens = np.empty(len(u), dtype=np.int64)
         for start in range(0, len(u), self._settings.score_rows * 4):
@@ -179,7 +185,9 @@ class TransformersLM:
         """
         ids = [(7 * i + 3) % self.vocabulary for i in range(9)]
         tensor = torch.tensor([ids], device=self._device)
-        own = torch.log_softmax(self.model(input_ids=tensor, use_cache=False).logits.float()[0, 3:8, : self.vocabulary], -1)
+        own = torch.log_softmax(
+            self.model(input_ids=tensor, use_cache=False).logits.float()[0, 3:8, : self.vocabulary], -1
+        )
         ours = self.log_probs(self.hidden([ids], [4])[0])
         prefixes = self._prefill([ids[:6], ids])
         held = np.array([3, 7])
@@ -215,7 +223,7 @@ def load_transformers(model: Model, settings: TransformersEngine, tokenizer: Any
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             model.path,
             revision=model.revision,
             dtype=getattr(torch, model.dtype),
@@ -230,7 +238,7 @@ def load_transformers(model: Model, settings: TransformersEngine, tokenizer: Any
 
 def vocabulary_size(tokenizer: Any) -> int:
     """Number of token ids that the tokenizer can make or read; output rows past it are padding."""
-    return 1 + max(tokenizer.get_vocab().values())
+    return 1 + int(max(tokenizer.get_vocab().values()))
 
 
 def _common_prefix(sequences: Sequence[Sequence[int]]) -> int:
@@ -243,9 +251,7 @@ def _common_prefix(sequences: Sequence[Sequence[int]]) -> int:
     )
 
 
-def _gather(
-    prefixes: KeysValues, sequences: Sequence[int], held: npt.NDArray[np.int64], width: int
-) -> DynamicCache:
+def _gather(prefixes: KeysValues, sequences: Sequence[int], held: npt.NDArray[np.int64], width: int) -> DynamicCache:
     """A batch's cache: the first `held` places of each row's sequence, aligned to the right of `width`."""
     cache = DynamicCache()
     device = prefixes[0][0].device
@@ -253,6 +259,8 @@ def _gather(
     place = (torch.arange(width)[None] - torch.from_numpy(width - held)[:, None]).clamp(min=0).to(device)
     for layer, (keys, values) in enumerate(prefixes):
         cache.update(
-            keys.transpose(1, 2)[row, place].transpose(1, 2), values.transpose(1, 2)[row, place].transpose(1, 2), layer
+            keys.transpose(1, 2)[row, place].transpose(1, 2),
+            values.transpose(1, 2)[row, place].transpose(1, 2),
+            layer,
         )
     return cache

@@ -1,3 +1,175 @@
-from collections.abc import Mapping
+"""The report: one HTML file that needs no network and runs no script. Model output is escaped by the template."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from schemas.config import RunConfig, is_local_folder
+from tasks.aggregate import QuestionScores
+from tasks.report.charts import along, forest
+
 Failures = Mapping[str, str]
-def render(*a): return "todo"
+
+ROLLOUTS_SHOWN = 4
+TOKENS_SHOWN = 300
+GROUPS = {
+    "position": "place in the rollout",
+    "entropy": "student's entropy",
+    "divergence": "KL(student || teacher)",
+    "difficulty": "question's success rate",
+}
+
+
+class Cell(NamedTuple):
+    """One token under one teacher: its colour, and what the pointer shows."""
+
+    text: str
+    color: str
+    note: str
+
+
+class Shown(NamedTuple):
+    """A rollout, token by token: a row of cells for each teacher."""
+
+    title: str
+    correct: bool
+    rows: list[tuple[str, list[Cell]]]
+    cut: int
+
+
+def render(
+    config: RunConfig,
+    scored: Sequence[QuestionScores],
+    tokens: pl.DataFrame,
+    summary: pl.DataFrame,
+    texts: Mapping[int, str],
+    failed: Failures,
+) -> str:
+    """The page.
+
+    Args:
+        scored: arrays of all questions.
+        tokens, summary: the tables beside the page.
+        texts: text of every token id in the rollouts.
+        failed: questions that were left out, with the reason.
+    """
+    environment = Environment(
+        loader=PackageLoader("tasks.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters["score"] = _score
+    loss = str(summary["loss"][0]) if summary.height else ""
+    charts = {title: svg for group, title in GROUPS.items() if (svg := along(summary, group, loss, title))}
+    correct = np.concatenate([q.rollouts["correct"] for q in scored])
+    draws = int(sum(q.tree["draws"].sum() for q in scored))
+    truncated = int(sum(q.tree["truncations"].sum() for q in scored))
+    return environment.get_template("report.html.jinja").render(
+        name=config.name,
+        level=f"{100 * config.scores.level:g} %",
+        student=Path(config.student.path).name if is_local_folder(config.student.path) else config.student.path,
+        questions=len(scored),
+        rollouts=len(correct),
+        solved=f"{100 * correct.mean():.0f} %",
+        nodes=sum(len(q.tree["node"]) for q in scored),
+        draws=draws,
+        truncated_draws=truncated,
+        truncated_rollouts=int(sum(q.rollouts["truncated"].sum() for q in scored)),
+        tail_missing=max((float(_undrawn(q)) for q in scored), default=0.0),
+        failed=failed,
+        table=_headline(summary),
+        forest=Markup(forest(summary)) if summary["alignment"].is_not_null().any() else None,  # noqa: S704 - ours
+        charts={title: Markup(svg) for title, svg in charts.items()},  # noqa: S704 - names are escaped by Vega
+        loss=loss,
+        shown=_rollouts(scored, tokens, texts, loss),
+    )
+
+
+def _undrawn(q: QuestionScores) -> float:
+    """The largest tail of a node that was not drawn: a bound on its bias."""
+    drawn = np.logical_or.reduceat(q.tree["branch_tail"], q.tree["branch_offsets"][:-1])
+    return float(np.max(np.where(drawn, 0.0, q.tree["tail_prob"]), initial=0.0))
+
+
+def _headline(summary: pl.DataFrame) -> list[dict[str, Any]]:
+    """A row for each signal: its scores on all, correct and incorrect rollouts."""
+    wanted = summary.filter(pl.col("group").is_in(["all", "outcome"]))
+    rows = []
+    for (teacher, context, loss), part in wanted.group_by(["teacher", "context", "loss"], maintain_order=True):
+        found = {row["bin"]: row for row in part.iter_rows(named=True)}
+        rows.append(
+            {
+                "teacher": teacher,
+                "context": context,
+                "loss": loss,
+                **{name: found.get(name) for name in ("all", "correct", "incorrect")},
+            }
+        )
+    return rows
+
+
+def _score(row: dict[str, Any] | None, name: str = "alignment") -> str:
+    """A score with its interval, or why there is none."""
+    if row is None:
+        return "no nodes"
+    if row[name] is None:
+        return "undefined" if row["d_sq"] == 0 else "unresolved"
+    return f"{row[name]:.2f} [{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}]"
+
+
+def _rollouts(
+    scored: Sequence[QuestionScores], tokens: pl.DataFrame, texts: Mapping[int, str], loss: str
+) -> list[Shown]:
+    """Some rollouts, correct and incorrect in turn, those with the most nodes; one a question."""
+    nodes = tokens.filter(pl.col("loss") == loss)
+    counts = (
+        nodes.unique(["question_id", "rollout_id", "position"])
+        .group_by("question_id", "rollout_id", "correct")
+        .len()
+        .sort("len", "question_id", "rollout_id", descending=[True, False, False])
+    )
+    chosen: list[tuple[str, int]] = []
+    for turn in range(ROLLOUTS_SHOWN):
+        for row in counts.filter(pl.col("correct") == bool(turn % 2)).iter_rows(named=True):
+            if row["question_id"] not in [question for question, _ in chosen]:
+                chosen.append((row["question_id"], row["rollout_id"]))
+                break
+    by_id = {q.question_id: q for q in scored}
+    return [_shown(by_id[question], rollout, nodes, texts) for question, rollout in chosen]
+
+
+def _shown(q: QuestionScores, rollout: int, nodes: pl.DataFrame, texts: Mapping[int, str]) -> Shown:
+    offsets = q.rollouts["offsets"]
+    ids = [int(t) for t in np.asarray(q.rollouts["tokens"])[int(offsets[rollout]) : int(offsets[rollout + 1])]]
+    here = nodes.filter((pl.col("question_id") == q.question_id) & (pl.col("rollout_id") == rollout))
+    rows = []
+    for (teacher, context), part in here.group_by(["teacher", "context"], maintain_order=True):
+        at = {row["position"]: row for row in part.iter_rows(named=True)}
+        cells = [_cell(texts[token], at.get(i)) for i, token in enumerate(ids[:TOKENS_SHOWN])]
+        rows.append((f"{teacher} / {context}", cells))
+    correct = bool(np.asarray(q.rollouts["correct"])[rollout])
+    title = f"question {q.question_id}, rollout {rollout}"
+    return Shown(title, correct, rows, max(0, len(ids) - TOKENS_SHOWN))
+
+
+def _cell(text: str, row: dict[str, Any] | None) -> Cell:
+    if row is None:
+        return Cell(text, "transparent", "")
+    note = (
+        f"success from here {row['value']:.2f}\nstudent's probability {row['student_prob']:.3f}, "
+        f"teacher's {row['teacher_prob']:.3f}\ndraws {row['draws']} over {row['branches']} branches"
+    )
+    if row["cosine"] is None:
+        return Cell(text, "#e2e8f0", f"cosine undefined\n{note}")
+    interval = f"[{row['cosine_low']:.2f}, {row['cosine_high']:.2f}]"
+    return Cell(text, _color(row["cosine"]), f"cosine {row['cosine']:.2f} {interval}\n{note}")
+
+
+def _color(cosine: float) -> str:
+    """Orange (-1) over white to blue (+1)."""
+    end = (66, 133, 196) if cosine > 0 else (221, 120, 60)
+    share = min(1.0, abs(cosine))
+    return "rgb({:.0f},{:.0f},{:.0f})".format(*(255 + (c - 255) * share for c in end))

@@ -166,7 +166,14 @@ class Store:
             self.fs.rm(self.path(*parts), recursive=True)
 
     def commit(
-        self, stage: str, key: str, arrays: Arrays, meta: Mapping[str, Any], *, name: str = OBJECT, layout: str = ""
+        self,
+        stage: str,
+        key: str,
+        arrays: Arrays,
+        meta: Mapping[str, Any],
+        *,
+        name: str = OBJECT,
+        layout: str = "",
     ) -> None:
         """Publish an artefact; `name` and `layout` are for the rounds inside a stage's key."""
         self.put_bytes(encode(layout or stage, key, arrays, meta), stage, key, name)

@@ -81,9 +81,9 @@ def _file_digest(path: Path) -> str:
 
 
 def _hub_commit(model: Model) -> str:
+    from httpx import HTTPError
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-    from httpx import HTTPError
 
     revision = model.revision or "main"
     cached: str | None = None

@@ -77,4 +77,4 @@ def allocate(tree: ForcedTree, prob: Floats, draws: int) -> Ints:
     rest = spare - int(extra.sum())
     order = np.argsort(-(wanted - extra), kind="stable")
     extra[np.resize(order, rest)] += 1
-    return 2 + extra
+    return np.asarray(2 + extra, dtype=np.int64)

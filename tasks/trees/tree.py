@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -37,10 +38,10 @@ def plan_tree(engine: Engine, rollouts: Artefact, config: RunConfig, question_id
     tokens, offsets, prompt = rollouts["tokens"], rollouts["offsets"], rollouts["prompt"].tolist()
     tree, temperature = config.tree, config.sampling.temperature
     view = View(engine, prompt)
-    settings = {"block": config.engine.score_rows, "group_tokens": config.engine.batch_tokens}
+    scoring = partial(score_blocks, block=config.engine.score_rows, group_tokens=config.engine.batch_tokens)
 
     scores: dict[str, list[npt.NDArray[np.float64]]] = {"token_prob": [], "entropy": [], "leverage": []}
-    for positions, (log_probs,) in score_blocks([view], tokens, offsets, **settings):
+    for positions, (log_probs,) in scoring([view], tokens, offsets):
         p = tempered(log_probs, temperature)
         picked = p[torch.arange(len(p)), torch.from_numpy(tokens[positions]).long().to(p.device)]
         scores["token_prob"].append(picked.double().cpu().numpy())
@@ -55,7 +56,7 @@ def plan_tree(engine: Engine, rollouts: Artefact, config: RunConfig, question_id
 
     planned: list[Branches] = []
     p_sq: list[float] = []
-    for positions, (log_probs,) in score_blocks([view], tokens, offsets, rows=nodes, **settings):
+    for positions, (log_probs,) in scoring([view], tokens, offsets, rows=nodes):
         p = tempered(log_probs, temperature)
         p_sq += leverage(p)[1].tolist()
         top = p.topk(min(tree.head, p.shape[-1]), dim=-1)
@@ -93,7 +94,7 @@ def position_identity(offsets: npt.NDArray[np.int64], position: int) -> str:
 
 
 def _concatenate(parts: Sequence[AnyArray], dtype: npt.DTypeLike) -> AnyArray:
-    return np.concatenate([np.empty(0), *parts]).astype(dtype)
+    return np.asarray(np.concatenate([np.empty(0), *parts]), dtype=dtype)
 
 
 class Unit(NamedTuple):
@@ -148,7 +149,7 @@ def draw_unit(job: Job, question: Question, rollouts: Artefact, plan: Plan, unit
             begun.append([*prefix, token])
     sequences = [prompt + rollouts["tokens"][offsets[r] : offsets[r + 1]].tolist() for r in local]
     ends = job.student.continue_prefixes(sequences, draws, job.config.sampling.temperature)
-    completions = [tuple([*start, *end.tokens.tolist()]) for start, end in zip(begun, ends, strict=True)]
+    completions = [(*start, *end.tokens.tolist()) for start, end in zip(begun, ends, strict=True)]
     distinct = list(dict.fromkeys(completions))
     texts = dict(zip(distinct, job.tokenizer.batch_decode(distinct, skip_special_tokens=True), strict=True))
     cut = [end.cut for end in ends]

@@ -5,6 +5,7 @@ runs in a process that is killed when its time is over (pebble's pool), and coun
 """
 
 import multiprocessing
+from collections.abc import Sequence
 from concurrent.futures import TimeoutError as CheckTimeout
 
 from pebble import ProcessPool
@@ -42,11 +43,10 @@ class MathPool:
             max_workers=settings.workers, context=multiprocessing.get_context("spawn"), initializer=warm_up
         )
 
-    def check_all(self, attempts: list[tuple[str, str, bool]]) -> list[bool]:
+    def check_all(self, attempts: Sequence[tuple[str, str, bool]]) -> list[bool]:
         """Verdicts on (completion, answer, cut), in order."""
         futures = [
-            self._pool.schedule(check_math, args=list(attempt), timeout=self._settings.seconds)
-            for attempt in attempts
+            self._pool.schedule(check_math, args=list(attempt), timeout=self._settings.seconds) for attempt in attempts
         ]
         verdicts = []
         for future in futures:

@@ -31,7 +31,7 @@ class Verifier:
         if isinstance(settings, MathVerifier):
             if self._pool is None:
                 self._pool = MathPool(settings)
-            verdicts = self._pool.check_all([tuple(a) for a in distinct])
+            verdicts = self._pool.check_all(distinct)
         else:
             check = (
                 exact(settings)
