@@ -181,7 +181,7 @@ def _bin_values(by: str, q: QuestionScores, signal: Signal) -> Floats:
             return np.asarray(q.distillation[signal]["kl"], dtype=np.float64)
 
 
-def _sums(q: QuestionScores, signal: Signal, bins: Sequence[Bins]) -> Floats:
+def sum_rollouts(q: QuestionScores, signal: Signal, bins: Sequence[Bins]) -> Floats:
     """Sums over each rollout and bin, [R, 1 + all bins, len(_SUMS)]; bin 0 is all positions."""
     rollout, node, w = q.rollout_of_position, q.tree["node"], q.weight
     a, d = q.alignment[signal], np.asarray(q.distillation[signal]["d_sq"], dtype=np.float64)
@@ -239,7 +239,7 @@ def summary_table(
     tail = (1 - scores.level) / 2
     for signal in signals:
         bins = [bins_for(g, scored, signal) for g in scores.groupings]
-        by_rollout = [_sums(q, signal, bins) for q in scored]
+        by_rollout = [sum_rollouts(q, signal, bins) for q in scored]
         by_question = np.stack([s.sum(axis=0) for s in by_rollout])
         by_unit = by_question if units == len(scored) else np.concatenate(by_rollout)
         total = by_question.sum(axis=0)

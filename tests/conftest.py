@@ -1,0 +1,149 @@
+"""Small real models and questions, made once a session, and a Prefect server for whole runs."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+import yaml
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from tasks.demo.chains import draw_questions
+from tasks.demo.train import make_tokenizer
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+torch.set_num_threads(2)
+
+
+def random_model(
+    folder: Path, seed: int, vocabulary: int, *, hidden: int = 16, layers: int = 2, scale: float = 8.0
+) -> None:
+    """A Qwen3 model with random weights, its outputs sharpened, saved as an ordinary folder."""
+    torch.manual_seed(seed)
+    model: Any = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=vocabulary,
+            hidden_size=hidden,
+            intermediate_size=2 * hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+            max_position_embeddings=256,
+            tie_word_embeddings=False,
+            eos_token_id=1,
+            pad_token_id=0,
+            bos_token_id=None,
+            initializer_range=0.2,
+        )
+    )
+    with torch.no_grad():
+        model.lm_head.weight.mul_(scale / hidden**0.5)
+    model.save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """Folder with `student`, `teacher`, and `other`, whose tokenizer has two tokens swapped."""
+    root = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate(("student", "teacher", "other")):
+        random_model(root / name, seed, len(tokenizer))
+        tokenizer.save_pretrained(root / name)
+    saved = json.loads((root / "other" / "tokenizer.json").read_text())
+    vocabulary = saved["model"]["vocab"]
+    vocabulary["add"], vocabulary["times"] = vocabulary["times"], vocabulary["add"]
+    (root / "other" / "tokenizer.json").write_text(json.dumps(saved))
+    return root
+
+
+@pytest.fixture(scope="session")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("questions") / "questions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in draw_questions(6, 0)))
+    return path
+
+
+@pytest.fixture
+def settings(models: Path, questions: Path, tmp_path: Path) -> dict[str, Any]:
+    """A small run's configuration as plain data; the random student is right now and then."""
+    return {
+        "name": "small",
+        "store": str(tmp_path / "store"),
+        "questions": {"path": str(questions)},
+        "student": {"path": str(models / "student")},
+        "verifier": {"kind": "numeric"},
+        "sampling": {"rollouts": 4, "max_tokens": 24},
+        "tree": {"nodes": 6, "head": 3, "tail": 2, "draws": 12},
+        "teachers": [
+            {"name": "large", "model": {"path": str(models / "teacher")}},
+            {"name": "self", "contexts": ["none", {"kind": "answer", "template": "{prompt} answer {answer}"}]},
+        ],
+        "losses": ["reverse_kl", "forward_kl"],
+        "scores": {"bootstrap": 200, "posterior": 100},
+        "execution": {"questions_per_task": 3},
+    }
+
+
+@pytest.fixture
+def config_file(settings: dict[str, Any], tmp_path: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+@pytest.fixture(scope="session")
+def prefect_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Environment of child processes, with a Prefect server of the session on loopback."""
+    home = tmp_path_factory.mktemp("prefect")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {
+        **os.environ,
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_MEMO_STORE_PATH": str(home / "memo_store.toml"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "prefect",
+        "server",
+        "start",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--no-ui",
+    ]
+    with (home / "server.log").open("wb") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    url = f"http://127.0.0.1:{port}/api"
+    try:
+        for _ in range(240):
+            try:
+                if httpx.get(f"{url}/health", timeout=2).status_code == 200:
+                    break
+            except httpx.HTTPError:
+                time.sleep(0.5)
+        else:
+            raise RuntimeError(f"Prefect's server did not start: {(home / 'server.log').read_text()[-2000:]}")
+        yield {**environment, "PREFECT_API_URL": url}
+    finally:
+        server.terminate()
+        server.wait(30)
