@@ -1,0 +1,119 @@
+"""The store: what is written comes back, and what is damaged is not there."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from zarr.storage import ZipStore
+
+from schemas.arrays import LAYOUTS, check_layout
+from tasks.store.artefact import OBJECT, Store, StoreError, decode, encode, is_whole
+from tasks.store.keys import canonical, digest
+
+KEY = "k" * 64
+
+
+def rounds(n: int, seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {"success": rng.random(n) < 0.5, "truncated": rng.random(n) < 0.1}
+
+
+@given(st.integers(0, 5000), st.integers(0, 9), st.dictionaries(st.text(), st.integers() | st.text()))
+@settings(max_examples=30, deadline=None)
+def test_what_is_encoded_is_decoded(n: int, seed: int, meta: dict[str, object]) -> None:
+    meta = {f"m-{name}": value for name, value in meta.items()}
+    found = decode("rounds", KEY, encode("rounds", KEY, rounds(n, seed), meta))
+    assert found.meta == meta
+    assert {name: a.tolist() for name, a in found.arrays.items()} == {
+        name: a.tolist() for name, a in rounds(n, seed).items()
+    }
+
+
+@given(st.data())
+@settings(max_examples=200, deadline=None)
+def test_any_damage_is_seen(data: st.DataObject) -> None:
+    whole = encode("rounds", KEY, rounds(300), {"seconds": 1.5})
+    assert is_whole(whole)
+    place = data.draw(st.integers(0, len(whole) - 1))
+    bit = data.draw(st.integers(0, 7))
+    flipped = whole[:place] + bytes([whole[place] ^ (1 << bit)]) + whole[place + 1 :]
+    for damaged in (flipped, whole[:place]):
+        assert not is_whole(damaged)
+        with pytest.raises(ValueError, match="damaged"):
+            decode("rounds", KEY, damaged)
+
+
+def test_encoding_is_the_same_every_time() -> None:
+    assert encode("rounds", KEY, rounds(100), {"a": 1}) == encode("rounds", KEY, rounds(100), {"a": 1})
+
+
+@pytest.mark.parametrize("kind", ["local", "memory"])
+def test_commit_load_and_recovery(kind: str, tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "deep" / "store") if kind == "local" else f"memory://{tmp_path.name}")
+    store.check_writable()
+    assert not store.has("rounds", KEY) and store.load("rounds", KEY) is None
+    store.commit("rounds", KEY, rounds(10), {"seconds": 0.1})
+    assert store.has("rounds", KEY)
+    found = store.need("rounds", KEY)
+    assert found["success"].tolist() == rounds(10)["success"].tolist() and found.meta["seconds"] == 0.1
+
+    path = store.path("rounds", KEY, OBJECT)
+    data = store.fs.cat_file(path)
+    store.fs.pipe_file(path, data[:-70])  # a torn write
+    assert not store.has("rounds", KEY)
+    assert not store.fs.exists(path)  # what does not verify is removed
+    with pytest.raises(StoreError, match="missing"):
+        store.need("rounds", KEY)
+
+    store.fs.pipe_file(path, encode("rounds", "x" * 64, rounds(10), {}))  # somebody else's artefact
+    assert store.load("rounds", KEY) is None
+
+
+def test_an_artefact_is_an_ordinary_zarr_group(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    store.commit("rounds", KEY, rounds(5000), {"seconds": 1.0})
+    group = zarr.open_group(ZipStore(tmp_path / "rounds" / KEY / OBJECT, mode="r"), mode="r")
+    assert group.attrs["stage"] == "rounds" and group.metadata.zarr_format == 3
+    array = group["success"]
+    assert isinstance(array, zarr.Array)
+    assert array.metadata.dimension_names == ("D",)  # type: ignore[union-attr]
+    assert array[...].tolist() == rounds(5000)["success"].tolist()  # type: ignore[union-attr]
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    blocker = tmp_path / "rounds"
+    blocker.write_text("a file where a folder should be")
+    with pytest.raises(OSError, match="rounds"):
+        store.commit("rounds", KEY, rounds(5), {})
+    assert [p.name for p in tmp_path.iterdir()] == ["rounds"]
+
+
+def test_layout_is_checked() -> None:
+    good = rounds(5)
+    check_layout("rounds", good)
+    for bad, message in (
+        ({"success": good["success"]}, "not the declared"),
+        ({**good, "success": good["success"].astype(np.int8)}, "dtype int8"),
+        ({**good, "success": good["success"][:3]}, "along D"),
+        ({**good, "success": good["success"][None]}, "dimensions"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_layout("rounds", bad)
+    for layout in LAYOUTS.values():
+        assert all(np.dtype(a.dtype) and a.meaning and a.dims for a in layout.values())
+
+
+def test_canonical_json_has_one_form_and_no_nan() -> None:
+    assert canonical({"b": 1.0, "a": [True, None, "é"]}) == '{"a":[true,null,"é"],"b":1.0}'
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        canonical(float("nan"))
+
+
+def test_an_unknown_protocol_is_a_clear_error() -> None:
+    with pytest.raises(StoreError, match="nosuch://place"):
+        Store("nosuch://place")
