@@ -1,0 +1,265 @@
+"""Configuration: every field is in the keys or listed as cosmetic; errors are one line."""
+
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel
+
+from flows.configuration import ConfigurationError, checked, merged, parse_overrides
+from schemas import config as schema
+from schemas.config import RunConfig, Settings, is_cosmetic
+from tasks.job import Job
+
+COSMETIC = {
+    "name",
+    "store",
+    "questions.path",
+    "questions.id",
+    "questions.answer",
+    "questions.limit",
+    "student.path",
+    "student.revision",
+    "student.trust_remote_code",
+    "verifier.math.workers",
+    "teachers.name",
+    "teachers.contexts.name",
+    "engine.device",
+    "engine.batch_tokens",
+    "engine.score_rows",
+    "engine.threads",
+    "execution.questions_per_task",
+    "execution.round_draws",
+    "execution.round_seconds",
+}
+"""Every field that cannot change a number. Where two names are told apart by content (paths, columns), content counts."""
+
+LOSSES = [
+    "reverse_kl",
+    "forward_kl",
+    {"kind": "jsd", "beta": 0.4},
+    {"kind": "skew_kl", "alpha": 0.2},
+    {"kind": "skew_reverse_kl", "alpha": 0.2},
+    "total_variation",
+    {"kind": "alpha_divergence", "alpha": 0.3},
+    {"kind": "top_k", "k": 5},
+]
+
+CHANGES: dict[str, Any] = {
+    "name": "other",
+    "store": "{tmp}/elsewhere",
+    "seed": 1,
+    "questions.path": "{copy}",
+    "questions.id": "number",
+    "questions.answer": "result",
+    "questions.limit": 2,
+    "student.path": "{moved}",
+    "student.revision": "main",
+    "student.dtype": "bfloat16",
+    "student.trust_remote_code": True,
+    "prompt.template": "{{question}} ;",
+    "prompt.system": "answer",
+    "prompt.chat": False,
+    "prompt.chat_template_kwargs": {"enable_thinking": False},
+    "verifier.exact.marker": "answer",
+    "verifier.exact.ignore_case": True,
+    "verifier.numeric.marker": "answer",
+    "verifier.numeric.tolerance": 0.5,
+    "verifier.choice.marker": "answer",
+    "verifier.choice.labels": [str(i) for i in range(9, -1, -1)],
+    "verifier.math.seconds": 1.0,
+    "verifier.math.workers": 1,
+    "sampling.rollouts": 5,
+    "sampling.max_tokens": 25,
+    "sampling.temperature": 0.9,
+    "tree.nodes": 7,
+    "tree.node_choice": "uniform",
+    "tree.head": 2,
+    "tree.tail": 3,
+    "tree.tail_limit": 0.1,
+    "tree.draws": 13,
+    "tree.allocation": "equal",
+    "teachers.name": "bigger",
+    "teachers.chat_template": "own",
+    "teachers.contexts.name": "hint",
+    "teachers.contexts.template": "{{prompt}} solution {{answer}}",
+    "losses.jsd.beta": 0.6,
+    "losses.skew_kl.alpha": 0.7,
+    "losses.skew_reverse_kl.alpha": 0.7,
+    "losses.alpha_divergence.alpha": 0.7,
+    "losses.top_k.of": {"kind": "jsd"},
+    "losses.top_k.k": 6,
+    "losses.top_k.support": "union",
+    "losses.top_k.tail_bucket": True,
+    "scores.level": 0.9,
+    "scores.posterior": 101,
+    "scores.bootstrap": 201,
+    "scores.groupings.by": "position",
+    "scores.groupings.bins": 3,
+    "engine.device": "cpu",
+    "engine.batch_tokens": 1000,
+    "engine.score_rows": 3,
+    "engine.threads": 1,
+    "execution.questions_per_task": 1,
+    "execution.round_draws": 10,
+    "execution.round_seconds": 0.0,
+}
+
+
+def fields(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
+    """Every field by dotted name; members of a union stand under their kind."""
+    out: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        if name == "kind" and field.default is not None and "none" not in str(field.annotation):
+            continue  # the member of a union, walked below
+        inner = [m for m in _models(field.annotation)]
+        place = f"{prefix}{name}"
+        if not inner or place in ("teachers.model", "losses.top_k.of"):
+            out[place] = field
+        for m in inner:
+            if place in ("teachers.model", "losses.top_k.of"):
+                continue  # the same class as `student`, and losses that are walked by themselves
+            kind = f".{m.model_fields['kind'].default}" if len(inner) > 1 else ""
+            out |= fields(m, f"{place}{kind}.")
+    return out
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type):
+        return [annotation] if issubclass(annotation, BaseModel) else []
+    return [model for argument in get_args(annotation) for model in _models(argument)]
+
+
+def keys_of(settings: dict[str, Any]) -> str:
+    job = Job(checked(settings))
+    return json.dumps([[k.all() for k in job.keys.values()], job.aggregate_key(list(job.questions))])
+
+
+def artefact_keys(settings: dict[str, Any]) -> set[tuple[str, str]]:
+    job = Job(checked(settings))
+    return {pair for k in job.keys.values() for pair in k.all()}
+
+
+@pytest.fixture
+def base(settings: dict[str, Any], questions: Path, models: Path, tmp_path: Path) -> dict[str, Any]:
+    rows = [json.loads(line) for line in questions.read_text().splitlines()]
+    rich = tmp_path / "rich.jsonl"
+    rich.write_text("".join(json.dumps({**r, "number": r["id"], "result": r["answer"]}) + "\n" for r in rows))
+    (tmp_path / "copy.jsonl").write_text(rich.read_text())
+    (tmp_path / "moved").symlink_to(models / "student")
+    return merged(settings, {"questions": {"path": str(rich)}, "losses": LOSSES})
+
+
+def test_every_field_changes_the_keys_or_is_listed_as_cosmetic(base: dict[str, Any], tmp_path: Path) -> None:
+    walked = fields(RunConfig)
+    known = set(CHANGES) | {"teachers.model", "teachers.contexts.kind"}
+    assert set(walked) - known == set(), "new fields: say here how a change of each shows"
+    assert {name for name, field in walked.items() if is_cosmetic(field.json_schema_extra)} == COSMETIC
+
+    places = {"{tmp}": str(tmp_path), "{copy}": str(tmp_path / "copy.jsonl"), "{moved}": str(tmp_path / "moved")}
+    for name, change in CHANGES.items():
+        value = change
+        if isinstance(change, str):
+            for place, path in places.items():
+                value = value.replace(place, path)
+            value = value.replace("{{", "{").replace("}}", "}")
+        start = base
+        path = name.split(".")
+        if path[0] == "verifier":
+            kind = path.pop(1)
+            choice = {"labels": [str(i) for i in range(10)]} if kind == "choice" else {}
+            start = {**base, "verifier": {"kind": kind, **choice}}
+        elif path[0] == "losses":
+            index = [x if isinstance(x, str) else x["kind"] for x in LOSSES].index(path[1])
+            path[1] = str(index)
+        elif path[:2] == ["teachers", "contexts"]:
+            path = ["teachers", "1", "contexts", "1", path[2]]
+        elif path[0] == "teachers":
+            path.insert(1, "0")
+        elif path[:2] == ["scores", "groupings"]:
+            start = merged(base, {"scores": {"groupings": [{"by": "entropy"}]}})
+            path.insert(2, "0")
+        override: Any = value
+        for part in reversed(path):
+            override = {part: override}
+        changed = merged(start, override)
+        same = artefact_keys(start) == artefact_keys(changed)
+        if name == "questions.limit":
+            assert artefact_keys(changed) < artefact_keys(start)
+        elif name in COSMETIC:
+            assert same, f"{name} is listed as cosmetic and changes the keys"
+        else:
+            assert keys_of(start) != keys_of(changed), f"{name} changes no key and is not listed as cosmetic"
+
+
+def test_a_change_reaches_only_what_depends_on_it(base: dict[str, Any]) -> None:
+    def stages_changed(override: dict[str, Any]) -> set[str]:
+        return {stage for stage, _ in artefact_keys(base) ^ artefact_keys(merged(base, override))}
+
+    assert stages_changed({"losses": {"2": {"beta": 0.7}}}) == {"distillation", "alignment"}
+    assert stages_changed({"teachers": {"1": {"contexts": ["solution"]}}}) == {"distillation", "alignment"}
+    assert stages_changed({"scores": {"posterior": 300}}) == {"alignment"}
+    assert stages_changed({"scores": {"groupings": []}}) == set()
+    assert stages_changed({"tree": {"draws": 14}}) == {"trees", "ideal", "distillation", "alignment"}
+    assert stages_changed({"sampling": {"temperature": 0.5}}) == {
+        "rollouts",
+        "trees",
+        "ideal",
+        "distillation",
+        "alignment",
+    }
+
+
+def test_no_teacher_is_in_a_trees_key(base: dict[str, Any]) -> None:
+    alone = merged(base, {"teachers": [{"name": "one"}], "losses": ["total_variation"]})
+    of = {pair for pair in artefact_keys(base) if pair[0] in ("rollouts", "trees", "ideal")}
+    assert of <= artefact_keys(alone)
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ({"tre": {}}, "tre: unknown field, given {}; did you mean tree?"),
+        ({"tree": {"drawz": 3}}, "tree.drawz: unknown field, given 3; did you mean draws?"),
+        ({"verifier": {"kind": "numeric", "tolerence": 1}}, "did you mean tolerance?"),
+        ({"seed": "soon"}, "seed: input should be a valid integer"),
+        ({"sampling": {"rollouts": 0}}, "sampling.rollouts: input should be greater than or equal to 1, given 0"),
+        (
+            {"tree": {"draws": 9}},
+            "tree.draws: 9 is too small for two draws a branch: head 3 and tail 2 need at least 10",
+        ),
+        ({"verifier": {"kind": "vibes"}}, "verifier: input tag 'vibes'"),
+        ({"teachers": []}, "teachers: list should have at least 1 item"),
+        ({"losses": ["jsd", "jsd"]}, "losses: 'jsd' stands there twice"),
+        ({"teachers": {"1": {"contexts": ["none", "none"]}}}, "'none' stands there twice"),
+        ({"teachers": {"1": {"contexts": {"1": {"template": "{answer}"}}}}}, "does not hold {prompt}"),
+        ({"prompt": {"template": "{question.__class__}"}}, "is not a plain name"),
+        ({"name": "../up"}, "name: string should match pattern"),
+    ],
+)
+def test_errors_name_field_and_value_in_one_line(settings: dict[str, Any], override: dict[str, Any], line: str) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        checked(merged(settings, override))
+    assert line in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_overrides() -> None:
+    assert parse_overrides(["tree.draws=128", "teachers.0.name=big", "prompt.system=null", "name=a=b"]) == {
+        "tree": {"draws": 128},
+        "teachers": {"0": {"name": "big"}},
+        "prompt": {"system": None},
+        "name": "a=b",
+    }
+    for bad in ("tree", "=3", "a..b=3"):
+        with pytest.raises(ConfigurationError, match="--set"):
+            parse_overrides([bad])
+    with pytest.raises(ConfigurationError, match="which is set itself"):
+        parse_overrides(["a=1", "a.b=2"])
+
+
+def test_defaults_are_documented() -> None:
+    for member in vars(schema).values():
+        if isinstance(member, type) and issubclass(member, Settings):
+            assert member.__doc__, member
