@@ -1,6 +1,5 @@
 """The command line. Nothing heavy is imported before a command needs it."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -13,9 +12,6 @@ app = typer.Typer(
     help="Before any training run: which teacher, context and loss push a reasoning model towards success.",
 )
 
-BAD_INPUT = 2
-INTERRUPTED = 130
-
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a field: tree.draws=128. May be repeated.", metavar="A.B=C"),
@@ -26,12 +22,8 @@ Configuration = Annotated[Path, typer.Argument(help="YAML file.", metavar="CONFI
 
 
 def main() -> None:
-    """Entry point: bad input ends with one line and exit code 2."""
-    try:
-        app()
-    except KeyboardInterrupt:
-        typer.echo("interrupted; what is done is kept, run again to continue", err=True)
-        sys.exit(INTERRUPTED)
+    """Entry point."""
+    app()
 
 
 @app.command()

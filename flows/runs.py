@@ -13,7 +13,7 @@ from flows.configuration import ConfigurationError, checked, merged, parse_overr
 from flows.environment import prepare
 from schemas.config import RunConfig
 
-OK, BAD_INPUT = 0, 2
+OK, BAD_INPUT, INTERRUPTED = 0, 2, 130
 
 _console = Console(highlight=False)
 if not _console.is_terminal:
@@ -32,6 +32,9 @@ def guarded(action: Callable[[], None]) -> int:
     except (ConfigurationError, InputError, EngineError, StoreError) as error:
         _errors.print(escape(str(error)), style="red", soft_wrap=True)
         return BAD_INPUT
+    except KeyboardInterrupt:
+        _errors.print("interrupted; what is done is kept, run again to continue")
+        return INTERRUPTED
     return OK
 
 

@@ -10,7 +10,7 @@ from tasks.lineage import Lineage, QuestionKeys
 from tasks.prompts import PLAIN, check_same_tokenizer, encode_prompt, load_tokenizer, prompt_text
 from tasks.questions import InputError, Question, load_questions
 from tasks.store.artefact import Store, StoreError
-from tasks.store.keys import Recipe
+from tasks.store.keys import Recipe, model_fingerprint
 from tasks.verifiers.verifier import Verifier
 
 
@@ -35,16 +35,10 @@ class Job:
             if teacher.model is not None:
                 _check_model(f"teachers[{i}].model.path", teacher.model)
                 check_same_tokenizer(f"teachers[{i}].model.path", config.student, teacher.model)
-        try:
-            lineage = Lineage(config)
-            self.keys: dict[str, QuestionKeys] = {q.id: lineage.keys(q) for q in self.questions.values()}
-        except ValueError as error:
-            raise InputError("model.path", str(error)) from error
-        self._lineage = lineage
+        self._lineage = Lineage(config)
+        self.keys: dict[str, QuestionKeys] = {q.id: self._lineage.keys(q) for q in self.questions.values()}
         self._engines: dict[Model, Engine] = {}
-        some = next(iter(self.questions.values()))
-        longest = len(self.prompt_ids(some))
-        if longest < 1:
+        if not self.prompt_ids(next(iter(self.questions.values()))):
             raise InputError("prompt.template", f"{config.prompt.template!r} gives an empty prompt")
 
     @cached_property
@@ -108,9 +102,14 @@ class Job:
 
 
 def _check_model(field: str, model: Model) -> None:
+    """Refuse a model that is neither here nor on the hub, or has no tokenizer; nothing of it is loaded."""
     looks_local = model.path.startswith((".", "/", "~")) or model.path.count("/") > 1
     if looks_local and not is_local_folder(model.path):
         raise InputError(field, f"{model.path!r} is not there; give a model folder or a hub name")
+    try:
+        model_fingerprint(model)
+    except ValueError as error:
+        raise InputError(field, str(error)) from error
     load_tokenizer(model)
 
 

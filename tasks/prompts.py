@@ -48,7 +48,7 @@ def load_tokenizer(model: Model) -> Any:
         )
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise InputError("model.path", f"{model.path!r} has no tokenizer that can be loaded: {reason}") from error
+        raise InputError("path", f"{model.path!r} has no tokenizer that can be loaded: {reason}") from error
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:

@@ -1,7 +1,10 @@
 """Small real models and questions, made once a session, and a Prefect server for whole runs."""
 
-import json
 import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports the hub's client
+
+import json
 import socket
 import subprocess
 import sys
@@ -19,7 +22,6 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from tasks.demo.chains import draw_questions
 from tasks.demo.train import make_tokenizer
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(2)
 
 

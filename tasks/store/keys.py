@@ -4,7 +4,7 @@ import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 
@@ -54,6 +54,7 @@ def engine_fingerprint(kind: str) -> str:
     return f"{kind} {version('transformers')} torch {version('torch')}"
 
 
+@cache
 def model_fingerprint(model: Model) -> str:
     """SHA-256 of a folder's content, or the commit that a hub name stands for.
 

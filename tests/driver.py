@@ -1,0 +1,65 @@
+"""Runs a diagnosis in a process of its own, counting decoded tokens, and kills itself at a chosen event.
+
+    python -m tests.driver CONFIG.yaml COUNTS [EVENT]
+
+An event is a decoding step, or the start, middle or end of a write to the store: moments spread over all that a run
+does. After every step the tokens decoded so far by the call under way are appended to COUNTS, so that nothing that
+was decoded before a kill goes uncounted.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flows.configuration import checked
+from flows.diagnose import diagnose
+from tasks.engines.transformers import TransformersLM
+from tasks.store.artefact import Store
+
+
+def main(config: str, counts: str, event: int | None) -> None:
+    """Run; never returns where the event is reached."""
+    seen = 0
+
+    def tick() -> None:
+        nonlocal seen
+        seen += 1
+        if event is not None and seen >= event:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    log = os.open(counts, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    sample, calls, put = TransformersLM._sample, TransformersLM.continue_prefixes, Store.put_bytes
+
+    def counted_sample(self: TransformersLM, *args: Any) -> Any:
+        tokens = sample(self, *args)
+        os.write(log, b"%d\n" % len(tokens))
+        tick()
+        return tokens
+
+    def counted_call(self: TransformersLM, *args: Any) -> Any:
+        os.write(log, b"call\n")
+        return calls(self, *args)
+
+    def torn_put(self: Store, data: bytes, *parts: str) -> None:
+        tick()
+        if event is not None and seen + 1 == event:  # die half way through: only part of the bytes reach the disk
+            target = Path(self.path(*parts))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.with_name(f".{target.name}.torn").write_bytes(data[: len(data) // 2])
+        tick()
+        put(self, data, *parts)
+        tick()
+
+    TransformersLM._sample = counted_sample  # type: ignore[method-assign]
+    TransformersLM.continue_prefixes = counted_call  # type: ignore[method-assign]
+    Store.put_bytes = torn_put  # type: ignore[method-assign]
+    diagnose(checked(yaml.safe_load(Path(config).read_text())))
+    os.write(log, b"events %d\n" % seen)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else None)

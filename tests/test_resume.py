@@ -1,0 +1,74 @@
+"""A run that is killed again and again ends in the same bytes as one that is not, and decodes little twice."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+
+def drive(config: Path, counts: Path, environment: dict[str, str], event: int | None = None) -> int:
+    """The driver's exit code."""
+    command = [sys.executable, "-m", "tests.driver", str(config), str(counts), *([str(event)] if event else [])]
+    done = subprocess.run(
+        command, env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    return done.returncode
+
+
+def calls(counts: Path) -> list[int]:
+    """Row-steps of each call of the engine."""
+    out: list[int] = []
+    for line in counts.read_text().split("\n"):
+        if line == "call":
+            out.append(0)
+        elif line and not line.startswith("events"):
+            out[-1] += int(line)
+    return out
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_runs_end_in_the_same_bytes(
+    kills: int, settings: dict[str, Any], prefect_environment: dict[str, str], tmp_path: Path
+) -> None:
+    settings["execution"] = {"questions_per_task": 2, "round_draws": 24, "round_seconds": 0.0}
+    settings["tree"] = {"nodes": 8, "head": 3, "tail": 2, "draws": 12}
+
+    def configuration(name: str) -> Path:
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump({**settings, "store": str(tmp_path / name)}))
+        return path
+
+    whole_counts = tmp_path / "whole.counts"
+    assert drive(configuration("whole"), whole_counts, prefect_environment) == 0
+    whole = calls(whole_counts)
+    events = int(whole_counts.read_text().split()[-1])
+
+    rng = np.random.default_rng(7)
+    counts = tmp_path / "killed.counts"
+    config = configuration("killed")
+    killed = 0
+    while killed < kills:
+        # short lives, so that the kills spread over the whole run
+        event = int(rng.integers(1, max(2, 2 * events // kills)))
+        if drive(config, counts, prefect_environment, event) == 0:
+            break
+        killed += 1
+    assert killed == kills, f"the run was over after {killed} kills"
+    assert drive(config, counts, prefect_environment) == 0
+
+    for name in ("tokens.parquet", "summary.parquet", "report.html"):
+        ours = (tmp_path / "killed" / "runs" / "small" / name).read_bytes()
+        theirs = (tmp_path / "whole" / "runs" / "small" / name).read_bytes()
+        assert ours == theirs, name
+    assert sum(calls(counts)) <= sum(whole) + kills * max(whole)
+    run = json.loads((tmp_path / "killed" / "runs" / "small" / "run.json").read_text())
+    assert run["stages"]["rollouts"]["cached"] > 0
+    leftovers = [p.name for p in (tmp_path / "killed" / "trees").rglob("round-*")]
+    assert leftovers == []  # rounds are removed when their tree is whole
