@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from schemas.config import ForcedTree
 
@@ -21,8 +22,8 @@ class Branches(NamedTuple):
     tail_prob: float
 
 
-def plan_node(tree: ForcedTree, top_tokens: Ints, top_probs: Floats, row: Floats, uniforms: Floats) -> Branches:
-    """Head, tail and draws of one node.
+def split_head_and_tail(tree: ForcedTree, p: torch.Tensor, uniforms: torch.Tensor) -> list[Branches]:
+    """Head, tail and draws of some nodes.
 
     The head is the shortest run of likeliest tokens that leaves less than `tail_limit`, at most `head` long. Where
     more is left, `tail` tokens are sampled from the rest (with replacement) and drawn twice each: two draws of one
@@ -30,25 +31,46 @@ def plan_node(tree: ForcedTree, top_tokens: Ints, top_probs: Floats, row: Floats
 
     Args:
         tree: settings.
-        top_tokens, top_probs: the likeliest tokens, falling, [head].
-        row: the whole distribution, [V]; its head is set to 0 in place.
-        uniforms: [tail], for the tail's tokens.
+        p: next-token distributions of the nodes, [n, V].
+        uniforms: for the tail's tokens, [n, tail].
     """
-    possible = int((top_probs > 0).sum())
-    enough = np.flatnonzero(1 - np.cumsum(top_probs) < tree.tail_limit)
-    head = min(int(enough[0]) + 1 if len(enough) else possible, possible)
-    token, prob = top_tokens[:head], top_probs[:head]
-    row[token] = 0.0
-    cdf = np.cumsum(row)
-    tail_prob = float(cdf[-1])
+    top = p.topk(min(tree.head, p.shape[-1]), dim=-1)
+    left = 1 - top.values.double().cumsum(-1)
+    ended = (left < tree.tail_limit) | (left <= 0)
+    # the first place where little enough is left; impossible tokens are never in the head
+    size = torch.where(ended.any(-1), ended.int().argmax(-1) + 1, top.values.shape[-1])
+    size = torch.minimum(size, (top.values > 0).sum(-1))
+    in_head = torch.arange(top.values.shape[-1], device=p.device) < size[:, None]
+
+    cdf = p.double().scatter(-1, top.indices, top.values.double().masked_fill(in_head, 0.0)).cumsum_(-1)
+    total = cdf[:, -1:].contiguous()
+    sampled = torch.searchsorted(cdf, uniforms.to(cdf) * total, right=True)
+    sampled = torch.minimum(sampled, (cdf < total).sum(-1, keepdim=True))  # u next to 1
+    sampled_prob = p.gather(-1, sampled)
+    rows = zip(
+        *(
+            x.cpu().numpy()
+            for x in (top.indices, top.values.double(), size, sampled, sampled_prob.double(), total[:, 0])
+        ),
+        strict=True,
+    )
+    return [
+        _branches(tree, token[:n], prob[:n], tail, tail_p, float(mass)) for token, prob, n, tail, tail_p, mass in rows
+    ]
+
+
+def _branches(
+    tree: ForcedTree, token: Ints, prob: Floats, tail_token: Ints, tail_p: Floats, tail_prob: float
+) -> Branches:
+    head = len(token)
     if tail_prob < tree.tail_limit or tail_prob <= 0.0:
-        draws = allocate(tree, prob, tree.draws)
-        return Branches(token, prob, np.zeros(head, dtype=bool), draws, tail_prob)
-    sampled = np.searchsorted(cdf, uniforms * tail_prob, side="right").clip(max=int(np.flatnonzero(row)[-1]))
+        return Branches(
+            token.copy(), prob.copy(), np.zeros(head, dtype=bool), allocate(tree, prob, tree.draws), tail_prob
+        )
     draws = allocate(tree, prob, tree.draws - 2 * tree.tail)
     return Branches(
-        np.concatenate([token, sampled]),
-        np.concatenate([prob, row[sampled]]),
+        np.concatenate([token, tail_token]),
+        np.concatenate([prob, tail_p]),
         np.arange(head + tree.tail) >= head,
         np.concatenate([draws, np.full(tree.tail, 2)]),
         tail_prob,

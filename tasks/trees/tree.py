@@ -18,7 +18,7 @@ from tasks.job import Job
 from tasks.progress import report
 from tasks.questions import Question
 from tasks.store.artefact import Artefact
-from tasks.trees.forced import Branches, plan_node
+from tasks.trees.forced import Branches, split_head_and_tail
 from tasks.trees.nodes import inclusion_probabilities, leverage, systematic_sample
 from tasks.verifiers.verifier import Attempt
 
@@ -59,12 +59,12 @@ def plan_tree(engine: Engine, rollouts: Artefact, config: RunConfig, question_id
     for positions, (log_probs,) in scoring([view], tokens, offsets, rows=nodes):
         p = tempered(log_probs, temperature)
         p_sq += leverage(p)[1].tolist()
-        top = p.topk(min(tree.head, p.shape[-1]), dim=-1)
-        top_tokens, top_probs = top.indices.cpu().numpy(), top.values.double().cpu().numpy()
-        for i, position in enumerate(positions.tolist()):
-            seed = stream_seed(config.seed, question_id, "tail", position_identity(offsets, position))
-            u = uniforms(np.full(tree.tail, seed, dtype=np.uint64), np.arange(tree.tail))
-            planned.append(plan_node(tree, top_tokens[i], top_probs[i], p[i].double().cpu().numpy(), u))
+        seeds = [
+            stream_seed(config.seed, question_id, "tail", position_identity(offsets, position))
+            for position in positions.tolist()
+        ]
+        u = uniforms(np.array(seeds, dtype=np.uint64)[:, None], np.arange(tree.tail))
+        planned += split_head_and_tail(tree, p, torch.from_numpy(u))
     return Plan(
         {
             **by_position,
