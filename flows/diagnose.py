@@ -68,7 +68,7 @@ def diagnose(config: RunConfig) -> dict[str, Any]:
                 raise RuntimeError(f"no question can be diagnosed: {total.failed}")
     failed = stages["rollouts"].failed or {}
     report("aggregate", 0, 1)
-    files = aggregate_task(config, ids, failed, return_state=True).result()
+    files, stages["aggregate"] = aggregate_task(config, ids, failed, return_state=True).result()
     run = write_run(job, ids, failed, files, stages)
     get_run_logger().info("outputs in %s", job.store.path("runs", config.name))
     return run

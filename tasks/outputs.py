@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -83,19 +84,21 @@ def read_run(job: Job) -> dict[str, Any] | None:
 @task(name="aggregate", cache_policy=NO_CACHE, persist_result=False, task_run_name="aggregate and report")
 def aggregate_task(config: RunConfig, ids: list[str], failed: dict[str, str]) -> Any:
     """Stage 6 and the outputs; `Cached` where they are there, verified, and made from the same artefacts."""
+    began = time.monotonic()
     job = open_job(config)
     key = job.aggregate_key(ids)
     run = read_run(job)
     if run is not None and run.get("aggregate") == key and run.get("failed") == failed:
         report("aggregate", 1)
-        return Completed(name="Cached", message="the outputs are there", data=run["files"])
+        outcome = Outcome(cached=1, seconds=time.monotonic() - began)
+        return Completed(name="Cached", message="the outputs are there", data=(run["files"], outcome))
     digests = {}
     for name, content in make_outputs(job, ids, failed).items():
         job.store.put_bytes(content, "runs", config.name, name)
         digests[name] = hashlib.sha256(content).hexdigest()
     report("aggregate", 1)
     get_run_logger().info("wrote %s", job.store.path("runs", config.name))
-    return digests
+    return digests, Outcome(made=1, seconds=time.monotonic() - began)
 
 
 def write_run(

@@ -138,7 +138,7 @@ def test_run_twice_and_change_a_loss(
     first = cli("run", str(config_file), environment=prefect_environment, cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     run = json.loads((store / "runs" / "small" / "run.json").read_text())
-    assert set(run["stages"]) == {"rollouts", "trees", "ideal", "distillation", "alignment"}
+    assert list(run["stages"]) == ["rollouts", "trees", "ideal", "distillation", "alignment", "aggregate"]
     assert run["stages"]["trees"]["made"] == 6 and run["stages"]["trees"]["decoded_tokens"] > 0
     outputs = {p.name: p.read_bytes() for p in (store / "runs" / "small").iterdir()}
     assert set(outputs) == {"tokens.parquet", "summary.parquet", "report.html", "run.json"}

@@ -6,6 +6,7 @@ need a manifest written last and tens of requests. The zip's comment, its last 6
 before it: a whole artefact verifies without being decoded, and any Zarr reader still opens the file.
 """
 
+import asyncio
 import hashlib
 import io
 import json
@@ -20,12 +21,13 @@ from typing import Any
 
 import fsspec
 import numpy as np
-import zarr
 from fsspec.implementations.local import LocalFileSystem
+from zarr.api.asynchronous import create_group, open_group
 from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
 from zarr.storage import MemoryStore
 
-from schemas.arrays import LAYOUTS, AnyArray, Arrays, check_layout
+from schemas.arrays import LAYOUTS, AnyArray, Array, Arrays, check_layout
 
 OBJECT = "artefact.zarr.zip"
 _HEX = 64
@@ -56,19 +58,7 @@ def encode(stage: str, key: str, arrays: Arrays, meta: Mapping[str, Any]) -> byt
         ValueError: the arrays are not those declared for the stage.
     """
     check_layout(stage, arrays)
-    members = MemoryStore()
-    attributes = {**meta, "stage": stage, "key": key}
-    group = zarr.create_group(members, attributes=attributes)
-    for name, declared in LAYOUTS[stage].items():
-        array = arrays[name]
-        group.create_array(
-            name,
-            data=np.ascontiguousarray(array),
-            chunks=tuple(max(1, n) for n in array.shape),
-            compressors="auto" if array.nbytes >= _COMPRESS_FROM else None,
-            dimension_names=declared.dims,
-            attributes={"unit": declared.unit},
-        )
+    members = sync(_write_group(stage, arrays, {**meta, "stage": stage, "key": key}))
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name, value in sorted(members._store_dict.items()):
@@ -76,6 +66,37 @@ def encode(stage: str, key: str, arrays: Arrays, meta: Mapping[str, Any]) -> byt
         archive.comment = b"0" * _HEX
     body = buffer.getvalue()[:-_HEX]
     return body + hashlib.sha256(body).hexdigest().encode()
+
+
+# The synchronous API of Zarr crosses to its event loop for every array; one crossing for all halves the time.
+
+
+async def _write_group(stage: str, arrays: Arrays, attributes: dict[str, Any]) -> MemoryStore:
+    members = MemoryStore()
+    group = await create_group(store=members, attributes=attributes)
+
+    async def write(name: str, declared: Array) -> None:
+        array = np.ascontiguousarray(arrays[name])
+        member = await group.create_array(
+            name,
+            shape=array.shape,
+            dtype=array.dtype,
+            chunks=tuple(max(1, n) for n in array.shape),
+            compressors="auto" if array.nbytes >= _COMPRESS_FROM else None,
+            dimension_names=declared.dims,
+            attributes={"unit": declared.unit},
+        )
+        await member.setitem(..., array)
+
+    await asyncio.gather(*(write(name, declared) for name, declared in LAYOUTS[stage].items()))
+    return members
+
+
+async def _read_group(members: MemoryStore) -> tuple[dict[str, Any], dict[str, AnyArray]]:
+    group = await open_group(store=members, mode="r")
+    found = [member async for member in group.arrays()]
+    values = await asyncio.gather(*(array.getitem(...) for _, array in found))
+    return dict(group.attrs), {name: np.asarray(value) for (name, _), value in zip(found, values, strict=True)}
 
 
 def is_whole(data: bytes) -> bool:
@@ -94,11 +115,9 @@ def decode(stage: str, key: str, data: bytes) -> Artefact:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         prototype = default_buffer_prototype()
         members = {n: prototype.buffer.from_bytes(archive.read(n)) for n in archive.namelist()}
-    group = zarr.open_group(MemoryStore(members), mode="r")
-    meta: dict[str, Any] = dict(group.attrs)
+    meta, arrays = sync(_read_group(MemoryStore(members)))
     if (meta.pop("stage"), meta.pop("key")) != (stage, key):
         raise ValueError(f"{stage}/{key}: holds another artefact")
-    arrays = {name: np.asarray(array[...]) for name, array in group.arrays()}
     check_layout(stage, arrays)
     return Artefact(stage, key, arrays, meta)
 

@@ -1,0 +1,67 @@
+"""Questions from every kind of file, prompts, and tokenizers compared by content."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import polars as pl
+import pytest
+
+from flows.configuration import checked, merged
+from schemas.config import Context, Model, Prompt
+from tasks.prompts import PLAIN, check_same_tokenizer, encode_prompt, load_tokenizer, prompt_text
+from tasks.questions import InputError, Question, load_questions
+
+
+def test_the_same_questions_from_every_kind_of_file(settings: dict[str, Any], questions: Path, tmp_path: Path) -> None:
+    table = pl.read_ndjson(questions)
+    table.write_parquet(tmp_path / "q.parquet")
+    table.write_csv(tmp_path / "q.csv")
+    with fsspec.open("memory://q.jsonl", "wb") as file:
+        file.write(questions.read_bytes())
+    expected = load_questions(checked(settings))
+    assert [q.id for q in expected][:2] == ["chain-001", "chain-002"]
+    for path in (tmp_path / "q.parquet", tmp_path / "q.csv", "memory://q.jsonl"):
+        assert load_questions(checked(merged(settings, {"questions": {"path": str(path)}}))) == expected
+    assert load_questions(checked(merged(settings, {"questions": {"limit": 2}}))) == expected[:2]
+
+
+def test_a_column_that_a_template_names_may_be_null_where_no_template_reads_it(
+    settings: dict[str, Any], questions: Path, tmp_path: Path
+) -> None:
+    rows = [json.loads(line) for line in questions.read_text().splitlines()]
+    rows[2]["summary"] = None
+    path = tmp_path / "q.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    override: dict[str, Any] = {"questions": {"path": str(path)}}
+    assert "summary" not in load_questions(checked(merged(settings, override)))[2].fields
+    override["teachers"] = {"1": {"contexts": ["summary"]}}
+    with pytest.raises(InputError, match=r"needs \{summary\}, which question 'chain-003' lacks"):
+        load_questions(checked(merged(settings, override)))
+
+
+QUESTION = Question("q", "7", {"question": "start 3 add 4", "answer": "7", "note": "{answer}"})
+
+
+def test_prompts() -> None:
+    prompt = Prompt(template="{question} ;")
+    assert prompt_text(prompt, PLAIN, QUESTION).user == "start 3 add 4 ;"
+    hinted = prompt_text(prompt, Context(kind="custom", name="c", template="{prompt} = {note}"), QUESTION)
+    assert hinted.user == "start 3 add 4 ; = {answer}"  # a field's own braces are text
+    assert prompt_text(prompt, Context(kind="answer"), QUESTION).user.endswith("The correct answer is 7.")
+
+
+def test_chat_and_plain_prompts(models: Path) -> None:
+    tokenizer = load_tokenizer(Model(path=str(models / "student")))
+    chat = encode_prompt(tokenizer, prompt_text(Prompt(), PLAIN, QUESTION), Prompt())
+    assert tokenizer.decode(chat) == "<user> start 3 add 4 <assistant>"
+    plain = Prompt(chat=False)
+    assert tokenizer.decode(encode_prompt(tokenizer, prompt_text(plain, PLAIN, QUESTION), plain)) == "start 3 add 4"
+
+
+def test_another_tokenizer_of_the_same_size_is_refused(models: Path) -> None:
+    student, other = (Model(path=str(models / name)) for name in ("student", "other"))
+    check_same_tokenizer("teacher", student, Model(path=str(models / "teacher")))
+    with pytest.raises(InputError, match="another tokenizer than the student.*2 tokens differ, such as 'add'"):
+        check_same_tokenizer("teacher", student, other)
