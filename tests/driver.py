@@ -54,9 +54,12 @@ def main(config: str, counts: str, event: int | None) -> None:
         put(self, data, *parts)
         tick()
 
-    TransformersLM._sample = counted_sample  # type: ignore[method-assign]
-    TransformersLM.continue_prefixes = counted_call  # type: ignore[method-assign]
-    Store.put_bytes = torn_put  # type: ignore[method-assign]
+    for owner, name, method in (
+        (TransformersLM, "_sample", counted_sample),
+        (TransformersLM, "continue_prefixes", counted_call),
+        (Store, "put_bytes", torn_put),
+    ):
+        setattr(owner, name, method)
     diagnose(checked(yaml.safe_load(Path(config).read_text())))
     os.write(log, b"events %d\n" % seen)
 

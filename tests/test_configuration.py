@@ -33,9 +33,9 @@ COSMETIC = {
     "execution.round_draws",
     "execution.round_seconds",
 }
-"""Every field that cannot change a number. Where two names are told apart by content (paths, columns), content counts."""
+"""Every field that cannot change a number. Of paths and columns the content counts, not the name."""
 
-LOSSES = [
+LOSSES: list[Any] = [
     "reverse_kl",
     "forward_kl",
     {"kind": "jsd", "beta": 0.4},
@@ -113,7 +113,7 @@ def fields(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
     for name, field in model.model_fields.items():
         if name == "kind" and field.default is not None and "none" not in str(field.annotation):
             continue  # the member of a union, walked below
-        inner = [m for m in _models(field.annotation)]
+        inner = _models(field.annotation)
         place = f"{prefix}{name}"
         if not inner or place in ("teachers.model", "losses.top_k.of"):
             out[place] = field
@@ -165,23 +165,23 @@ def test_every_field_changes_the_keys_or_is_listed_as_cosmetic(base: dict[str, A
                 value = value.replace(place, path)
             value = value.replace("{{", "{").replace("}}", "}")
         start = base
-        path = name.split(".")
-        if path[0] == "verifier":
-            kind = path.pop(1)
-            choice = {"labels": [str(i) for i in range(10)]} if kind == "choice" else {}
+        parts = name.split(".")
+        if parts[0] == "verifier":
+            kind = parts.pop(1)
+            choice: dict[str, Any] = {"labels": [str(i) for i in range(10)]} if kind == "choice" else {}
             start = {**base, "verifier": {"kind": kind, **choice}}
-        elif path[0] == "losses":
-            index = [x if isinstance(x, str) else x["kind"] for x in LOSSES].index(path[1])
-            path[1] = str(index)
-        elif path[:2] == ["teachers", "contexts"]:
-            path = ["teachers", "1", "contexts", "1", path[2]]
-        elif path[0] == "teachers":
-            path.insert(1, "0")
-        elif path[:2] == ["scores", "groupings"]:
+        elif parts[0] == "losses":
+            kinds = [x if isinstance(x, str) else x["kind"] for x in LOSSES]
+            parts[1] = str(kinds.index(parts[1]))
+        elif parts[:2] == ["teachers", "contexts"]:
+            parts = ["teachers", "1", "contexts", "1", parts[2]]
+        elif parts[0] == "teachers":
+            parts.insert(1, "0")
+        elif parts[:2] == ["scores", "groupings"]:
             start = merged(base, {"scores": {"groupings": [{"by": "entropy"}]}})
-            path.insert(2, "0")
+            parts.insert(2, "0")
         override: Any = value
-        for part in reversed(path):
+        for part in reversed(parts):
             override = {part: override}
         changed = merged(start, override)
         same = artefact_keys(start) == artefact_keys(changed)

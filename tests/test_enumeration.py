@@ -97,7 +97,9 @@ class Enumeration:
     """Exact values: every completion up to the horizon, weighted by the model's own probabilities."""
 
     def __init__(self, student: TransformersLM, teacher: TransformersLM) -> None:
-        self._engines, self._rows, self._values = (student, teacher), {}, {}  # type: tuple[Any, ...]
+        self._engines = student, teacher
+        self._rows: dict[tuple[int, tuple[int, ...]], Any] = {}
+        self._values: dict[tuple[int, ...], float] = {}
         self._verifier = Verifier(config(0, 24).verifier)
 
     def row(self, which: int, prefix: tuple[int, ...]) -> Any:

@@ -63,5 +63,5 @@ def test_chat_and_plain_prompts(models: Path) -> None:
 def test_another_tokenizer_of_the_same_size_is_refused(models: Path) -> None:
     student, other = (Model(path=str(models / name)) for name in ("student", "other"))
     check_same_tokenizer("teacher", student, Model(path=str(models / "teacher")))
-    with pytest.raises(InputError, match="another tokenizer than the student.*2 tokens differ, such as 'add'"):
+    with pytest.raises(InputError, match=r"another tokenizer than the student.*2 tokens differ, such as 'add'"):
         check_same_tokenizer("teacher", student, other)
