@@ -23,6 +23,7 @@ _errors = Console(stderr=True, highlight=False)
 
 def guarded(action: Callable[[], None]) -> int:
     """Run a command; what the user can put right becomes lines on stderr and exit code 2."""
+    prepare()
     from tasks.engines.protocol import EngineError
     from tasks.questions import InputError
     from tasks.store.artefact import StoreError
@@ -48,7 +49,6 @@ def run_file(path: Path, assignments: list[str]) -> int:
 
     def action() -> None:
         config = load(path, assignments)
-        prepare()
         from tasks.job import open_job
 
         open_job(config)  # before Prefect's server is started
@@ -66,7 +66,6 @@ def run_demo(assignments: list[str], *, questions: int, seed: int) -> int:
         fields = parse_overrides(assignments)
         store = str(fields.get("store", ".opdscope"))
         root = Path(".opdscope" if "://" in store else store).expanduser().resolve()
-        prepare()
         from schemas.config import DemoConfig
         from tasks.demo.models import demo_configuration
 
@@ -112,7 +111,6 @@ def plan_file(path: Path, assignments: list[str]) -> int:
 
     def action() -> None:
         config = load(path, assignments)
-        prepare()
         from flows.plan import cost, cost_table
         from tasks.job import open_job
 
