@@ -55,8 +55,8 @@ def test_killed_runs_end_in_the_same_bytes(
     config = configuration("killed")
     killed = 0
     while killed < kills:
-        # short lives, so that the kills spread over the whole run
-        event = int(rng.integers(1, max(2, 2 * events // kills)))
+        # lives so short that all of them together do not finish the run, and the kills spread over it
+        event = int(rng.integers(events // (3 * kills), events // kills))
         if drive(config, counts, prefect_environment, event) == 0:
             break
         killed += 1
