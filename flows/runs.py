@@ -17,7 +17,7 @@ OK, BAD_INPUT, INTERRUPTED = 0, 2, 130
 
 _console = Console(highlight=False)
 if not _console.is_terminal:
-    _console = Console(highlight=False, width=100)  # a file or a pipe has no width of its own
+    _console = Console(highlight=False, width=112)  # a file or a pipe has no width of its own
 _errors = Console(stderr=True, highlight=False)
 
 
@@ -93,7 +93,7 @@ def _follow(run: Callable[[], dict[str, Any]]) -> None:
     data = store.get_bytes("runs", config["name"], "summary.parquet")
     if data is None:
         raise ConfigurationError(f"store: the outputs of run {config['name']!r} are gone from {config['store']!r}")
-    _console.print(score_table(pl.read_parquet(io.BytesIO(data))))
+    _console.print(score_table(pl.read_parquet(io.BytesIO(data)), config["scores"]["level"]))
     for question, reason in result["failed"].items():
         _console.print(f"left out: question {escape(question)}: {escape(reason)}")
     made = sum(stage["made"] for stage in result["stages"].values())

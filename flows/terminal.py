@@ -57,14 +57,14 @@ def progress(console: Console) -> Iterator[None]:
         stop()
 
 
-def score_table(summary: pl.DataFrame) -> Table:
+def score_table(summary: pl.DataFrame, level: float) -> Table:
     """Alignment with its interval by teacher, context and loss, beside the mean cosine."""
-    table = Table(title="alignment with the ideal gradient, 95 % interval", title_justify="left", box=SIMPLE_HEAD)
+    table = Table(title=f"alignment with the ideal gradient, {100 * level:g} % interval", title_justify="left", box=SIMPLE_HEAD)
     for name in ("teacher", "context", "loss"):
         table.add_column(name, no_wrap=True)
     for _, name in SHOWN:
         table.add_column("all rollouts" if name == "all" else name, justify="right", no_wrap=True)
-    table.add_column("mean cosine", justify="right")
+    table.add_column("mean cos.", justify="right", no_wrap=True)
     wanted = summary.filter(pl.col("group").is_in(["all", "outcome"]))
     before = ""
     for (teacher, context, loss), rows in wanted.group_by(["teacher", "context", "loss"], maintain_order=True):

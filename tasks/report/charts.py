@@ -35,10 +35,10 @@ def forest(summary: pl.DataFrame) -> str:
             "source:N",
             title=None,
             sort=rows["source"].unique(maintain_order=True).to_list(),
-            header=alt.Header(labelAngle=0, labelAlign="left", labelLimit=180),
+            header=alt.Header(labelAngle=0, labelAlign="left", labelLimit=180, labelPadding=16),
         ),
         column=alt.Column("rollouts:N", title=None, sort=list(ROLLOUTS.values())),
-        spacing=6,
+        spacing={"row": 6, "column": 16},
     )
     return _svg(chart)
 

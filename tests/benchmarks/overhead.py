@@ -16,7 +16,7 @@ from typing import Any
 
 from flows.environment import prepare
 
-DRAWS = 640
+DRAWS = 1600
 
 
 def main() -> None:
