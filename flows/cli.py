@@ -1,5 +1,6 @@
 """The command line. Nothing heavy is imported before a command needs it."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -32,7 +33,7 @@ def demo(
     store: StoreUrl = None,
     name: Name = None,
     questions: Annotated[int, typer.Option(min=5, max=1000, help="Questions asked.")] = 24,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of questions, training and draws.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of questions, training and draws.")] = 0,
 ) -> None:
     """Train a small student and a larger teacher here, then run the whole pipeline on them."""
     from flows.runs import run_demo
@@ -58,7 +59,7 @@ def plan(config: Configuration, set_: Set = None, store: StoreUrl = None, name: 
 
 def overrides(assignments: list[str] | None, store: str | None, name: str | None) -> list[str]:
     """All overrides as assignments; --store and --name come last."""
-    named = [f"{field}={value!r}" for field, value in (("store", store), ("name", name)) if value is not None]
+    named = [f"{field}={json.dumps(value)}" for field, value in (("store", store), ("name", name)) if value is not None]
     return [*(assignments or []), *named]
 
 

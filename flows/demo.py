@@ -8,10 +8,10 @@ from prefect import flow
 from flows.configuration import checked, merged
 from flows.diagnose import diagnose
 from schemas.config import DemoConfig
-from tasks.demo.models import demo_configuration, models_task
+from tasks.demo.models import models_task, write_inputs
 
 
-@flow(name="demo", persist_result=False)
+@flow(name="demo", flow_run_name="train and diagnose", persist_result=False)
 def demo(settings: DemoConfig, root: str, overrides: dict[str, Any]) -> dict[str, Any]:
     """Train a small student and a larger teacher, then diagnose.
 
@@ -22,5 +22,5 @@ def demo(settings: DemoConfig, root: str, overrides: dict[str, Any]) -> dict[str
     Returns:
         the content of `run.json`.
     """
-    folder = Path(models_task(settings, root, return_state=True).result())
-    return diagnose(checked(merged(demo_configuration(folder, settings), overrides)))
+    models_task(settings, root, return_state=True).result()
+    return diagnose(checked(merged(write_inputs(Path(root), settings), overrides)))

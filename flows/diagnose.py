@@ -6,10 +6,11 @@ from prefect import flow
 from prefect.logging import get_run_logger
 
 from schemas.config import RunConfig
-from tasks.job import open_job
+from tasks.job import forget_jobs, open_job
 from tasks.lineage import sources
 from tasks.outputs import aggregate_task, write_run
 from tasks.progress import report
+from tasks.questions import InputError
 from tasks.stages import STAGES, Outcome, stage_task
 
 MOST_BATCHES = 25
@@ -38,6 +39,13 @@ def diagnose(config: RunConfig) -> dict[str, Any]:
     Returns:
         the content of `run.json`.
     """
+    try:
+        return _diagnose(config)
+    finally:
+        forget_jobs()
+
+
+def _diagnose(config: RunConfig) -> dict[str, Any]:
     job = open_job(config)
     ids = list(job.questions)
     stages: dict[str, Outcome] = {}
@@ -65,7 +73,10 @@ def diagnose(config: RunConfig) -> dict[str, Any]:
         if stage == "rollouts":
             ids = [i for i in ids if i not in (total.failed or {})]
             if not ids:
-                raise RuntimeError(f"no question can be diagnosed: {total.failed}")
+                reasons = sorted(set((total.failed or {}).values()))
+                raise InputError(
+                    "sampling.max_tokens", f"{config.sampling.max_tokens}: {'; '.join(reasons)}, in every question"
+                )
     failed = stages["rollouts"].failed or {}
     report("aggregate", 0, 1)
     files, stages["aggregate"] = aggregate_task(config, ids, failed, return_state=True).result()

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from flows.configuration import ConfigurationError
+
 
 def prepare(home: Path | None = None) -> None:
     """Keep Prefect's state in one folder, its telemetry off, and give its server time to start.
@@ -18,9 +20,14 @@ def prepare(home: Path | None = None) -> None:
         "PREFECT_HOME": str(folder.resolve()),
         "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str((folder / "results").resolve()),
         "PREFECT_SERVER_MEMO_STORE_PATH": str((folder / "memo_store.toml").resolve()),
-        "PREFECT_LOGGING_LEVEL": "WARNING",
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the command tells; the UI has all logs
         "TOKENIZERS_PARALLELISM": "false",
         "TQDM_DISABLE": "1",  # progress is shown by the stages
     }.items():
         os.environ.setdefault(name, value)
-    Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)  # else SQLite cannot open its file there
+    place = os.environ["PREFECT_HOME"]
+    try:
+        Path(place).mkdir(parents=True, exist_ok=True)  # else SQLite cannot open its file there
+    except OSError as error:
+        message = f"PREFECT_HOME: {place!r} cannot be made ({error.strerror}); set it to a folder that can"
+        raise ConfigurationError(message) from error

@@ -23,7 +23,11 @@ _errors = Console(stderr=True, highlight=False)
 
 def guarded(action: Callable[[], None]) -> int:
     """Run a command; what the user can put right becomes lines on stderr and exit code 2."""
-    prepare()
+    try:
+        prepare()  # before anything reads the environment
+    except ConfigurationError as error:
+        _errors.print(escape(str(error)), style="red", soft_wrap=True)
+        return BAD_INPUT
     from tasks.engines.protocol import EngineError
     from tasks.questions import InputError
     from tasks.store.artefact import StoreError
@@ -101,7 +105,7 @@ def _follow(run: Callable[[], dict[str, Any]]) -> None:
     tokens = sum(stage["decoded_tokens"] for stage in result["stages"].values())
     _console.print(
         f"{made} artefacts made, {cached} from the store, {tokens:,} tokens decoded, "
-        f"{time.monotonic() - began:.0f} s\n{store.path('runs', config['name'], 'report.html')}",
+        f"{time.monotonic() - began:.0f} s\n{escape(store.path('runs', config['name'], 'report.html'))}",
         soft_wrap=True,
     )
 

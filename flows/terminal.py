@@ -7,6 +7,7 @@ from typing import Any
 import polars as pl
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,9 +18,10 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from tasks.aggregate import headline
 from tasks.progress import Step, listen
 
-SHOWN = (("all", "all"), ("outcome", "correct"), ("outcome", "incorrect"))
+SHOWN = {"all": "all rollouts", "correct": "correct", "incorrect": "incorrect"}
 
 
 @contextmanager
@@ -59,34 +61,33 @@ def progress(console: Console) -> Iterator[None]:
 
 def score_table(summary: pl.DataFrame, level: float) -> Table:
     """Alignment with its interval by teacher, context and loss, beside the mean cosine."""
-    table = Table(title=f"alignment with the ideal gradient, {100 * level:g} % interval", title_justify="left", box=SIMPLE_HEAD)
+    title = f"alignment with the ideal gradient, {100 * level:g} % interval"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     for name in ("teacher", "context", "loss"):
         table.add_column(name, no_wrap=True)
-    for _, name in SHOWN:
-        table.add_column("all rollouts" if name == "all" else name, justify="right", no_wrap=True)
+    for name in SHOWN.values():
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("mean cos.", justify="right", no_wrap=True)
-    wanted = summary.filter(pl.col("group").is_in(["all", "outcome"]))
-    before = ""
-    for (teacher, context, loss), rows in wanted.group_by(["teacher", "context", "loss"], maintain_order=True):
-        found = {(row["group"], row["bin"]): row for row in rows.iter_rows(named=True)}
-        source = f"{teacher} {context}"
-        if before not in ("", source):
+    before: tuple[str, str] | None = None
+    for row in headline(summary):
+        source: tuple[str, str] = (row["teacher"], row["context"])
+        if before not in (None, source):
             table.add_section()
         table.add_row(
-            *((str(teacher), str(context)) if source != before else ("", "")),
-            str(loss),
-            *(score(found.get(place), "alignment") for place in SHOWN),
-            number(found[SHOWN[0]]["mean_cosine"]),
+            *(escape(name) if source != before else "" for name in source),
+            escape(row["loss"]),
+            *(score(row[name]) for name in SHOWN),
+            number(row["all"]["mean_cosine"]),
         )
         before = source
     return table
 
 
-def score(row: dict[str, Any] | None, name: str) -> str:
-    """A score with its interval."""
-    if row is None or row[name] is None:
-        return "undefined" if row is None or row["d_sq"] == 0 else "unresolved"
-    return f"{number(row[name])} [{number(row[f'{name}_low'])}, {number(row[f'{name}_high'])}]"
+def score(row: dict[str, Any] | None) -> str:
+    """An alignment with its interval."""
+    if row is None or row["alignment"] is None:
+        return "no nodes" if row is None else "undefined" if row["d_sq"] == 0 else "unresolved"
+    return f"{number(row['alignment'])} [{number(row['alignment_low'])}, {number(row['alignment_high'])}]"
 
 
 def number(value: float | None) -> str:

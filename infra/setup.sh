@@ -17,7 +17,8 @@ setup() {
     if [ "$(cat "$stamp" 2>/dev/null || true)" != "$wanted" ]; then
         echo "installing opdscope$1 into .venv (about 2 GB on a CPU-only machine)"
         torch=$(grep '^torch==' constraints.txt)
-        python -m pip show -q torch 2>/dev/null || install_torch "$torch"
+        have=$(python -m pip show torch 2>/dev/null | sed -n 's/^Version: //p')
+        [ "torch==${have%+*}" = "$torch" ] || install_torch "$torch"
         python -m pip install -q -c constraints.txt -e ".$1"
         printf '%s' "$wanted" >"$stamp"
     fi

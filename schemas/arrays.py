@@ -53,8 +53,8 @@ TREES = {
 IDEAL = {
     "value": Array(("N",), "float64", "V, the success probability at the node", "probability"),
     "g_sq": Array(("N",), "float64", "|g|^2 without bias; may be negative"),
-    "g_sq_plain": Array(("N",), "float64", "|g_hat|^2 over the head, as drawn"),
-    "reliability": Array(("N",), "float64", "g_sq / (g_sq + its noise); null where nothing was seen to vary"),
+    "g_sq_plain": Array(("N",), "float64", "|g|^2 as drawn, its noise included"),
+    "reliability": Array(("N",), "float64", "g_sq / g_sq_plain; NaN where nothing was seen to vary"),
     "gradient": Array(("B",), "float64", "g_hat_j = P_j (Q_hat_j - V_hat)"),
 }
 
@@ -65,6 +65,7 @@ DISTILLATION = {
     "teacher_token_prob": Array(("T",), "float64", "teacher's probability of the sampled token", "probability"),
     "d_bar": Array(("N",), "float64", "sum_j P_j d_j, P as sampled"),
     "d": Array(("B",), "float64", "d at the branches"),
+    "d_head": Array(("B",), "float64", "d of P and T renormalised over the head; 0 in the tail"),
     "teacher_prob": Array(("B",), "float64", "teacher's probability of the branches", "probability"),
 }
 
@@ -73,9 +74,13 @@ ALIGNMENT = {
     "cosine": Array(("N",), "float64", "posterior mean of the cosine; NaN = undefined"),
     "cosine_low": Array(("N",), "float64", "lower end of its interval; NaN = undefined"),
     "cosine_high": Array(("N",), "float64", "upper end of its interval; NaN = undefined"),
-    "cosine_plain": Array(("N",), "float64", "cosine of g_hat and d over the head, as drawn; NaN = undefined"),
+    "cosine_plain": Array(
+        ("N",), "float64", "uncorrected cosine over the head, P and T renormalised there; NaN = undefined"
+    ),
     "p_positive": Array(("N",), "float64", "posterior probability of <g, d> > 0; NaN = undefined"),
-    "teacher_advantage": Array(("N",), "float64", "sum_j (T_j - P_j) Q_j without bias", "probability"),
+    "teacher_advantage": Array(
+        ("N",), "float64", "sum_j (T_j - P_j) Q_j; NaN = the teacher leaves the drawn tokens", "probability"
+    ),
 }
 
 LAYOUTS: dict[str, dict[str, Array]] = {

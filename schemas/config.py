@@ -16,7 +16,7 @@ COSMETIC: dict[str, Any] = {"cosmetic": True}
 class Settings(BaseModel):
     """Base of all settings: unknown fields are errors, values are final."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
     def keyed(self) -> dict[str, Any]:
         """The settings that can change a number, as JSON values: what goes into content keys."""
@@ -87,6 +87,11 @@ class Model(Settings):
         False, description="Run code that comes with the model repository", json_schema_extra=COSMETIC
     )
 
+    @field_validator("path")
+    @classmethod
+    def _home(cls, path: str) -> str:
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+
 
 class Prompt(Settings):
     """How a question becomes the student's prompt."""
@@ -124,7 +129,7 @@ class NumericVerifier(Settings):
 
     kind: Literal["numeric"] = "numeric"
     marker: str | None = Field(None, description="Look only after its last occurrence")
-    tolerance: float = Field(1e-6, ge=0, description="Relative tolerance")
+    tolerance: float = Field(1e-6, ge=0, description="Relative to the answer, absolute below 1")
 
 
 class ChoiceVerifier(Settings):
@@ -375,7 +380,7 @@ class TransformersEngine(Settings):
     batch_tokens: int = Field(
         65536,
         ge=64,
-        description="Most cached tokens (rows x length) in one decoding batch",
+        description="Most cached tokens (rows x length) in a batch; 2 x layers x KV heads x head size numbers each",
         json_schema_extra=COSMETIC,
     )
     score_rows: int = Field(
@@ -389,12 +394,12 @@ class Execution(Settings):
 
     questions_per_task: int = Field(8, ge=1, description="Questions in one Prefect task", json_schema_extra=COSMETIC)
     round_draws: int = Field(
-        2048, ge=1, description="Draws decoded together, whole rollouts each", json_schema_extra=COSMETIC
+        512, ge=1, description="Most draws decoded and committed together", json_schema_extra=COSMETIC
     )
     round_seconds: float = Field(
         30.0,
         ge=0,
-        description="Draws are committed when so long has passed since the last time",
+        description="Between two commits of draws, at the least",
         json_schema_extra=COSMETIC,
     )
 
@@ -454,4 +459,4 @@ class DemoConfig(Settings):
 
 def is_local_folder(path: str) -> bool:
     """True where a model path names a folder here and not a hub repository."""
-    return Path(path).expanduser().is_dir()
+    return Path(path).is_dir()

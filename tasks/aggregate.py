@@ -251,7 +251,8 @@ def summary_table(
             if nodes == 0:
                 continue
             undefined = np.isnan(replicates["alignment"][:, g]).mean()
-            resolved = bool(np.isfinite(point["alignment"][g]) and undefined <= tail)
+            carrying = int((by_unit[:, g, _SUMS.index("nodes")] > 0).sum())
+            resolved = bool(np.isfinite(point["alignment"][g]) and undefined <= tail and carrying > 1)
             row: dict[str, Any] = {
                 "group": group,
                 "bin": label,
@@ -268,7 +269,19 @@ def summary_table(
                 known = np.isfinite(point[name][g]) and (resolved or name != "alignment")
                 values = replicates[name][:, g]
                 values = values[np.isfinite(values)]
-                low, high = np.quantile(values, [tail, 1 - tail]) if known and len(values) else (np.nan, np.nan)
+                told = known and carrying > 1  # one unit alone says nothing of its spread
+                low, high = np.quantile(values, [tail, 1 - tail]) if told else (np.nan, np.nan)
                 row |= {name: point[name][g] if known else np.nan, f"{name}_low": low, f"{name}_high": high}
             rows.append(row)
     return _frame({name: [row[name] for row in rows] for name in SUMMARY}, SUMMARY)
+
+
+def headline(summary: pl.DataFrame) -> list[dict[str, Any]]:
+    """A row for each signal: its name, and its rows of the summary for all, correct and incorrect rollouts."""
+    wanted = summary.filter(pl.col("group").is_in(["all", "outcome"]))
+    rows = []
+    for signal, part in wanted.group_by(["teacher", "context", "loss"], maintain_order=True):
+        found = {row["bin"]: row for row in part.iter_rows(named=True)}
+        names = Signal(*map(str, signal))._asdict()
+        rows.append({**names, **{name: found.get(name) for name in ("all", "correct", "incorrect")}})
+    return rows

@@ -10,7 +10,7 @@ from schemas.arrays import AnyArray
 from schemas.config import Context, Settings, Teacher
 from tasks.engines.scoring import View, score_blocks
 from tasks.job import Job
-from tasks.losses import LOG_ZERO, descent, log_mix
+from tasks.losses import descent, floored, log_mix
 from tasks.questions import Question
 from tasks.ragged import Floats
 from tasks.store.artefact import Artefact
@@ -21,7 +21,7 @@ Ints = npt.NDArray[np.int64]
 
 def divergences(log_p: torch.Tensor, log_t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """KL(P || T) and the Jensen-Shannon divergence, in nats: [n, V], [n, V] -> [n], [n]."""
-    log_p, log_t = log_p.clamp(min=LOG_ZERO), log_t.clamp(min=LOG_ZERO)
+    log_p, log_t = floored(log_p), floored(log_t)
     p, t, log_m = log_p.exp(), log_t.exp(), log_mix(log_p, log_t, 0.5)
     kl = (p * (log_p - log_t)).sum(-1, dtype=torch.float64)
     js = 0.5 * (p * (log_p - log_m) + t * (log_t - log_m)).sum(-1, dtype=torch.float64)
@@ -55,12 +55,12 @@ def distill(
     T, B, N = len(tokens), len(tree["branch_token"]), len(tree["node"])
     shared: dict[str, Floats] = {name: np.zeros(T) for name in ("kl", "js", "teacher_token_prob")}
     teacher_prob = np.zeros(B)
-    by_loss = {name: {"d_sq": np.zeros(T), "d_bar": np.zeros(N), "d": np.zeros(B)} for name in losses}
+    by_loss = {
+        name: {"d_sq": np.zeros(T), "d_bar": np.zeros(N), "d": np.zeros(B), "d_head": np.zeros(B)} for name in losses
+    }
     node, branch_offsets = np.asarray(tree["node"]), np.asarray(tree["branch_offsets"])
     stream = score_blocks([student, teacher], tokens, offsets, block=block, group_tokens=group_tokens)
     for positions, (log_p, log_t) in stream:
-        if log_p.shape[-1] <= 4096:
-            log_p, log_t = log_p.double(), log_t.double()
         sampled = torch.from_numpy(tokens[positions]).long().to(log_t.device)[:, None]
         kl, js = divergences(log_p, log_t)
         shared["kl"][positions], shared["js"][positions] = kl.cpu().numpy(), js.cpu().numpy()
@@ -73,6 +73,9 @@ def distill(
         row = in_block.repeat_interleave(torch.from_numpy(counts).to(log_p.device))
         column = torch.from_numpy(tree["branch_token"][branches]).long().to(log_p.device)
         teacher_prob[branches] = log_t[row, column].double().exp().cpu().numpy()
+        head = torch.from_numpy(~tree["branch_tail"][branches]).to(log_p.device)
+        place = torch.from_numpy(np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts))
+        heads = [renormalised(x[row, column], row_of(counts), place, head) for x in (log_p, log_t)]
         policy = tempered(log_p[in_block], temperature)
         for name, loss in losses.items():
             d = descent(loss, log_p, log_t)
@@ -80,7 +83,23 @@ def distill(
             out["d_sq"][positions] = d.square().sum(-1, dtype=torch.float64).cpu().numpy()
             out["d_bar"][first:last] = (policy * d[in_block]).sum(-1, dtype=torch.float64).cpu().numpy()
             out["d"][branches] = d[row, column].double().cpu().numpy()
+            if len(column):
+                d_head = descent(loss, *heads)[row_of(counts), place]
+                out["d_head"][branches] = torch.where(head.cpu(), d_head.cpu(), 0.0).double().numpy()
     return {name: {**shared, "teacher_prob": teacher_prob, **out} for name, out in by_loss.items()}
+
+
+def row_of(counts: Ints) -> torch.Tensor:
+    """The row of each value of CSR rows with these lengths."""
+    return torch.from_numpy(np.repeat(np.arange(len(counts)), counts))
+
+
+def renormalised(log_probs: torch.Tensor, row: torch.Tensor, place: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities over the head's branches alone: [B] values with row, place and membership -> [N, most]."""
+    shape = (int(row[-1]) + 1, int(place.max()) + 1) if len(row) else (0, 0)
+    table = log_probs.new_full(shape, -torch.inf)
+    table[row, place] = log_probs.masked_fill(~head, -torch.inf)
+    return torch.log_softmax(table, dim=-1)
 
 
 def make_distillation(

@@ -4,6 +4,9 @@ At a node, g_j = P_j (Q_j - V) / temperature. With V = sum P Q, W = sum P^2 Q, A
 the whole vocabulary, |g|^2 = A - 2 V W + S V^2. Each of V, W, A is linear in Q or Q^2 and estimated without bias from
 head and tail; the products lose the covariance of their factors' estimates. Without a tail this is |g_hat|^2 less
 sum_j lev_j s_j^2 / n_j, lev_j = P_j^2 (1 - 2 P_j + |P|^2).
+
+A tail too small to be drawn counts as successful as the head is on average: it then pulls no gradient of its own, and
+the bias is at most its probability.
 """
 
 from collections.abc import Mapping
@@ -54,6 +57,22 @@ class Outcomes(NamedTuple):
         """Tail tokens drawn at each node, [N]."""
         return row_sums(self.tail.astype(np.float64), self.offsets)
 
+    @property
+    def head_prob(self) -> Floats:
+        """P of the branches in the head, 0 in the tail, [B]."""
+        return np.where(self.tail, 0.0, self.prob)
+
+    @property
+    def undrawn(self) -> Floats:
+        """Probability of a tail that was not drawn, [N]."""
+        return np.where(self.tail_size > 0, 0.0, self.tail_prob)
+
+    @property
+    def undrawn_p_sq(self) -> Floats:
+        """sum of P_j^2 over a tail that was not drawn, [N]."""
+        rest = np.maximum(self.p_sq - row_sums(self.head_prob**2, self.offsets), 0.0)
+        return np.where(self.undrawn > 0, rest, 0.0)
+
 
 def weights(outcomes: Outcomes) -> Floats:
     """What a branch counts in sum_j P_j (.): P_j in the head, P_tail / m for each of m tail tokens; [B]."""
@@ -62,8 +81,19 @@ def weights(outcomes: Outcomes) -> Floats:
     return np.where(outcomes.tail, share[owner], outcomes.prob)
 
 
+def completed(outcomes: Outcomes, c: Floats, rest: Floats) -> Floats:
+    """c at the branches such that an undrawn tail counts with the head's mean success; [B].
+
+    Args:
+        c: at the branches, [B].
+        rest: sum of P_j c_j over the tail of each node where it is undrawn, [N].
+    """
+    share = np.where(outcomes.undrawn > 0, rest, 0.0) / row_sums(outcomes.head_prob, outcomes.offsets)
+    return c + share[owners(outcomes.offsets)]
+
+
 def linear(outcomes: Outcomes, c: Floats) -> Floats:
-    """L_c = sum_j P_j Q_j c_j without bias, [N], for c known at the branches, [B]."""
+    """L_c = sum_j P_j Q_j c_j without bias, [N], for c known at the branches (and completed), [B]."""
     return row_sums(weights(outcomes) * outcomes.rate * c, outcomes.offsets)
 
 
@@ -83,23 +113,44 @@ def covariance(outcomes: Outcomes, a: Floats, b: Floats) -> Floats:
     return head + tail
 
 
-def squared_norm(outcomes: Outcomes) -> Floats:
-    """|g|^2 at temperature 1 without bias, [N]; negative where noise outweighs signal."""
-    one, p = np.ones_like(outcomes.prob), outcomes.prob
-    V, W = linear(outcomes, one), linear(outcomes, p)
+def value(outcomes: Outcomes) -> Floats:
+    """V without bias, [N]."""
+    return linear(outcomes, completed(outcomes, np.ones_like(outcomes.prob), outcomes.undrawn))
+
+
+def squared_norm(outcomes: Outcomes) -> tuple[Floats, Floats]:
+    """|g|^2 at temperature 1: without bias, and as drawn with its noise; [N] each.
+
+    The first is negative where noise outweighs signal; the difference is the noise that was taken out.
+    """
+    p, rest = outcomes.prob, outcomes.undrawn_p_sq
+    one = completed(outcomes, np.ones_like(p), outcomes.undrawn)
+    by_p = completed(outcomes, p, rest)
+    V, W = linear(outcomes, one), linear(outcomes, by_p)
     n, s = outcomes.draws, outcomes.successes
     rate_sq = s * (s - 1) / (n * (n - 1))  # Q^2 without bias, from pairs of draws
-    A = row_sums(weights(outcomes) * p * rate_sq, outcomes.offsets)
-    return A - 2 * (V * W - covariance(outcomes, one, p)) + outcomes.p_sq * (V * V - covariance(outcomes, one, one))
+    noise_V = covariance(outcomes, one, one)
+    S, share = outcomes.p_sq, weights(outcomes) * p
+    unbiased = (
+        row_sums(share * rate_sq, outcomes.offsets)
+        + rest * (V * V - noise_V)
+        - 2 * (V * W - covariance(outcomes, one, by_p))
+        + S * (V * V - noise_V)
+    )
+    plain = row_sums(share * outcomes.rate**2, outcomes.offsets) + rest * V * V - 2 * V * W + S * V * V
+    return unbiased, np.maximum(plain, 0.0)
 
 
 def ideal_gradients(outcomes: Outcomes, temperature: float) -> dict[str, AnyArray]:
     """The arrays of stage 3."""
-    owner = owners(outcomes.offsets)
-    V = linear(outcomes, np.ones_like(outcomes.prob))
-    gradient = outcomes.prob * (outcomes.rate - V[owner]) / temperature
-    plain = row_sums(np.where(outcomes.tail, 0.0, gradient**2), outcomes.offsets)
-    g_sq = squared_norm(outcomes) / temperature**2
+    V = value(outcomes)
+    unbiased, plain = (norm / temperature**2 for norm in squared_norm(outcomes))
     with np.errstate(divide="ignore", invalid="ignore"):
-        reliability = np.where(plain > 0, g_sq / plain, np.nan)
-    return {"value": V, "g_sq": g_sq, "g_sq_plain": plain, "reliability": reliability, "gradient": gradient}
+        reliability = np.where(plain > 1e-12, unbiased / plain, np.nan)
+    return {
+        "value": V,
+        "g_sq": unbiased,
+        "g_sq_plain": plain,
+        "reliability": reliability,
+        "gradient": outcomes.prob * (outcomes.rate - V[owners(outcomes.offsets)]) / temperature,
+    }

@@ -1,16 +1,17 @@
 """What one process knows of a run: questions, keys, store, and the models it has loaded."""
 
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 from schemas.config import Context, Model, RunConfig, Teacher, is_local_folder
-from tasks.engines.protocol import Engine
-from tasks.lineage import Lineage, QuestionKeys
-from tasks.prompts import PLAIN, check_same_tokenizer, encode_prompt, load_tokenizer, prompt_text
+from tasks.engines.device import resolve_device
+from tasks.engines.protocol import Engine, EngineError
+from tasks.lineage import Lineage, QuestionKeys, sources
+from tasks.prompts import PLAIN, check_same_tokenizer, encode_prompt, prompt_text
 from tasks.questions import InputError, Question, load_questions
 from tasks.store.artefact import Store, StoreError
-from tasks.store.keys import Recipe, model_fingerprint
+from tasks.store.keys import Recipe
 from tasks.verifiers.verifier import Verifier
 
 
@@ -30,16 +31,36 @@ class Job:
             self.store.check_writable()
         except StoreError as error:
             raise InputError("store", f"{error}; give a folder or URL that can be written") from error
-        _check_model("student.path", config.student)
+        try:
+            resolve_device(config.engine.device)
+        except EngineError as error:
+            raise InputError("engine.device", str(error)) from error
+        self._lineage = Lineage(config)
+        self._check_model("student.path", config.student)
         for i, teacher in enumerate(config.teachers):
             if teacher.model is not None:
-                _check_model(f"teachers[{i}].model.path", teacher.model)
-                check_same_tokenizer(f"teachers[{i}].model.path", config.student, teacher.model)
-        self._lineage = Lineage(config)
-        self.keys: dict[str, QuestionKeys] = {q.id: self._lineage.keys(q) for q in self.questions.values()}
+                field = f"teachers[{i}].model.path"
+                self._check_model(field, teacher.model)
+                theirs = self._lineage.tokenizer(teacher.model)
+                check_same_tokenizer(field, teacher.model.path, self.tokenizer, theirs)
+        self.keys: dict[str, QuestionKeys] = {}
+        for question in self.questions.values():
+            prompt = self.prompt_ids(question)
+            if not prompt:
+                raise InputError("prompt.template", f"{config.prompt.template!r} gives an empty prompt")
+            shown = {s: self.teacher_prompt_ids(t, c, question) for s, (t, c) in sources(config).items()}
+            self.keys[question.id] = self._lineage.keys(question, prompt, shown)
         self._engines: dict[Model, Engine] = {}
-        if not self.prompt_ids(next(iter(self.questions.values()))):
-            raise InputError("prompt.template", f"{config.prompt.template!r} gives an empty prompt")
+
+    def _check_model(self, field: str, model: Model) -> None:
+        """Refuse a model that is neither here nor on the hub, or has no tokenizer; nothing of it is loaded."""
+        looks_local = model.path.startswith((".", "/")) or model.path.count("/") > 1
+        if looks_local and not is_local_folder(model.path):
+            raise InputError(field, f"{model.path!r} is not there; give a model folder or a hub name")
+        try:
+            self._lineage.fingerprint(model)
+        except ValueError as error:
+            raise InputError(field, str(error)) from error
 
     @cached_property
     def verifier(self) -> Verifier:
@@ -49,7 +70,7 @@ class Job:
     @cached_property
     def tokenizer(self) -> Any:
         """The student's tokenizer."""
-        return load_tokenizer(self.config.student)
+        return self._lineage.tokenizer(self.config.student)
 
     @property
     def student(self) -> Engine:
@@ -63,7 +84,7 @@ class Job:
 
             for other in [m for m in self._engines if m != self.config.student]:
                 del self._engines[other]
-            self._engines[model] = load_transformers(model, self.config.engine, load_tokenizer(model))
+            self._engines[model] = load_transformers(model, self.config.engine, self._lineage.tokenizer(model))
         return self._engines[model]
 
     @property
@@ -85,7 +106,7 @@ class Job:
     def teacher_prompt_ids(self, teacher: Teacher, context: Context, question: Question) -> list[int]:
         """A teacher's prompt."""
         own = teacher.chat_template == "own" and teacher.model is not None
-        tokenizer = load_tokenizer(teacher.model) if own and teacher.model is not None else self.tokenizer
+        tokenizer = self._lineage.tokenizer(teacher.model) if own and teacher.model is not None else self.tokenizer
         return encode_prompt(tokenizer, prompt_text(self.config.prompt, context, question), self.config.prompt)
 
     def recipe(self, key: str) -> Recipe:
@@ -101,27 +122,23 @@ class Job:
         self.verifier.close()
 
 
-def _check_model(field: str, model: Model) -> None:
-    """Refuse a model that is neither here nor on the hub, or has no tokenizer; nothing of it is loaded."""
-    looks_local = model.path.startswith((".", "/", "~")) or model.path.count("/") > 1
-    if looks_local and not is_local_folder(model.path):
-        raise InputError(field, f"{model.path!r} is not there; give a model folder or a hub name")
-    try:
-        model_fingerprint(model)
-    except ValueError as error:
-        raise InputError(field, str(error)) from error
-    load_tokenizer(model)
-
-
-@lru_cache(maxsize=1)
-def _open(config: str) -> Job:
-    return Job(RunConfig.model_validate_json(config))
+_jobs: dict[str, Job] = {}
 
 
 def open_job(config: RunConfig) -> Job:
-    """The job of a configuration; one process keeps the last one.
+    """The job of a configuration; one process keeps the last one, until its flow ends.
 
     Raises:
         InputError: naming the field and the value.
     """
-    return _open(config.model_dump_json())
+    key = config.model_dump_json()
+    if key not in _jobs:
+        forget_jobs()
+        _jobs[key] = Job(config)
+    return _jobs[key]
+
+
+def forget_jobs() -> None:
+    """Let the next `open_job` look at files and models anew; worker processes end."""
+    while _jobs:
+        _jobs.popitem()[1].close()

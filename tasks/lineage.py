@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from schemas.arrays import STAGE_VERSIONS
 from schemas.config import Context, Model, RunConfig, Settings, Teacher, loss_name
-from tasks.prompts import PLAIN, context_fields, load_tokenizer, tokenizer_fingerprint
+from tasks.prompts import load_tokenizer, tokenizer_fingerprint
 from tasks.questions import Question
-from tasks.store.keys import Recipe, digest, engine_fingerprint, model_fingerprint
+from tasks.store.keys import Recipe, digest, engine_fingerprint, model_fingerprint, verifier_fingerprint
 
 
 class Source(NamedTuple):
@@ -62,23 +62,38 @@ def signals(config: RunConfig) -> list[Signal]:
 
 
 class Lineage:
-    """Computes keys and remembers what stands behind each; fingerprints of models are taken once."""
+    """Computes keys and remembers what stands behind each; models are looked at once."""
 
     def __init__(self, config: RunConfig) -> None:
         self.recipes: dict[str, Recipe] = {}
         self._config = config
         self._models: dict[Model, str] = {}
+        self._tokenizers: dict[Model, Any] = {}
         self._engine = engine_fingerprint(config.engine.kind)
 
+    def tokenizer(self, model: Model) -> Any:
+        """A model's tokenizer.
+
+        Raises:
+            ValueError: it has none.
+        """
+        if model not in self._tokenizers:
+            self._tokenizers[model] = load_tokenizer(model)
+        return self._tokenizers[model]
+
     def fingerprint(self, model: Model) -> str:
-        """Content of model and tokenizer, with the dtype it is run in."""
+        """Content of model and tokenizer, with the dtype it is run in.
+
+        Raises:
+            ValueError: the model is not to be had.
+        """
         if model not in self._models:
-            tokenizer = tokenizer_fingerprint(load_tokenizer(model))
+            tokenizer = tokenizer_fingerprint(self.tokenizer(model))
             self._models[model] = digest([model_fingerprint(model), tokenizer, model.dtype])
         return self._models[model]
 
-    def keys(self, question: Question) -> QuestionKeys:
-        """Keys of everything that is made for a question."""
+    def keys(self, question: Question, prompt: list[int], shown: Mapping[Source, list[int]]) -> QuestionKeys:
+        """Keys of everything that is made for a question, from its student's and teachers' prompts as token ids."""
         config = self._config
         rollouts = self._key(
             "rollouts",
@@ -89,7 +104,9 @@ class Lineage:
                 "verifier": config.verifier.keyed(),
             },
             fingerprints={
-                "question": question.fingerprint(context_fields(config.prompt, PLAIN)),
+                "question": digest([question.id, question.answer]),
+                "prompt": digest(prompt),
+                "verifier": verifier_fingerprint(config.verifier.kind),
                 "student": self.fingerprint(config.student),
                 "engine": self._engine,
             },
@@ -100,11 +117,11 @@ class Lineage:
         for source, (teacher, context) in sources(config).items():
             fingerprints = {
                 "teacher": self.fingerprint(teacher.model or config.student),
-                "context": question.fingerprint(context_fields(config.prompt, context)),
+                "prompt": digest(shown[source]),
             }
-            shown = {"context": context.keyed(), "chat_template": teacher.chat_template}
+            template = {"context": context.keyed(), "chat_template": teacher.chat_template}
             for name, loss in losses(config).items():
-                settings = {**shown, "loss": loss.keyed()}
+                settings = {**template, "loss": loss.keyed()}
                 distillation[Signal(*source, name)] = self._key(
                     "distillation", settings, [rollouts, trees], fingerprints
                 )

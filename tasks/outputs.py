@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import polars as pl
@@ -73,7 +73,10 @@ def read_run(job: Job) -> dict[str, Any] | None:
     data = job.store.get_bytes("runs", job.config.name, "run.json")
     if data is None:
         return None
-    run: dict[str, Any] = json.loads(data)
+    try:
+        run: dict[str, Any] = json.loads(data)
+    except ValueError:  # damaged: not there
+        return None
     for name, expected in run.get("files", {}).items():
         content = job.store.get_bytes("runs", job.config.name, name)
         if content is None or hashlib.sha256(content).hexdigest() != expected:
@@ -101,6 +104,13 @@ def aggregate_task(config: RunConfig, ids: list[str], failed: dict[str, str]) ->
     return digests, Outcome(made=1, seconds=time.monotonic() - began)
 
 
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # this project, run from a checkout that is not installed
+        return "not installed"
+
+
 def write_run(
     job: Job, ids: Sequence[str], failed: Failures, files: Mapping[str, str], stages: Mapping[str, Outcome]
 ) -> dict[str, Any]:
@@ -113,7 +123,7 @@ def write_run(
         "questions": list(ids),
         "failed": dict(failed),
         "artefacts": {i: [list(pair) for pair in job.keys[i].all()] for i in ids},
-        "versions": {package: version(package) for package in PACKAGES},
+        "versions": {package: _version(package) for package in PACKAGES},
         "stages": {
             stage: {name: value for name, value in asdict(outcome).items() if name != "failed"}
             for stage, outcome in stages.items()

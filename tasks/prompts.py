@@ -1,8 +1,9 @@
 """What is shown: prompts of student and teachers, as token ids."""
 
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
+
+from jinja2 import TemplateError
 
 from schemas.config import Context, Model, Prompt, template_fields
 from tasks.questions import InputError, Question
@@ -27,18 +28,11 @@ def prompt_text(prompt: Prompt, context: Context, question: Question) -> PromptT
     return PromptText(context.text.format(prompt=own, **names), prompt.system, prompt.chat)
 
 
-def context_fields(prompt: Prompt, context: Context) -> list[str]:
-    """The columns that a prompt with this context reads."""
-    names = [*template_fields(prompt.template), *template_fields(context.text)]
-    return sorted({n for n in names if n != "prompt"})
-
-
-@cache
 def load_tokenizer(model: Model) -> Any:
     """The tokenizer of a model folder or hub name.
 
     Raises:
-        InputError: there is none.
+        ValueError: there is none.
     """
     from transformers import AutoTokenizer
 
@@ -48,7 +42,7 @@ def load_tokenizer(model: Model) -> Any:
         )
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise InputError("path", f"{model.path!r} has no tokenizer that can be loaded: {reason}") from error
+        raise ValueError(f"{model.path!r} has no tokenizer that can be loaded: {reason}") from error
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
@@ -63,20 +57,24 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     )
 
 
-def check_same_tokenizer(field: str, student: Model, teacher: Model) -> None:
+def check_same_tokenizer(field: str, path: str, student: Any, teacher: Any) -> None:
     """Refuse a teacher whose token ids do not mean what the student's mean; compared by content.
+
+    Args:
+        field, path: of the teacher's model, for the message.
+        student, teacher: tokenizers.
 
     Raises:
         InputError: they differ.
     """
-    ours, theirs = load_tokenizer(student).get_vocab(), load_tokenizer(teacher).get_vocab()
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
     if ours == theirs:
         return
     differing = sorted(t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t))
     token = differing[0]
     raise InputError(
         field,
-        f"{teacher.path!r} has another tokenizer than the student {student.path!r}: {len(differing)} tokens differ, "
+        f"{path!r} has another tokenizer than the student: {len(differing)} tokens differ, "
         f"such as {token!r} (id {theirs.get(token)}, the student's {ours.get(token)}); a teacher must share it",
     )
 
@@ -85,7 +83,7 @@ def encode_prompt(tokenizer: Any, text: PromptText, prompt: Prompt) -> list[int]
     """Token ids of a prompt.
 
     Raises:
-        InputError: a chat prompt, and a tokenizer without a chat template.
+        InputError: a chat prompt, and a tokenizer without a chat template or with one that refuses it.
     """
     if not text.chat:
         return [int(i) for i in tokenizer(text.user)["input_ids"]]
@@ -94,7 +92,10 @@ def encode_prompt(tokenizer: Any, text: PromptText, prompt: Prompt) -> list[int]
     messages = [{"role": "user", "content": text.user}]
     if text.system is not None:
         messages.insert(0, {"role": "system", "content": text.system})
-    rendered = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=True, **prompt.chat_template_kwargs
-    )
+    try:
+        rendered = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True, **prompt.chat_template_kwargs
+        )
+    except (TemplateError, TypeError) as error:
+        raise InputError("prompt", f"{prompt!r} does not go with the model's chat template: {error}") from error
     return [int(i) for i in rendered["input_ids"]]

@@ -1,13 +1,14 @@
 """What is asked: a table of questions, read once and checked."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import fsspec
 import polars as pl
 
 from schemas.config import RunConfig, template_fields
-from tasks.store.keys import digest
 from tasks.verifiers.verifier import answer_error
 
 
@@ -20,44 +21,45 @@ class InputError(ValueError):
 
 @dataclass(frozen=True)
 class Question:
-    """One row of the questions file. `fields` holds every column as text; null columns are left out."""
+    """One row of the questions file.
+
+    `fields` holds every column as text, null ones left out; `answer` among them is the reference answer, whatever
+    its column is called.
+    """
 
     id: str
     answer: str
     fields: dict[str, str]
 
-    def fingerprint(self, names: Sequence[str]) -> str:
-        """Content of what a template reads, with id and answer."""
-        return digest({"id": self.id, "answer": self.answer, **{f"field {n}": self.fields[n] for n in names}})
 
-
-def read_table(url: str) -> pl.DataFrame:
-    """A JSONL, parquet or CSV table from any fsspec URL.
+def read_rows(url: str) -> list[dict[str, Any]]:
+    """Rows of a JSONL, parquet or CSV table from any fsspec URL.
 
     Raises:
         InputError: missing, of another kind, or not readable as what its name says.
     """
     field = "questions.path"
-    readers = {".jsonl": pl.read_ndjson, ".parquet": pl.read_parquet, ".csv": pl.read_csv}
-    suffix = next((s for s in readers if url.lower().endswith(s)), None)
+    kinds = (".jsonl", ".parquet", ".csv")
+    suffix = next((s for s in kinds if url.lower().endswith(s)), None)
     if suffix is None:
-        raise InputError(field, f"{url!r} ends in none of {', '.join(readers)}")
+        raise InputError(field, f"{url!r} ends in none of {', '.join(kinds)}")
     try:
         with fsspec.open(url, "rb") as file:
             data = file.read()
-    except (FileNotFoundError, IsADirectoryError):
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise InputError(field, f"{url!r} is not there; give a path or URL of a file") from None
-    except (ImportError, ValueError, PermissionError) as error:
+    except (ImportError, ValueError, OSError) as error:
         raise InputError(field, f"{url!r} cannot be opened: {error}") from error
     if not data.strip():
         raise InputError(field, f"{url!r} is empty; it needs at least one question")
     try:
         if suffix == ".jsonl":
-            return pl.read_ndjson(data, infer_schema_length=None)
-        if suffix == ".csv":
-            return pl.read_csv(data, infer_schema=False)
-        return pl.read_parquet(data)
-    except pl.exceptions.PolarsError as error:
+            rows = [json.loads(line) for line in data.decode().splitlines() if line.strip()]
+            if not all(isinstance(row, dict) for row in rows):
+                raise ValueError("a line is not an object")
+            return rows
+        return (pl.read_csv(data, infer_schema=False) if suffix == ".csv" else pl.read_parquet(data)).to_dicts()
+    except (pl.exceptions.PolarsError, ValueError) as error:
         raise InputError(field, f"{url!r} is not a readable {suffix} file: {str(error).splitlines()[0]}") from error
 
 
@@ -68,17 +70,13 @@ def load_questions(config: RunConfig) -> list[Question]:
         InputError: see above; also a missing column, duplicate or empty ids, an answer that cannot be verified.
     """
     source = config.questions
-    table = read_table(source.path)
-    if source.limit is not None:
-        table = table.head(source.limit)
-    if table.height == 0:
+    table = read_rows(source.path)[: source.limit]
+    if not table:
         raise InputError("questions.path", f"{source.path!r} has no rows; it needs at least one question")
     for name, column in (("questions.id", source.id), ("questions.answer", source.answer)):
-        if column not in table.columns:
-            raise InputError(name, f"{column!r} is no column of {source.path!r}; it has {', '.join(table.columns)}")
-    rows = [
-        {name: _text(value) for name, value in row.items() if value is not None} for row in table.iter_rows(named=True)
-    ]
+        if not any(column in row for row in table):
+            raise InputError(name, f"{column!r} is no column of {source.path!r}; it has {', '.join(table[0])}")
+    rows = [{name: _text(value) for name, value in row.items() if value is not None} for row in table]
     seen: set[str] = set()
     for number, row in enumerate(rows, 1):
         if source.id not in row or source.answer not in row:
@@ -90,7 +88,7 @@ def load_questions(config: RunConfig) -> list[Question]:
         problem = answer_error(config.verifier, row[source.answer])
         if problem is not None:
             raise InputError("questions.answer", f"{row[source.answer]!r} of question {row[source.id]!r} {problem}")
-    questions = [Question(row[source.id], row[source.answer], row) for row in rows]
+    questions = [Question(row[source.id], row[source.answer], {**row, "answer": row[source.answer]}) for row in rows]
     _need_fields("prompt.template", template_fields(config.prompt.template), questions)
     for t, teacher in enumerate(config.teachers):
         for c, context in enumerate(teacher.contexts):
@@ -100,7 +98,7 @@ def load_questions(config: RunConfig) -> list[Question]:
 
 
 def _text(value: object) -> str:
-    return value if isinstance(value, str) else str(value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _need_fields(where: str, names: Sequence[str], questions: Sequence[Question]) -> None:

@@ -57,8 +57,8 @@ def run_stage(job: Job, stage: str, ids: Sequence[str], source: Source | None = 
                 job.store.commit(stage, key, arrays, meta)
             outcome.made += len(made)
             outcome.decoded_tokens += decoded
-            if stage == "trees":
-                clear_rounds(job, absent[0])
+        if stage == "trees":
+            clear_rounds(job, keys[0])
         report(stage, 1)
     if stage == "rollouts":
         outcome.failed = failures(job, ids)
@@ -109,6 +109,7 @@ def _make(
         {key: read("distillation", d).arrays for key, d in signals.items()},
         job.config.scores,
         temperature,
+        job.config.tree.tail_limit,
         stream_seed("posterior", keys.trees),
     )
 

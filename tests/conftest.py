@@ -59,10 +59,13 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
-    """Folder with `student`, `teacher`, and `other`, whose tokenizer has two tokens swapped."""
+    """Folder with `student`, `teacher`, and `other`, whose tokenizer has two tokens swapped.
+
+    Their heads have more rows than the tokenizer has tokens, and not the same number, as published models do.
+    """
     root = tmp_path_factory.mktemp("models")
     for seed, name in enumerate(("student", "teacher", "other")):
-        random_model(root / name, seed, len(tokenizer))
+        random_model(root / name, seed, len(tokenizer) + 4 * (seed + 1))
         tokenizer.save_pretrained(root / name)
     saved = json.loads((root / "other" / "tokenizer.json").read_text())
     vocabulary = saved["model"]["vocab"]

@@ -50,7 +50,7 @@ def test_models_that_do_not_verify_are_not_there(tmp_path: Path) -> None:
 
 def test_models_are_keyed_by_what_makes_them() -> None:
     assert models_key(DemoConfig()) == models_key(DemoConfig(seconds=5))
-    assert len({models_key(c) for c in (DemoConfig(), DemoConfig(seed=1), DemoConfig(questions=9))}) == 3
+    assert models_key(DemoConfig()) == models_key(DemoConfig(questions=9)) != models_key(DemoConfig(seed=1))
 
 
 def test_training_that_does_not_learn_in_time_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:

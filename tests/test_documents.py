@@ -1,6 +1,8 @@
 """What is written agrees with what is there: reference, example configurations, rooms and their imports."""
 
 import ast
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -75,8 +77,13 @@ def test_no_stage_imports_a_later_one() -> None:
 
 def test_nothing_else_stands_at_the_top() -> None:
     known = {"schemas", "tasks", "flows", "infra", "tests", "pyproject.toml", "README.md", "LICENSE", "constraints.txt"}
-    import subprocess
-
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     top = {line.split("/")[0] for line in listed.splitlines()}
     assert {name for name in top if not name.startswith(".")} <= known
+
+
+def test_the_readme_is_finished_and_its_links_lead_somewhere() -> None:
+    page = (ROOT / "README.md").read_text()
+    assert "@@" not in page
+    for target in re.findall(r"\]\(([^)#]+)\)", page):
+        assert target.startswith("https://") or (ROOT / target).exists(), target

@@ -94,7 +94,7 @@ def test_streamed_log_probabilities_are_the_models_own(model: Any) -> None:
             positions = np.concatenate([p for p, _ in parts])
             assert positions.tolist() == (list(range(8)) if rows is None else rows.tolist())
             assert all(len(p) <= block for p, _ in parts)
-            assert torch.allclose(torch.cat([x for _, (x,) in parts]), own[positions], atol=1e-5)
+            assert torch.allclose(torch.cat([x for _, (x,) in parts]).float(), own[positions], atol=1e-5)
 
 
 def test_a_shared_prefix_is_computed_once(model: Any) -> None:
@@ -108,7 +108,9 @@ def test_a_shared_prefix_is_computed_once(model: Any) -> None:
 
     model.base_model.forward = counted
     try:
-        engine.continue_prefixes(SEQUENCES, [Draw(i % 3, 4, 5 + i % 20, 1, i) for i in range(40)], 1.0)
+        engine.continue_prefixes(
+            SEQUENCES, [Draw(i % 3, len(SEQUENCES[i % 3]), 5 + i % 20, 1, i) for i in range(40)], 1.0
+        )
     finally:
         model.base_model.forward = forward
     # the prefix of 4 once, what differs (padded to the longest, 5) once a sequence, and one token a draw
@@ -142,6 +144,6 @@ def test_no_gpu_for_a_gpu_setting_is_a_clear_error(models: Path, tokenizer: Any)
     if torch.cuda.is_available():
         device, message = "cuda:99", "cuda:99"
     else:
-        device, message = "cuda", "no GPU is to be had"
+        device, message = "cuda", "this machine has 0 GPUs"
     with pytest.raises(EngineError, match=message):
         load_transformers(Model(path=str(models / "student")), TransformersEngine(device=device), tokenizer)

@@ -19,7 +19,7 @@ from tasks.losses import descent
 from tasks.questions import Question
 from tasks.rollouts import make_rollouts
 from tasks.store.artefact import Artefact
-from tasks.trees.tree import Unit, draw_unit, plan_tree
+from tasks.trees.tree import Unit, draw_unit, plan_tree, with_outcomes
 from tasks.verifiers.verifier import Attempt, Verifier
 from tests.conftest import random_model
 
@@ -137,12 +137,7 @@ def scores(engines: Any, seed: int, draws: int, rollouts: Artefact) -> QuestionS
     job = cast(Any, SmallJob(student, config(seed, draws)))
     plan = plan_tree(student, rollouts, job.config, QUESTION.id)
     outcome = draw_unit(job, QUESTION, rollouts, plan, Unit(0, plan.branches))
-    branch = np.repeat(np.arange(plan.branches), plan.arrays["draws"])
-    tree = {
-        **plan.arrays,
-        "successes": np.bincount(branch, outcome["success"], plan.branches).astype(np.int32),
-        "truncations": np.bincount(branch, outcome["truncated"], plan.branches).astype(np.int32),
-    }
+    tree = with_outcomes(plan, outcome)
     outcomes = Outcomes.of(tree)
     ideal = ideal_gradients(outcomes, 1.0)
     d = distill(
@@ -156,7 +151,7 @@ def scores(engines: Any, seed: int, draws: int, rollouts: Artefact) -> QuestionS
         block=64,
         group_tokens=4096,
     )["reverse_kl"]
-    alignment = make_alignment(outcomes, tree["node"], ideal, {"k": d}, Scores(), 1.0, seed)["k"]
+    alignment = make_alignment(outcomes, tree["node"], ideal, {"k": d}, Scores(), 1.0, 0.0, seed)["k"]
     return QuestionScores("q", rollouts.arrays, tree, ideal, {SIGNAL: d}, {SIGNAL: alignment})
 
 

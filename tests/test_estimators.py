@@ -15,7 +15,7 @@ from tasks.lineage import Signal
 from tasks.store.artefact import Artefact
 from tasks.trees.forced import allocate
 from tasks.trees.nodes import inclusion_probabilities, systematic_sample
-from tasks.trees.tree import Unit, draw_unit, plan_tree
+from tasks.trees.tree import Unit, draw_unit, plan_tree, with_outcomes
 from tests.oracle import (
     PROMPT,
     Chain,
@@ -37,12 +37,7 @@ def tree_of(job: OracleJob, rollouts: Artefact) -> dict[str, Any]:
     """One tree, as stage 2 makes it, without its store."""
     plan = plan_tree(job.student, rollouts, job.config, job.question.id)
     outcome = draw_unit(cast(Any, job), job.question, rollouts, plan, Unit(0, plan.branches))
-    branch = np.repeat(np.arange(plan.branches), plan.arrays["draws"])
-    return {
-        **plan.arrays,
-        "successes": np.bincount(branch, outcome["success"], plan.branches).astype(np.int32),
-        "truncations": np.bincount(branch, outcome["truncated"], plan.branches).astype(np.int32),
-    }
+    return with_outcomes(plan, outcome)
 
 
 def scored(job: OracleJob, teacher: Chain, rollouts: Artefact, tree: dict[str, Any]) -> QuestionScores:
@@ -60,7 +55,9 @@ def scored(job: OracleJob, teacher: Chain, rollouts: Artefact, tree: dict[str, A
         block=64,
         group_tokens=4096,
     )["reverse_kl"]
-    alignment = make_alignment(outcomes, tree["node"], ideal, {"k": distillation}, Scores(), 1.0, job.config.seed)["k"]
+    alignment = make_alignment(
+        outcomes, tree["node"], ideal, {"k": distillation}, Scores(), 1.0, job.config.tree.tail_limit, job.config.seed
+    )["k"]
     return QuestionScores(
         f"q{job.config.seed}", rollouts.arrays, tree, ideal, {SIGNAL: distillation}, {SIGNAL: alignment}
     )
@@ -161,7 +158,9 @@ def test_squared_norm_without_a_tail_is_the_plain_one_less_its_noise() -> None:
     g = p * (q - (p * q).sum())
     leverage = p**2 * (1 - 2 * p + (p**2).sum())
     noise = leverage * q * (1 - q) / (n - 1)
-    assert squared_norm(outcomes)[0] == pytest.approx((g**2).sum() - noise.sum())
+    unbiased, plain = squared_norm(outcomes)
+    assert unbiased[0] == pytest.approx((g**2).sum() - noise.sum())
+    assert plain[0] == pytest.approx((g**2).sum())
 
 
 def test_outcomes_shuffled_among_branches_give_an_interval_that_holds_zero() -> None:

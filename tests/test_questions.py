@@ -61,7 +61,18 @@ def test_chat_and_plain_prompts(models: Path) -> None:
 
 
 def test_another_tokenizer_of_the_same_size_is_refused(models: Path) -> None:
-    student, other = (Model(path=str(models / name)) for name in ("student", "other"))
-    check_same_tokenizer("teacher", student, Model(path=str(models / "teacher")))
-    with pytest.raises(InputError, match=r"another tokenizer than the student.*2 tokens differ, such as 'add'"):
-        check_same_tokenizer("teacher", student, other)
+    student, teacher, other = (load_tokenizer(Model(path=str(models / n))) for n in ("student", "teacher", "other"))
+    check_same_tokenizer("teachers[0].model.path", "here", student, teacher)
+    with pytest.raises(InputError, match=r"'here' has another tokenizer than the student: 2 tokens differ, such as"):
+        check_same_tokenizer("teachers[0].model.path", "here", student, other)
+
+
+def test_numbers_keep_their_own_form_and_the_answer_its_name(settings: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text(
+        '{"id": 1, "question": "start 3", "gold": 7, "answer": "no"}\n{"id": "b", "question": "x", "gold": 7.5}'
+    )
+    override = {"questions": {"path": str(path), "answer": "gold"}}
+    first, second = load_questions(checked(merged(settings, override)))
+    assert (first.id, first.answer, second.answer) == ("1", "7", "7.5")
+    assert first.fields["answer"] == "7"  # what a context shows is the reference answer

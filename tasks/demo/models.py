@@ -1,4 +1,4 @@
-"""The demo's models and questions, as a cached stage: one folder by content key, with a manifest of digests."""
+"""The demo's models, as a cached stage: one folder by content key, with a manifest of digests; and its questions."""
 
 import json
 import multiprocessing
@@ -32,10 +32,15 @@ _steps: "SimpleQueue[int] | None" = None
 
 
 def models_key(demo: DemoConfig) -> str:
-    """Content key of the demo's models and questions."""
+    """Content key of the demo's models."""
     training = [{k: v for k, v in asdict(r).items() if k not in ("seconds", "steps")} for r in recipes(demo.seed, 1.0)]
-    settings: dict[str, object] = {**demo.keyed(), "recipes": training}
+    settings: dict[str, object] = {"seed": demo.seed, "recipes": training}
     return Recipe("models", VERSION, settings, [], {"engine": engine_fingerprint("transformers")}).key
+
+
+def models_folder(root: Path, demo: DemoConfig) -> Path:
+    """Where the models are."""
+    return root / "models" / models_key(demo)
 
 
 def is_complete(folder: Path) -> bool:
@@ -50,13 +55,14 @@ def _digest(path: Path) -> str:
     return sha256(path.read_bytes()).hexdigest()
 
 
-def demo_configuration(folder: Path, demo: DemoConfig) -> dict[str, Any]:
+def demo_configuration(root: Path, demo: DemoConfig) -> dict[str, Any]:
     """The run that the demo is: an ordinary configuration."""
+    folder, questions = models_folder(root, demo), root / "demo" / f"questions-{demo.seed}-{demo.questions}.jsonl"
     contexts = [{"kind": kind, "template": template} for kind, template in CONTEXTS.items()]
     return {
         "name": "demo",
         "seed": demo.seed,
-        "questions": {"path": str(folder / "questions.jsonl")},
+        "questions": {"path": str(questions)},
         "student": {"path": str(folder / "student")},
         "verifier": {"kind": "numeric", "marker": "answer"},
         "sampling": {"rollouts": 8, "max_tokens": 64},
@@ -68,8 +74,18 @@ def demo_configuration(folder: Path, demo: DemoConfig) -> dict[str, Any]:
     }
 
 
+def write_inputs(root: Path, demo: DemoConfig) -> dict[str, Any]:
+    """Write the questions, and the configuration beside them; returns the configuration."""
+    configuration = demo_configuration(root, demo)
+    path = Path(configuration["questions"]["path"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in draw_questions(demo.questions, demo.seed)))
+    path.with_name("demo.yaml").write_text(yaml.safe_dump(configuration, sort_keys=False))
+    return configuration
+
+
 def make_models(demo: DemoConfig, folder: Path) -> None:
-    """Train both models side by side and publish folder, questions and configuration with one rename.
+    """Train both models side by side and publish their folder with one rename.
 
     Raises:
         RuntimeError: a model did not learn in time.
@@ -77,10 +93,6 @@ def make_models(demo: DemoConfig, folder: Path) -> None:
     work = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     work.mkdir(parents=True)
     try:
-        rows = draw_questions(demo.questions, demo.seed)
-        (work / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        configuration = yaml.safe_dump(demo_configuration(folder, demo), sort_keys=False)
-        (work / "demo.yaml").write_text(configuration)
         trained = _train_all(recipes(demo.seed, demo.seconds), work)
         files = {p.relative_to(work).as_posix(): _digest(p) for p in sorted(work.rglob("*")) if p.is_file()}
         (work / MANIFEST).write_text(json.dumps({"files": files, "trained": trained}, indent=1))
@@ -120,7 +132,7 @@ def _train_one(recipe: TrainingRecipe, folder: Path) -> dict[str, Any]:
 @task(name="models", cache_policy=NO_CACHE, persist_result=False, task_run_name="train student and teacher")
 def models_task(demo: DemoConfig, root: str) -> Any:
     """The demo's models; returns their folder. `Cached` where they are there and verified."""
-    folder = Path(root) / "models" / models_key(demo)
+    folder = models_folder(Path(root), demo)
     if is_complete(folder):
         return Completed(name="Cached", message="the models are there", data=str(folder))
     make_models(demo, folder)

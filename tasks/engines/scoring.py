@@ -7,7 +7,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tasks.engines.protocol import Engine
+from tasks.engines.protocol import Engine, EngineError
+
+DOUBLE_UP_TO = 4096
+"""Vocabulary up to which rows are double; float32 above, with sums in double."""
 
 
 class View(NamedTuple):
@@ -59,15 +62,20 @@ def score_blocks(
             del hidden
         for start in range(0, len(positions), block):
             part = slice(start, start + block)
-            scored = {i: _crop(views[i].engine.log_probs(h[part]), vocabulary) for i, h in states.items()}
+            scored = {i: _checked(views[i].engine.log_probs(h[part]), vocabulary) for i, h in states.items()}
             yield positions[part], [scored[i] for i in distinct]
 
 
-def _crop(log_probs: torch.Tensor, vocabulary: int) -> torch.Tensor:
-    """Log-probabilities over the first `vocabulary` tokens alone, normalised again."""
-    if log_probs.shape[-1] == vocabulary:
-        return log_probs
-    return torch.log_softmax(log_probs[..., :vocabulary], dim=-1)
+def _checked(log_probs: torch.Tensor, vocabulary: int) -> torch.Tensor:
+    """Log-probabilities over the first `vocabulary` tokens alone, in double where that is cheap.
+
+    Raises:
+        EngineError: NaN or +infinity.
+    """
+    if not bool((log_probs < torch.inf).all()):
+        raise EngineError("the model gives log-probabilities that are not numbers; try dtype float32 or bfloat16")
+    wide = log_probs.double() if vocabulary <= DOUBLE_UP_TO else log_probs
+    return wide if wide.shape[-1] == vocabulary else torch.log_softmax(wide[..., :vocabulary], dim=-1)
 
 
 def _groups(

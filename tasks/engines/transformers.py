@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from schemas.config import Model, TransformersEngine
+from tasks.engines.device import resolve_device
 from tasks.engines.protocol import Continuation, Draw, EngineError
 from tasks.engines.streams import uniforms
 
@@ -61,13 +63,18 @@ class TransformersLM:
             else:
                 running.append(i)
         if running:
-            cache = self._prefill(sequences)
-            running.sort(key=lambda i: (-draws[i].length, draws[i].sequence, i))
-            for rows in self._row_batches([draws[i] for i in running]):
-                chosen = running[rows]
-                batch = [draws[i] for i in chosen]
-                for i, continuation in zip(chosen, self._decode(sequences, batch, cache, temperature), strict=True):
-                    results[i] = continuation
+            for group in self._sequence_groups([draws[i] for i in running]):
+                # as much of each sequence as its draws need, and the draws, longest prefix first
+                deepest = {s: max(draws[i].length for i in running if draws[i].sequence == s) for s in group}
+                prefixes = [sequences[s][:length] for s, length in deepest.items()]
+                cache = self._prefill(prefixes)
+                members = sorted((i for i in running if draws[i].sequence in deepest), key=lambda i: -draws[i].length)
+                local = {s: row for row, s in enumerate(group)}
+                moved = [draws[i]._replace(sequence=local[draws[i].sequence]) for i in members]
+                for rows in self._row_batches(moved):
+                    ends = self._decode(prefixes, moved[rows], cache, temperature)
+                    for i, end in zip(members[rows], ends, strict=True):
+                        results[i] = end
         return [r for r in results if r is not None]
 
     @torch.inference_mode()
@@ -107,6 +114,21 @@ class TransformersLM:
                 ids[i, : len(sequence) - shared] = torch.tensor(list(sequence[shared:]))
             self.model.base_model(input_ids=ids.to(self._device), past_key_values=cache, use_cache=True)
         return [(layer.keys, layer.values) for layer in cache.layers]
+
+    def _sequence_groups(self, draws: Sequence[Draw]) -> Iterator[list[int]]:
+        """Sequences whose padded prefixes stay within `batch_tokens`, at least one each."""
+        lengths: dict[int, int] = {}
+        for draw in draws:
+            lengths[draw.sequence] = max(draw.length, lengths.get(draw.sequence, 0))
+        group: list[int] = []
+        width = 0
+        for sequence, length in sorted(lengths.items()):
+            if group and max(width, length) * (len(group) + 1) > self._settings.batch_tokens:
+                yield group
+                group, width = [], 0
+            group.append(sequence)
+            width = max(width, length)
+        yield group
 
     def _row_batches(self, draws: Sequence[Draw]) -> Iterator[slice]:
         """Slices of draws, longest prefix first, whose caches stay within `batch_tokens`."""
@@ -171,6 +193,8 @@ class TransformersLM:
         for start in range(0, len(u), self._settings.score_rows * 4):
             rows = slice(start, start + self._settings.score_rows * 4)
             cdf = torch.softmax(self._logits(hidden[rows]).double() / temperature, dim=-1).cumsum(-1)
+            if not bool(torch.isfinite(cdf[:, -1]).all()):
+                raise EngineError("the model gives logits that are not numbers; try dtype float32 or bfloat16")
             target = torch.from_numpy(u[rows]).to(cdf)[:, None] * cdf[:, -1:]
             found = torch.searchsorted(cdf, target, right=True)[:, 0].clamp(max=self.vocabulary - 1)
             tokens[rows] = found.cpu().numpy()
@@ -215,11 +239,7 @@ def load_transformers(model: Model, settings: TransformersEngine, tokenizer: Any
     Raises:
         EngineError: no such device, or nothing that can be loaded.
     """
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise EngineError(f"engine.device: {device!r}, but no GPU is to be had here; use cpu or auto")
+    device = resolve_device(settings.device)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     try:
@@ -229,11 +249,12 @@ def load_transformers(model: Model, settings: TransformersEngine, tokenizer: Any
             dtype=getattr(torch, model.dtype),
             trust_remote_code=model.trust_remote_code,
         )
-    except (OSError, ValueError) as error:
+        loaded.to(device)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise EngineError(f"{model.path!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
     ends = loaded.generation_config.eos_token_id
     stop = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-    return TransformersLM(loaded.to(device), sorted(stop), settings, vocabulary_size(tokenizer))
+    return TransformersLM(loaded, sorted(stop), settings, vocabulary_size(tokenizer))
 
 
 def vocabulary_size(tokenizer: Any) -> int:

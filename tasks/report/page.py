@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from schemas.config import RunConfig, is_local_folder
-from tasks.aggregate import QuestionScores
+from tasks.aggregate import QuestionScores, headline
 from tasks.report.charts import along, forest
 
 Failures = Mapping[str, str]
@@ -80,7 +80,7 @@ def render(
         truncated_rollouts=int(sum(q.rollouts["truncated"].sum() for q in scored)),
         tail_missing=max((float(_undrawn(q)) for q in scored), default=0.0),
         failed=failed,
-        table=_headline(summary),
+        table=headline(summary),
         forest=Markup(forest(summary)) if summary["alignment"].is_not_null().any() else None,  # noqa: S704 - ours
         charts={title: Markup(svg) for title, svg in charts.items()},  # noqa: S704 - names are escaped by Vega
         loss=loss,
@@ -92,23 +92,6 @@ def _undrawn(q: QuestionScores) -> float:
     """The largest tail of a node that was not drawn: a bound on its bias."""
     drawn = np.logical_or.reduceat(q.tree["branch_tail"], q.tree["branch_offsets"][:-1])
     return float(np.max(np.where(drawn, 0.0, q.tree["tail_prob"]), initial=0.0))
-
-
-def _headline(summary: pl.DataFrame) -> list[dict[str, Any]]:
-    """A row for each signal: its scores on all, correct and incorrect rollouts."""
-    wanted = summary.filter(pl.col("group").is_in(["all", "outcome"]))
-    rows = []
-    for (teacher, context, loss), part in wanted.group_by(["teacher", "context", "loss"], maintain_order=True):
-        found = {row["bin"]: row for row in part.iter_rows(named=True)}
-        rows.append(
-            {
-                "teacher": teacher,
-                "context": context,
-                "loss": loss,
-                **{name: found.get(name) for name in ("all", "correct", "incorrect")},
-            }
-        )
-    return rows
 
 
 def _score(row: dict[str, Any] | None, name: str = "alignment") -> str:

@@ -151,8 +151,9 @@ class Store:
         try:
             self.put_bytes(b"", name)
             self.fs.rm_file(self.path(name))
-        except OSError as error:
-            raise StoreError(f"cannot write to {self.url!r}: {error.strerror or error}") from error
+        except Exception as error:
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise StoreError(f"cannot write to {self.url!r}: {' '.join(str(reason).split())}") from error
 
     def put_bytes(self, data: bytes, *parts: str) -> None:
         """Write one object whole or not at all."""

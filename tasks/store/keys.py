@@ -4,7 +4,7 @@ import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
@@ -54,7 +54,11 @@ def engine_fingerprint(kind: str) -> str:
     return f"{kind} {version('transformers')} torch {version('torch')}"
 
 
-@cache
+def verifier_fingerprint(kind: str) -> str:
+    """Versions of what gives the verdicts, where it is not this project's own code."""
+    return f"math-verify {version('math-verify')} sympy {version('sympy')}" if kind == "math" else ""
+
+
 def model_fingerprint(model: Model) -> str:
     """SHA-256 of a folder's content, or the commit that a hub name stands for.
 
@@ -62,7 +66,7 @@ def model_fingerprint(model: Model) -> str:
         ValueError: neither a folder nor a hub name that can be resolved.
     """
     if is_local_folder(model.path):
-        return folder_fingerprint(Path(model.path).expanduser())
+        return folder_fingerprint(Path(model.path))
     return f"hub:{model.path}@{_hub_commit(model)}"
 
 

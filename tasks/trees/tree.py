@@ -1,7 +1,7 @@
 """Stage 2: scores the rollouts, chooses nodes and branches, decodes and verifies the draws in rounds."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -82,9 +82,8 @@ def plan_tree(engine: Engine, rollouts: Artefact, config: RunConfig, question_id
 
 
 def tempered(log_probs: torch.Tensor, temperature: float) -> torch.Tensor:
-    """The policy that draws are made with: probabilities [n, V] at the temperature, double where it is cheap."""
-    wide = log_probs.double() if log_probs.shape[-1] <= 4096 else log_probs
-    return wide.exp() if temperature == 1.0 else torch.softmax(wide / temperature, dim=-1)
+    """The policy that draws are made with: probabilities [n, V] at the temperature."""
+    return log_probs.exp() if temperature == 1.0 else torch.softmax(log_probs / temperature, dim=-1)
 
 
 def position_identity(offsets: npt.NDArray[np.int64], position: int) -> str:
@@ -98,28 +97,31 @@ def _concatenate(parts: Sequence[AnyArray], dtype: npt.DTypeLike) -> AnyArray:
 
 
 class Unit(NamedTuple):
-    """Draws that are decoded together: those of branches `first:last`, all of one or more whole rollouts."""
+    """Draws that are decoded together: those of branches `first:last`, all of whole nodes."""
 
     first: int
     last: int
 
 
 def units(plan: Plan, offsets: npt.NDArray[np.int64], most: int) -> list[Unit]:
-    """Cut a tree's draws into units of at most `most`, between rollouts; a rollout with more is one unit."""
-    arrays = plan.arrays
-    rollout = np.searchsorted(offsets, arrays["node"], side="right") - 1
+    """Cut a tree's draws into units of at most `most`: between rollouts where that can be, else between nodes."""
+    starts = plan.arrays["branch_offsets"].tolist()
+    draws = np.add.reduceat(plan.arrays["draws"], starts[:-1]).tolist() if len(starts) > 1 else []
+    rollout = np.searchsorted(offsets, plan.arrays["node"], side="right").tolist()
+    of_rollout: dict[int, int] = {}
+    for r, n in zip(rollout, draws, strict=True):
+        of_rollout[r] = of_rollout.get(r, 0) + n
     out: list[Unit] = []
     first = count = 0
-    for r in np.unique(rollout).tolist():
-        nodes = np.flatnonzero(rollout == r)
-        start, end = int(arrays["branch_offsets"][nodes[0]]), int(arrays["branch_offsets"][nodes[-1] + 1])
-        draws = int(arrays["draws"][start:end].sum())
-        if count and count + draws > most:
-            out.append(Unit(first, start))
-            first, count = start, 0
-        count += draws
-    if plan.branches > first:
-        out.append(Unit(first, plan.branches))
+    for node, n in enumerate(draws):
+        begins = node == 0 or rollout[node] != rollout[node - 1]
+        whole = of_rollout[rollout[node]] if begins else n
+        if count and count + min(whole, most) > most:
+            out.append(Unit(starts[first], starts[node]))
+            first, count = node, 0
+        count += n
+    if draws:
+        out.append(Unit(starts[first], starts[-1]))
     return out
 
 
@@ -189,12 +191,16 @@ def make_tree(job: Job, question: Question, rollouts: Artefact) -> dict[str, Any
                 pending, committed = [], time.monotonic()
         outcomes.append(outcome)
         report("draws", len(outcome["success"]))
-    joined = _joined(outcomes)
+    return with_outcomes(plan, _joined(outcomes))
+
+
+def with_outcomes(plan: Plan, outcome: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
+    """The arrays of a tree, from its plan and the outcome of every draw, [D] in order of branch and draw."""
     branch = np.repeat(np.arange(plan.branches), plan.arrays["draws"])
     return {
         **plan.arrays,
-        "successes": np.bincount(branch, joined["success"], plan.branches).astype(np.int32),
-        "truncations": np.bincount(branch, joined["truncated"], plan.branches).astype(np.int32),
+        "successes": np.bincount(branch, outcome["success"], plan.branches).astype(np.int32),
+        "truncations": np.bincount(branch, outcome["truncated"], plan.branches).astype(np.int32),
     }
 
 

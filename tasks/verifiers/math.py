@@ -8,7 +8,7 @@ import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import TimeoutError as CheckTimeout
 
-from pebble import ProcessPool
+from pebble import ProcessExpired, ProcessPool
 
 from schemas.config import MathVerifier
 
@@ -19,8 +19,14 @@ def check_math(completion: str, answer: str, cut: bool) -> bool:
 
     if cut and not _has_closed_box(completion):
         return False
-    gold = parse(answer, parsing_timeout=None) or parse(f"${answer}$", parsing_timeout=None)
-    return bool(verify(gold, parse(completion, parsing_timeout=None), timeout_seconds=None))
+    return bool(verify(parse_answer(answer), parse(completion, parsing_timeout=None), timeout_seconds=None))
+
+
+def parse_answer(answer: str) -> list[object]:
+    """The reference answer as math-verify reads it; empty where it sees no mathematics."""
+    from math_verify import parse
+
+    return list(parse(answer, parsing_timeout=None) or parse(f"${answer}$", parsing_timeout=None))
 
 
 def _has_closed_box(text: str) -> bool:
@@ -52,7 +58,7 @@ class MathPool:
         for future in futures:
             try:
                 verdicts.append(bool(future.result()))
-            except CheckTimeout:
+            except (CheckTimeout, ProcessExpired):
                 verdicts.append(False)
         return verdicts
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from schemas.config import ChoiceVerifier, ExactVerifier, MathVerifier, NumericVerifier
 from schemas.config import Verifier as VerifierSettings
-from tasks.verifiers.math import MathPool
+from tasks.verifiers.math import MathPool, parse_answer
 from tasks.verifiers.text import choice, exact, numeric, parse_number
 
 
@@ -57,6 +57,8 @@ def answer_error(settings: VerifierSettings, answer: str) -> str | None:
         return "is empty"
     if isinstance(settings, ChoiceVerifier) and answer.strip() not in settings.labels:
         return f"is not one of the labels {settings.labels}"
+    if isinstance(settings, MathVerifier) and not parse_answer(answer):
+        return "holds no mathematics that math-verify can read; choose another verifier"
     if isinstance(settings, NumericVerifier):
         try:
             parse_number(answer)

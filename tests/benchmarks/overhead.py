@@ -30,7 +30,7 @@ def main() -> None:
         from flows.configuration import checked, merged
         from flows.diagnose import diagnose
         from schemas.config import DemoConfig
-        from tasks.demo.models import demo_configuration, make_models
+        from tasks.demo.models import make_models, models_folder, write_inputs
         from tasks.job import open_job
         from tasks.store.artefact import Store
 
@@ -40,8 +40,8 @@ def main() -> None:
             _time(Store, name, storage)
 
         began = time.monotonic()
-        demo, root = DemoConfig(), Path(folder) / "models"
-        make_models(demo, root)
+        demo, root = DemoConfig(), Path(folder)
+        make_models(demo, models_folder(root, demo))
         training = time.monotonic() - began
 
         began = time.monotonic()
@@ -50,7 +50,7 @@ def main() -> None:
         server = time.monotonic() - began
 
         override = {"tree": {"draws": DRAWS}}
-        config = checked(merged(demo_configuration(root, demo), override))
+        config = checked(merged(write_inputs(root, demo), override))
         began = time.monotonic()
         open_job(config)
         opening = time.monotonic() - began
