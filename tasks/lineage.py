@@ -88,8 +88,8 @@ class Lineage:
             ValueError: the model is not to be had.
         """
         if model not in self._models:
-            tokenizer = tokenizer_fingerprint(self.tokenizer(model))
-            self._models[model] = digest([model_fingerprint(model), tokenizer, model.dtype])
+            content = model_fingerprint(model)
+            self._models[model] = digest([content, tokenizer_fingerprint(self.tokenizer(model)), model.dtype])
         return self._models[model]
 
     def keys(self, question: Question, prompt: list[int], shown: Mapping[Source, list[int]]) -> QuestionKeys:

@@ -15,17 +15,17 @@ from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 from prefect.states import Completed
 
+from schemas.arrays import AnyArray
 from schemas.config import RunConfig
 from tasks.aggregate import QuestionScores, summary_table, tokens_table
 from tasks.job import Job, open_job
-from tasks.lineage import signals
+from tasks.lineage import Signal, signals
 from tasks.progress import report
 from tasks.report.page import Failures, render
 from tasks.stages import Outcome
 
 PACKAGES = ("opdscope", "prefect", "torch", "transformers", "zarr", "polars", "numpy")
-TABLES = ("tokens.parquet", "summary.parquet")
-FILES = (*TABLES, "report.html")
+OF_SOURCE = ("kl", "js", "teacher_token_prob", "teacher_prob")
 
 
 def load_scores(job: Job, ids: Sequence[str]) -> list[QuestionScores]:
@@ -33,13 +33,20 @@ def load_scores(job: Job, ids: Sequence[str]) -> list[QuestionScores]:
     scored = []
     for i in ids:
         keys, need = job.keys[i], job.store.need
+        distillation: dict[Signal, dict[str, AnyArray]] = {}
+        of_source: dict[tuple[str, str], dict[str, AnyArray]] = {}
+        for signal, key in keys.distillation.items():
+            arrays = need("distillation", key).arrays
+            # what does not depend on the loss is held once a source
+            same = of_source.setdefault(signal[:2], {name: arrays[name] for name in OF_SOURCE})
+            distillation[signal] = {**arrays, **same}
         scored.append(
             QuestionScores(
                 i,
                 need("rollouts", keys.rollouts).arrays,
                 need("trees", keys.trees).arrays,
                 need("ideal", keys.ideal).arrays,
-                {signal: need("distillation", key).arrays for signal, key in keys.distillation.items()},
+                distillation,
                 {signal: need("alignment", key).arrays for signal, key in keys.alignment.items()},
             )
         )
