@@ -61,11 +61,14 @@ def parse_overrides(assignments: list[str]) -> dict[str, Any]:
 
 
 def merged(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """`base` with the nested fields of `overrides` in their places; items of lists go by index."""
+    """`base` with the nested fields of `overrides` in their places; items of lists go by index.
+
+    Settings of another kind replace what stands there: their fields have nothing to do with each other.
+    """
     out = dict(base)
     for name, value in overrides.items():
         here = out.get(name)
-        if isinstance(value, dict) and isinstance(here, dict):
+        if isinstance(value, dict) and isinstance(here, dict) and _same_kind(value, here):
             out[name] = merged(here, value)
         elif isinstance(value, dict) and isinstance(here, list) and all(k.isdigit() for k in value):
             items = merged({str(i): item for i, item in enumerate(here)}, value)
@@ -73,6 +76,10 @@ def merged(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
         else:
             out[name] = value
     return out
+
+
+def _same_kind(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return "kind" not in a or "kind" not in b or a["kind"] == b["kind"]
 
 
 def checked(data: dict[str, Any]) -> RunConfig:

@@ -259,6 +259,13 @@ def test_overrides() -> None:
         parse_overrides(["a=1", "a.b=2"])
 
 
+def test_settings_of_another_kind_replace_what_stands_there() -> None:
+    base = {"verifier": {"kind": "numeric", "marker": "answer"}, "tree": {"nodes": 3}}
+    assert merged(base, parse_overrides(["verifier.kind=math"]))["verifier"] == {"kind": "math"}
+    assert merged(base, parse_overrides(["verifier.kind=numeric"]))["verifier"] == base["verifier"]
+    assert merged(base, parse_overrides(["tree.kind=forced"]))["tree"] == {"nodes": 3, "kind": "forced"}
+
+
 def test_defaults_are_documented() -> None:
     for member in vars(schema).values():
         if isinstance(member, type) and issubclass(member, Settings):
