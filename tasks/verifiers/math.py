@@ -4,6 +4,7 @@ math-verify's own limit is a signal, which works on a main thread only, and symp
 runs in a process that is killed when its time is over (pebble's pool), and counts as wrong.
 """
 
+import logging
 import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import TimeoutError as CheckTimeout
@@ -11,6 +12,8 @@ from concurrent.futures import TimeoutError as CheckTimeout
 from pebble import ProcessExpired, ProcessPool
 
 from schemas.config import MathVerifier
+
+logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that the time limit is left to us, as it is
 
 
 def check_math(completion: str, answer: str, cut: bool) -> bool:
