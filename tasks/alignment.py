@@ -76,7 +76,8 @@ def node_scores(
         tail_limit: the most that a teacher may put on a tail that was not drawn, for its advantage to be told.
 
     Returns:
-        a cosine and its interval are NaN where |d| = 0 or |g|^2 is not above 0; `p_positive` where |d| = 0.
+        `p_positive` is NaN where |d| = 0 or a node has a single branch; a cosine and its interval there too, and
+        where |g|^2 is not above 0.
     """
     offsets, owner = outcomes.offsets, owners(outcomes.offsets)
     d = np.asarray(distillation["d"])
@@ -94,7 +95,7 @@ def node_scores(
     simulated = simulated + np.where(outcomes.undrawn > 0, c_rest, 0.0) * posterior.Q_rest
     with np.errstate(divide="ignore", invalid="ignore"):
         cosines = np.clip(simulated / (posterior.g_norm * np.sqrt(d_sq)), -1.0, 1.0)
-    teaches = d_sq > 0
+    teaches = (d_sq > 0) & (np.diff(offsets) >= 2)  # a single branch has nothing to be compared with
     defined = teaches & (np.asarray(ideal["g_sq"]) > 0) & np.isfinite(cosines).all(axis=0)
     low, high = np.quantile(cosines, [(1 - level) / 2, (1 + level) / 2], axis=0)
 

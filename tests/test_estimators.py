@@ -127,8 +127,15 @@ def test_a_tail_left_undrawn_biases_by_at_most_its_probability() -> None:
     undrawn = (tree["tail_prob"] > 0) & ~np.logical_or.reduceat(tree["branch_tail"], tree["branch_offsets"][:-1])
     assert undrawn.any()
     truth = exact(chain, teacher, LOSS, rollouts).value[tree["node"]]
-    missing = truth - scored(job, teacher, rollouts, tree).ideal["value"]
-    assert (missing[undrawn] <= tree["tail_prob"][undrawn] + 0.05).all()
+    q = scored(job, teacher, rollouts, tree)
+    error = np.abs(truth - q.ideal["value"])
+    assert (error[undrawn] <= tree["tail_prob"][undrawn] + 0.05).all()
+    single = np.diff(tree["branch_offsets"]) == 1
+    assert single.any()  # nothing to compare: no gradient, no sign
+    assert q.ideal["g_sq"][single] == pytest.approx(0, abs=1e-12)
+    assert q.alignment[SIGNAL]["inner"][single] == pytest.approx(0, abs=1e-12)
+    assert np.isnan(q.alignment[SIGNAL]["p_positive"][single]).all()
+    assert np.isnan(q.alignment[SIGNAL]["cosine"][single]).all()
 
 
 def test_pooled_alignment_and_node_cosines_converge() -> None:
