@@ -2,13 +2,12 @@
 
 import difflib
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from schemas.config import RunConfig
+from schemas.config import RunConfig, settings_in
 
 
 class ConfigurationError(ValueError):
@@ -123,7 +122,7 @@ def _short(value: object) -> str:
 
 def _fields(annotation: Any, path: tuple[int | str, ...]) -> set[str]:
     """Names of the fields at a place in the configuration."""
-    models = _models(annotation)
+    models = settings_in(annotation)
     if not path:
         return {name for model in models for name in model.model_fields}
     head, rest = path[0], path[1:]
@@ -132,12 +131,3 @@ def _fields(annotation: Any, path: tuple[int | str, ...]) -> set[str]:
         kinds = [m for m in models if "kind" in m.model_fields and m.model_fields["kind"].default == head]
         return set().union(*(_fields(m, rest) for m in kinds or models))
     return set().union(*(_fields(a, rest) for a in inner))
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    """The settings classes in an annotation."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    if get_origin(annotation) in (Annotated, Union, UnionType, list):
-        return [model for argument in get_args(annotation) for model in _models(argument)]
-    return []

@@ -5,7 +5,7 @@ A field marked cosmetic cannot change a number and is left out of content keys (
 
 import string
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -25,6 +25,13 @@ class Settings(BaseModel):
             if not is_cosmetic(field.json_schema_extra):
                 out[name] = _keyed_value(getattr(self, name))
         return out
+
+
+def settings_in(annotation: Any) -> list[type[BaseModel]]:
+    """The settings classes that a field's annotation names, through unions and lists."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [member for argument in get_args(annotation) for member in settings_in(argument)]
 
 
 def is_cosmetic(extra: object) -> bool:

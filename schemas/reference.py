@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from schemas.config import RunConfig, is_cosmetic
+from schemas.config import RunConfig, is_cosmetic, settings_in
 from schemas.tables import SUMMARY, TOKENS, Column
 
 BEGIN, END = "<!-- reference: made by `python -m schemas.reference README.md` -->", "<!-- end of reference -->"
@@ -53,18 +53,12 @@ def _columns(name: str, columns: dict[str, Column]) -> str:
 def _children(prefix: str, model: type[BaseModel]) -> list[tuple[str, type[BaseModel]]]:
     out = []
     for name, field in model.model_fields.items():
-        inner = _models(field.annotation)
+        inner = settings_in(field.annotation)
         for member in inner:
             kind = member.model_fields.get("kind")
             suffix = f" (kind: {kind.default})" if kind is not None and kind.default != "none" else ""
             out.append((f"{prefix}{name}{suffix}", member))
     return out
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type):
-        return [annotation] if issubclass(annotation, BaseModel) else []
-    return [m for argument in get_args(annotation) for m in _models(argument)]
 
 
 def _type(field: FieldInfo) -> str:

@@ -6,16 +6,13 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from schemas.arrays import AnyArray
 from schemas.config import Grouping, Scores
 from schemas.tables import SUMMARY, TOKENS, Column
 from tasks.lineage import Signal
-from tasks.ragged import Floats
-
-Ints = npt.NDArray[np.int64]
+from tasks.ragged import Floats, Ints, owners
 
 QUESTIONS_TO_RESAMPLE = 5
 """With fewer questions the bootstrap resamples rollouts."""
@@ -37,8 +34,7 @@ class QuestionScores:
     @property
     def rollout_of_position(self) -> Ints:
         """Rollout of each completion position, [T]."""
-        offsets = self.rollouts["offsets"]
-        return np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+        return owners(self.rollouts["offsets"])
 
     @property
     def place(self) -> Ints:

@@ -12,11 +12,9 @@ from tasks.engines.scoring import View, score_blocks
 from tasks.job import Job
 from tasks.losses import descent, floored, log_mix
 from tasks.questions import Question
-from tasks.ragged import Floats
+from tasks.ragged import Floats, Ints, owners
 from tasks.store.artefact import Artefact
 from tasks.trees.tree import tempered
-
-Ints = npt.NDArray[np.int64]
 
 
 def divergences(log_p: torch.Tensor, log_t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -69,13 +67,14 @@ def distill(
         first, last = np.searchsorted(node, [positions[0], positions[-1] + 1])
         in_block = torch.from_numpy(node[first:last] - positions[0]).to(log_p.device)
         branches = slice(int(branch_offsets[first]), int(branch_offsets[last]))
-        counts = np.diff(branch_offsets[first : last + 1])
-        row = in_block.repeat_interleave(torch.from_numpy(counts).to(log_p.device))
+        starts = branch_offsets[first : last + 1]
+        owner = torch.from_numpy(owners(starts))
+        row = in_block[owner.to(log_p.device)]
         column = torch.from_numpy(tree["branch_token"][branches]).long().to(log_p.device)
         teacher_prob[branches] = log_t[row, column].double().exp().cpu().numpy()
         head = torch.from_numpy(~tree["branch_tail"][branches]).to(log_p.device)
-        place = torch.from_numpy(np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts))
-        heads = [renormalised(x[row, column], row_of(counts), place, head) for x in (log_p, log_t)]
+        place = torch.arange(branches.start, branches.stop) - torch.from_numpy(starts)[owner]
+        heads = [renormalised(x[row, column], owner, place, head) for x in (log_p, log_t)]
         policy = tempered(log_p[in_block], temperature)
         for name, loss in losses.items():
             d = descent(loss, log_p, log_t)
@@ -84,14 +83,9 @@ def distill(
             out["d_bar"][first:last] = (policy * d[in_block]).sum(-1, dtype=torch.float64).cpu().numpy()
             out["d"][branches] = d[row, column].double().cpu().numpy()
             if len(column):
-                d_head = descent(loss, *heads)[row_of(counts), place]
+                d_head = descent(loss, *heads)[owner, place]
                 out["d_head"][branches] = torch.where(head.cpu(), d_head.cpu(), 0.0).double().numpy()
     return {name: {**shared, "teacher_prob": teacher_prob, **out} for name, out in by_loss.items()}
-
-
-def row_of(counts: Ints) -> torch.Tensor:
-    """The row of each value of CSR rows with these lengths."""
-    return torch.from_numpy(np.repeat(np.arange(len(counts)), counts))
 
 
 def renormalised(log_probs: torch.Tensor, row: torch.Tensor, place: torch.Tensor, head: torch.Tensor) -> torch.Tensor:

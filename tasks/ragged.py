@@ -4,14 +4,15 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 
-def owners(offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def owners(offsets: Ints) -> Ints:
     """The row of each value: offsets [N+1] -> [B]."""
     return np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
 
 
-def row_sums(values: Floats, offsets: npt.NDArray[np.int64]) -> Floats:
+def row_sums(values: Floats, offsets: Ints) -> Floats:
     """Sums of the values of each row along the last axis: [..., B] -> [..., N]; every row holds a value."""
     if len(offsets) == 1:
         return np.zeros((*values.shape[:-1], 0))

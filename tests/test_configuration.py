@@ -2,14 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
 from flows.configuration import ConfigurationError, checked, merged, parse_overrides
 from schemas import config as schema
-from schemas.config import RunConfig, Settings, is_cosmetic
+from schemas.config import RunConfig, Settings, is_cosmetic, settings_in
 from tasks.job import Job
 
 COSMETIC = {
@@ -113,7 +113,7 @@ def fields(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
     for name, field in model.model_fields.items():
         if name == "kind" and field.default is not None and "none" not in str(field.annotation):
             continue  # the member of a union, walked below
-        inner = _models(field.annotation)
+        inner = settings_in(field.annotation)
         place = f"{prefix}{name}"
         if not inner or place in ("teachers.model", "losses.top_k.of"):
             out[place] = field
@@ -123,12 +123,6 @@ def fields(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
             kind = f".{m.model_fields['kind'].default}" if len(inner) > 1 else ""
             out |= fields(m, f"{place}{kind}.")
     return out
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type):
-        return [annotation] if issubclass(annotation, BaseModel) else []
-    return [model for argument in get_args(annotation) for model in _models(argument)]
 
 
 def keys_of(settings: dict[str, Any]) -> str:

@@ -63,13 +63,12 @@ class TransformersLM:
             else:
                 running.append(i)
         if running:
-            for group in self._sequence_groups([draws[i] for i in running]):
+            for deepest in self._sequence_groups([draws[i] for i in running]):
                 # as much of each sequence as its draws need, and the draws, longest prefix first
-                deepest = {s: max(draws[i].length for i in running if draws[i].sequence == s) for s in group}
                 prefixes = [sequences[s][:length] for s, length in deepest.items()]
                 cache = self._prefill(prefixes)
                 members = sorted((i for i in running if draws[i].sequence in deepest), key=lambda i: -draws[i].length)
-                local = {s: row for row, s in enumerate(group)}
+                local = {s: row for row, s in enumerate(deepest)}
                 moved = [draws[i]._replace(sequence=local[draws[i].sequence]) for i in members]
                 for rows in self._row_batches(moved):
                     ends = self._decode(prefixes, moved[rows], cache, temperature)
@@ -115,18 +114,18 @@ class TransformersLM:
             self.model.base_model(input_ids=ids.to(self._device), past_key_values=cache, use_cache=True)
         return [(layer.keys, layer.values) for layer in cache.layers]
 
-    def _sequence_groups(self, draws: Sequence[Draw]) -> Iterator[list[int]]:
-        """Sequences whose padded prefixes stay within `batch_tokens`, at least one each."""
+    def _sequence_groups(self, draws: Sequence[Draw]) -> Iterator[dict[int, int]]:
+        """Sequences with the length that their draws need, whose padded prefixes stay within `batch_tokens`."""
         lengths: dict[int, int] = {}
         for draw in draws:
             lengths[draw.sequence] = max(draw.length, lengths.get(draw.sequence, 0))
-        group: list[int] = []
+        group: dict[int, int] = {}
         width = 0
         for sequence, length in sorted(lengths.items()):
             if group and max(width, length) * (len(group) + 1) > self._settings.batch_tokens:
                 yield group
-                group, width = [], 0
-            group.append(sequence)
+                group, width = {}, 0
+            group[sequence] = length
             width = max(width, length)
         yield group
 

@@ -7,9 +7,7 @@ import numpy.typing as npt
 import torch
 
 from schemas.config import ForcedTree
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
+from tasks.ragged import Floats, Ints
 
 
 class Branches(NamedTuple):

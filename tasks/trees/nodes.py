@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-Floats = npt.NDArray[np.float64]
+from tasks.ragged import Floats
 
 
 def leverage(p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

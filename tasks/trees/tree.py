@@ -17,6 +17,7 @@ from tasks.engines.streams import stream_seed, uniforms
 from tasks.job import Job
 from tasks.progress import report
 from tasks.questions import Question
+from tasks.ragged import Ints, owners
 from tasks.store.artefact import Artefact
 from tasks.trees.forced import Branches, split_head_and_tail
 from tasks.trees.nodes import inclusion_probabilities, leverage, systematic_sample
@@ -60,8 +61,8 @@ def plan_tree(engine: Engine, rollouts: Artefact, config: RunConfig, question_id
         p = tempered(log_probs, temperature)
         p_sq += leverage(p)[1].tolist()
         seeds = [
-            stream_seed(config.seed, question_id, "tail", position_identity(offsets, position))
-            for position in positions.tolist()
+            stream_seed(config.seed, question_id, "tail", f"{rollout}:{depth}")
+            for rollout, depth in (locate(offsets, position) for position in positions.tolist())
         ]
         u = uniforms(np.array(seeds, dtype=np.uint64)[:, None], np.arange(tree.tail))
         planned += split_head_and_tail(tree, p, torch.from_numpy(u))
@@ -86,10 +87,10 @@ def tempered(log_probs: torch.Tensor, temperature: float) -> torch.Tensor:
     return log_probs.exp() if temperature == 1.0 else torch.softmax(log_probs / temperature, dim=-1)
 
 
-def position_identity(offsets: npt.NDArray[np.int64], position: int) -> str:
-    """Rollout and position within it, of an index into T."""
+def locate(offsets: Ints, position: int) -> tuple[int, int]:
+    """Rollout and place within it, of an index into T."""
     rollout = int(np.searchsorted(offsets, position, side="right")) - 1
-    return f"{rollout}:{position - int(offsets[rollout])}"
+    return rollout, position - int(offsets[rollout])
 
 
 def _concatenate(parts: Sequence[AnyArray], dtype: npt.DTypeLike) -> AnyArray:
@@ -103,7 +104,7 @@ class Unit(NamedTuple):
     last: int
 
 
-def units(plan: Plan, offsets: npt.NDArray[np.int64], most: int) -> list[Unit]:
+def units(plan: Plan, offsets: Ints, most: int) -> list[Unit]:
     """Cut a tree's draws into units of at most `most`: between rollouts where that can be, else between nodes."""
     starts = plan.arrays["branch_offsets"].tolist()
     draws = np.add.reduceat(plan.arrays["draws"], starts[:-1]).tolist() if len(starts) > 1 else []
@@ -130,15 +131,14 @@ def draw_unit(job: Job, question: Question, rollouts: Artefact, plan: Plan, unit
     arrays, offsets = plan.arrays, rollouts["offsets"]
     seed, limit = job.config.seed, job.config.sampling.max_tokens
     prompt = rollouts["prompt"].tolist()
-    owner = np.repeat(np.arange(len(arrays["node"])), np.diff(arrays["branch_offsets"]))
+    owner = owners(arrays["branch_offsets"])
     local: dict[int, int] = {}
     draws: list[Draw] = []
     begun: list[list[int]] = []
     seen: dict[tuple[int, int], int] = {}
     for b in range(unit.first, unit.last):
         position = int(arrays["node"][owner[b]])
-        rollout = int(np.searchsorted(offsets, position, side="right")) - 1
-        depth = position - int(offsets[rollout])
+        rollout, depth = locate(offsets, position)
         token = int(arrays["branch_token"][b])
         sequence = local.setdefault(rollout, len(local))
         prefix = rollouts["tokens"][offsets[rollout] : position].tolist()
@@ -225,15 +225,17 @@ def _rounds(job: Job, key: str, plan: Plan, todo: Sequence[Unit]) -> dict[Unit, 
 
 
 def _committed(job: Job, key: str) -> Iterator[Artefact]:
-    for name in job.store.names("trees", key):
-        if name.startswith("round-"):
-            held = job.store.load("trees", key, name=name, layout="rounds")
-            if held is not None:
-                yield held
+    for name in _round_names(job, key):
+        held = job.store.load("trees", key, name=name, layout="rounds")
+        if held is not None:
+            yield held
 
 
 def clear_rounds(job: Job, key: str) -> None:
     """Remove the rounds of a finished tree."""
-    for name in job.store.names("trees", key):
-        if name.startswith("round-"):
-            job.store.remove("trees", key, name)
+    for name in _round_names(job, key):
+        job.store.remove("trees", key, name)
+
+
+def _round_names(job: Job, key: str) -> list[str]:
+    return [name for name in job.store.names("trees", key) if name.startswith("round-")]
