@@ -50,6 +50,14 @@ def run(config: Configuration, set_: Set = None, store: StoreUrl = None, name: N
 
 
 @app.command()
+def rank(config: Configuration, set_: Set = None, store: StoreUrl = None, name: Name = None) -> None:
+    """Rank teachers, contexts and losses from on-policy rollouts alone: no trees, one forward pass a teacher."""
+    from flows.runs import rank_file
+
+    raise typer.Exit(rank_file(config, overrides(set_, store, name)))
+
+
+@app.command()
 def plan(config: Configuration, set_: Set = None, store: StoreUrl = None, name: Name = None) -> None:
     """Say what a run would cost, and what of it is cached; no model is loaded."""
     from flows.runs import plan_file

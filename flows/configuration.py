@@ -97,7 +97,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
     """One line for each wrong field."""
     lines = []
     for detail in error.errors(include_url=False):
-        place = ".".join(str(part) for part in detail["loc"])
+        place = ".".join(_place(model, detail["loc"]))
         context = detail.get("ctx", {})
         if detail["type"] == "opdscope":
             place = ".".join(part for part in (place, str(context["field"])) if part)
@@ -113,6 +113,22 @@ def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
             message = detail["msg"].removeprefix("Value error, ")
             lines.append(f"{place}: {message[0].lower()}{message[1:]}, given {_short(detail['input'])}")
     return lines
+
+
+def _place(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """A place in the configuration as the user writes it: without the kinds that pydantic tells unions apart by."""
+    out: list[str] = []
+    models = [model]
+    for part in path:
+        fields = [m.model_fields[part] for m in models if isinstance(part, str) and part in m.model_fields]
+        kinds = [m for m in models if "kind" in m.model_fields and m.model_fields["kind"].default == part]
+        if fields or not kinds:
+            out.append(str(part))
+        if fields:
+            models = [inner for field in fields for inner in settings_in(field.annotation)]
+        elif kinds:
+            models = kinds
+    return out
 
 
 def _short(value: object) -> str:

@@ -1,5 +1,6 @@
 """The diagnosis: the six stages in order, each in a few tasks of many questions."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from prefect import flow
@@ -11,7 +12,8 @@ from tasks.lineage import sources
 from tasks.outputs import aggregate_task, write_run
 from tasks.progress import report
 from tasks.questions import InputError
-from tasks.stages import STAGES, Outcome, stage_task
+from tasks.stages import BY_SOURCE, OF_RUN, STAGES, Outcome, stage_task
+from tasks.trees.tree import most_draws
 
 MOST_BATCHES = 25
 """A flow has tens to a few hundred task runs at any size."""
@@ -46,17 +48,32 @@ def diagnose(config: RunConfig) -> dict[str, Any]:
 
 
 def _diagnose(config: RunConfig) -> dict[str, Any]:
+    ids, failed, stages = run_stages(config, STAGES)
+    report("aggregate", 0, 1)
+    files, stages["aggregate"] = aggregate_task(config, ids, failed, return_state=True).result()
     job = open_job(config)
-    ids = list(job.questions)
+    run = write_run(job, ids, failed, files, stages)
+    get_run_logger().info("outputs in %s", job.store.path("runs", config.name))
+    return run
+
+
+def run_stages(config: RunConfig, wanted: Sequence[str]) -> tuple[list[str], dict[str, str], dict[str, Outcome]]:
+    """Run some stages in order, each in a few tasks.
+
+    Returns:
+        the questions that were left, those left out with the reason, and what each stage did.
+    """
+    ids = list(open_job(config).questions)
     stages: dict[str, Outcome] = {}
-    for stage in STAGES:
+    for stage in wanted:
         total = stages[stage] = Outcome()
-        parts = list(sources(config)) if stage == "distillation" else [None]
+        parts = sources(config) if stage in BY_SOURCE else [None]
         report(stage, 0, len(ids) * len(parts))
         if stage == "trees":
-            report("draws", 0, len(ids) * config.tree.nodes * config.tree.draws)
+            report("draws", 0, len(ids) * most_draws(config.tree))
+        size = len(ids) if stage in OF_RUN else config.execution.questions_per_task
         for source in parts:
-            for batch in batches(ids, config.execution.questions_per_task):
+            for batch in batches(ids, size):
                 first = ids.index(batch[0]) + 1
                 which = f" of {source.teacher}/{source.context}" if source is not None else ""
                 label = f"{stage}{which}, questions {first}-{first + len(batch) - 1} of {len(ids)}"
@@ -77,9 +94,4 @@ def _diagnose(config: RunConfig) -> dict[str, Any]:
                 raise InputError(
                     "sampling.max_tokens", f"{config.sampling.max_tokens}: {'; '.join(reasons)}, in every question"
                 )
-    failed = stages["rollouts"].failed or {}
-    report("aggregate", 0, 1)
-    files, stages["aggregate"] = aggregate_task(config, ids, failed, return_state=True).result()
-    run = write_run(job, ids, failed, files, stages)
-    get_run_logger().info("outputs in %s", job.store.path("runs", config.name))
-    return run
+    return ids, stages["rollouts"].failed or {}, stages

@@ -7,6 +7,7 @@ from rich.table import Table
 from tasks.job import Job
 from tasks.lineage import Signal, losses, sources
 from tasks.stages import STAGES
+from tasks.trees.tree import most_draws
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def cost(job: Job) -> list[StageCost]:
             sequences = absent * rollouts
             tokens = sequences * limit
         elif stage == "trees":
-            sequences = absent * config.tree.nodes * config.tree.draws
+            sequences = absent * most_draws(config.tree)
             tokens, forwards = sequences * (limit - 1), absent * rollouts
         elif stage == "distillation":
             by_source = {

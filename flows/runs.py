@@ -63,6 +63,36 @@ def run_file(path: Path, assignments: list[str]) -> int:
     return guarded(action)
 
 
+def rank_file(path: Path, assignments: list[str]) -> int:
+    """`opdscope rank`."""
+
+    def action() -> None:
+        config = load(path, assignments)
+        if config.student is None:
+            raise ConfigurationError(
+                "tree.kind: 'recorded', but a ranking is made from rollouts of a model; give questions and student"
+            )
+        if config.sampling.rollouts < 2:
+            raise ConfigurationError(
+                f"sampling.rollouts: {config.sampling.rollouts}, but a ranking needs two rollouts a question or more"
+            )
+        from tasks.job import open_job
+
+        open_job(config)
+        from flows.rank import rank
+        from flows.terminal import progress, rank_table, what_would_settle
+
+        began = time.monotonic()
+        with progress(_errors):
+            result = rank(config)
+        ranks, store = _table(result["configuration"], "ranks")
+        _console.print(rank_table(ranks, config.scores.level))
+        _console.print(what_would_settle(ranks, result), soft_wrap=True)
+        _tell(result, store.path("runs", config.name, "ranks.parquet"), began)
+
+    return guarded(action)
+
+
 def run_demo(assignments: list[str], *, questions: int, seed: int) -> int:
     """`opdscope demo`."""
 
@@ -85,27 +115,39 @@ def run_demo(assignments: list[str], *, questions: int, seed: int) -> int:
 def _follow(run: Callable[[], dict[str, Any]]) -> None:
     """Run a flow with its progress shown, then show its scores."""
     from flows.terminal import progress, score_table
-    from tasks.store.artefact import Store
 
     began = time.monotonic()
     with progress(_errors):
         result = run()
+    config = result["configuration"]
+    summary, store = _table(config, "summary")
+    _console.print(score_table(summary, config["scores"]["level"]))
+    _tell(result, store.path("runs", config["name"], "report.html"), began)
+
+
+def _table(config: dict[str, Any], name: str) -> tuple[Any, Any]:
+    """A table of a run, and its store."""
     import polars as pl
 
-    config = result["configuration"]
+    from tasks.store.artefact import Store
+
     store = Store(config["store"])
-    data = store.get_bytes("runs", config["name"], "summary.parquet")
+    data = store.get_bytes("runs", config["name"], f"{name}.parquet")
     if data is None:
         raise ConfigurationError(f"store: the outputs of run {config['name']!r} are gone from {config['store']!r}")
-    _console.print(score_table(pl.read_parquet(io.BytesIO(data)), config["scores"]["level"]))
+    return pl.read_parquet(io.BytesIO(data)), store
+
+
+def _tell(result: dict[str, Any], output: str, began: float) -> None:
+    """Questions left out, what was made, and where the output is."""
     for question, reason in result["failed"].items():
         _console.print(f"left out: question {escape(question)}: {escape(reason)}")
-    made = sum(stage["made"] for stage in result["stages"].values())
-    cached = sum(stage["cached"] for stage in result["stages"].values())
-    tokens = sum(stage["decoded_tokens"] for stage in result["stages"].values())
+    made, cached, tokens = (
+        sum(stage[name] for stage in result["stages"].values()) for name in ("made", "cached", "decoded_tokens")
+    )
     _console.print(
         f"{made} artefacts made, {cached} from the store, {tokens:,} tokens decoded, "
-        f"{time.monotonic() - began:.0f} s\n{escape(store.path('runs', config['name'], 'report.html'))}",
+        f"{time.monotonic() - began:.0f} s\n{escape(output)}",
         soft_wrap=True,
     )
 

@@ -83,6 +83,52 @@ def score_table(summary: pl.DataFrame, level: float) -> Table:
     return table
 
 
+def rank_table(ranks: pl.DataFrame, level: float) -> Table:
+    """Signals by gain, with the probability that each is the best."""
+    title = f"gain along each signal, {100 * level:g} % interval"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("", justify="right", no_wrap=True)
+    for name in ("teacher", "context", "loss"):
+        table.add_column(name, no_wrap=True)
+    for name in ("gain", "behind the first", "best"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in ranks.iter_rows(named=True):
+        known = row["gain"] is not None
+        table.add_row(
+            str(row["rank"] or ""),
+            *(escape(row[name]) for name in ("teacher", "context", "loss")),
+            _interval(row, "gain") if known else "undefined",
+            _interval(row, "behind") if known and row["rank"] > 1 else "",
+            f"{100 * row['p_best']:.0f} %" if known else "",
+        )
+    return table
+
+
+def _interval(row: dict[str, Any], name: str) -> str:
+    low, value, high = (row[n] for n in (f"{name}_low", name, f"{name}_high"))
+    if low is None:
+        return f"{value:.4f}"
+    return f"{value:.4f} [{low:.4f}, {high:.4f}]"
+
+
+def what_would_settle(ranks: pl.DataFrame, result: dict[str, Any]) -> str:
+    """One sentence: whether the first two are told apart, or what more it would take."""
+    if result["settled"] is None:
+        return "there are no two signals to compare"
+    names = [f"{row['teacher']}/{row['context']} by {row['loss']}" for row in ranks.head(2).iter_rows(named=True)]
+    pair = escape(f"{names[0]} and {names[1]}")
+    if result["settled"]:
+        return f"settled: {pair} are told apart"
+    if result["more_questions"] is None:
+        return f"not settled: {pair} show no difference at all"
+    n = ranks["rollouts"][0] / ranks["questions"][0]
+    more = f"about {result['more_questions']:,} more questions with {n:g} rollouts each"
+    if result["more_rollouts"] is None:
+        return f"not settled: to tell {pair} apart would take {more}; rollouts of the same questions alone would not do"
+    others = f"about {result['more_rollouts']:,} more rollouts of each question here"
+    return f"not settled: to tell {pair} apart would take {more}, or {others}"
+
+
 def score(row: dict[str, Any] | None) -> str:
     """An alignment with its interval."""
     if row is None or row["alignment"] is None:

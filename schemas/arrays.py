@@ -1,7 +1,8 @@
 """The arrays of every stage's artefact: name, dimensions, dtype, unit.
 
-Dimension letters: R rollouts, T completion tokens of all rollouts, C prompt tokens, N nodes, B branches of all
-nodes. Ragged data is CSR: values, and offsets of length R+1 or N+1. A letter has one length in one artefact.
+Dimension letters: R rollouts, T completion tokens of all rollouts, C prompt tokens (of a prior: cells), N nodes by
+round, B branches of all nodes, D draws, K tokens of all continuations. Ragged data is CSR: values, and offsets of
+length R+1, N+1 or D+1. A letter has one length in one artefact.
 """
 
 from collections.abc import Mapping
@@ -37,8 +38,12 @@ TREES = {
     "token_prob": Array(("T",), "float64", "student's probability of the sampled token", "probability"),
     "entropy": Array(("T",), "float64", "entropy of the student's next-token distribution", "nat"),
     "leverage": Array(("T",), "float64", "sum_j P_j^2 (1 - 2 P_j + |P|^2), what node choice goes by"),
-    "node": Array(("N",), "int64", "the node's position", "index into T"),
-    "inclusion": Array(("N",), "float64", "probability with which the node was drawn", "probability"),
+    "node": Array(
+        ("N",), "int64", "the node's position; one that several rounds drew stands here often", "index into T"
+    ),
+    "round": Array(("N",), "int32", "the round that drew it"),
+    "inclusion": Array(("N",), "float64", "probability with which the round drew it", "probability"),
+    "share": Array(("N",), "float64", "weight of the round among all; 0: for single tokens alone"),
     "p_sq": Array(("N",), "float64", "|P|^2 over the whole vocabulary"),
     "tail_prob": Array(("N",), "float64", "probability outside the head", "probability"),
     "branch_offsets": Array(("N+1",), "int64", "where each node's branches start", "index into B"),
@@ -63,14 +68,22 @@ DISTILLATION = {
     "kl": Array(("T",), "float64", "KL(P || T)", "nat"),
     "js": Array(("T",), "float64", "Jensen-Shannon divergence", "nat"),
     "teacher_token_prob": Array(("T",), "float64", "teacher's probability of the sampled token", "probability"),
+    "d_token": Array(("T",), "float64", "d at the sampled token, less sum_j P_j d_j"),
     "d_bar": Array(("N",), "float64", "sum_j P_j d_j, P as sampled"),
     "d": Array(("B",), "float64", "d at the branches"),
     "d_head": Array(("B",), "float64", "d of P and T renormalised over the head; 0 in the tail"),
     "teacher_prob": Array(("B",), "float64", "teacher's probability of the branches", "probability"),
 }
 
+PRIOR = {
+    "mu": Array(("C",), "float64", "mean success of a node's branches, by cell of the grid", "probability"),
+    "kappa": Array(("C",), "float64", "concentration of its branches' success around it"),
+    "weight": Array(("C",), "float64", "share of nodes in the cell", "probability"),
+}
+
 ALIGNMENT = {
     "inner": Array(("N",), "float64", "<g, d> without bias"),
+    "inner_noise": Array(("N",), "float64", "variance of `inner` over draws, without bias"),
     "cosine": Array(("N",), "float64", "posterior mean of the cosine; NaN = undefined"),
     "cosine_low": Array(("N",), "float64", "lower end of its interval; NaN = undefined"),
     "cosine_high": Array(("N",), "float64", "upper end of its interval; NaN = undefined"),
@@ -78,26 +91,52 @@ ALIGNMENT = {
         ("N",), "float64", "uncorrected cosine over the head, P and T renormalised there; NaN = undefined"
     ),
     "p_positive": Array(("N",), "float64", "posterior probability of <g, d> > 0; NaN = undefined"),
+    "p_differs": Array(("N",), "float64", "posterior probability that the branches differ; NaN = undefined"),
+    "lfsr": Array(("N",), "float64", "local false sign rate of <g, d>; NaN = undefined"),
     "teacher_advantage": Array(
         ("N",), "float64", "sum_j (T_j - P_j) Q_j; NaN = the teacher leaves the drawn tokens", "probability"
     ),
+}
+
+RANKING = {
+    "d_sq": DISTILLATION["d_sq"],
+    "d_token": DISTILLATION["d_token"],
 }
 
 LAYOUTS: dict[str, dict[str, Array]] = {
     "rollouts": ROLLOUTS,
     "trees": TREES,
     "ideal": IDEAL,
+    "prior": PRIOR,
     "distillation": DISTILLATION,
     "alignment": ALIGNMENT,
-    # what a killed tree resumes from: successes and truncations of the draws decoded so far
+    "ranking": RANKING,
+    # what trees are made from, and a killed or enlarged one goes on from
     "rounds": {
         "success": Array(("D",), "bool", "the verifier's verdict on each draw of the round"),
         "truncated": Array(("D",), "bool", "stopped by the length limit"),
+        "length": Array(("D",), "int32", "sampled tokens", "token"),
+    },
+    "continuations": {
+        "success": Array(("D",), "bool", "the verifier's verdict on each continuation"),
+        "truncated": Array(("D",), "bool", "stopped by the length limit"),
+        "tokens": Array(("K",), "int32", "sampled tokens of all continuations", "token id"),
+        "offsets": Array(("D+1",), "int64", "where each one starts", "index into K"),
     },
 }
 
 # raised whenever a stage's code gives other numbers or another layout: the keys change with it
-STAGE_VERSIONS = {"rollouts": 1, "trees": 1, "ideal": 1, "distillation": 1, "alignment": 1, "aggregate": 1}
+STAGE_VERSIONS = {
+    "rollouts": 1,
+    "rounds": 1,
+    "trees": 2,
+    "ideal": 2,
+    "prior": 1,
+    "distillation": 2,
+    "alignment": 2,
+    "ranking": 1,
+    "aggregate": 2,
+}
 
 
 def check_layout(stage: str, arrays: Arrays) -> None:

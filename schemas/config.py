@@ -7,7 +7,7 @@ import string
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 COSMETIC: dict[str, Any] = {"cosmetic": True}
@@ -166,7 +166,29 @@ class Sampling(Settings):
     temperature: float = Field(1.0, gt=0, le=4, description="Sampling temperature; nothing is truncated")
 
 
-class ForcedTree(Settings):
+class Branching(Settings):
+    """How a node branches: forced candidate tokens, and a sample of the rest of the vocabulary."""
+
+    head: int = Field(8, ge=1, le=256, description="At most so many forced branches: the likeliest tokens")
+    tail: int = Field(4, ge=2, description="Tokens sampled from the tail, two draws each")
+    tail_limit: float = Field(
+        1e-3, ge=0, lt=1, description="A tail of less probability is not drawn; the bias is at most this"
+    )
+    allocation: Literal["leverage", "equal"] = Field(
+        "leverage", description="Head draws by the branches' leverage, or all alike"
+    )
+
+    def _enough(self, field: str, draws: int) -> None:
+        least = 2 * (self.head + self.tail)
+        if draws < least:
+            raise _invalid(
+                field,
+                f"{draws} is too small for two draws a branch: head {self.head} and tail {self.tail} "
+                f"need at least {least}",
+            )
+
+
+class ForcedTree(Branching):
     """Chosen nodes, forced candidate tokens, a fixed number of draws (statistics of sections 6 and 7)."""
 
     kind: Literal["forced"] = "forced"
@@ -174,26 +196,81 @@ class ForcedTree(Settings):
     node_choice: Literal["leverage", "uniform"] = Field(
         "leverage", description="Inclusion probabilities: by the student's leverage, or all alike"
     )
-    head: int = Field(8, ge=1, le=256, description="At most so many forced branches: the likeliest tokens")
-    tail: int = Field(4, ge=2, description="Tokens sampled from the tail, two draws each")
-    tail_limit: float = Field(
-        1e-3, ge=0, lt=1, description="A tail of less probability is not drawn; the bias is at most this"
-    )
     draws: int = Field(64, ge=2, description="Draws a node, head and tail together")
-    allocation: Literal["leverage", "equal"] = Field(
-        "leverage", description="Head draws by the branches' leverage, or all alike"
-    )
 
     @model_validator(mode="after")
     def _two_draws_a_branch(self) -> Self:
-        least = 2 * self.head + 2 * self.tail
-        if self.draws < least:
-            raise _invalid(
-                "draws",
-                f"{self.draws} is too small for two draws a branch: head {self.head} and tail {self.tail} "
-                f"need at least {least}",
-            )
+        self._enough("draws", self.draws)
         return self
+
+
+class AdaptiveTree(Branching):
+    """Rounds of draws where they cut the uncertainty most, until it is small enough or the budget is spent.
+
+    Each round samples nodes anew with known probabilities, from the leverage of the student and from what the rounds
+    before it showed, so a larger budget extends the draws of a smaller one.
+    """
+
+    kind: Literal["adaptive"] = "adaptive"
+    target: Literal["pooled", "tokens"] = Field(
+        "pooled", description="What is to be known: pooled scores, or the signs of as many single tokens as can be"
+    )
+    draws: int = Field(2048, ge=8, description="Budget of a question, draws; whole rounds of it are spent")
+    tokens: int | None = Field(None, ge=1, description="Budget of a question, decoded tokens")
+    seconds: float | None = Field(
+        None, gt=0, description="Budget of a question; how many rounds fit depends on the machine"
+    )
+    half_width: float | None = Field(
+        None,
+        gt=0,
+        description="Stop where the largest gain of a unit step, sqrt(sum |g|^2) of a rollout, is known to this "
+        "half-width (95 %)",
+    )
+    node_draws: int = Field(64, ge=2, description="Draws a node in one round, head and tail together")
+    round: int = Field(256, ge=2, description="Draws of a round")
+
+    @model_validator(mode="after")
+    def _rounds_fit(self) -> Self:
+        self._enough("node_draws", self.node_draws)
+        if self.round < self.node_draws:
+            raise _invalid("round", f"{self.round} is less than one node's draws; node_draws is {self.node_draws}")
+        if self.draws < self.round:
+            raise _invalid("draws", f"{self.draws} is less than one round of {self.round}; raise it or lower round")
+        return self
+
+
+class WindowsTree(Settings):
+    """The paper's targeted rollouts, as reconstructed: continuations from prefixes at depths 0, 1, 2, 4, 8, ...
+
+    For comparison. Continuations are counted on the prefix tree, so a node's candidates are those that came up often
+    enough; no probability of a node's being scored is known, and its pooled scores are biased.
+    """
+
+    kind: Literal["windows"] = "windows"
+    draws: int = Field(2048, ge=1, description="Continuations a question, shared over all windows")
+    min_visits: int = Field(20, ge=2, description="A child counts from so many visits on; 40 on hard problems")
+    tail_limit: float = Field(
+        0.05,
+        ge=0,
+        lt=1,
+        description="Teacher's probability outside the counted children up to which an advantage is told",
+    )
+
+
+class RecordedTree(Settings):
+    """Outcomes that another system collected, read from a table; no model is loaded."""
+
+    kind: Literal["recorded"] = "recorded"
+    path: str = Field(description="JSONL, parquet or CSV table; a path or any fsspec URL", json_schema_extra=COSMETIC)
+    tail_limit: float = Field(
+        0.05,
+        ge=0,
+        lt=1,
+        description="Teacher's probability outside the recorded branches up to which an advantage is told",
+    )
+
+
+Tree = Annotated[AdaptiveTree | ForcedTree | WindowsTree | RecordedTree, Field(discriminator="kind")]
 
 
 class ReverseKL(Settings):
@@ -329,6 +406,7 @@ class Context(Settings):
 class Teacher(Settings):
     """A teacher: a model, or the student itself with a richer context."""
 
+    kind: Literal["model"] = "model"
     name: str = Field(description="Name in tables", min_length=1, json_schema_extra=COSMETIC)
     model: Model | None = Field(None, description="None: the student itself (self-distillation)")
     contexts: list[Context] = Field(default_factory=lambda: [Context()], min_length=1)
@@ -347,6 +425,14 @@ class Teacher(Settings):
     def _unique_labels(self) -> Self:
         _no_duplicates("contexts", [c.label for c in self.contexts])
         return self
+
+
+class RecordedTeacher(Settings):
+    """A teacher's probabilities that another system collected, read from a table."""
+
+    kind: Literal["recorded"] = "recorded"
+    name: str = Field(description="Name in tables", min_length=1, json_schema_extra=COSMETIC)
+    path: str = Field(description="JSONL, parquet or CSV table; a path or any fsspec URL", json_schema_extra=COSMETIC)
 
 
 class Grouping(Settings):
@@ -424,13 +510,13 @@ class RunConfig(Settings):
         ".opdscope", description="Where everything is cached; any fsspec URL", json_schema_extra=COSMETIC
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of every draw and every bootstrap")
-    questions: Questions
-    student: Model
+    questions: Questions | None = Field(None, description="Needed unless the tree is recorded")
+    student: Model | None = Field(None, description="Needed unless the tree is recorded")
     prompt: Prompt = Field(default_factory=Prompt)
     verifier: Verifier = Field(default_factory=MathVerifier)
     sampling: Sampling = Field(default_factory=Sampling)
-    tree: ForcedTree = Field(default_factory=ForcedTree)
-    teachers: list[Teacher] = Field(min_length=1)
+    tree: Tree = Field(default_factory=AdaptiveTree)
+    teachers: list[Annotated[Teacher | RecordedTeacher, Field(discriminator="kind")]] = Field(min_length=1)
     losses: list[Loss] = Field(default_factory=default_losses, min_length=1)
     scores: Scores = Field(default_factory=Scores)
     engine: TransformersEngine = Field(default_factory=TransformersEngine)
@@ -442,6 +528,59 @@ class RunConfig(Settings):
         if isinstance(losses, list):
             return [{"kind": loss} if isinstance(loss, str) else loss for loss in losses]
         return losses
+
+    @field_validator("teachers", "tree", mode="before")
+    @classmethod
+    def _default_kind(cls, value: object, info: ValidationInfo) -> object:
+        kind = "model" if info.field_name == "teachers" else "adaptive"
+        if isinstance(value, list):
+            return [{"kind": kind, **v} if isinstance(v, dict) else v for v in value]
+        return {"kind": kind, **value} if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _recorded_or_made(self) -> Self:
+        recorded = isinstance(self.tree, RecordedTree)
+        for i, teacher in enumerate(self.teachers):
+            if isinstance(teacher, RecordedTeacher) != recorded:
+                kinds = (
+                    "recorded, and so must be every teacher" if recorded else f"{self.tree.kind}, which needs models"
+                )
+                raise _invalid(f"teachers.{i}.kind", f"{teacher.kind!r}, but the tree is {kinds}")
+        for name in ("questions", "student"):
+            if recorded and getattr(self, name) is not None:
+                raise _invalid(name, "given, but recorded outcomes need none; leave it out")
+            if not recorded and getattr(self, name) is None:
+                raise _invalid(name, "missing; it has no default")
+        for i, loss in enumerate(self.losses):
+            if recorded and isinstance(loss, TopK):
+                raise _invalid(
+                    f"losses.{i}", f"{loss_name(loss)!r} needs whole distributions; a recorded table has branches"
+                )
+        return self
+
+    @property
+    def asked(self) -> Questions:
+        """The questions of a run that is not recorded."""
+        if self.questions is None:
+            raise ValueError("recorded outcomes have no questions file")
+        return self.questions
+
+    @property
+    def model(self) -> Model:
+        """The student of a run that is not recorded."""
+        if self.student is None:
+            raise ValueError("recorded outcomes have no student")
+        return self.student
+
+    @property
+    def model_teachers(self) -> list[Teacher]:
+        """The teachers that are models, in order."""
+        return [t for t in self.teachers if isinstance(t, Teacher)]
+
+    @property
+    def recorded_teachers(self) -> list[RecordedTeacher]:
+        """The teachers that are tables, in order."""
+        return [t for t in self.teachers if isinstance(t, RecordedTeacher)]
 
     @model_validator(mode="after")
     def _unique_names(self) -> Self:

@@ -17,7 +17,7 @@ TOKENS: dict[str, Column] = {
     "token_id": Column("Int32", "the token that the rollout has there"),
     "token": Column("String", "its text"),
     "correct": Column("Boolean", "the rollout's own verdict"),
-    "weight": Column("Float64", "1 / inclusion probability of the node"),
+    "weight": Column("Float64", "positions that the node stands for: 1 / its inclusion probability, over rounds"),
     "student_prob": Column("Float64", "student's probability of the token, as sampled"),
     "entropy": Column("Float64", "entropy of the student's next-token distribution, nat"),
     "branches": Column("Int32", "branches drawn, tail tokens included"),
@@ -28,9 +28,9 @@ TOKENS: dict[str, Column] = {
     "cosine": Column("Float64", "posterior mean of the cosine of ideal and distillation gradient"),
     "cosine_low": Column("Float64", "lower end of its interval"),
     "cosine_high": Column("Float64", "upper end of its interval"),
-    "p_positive": Column("Float64", "posterior probability that <g, d> > 0"),
+    "p_positive": Column("Float64", "posterior probability that <g, d> > 0, chance where the branches do not differ"),
     "reliability": Column("Float64", "share of |g|^2 as drawn that is signal; below 0 where noise outweighs it"),
-    "resolved": Column("Boolean", "p_positive lies outside the interval's tails: the sign is told, node by node"),
+    "resolved": Column("Boolean", "the sign of <g, d> is known: lfsr is below 1 - level"),
     "inner": Column("Float64", "<g, d> without bias"),
     "g_sq": Column("Float64", "|g|^2 without bias; may be negative"),
     "d_sq": Column("Float64", "|d|^2, exact"),
@@ -44,6 +44,9 @@ TOKENS: dict[str, Column] = {
     "tail_prob": Column("Float64", "probability outside the head"),
     "teacher_prob": Column("Float64", "teacher's probability of the token"),
     "truncated_draws": Column("Int32", "draws stopped by the length limit"),
+    "lfsr": Column("Float64", "local false sign rate: posterior probability that <g, d> has not the likelier sign"),
+    "p_differs": Column("Float64", "posterior probability that success differs between the branches"),
+    "inner_noise": Column("Float64", "variance of inner over draws"),
 }
 
 SUMMARY: dict[str, Column] = {
@@ -68,4 +71,69 @@ SUMMARY: dict[str, Column] = {
     "d_sq": Column("Float64", "sum of |d|^2 over all positions of the group"),
     "bin_low": Column("Float64", "lower edge of the bin, in the unit of what is binned; null at an end"),
     "bin_high": Column("Float64", "upper edge of the bin; null at an end"),
+}
+
+DIFFERENCES: dict[str, Column] = {
+    "group": Column("String", "the grouping; all where two signals are compared"),
+    "bin": Column("String", "the bin"),
+    "teacher": Column("String", "name of the teacher"),
+    "context": Column("String", "name of its context"),
+    "loss": Column("String", "name of the loss"),
+    "other_bin": Column("String", "the bin that is taken away"),
+    "other_teacher": Column("String", "the teacher that is taken away"),
+    "other_context": Column("String", "its context"),
+    "other_loss": Column("String", "the loss that is taken away"),
+    "alignment": Column("Float64", "difference of alignments; null where one is"),
+    "alignment_low": Column("Float64", "lower end of its interval, paired by question"),
+    "alignment_high": Column("Float64", "upper end of its interval"),
+    "gain": Column("Float64", "difference of gains; null where one is"),
+    "gain_low": Column("Float64", "lower end of its interval, paired by question"),
+    "gain_high": Column("Float64", "upper end of its interval"),
+}
+
+PREDICTORS: dict[str, Column] = {
+    "predictor": Column("String", "what is known of a token without any draw"),
+    "teacher": Column("String", "name of the teacher"),
+    "context": Column("String", "name of its context"),
+    "loss": Column("String", "name of the loss"),
+    "correlation": Column(
+        "Float64", "of its rank with <g, d> / |d|, corrected for noise; null where that is lost in noise"
+    ),
+    "correlation_low": Column("Float64", "lower end of its interval"),
+    "correlation_high": Column("Float64", "upper end of its interval"),
+    "correlation_plain": Column("Float64", "the same, not corrected"),
+    "nodes": Column("Int64", "nodes where the predictor is known"),
+}
+
+SELECTION: dict[str, Column] = {
+    "tokens": Column("String", "which tokens are trained on: all, predicted_positive, resolved_positive"),
+    "teacher": Column("String", "name of the teacher"),
+    "context": Column("String", "name of its context"),
+    "loss": Column("String", "name of the loss"),
+    "share": Column("Float64", "share of all tokens that are kept"),
+    "gain": Column(
+        "Float64", "gain of a unit step along the kept part of the signal, scored on draws that did not select"
+    ),
+    "gain_low": Column("Float64", "lower end of its interval"),
+    "gain_high": Column("Float64", "upper end of its interval"),
+    "more": Column("Float64", "gain less that of all tokens"),
+    "more_low": Column("Float64", "lower end of its interval, paired by question"),
+    "more_high": Column("Float64", "upper end of its interval"),
+}
+
+RANKS: dict[str, Column] = {
+    "rank": Column("Int32", "by gain, from 1"),
+    "teacher": Column("String", "name of the teacher"),
+    "context": Column("String", "name of its context"),
+    "loss": Column("String", "name of the loss"),
+    "gain": Column("Float64", "success probability gained, to first order, for a unit step along the signal"),
+    "gain_low": Column("Float64", "lower end of its interval"),
+    "gain_high": Column("Float64", "upper end of its interval"),
+    "p_best": Column("Float64", "probability that no other signal has a larger gain"),
+    "behind": Column("Float64", "gain of the first less this one's"),
+    "behind_low": Column("Float64", "lower end of its interval, paired by question"),
+    "behind_high": Column("Float64", "upper end of its interval"),
+    "d_sq": Column("Float64", "mean |d|^2 of a token"),
+    "questions": Column("Int64", "questions"),
+    "rollouts": Column("Int64", "rollouts of all questions"),
 }

@@ -2,17 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
 import polars as pl
+from scipy.stats import norm
+from scipy.stats import t as student_t
 
 from schemas.arrays import AnyArray
 from schemas.config import Grouping, Scores
-from schemas.tables import SUMMARY, TOKENS, Column
+from schemas.tables import DIFFERENCES, SUMMARY, TOKENS, Column
 from tasks.lineage import Signal
-from tasks.ragged import Floats, Ints, owners
+from tasks.ragged import Floats, Ints, owners, row_sums
 
 QUESTIONS_TO_RESAMPLE = 5
 """With fewer questions the bootstrap resamples rollouts."""
@@ -30,6 +32,8 @@ class QuestionScores:
     ideal: Mapping[str, AnyArray]
     distillation: Mapping[Signal, Mapping[str, AnyArray]]
     alignment: Mapping[Signal, Mapping[str, AnyArray]]
+    sampled: bool = True
+    """Whether nodes are a sample of all positions, with known probabilities."""
 
     @property
     def rollout_of_position(self) -> Ints:
@@ -44,21 +48,36 @@ class QuestionScores:
 
     @property
     def weight(self) -> Floats:
-        """1 / inclusion probability of the nodes, [N]."""
-        return 1.0 / np.asarray(self.tree["inclusion"], dtype=np.float64)
+        """Share of the round / inclusion probability in it, of the nodes by round, [N]."""
+        return np.asarray(self.tree["share"] / self.tree["inclusion"], dtype=np.float64)
+
+    @property
+    def totals(self) -> dict[str, Ints]:
+        """Branches, draws and truncated draws of the nodes by round, [N] each."""
+        offsets = np.asarray(self.tree["branch_offsets"], dtype=np.int64)
+        out = {"branches": np.diff(offsets)}
+        for name in ("draws", "truncations"):
+            out[name] = row_sums(np.asarray(self.tree[name], dtype=np.float64), offsets).astype(np.int64)
+        return out
 
 
 def tokens_table(
     scored: Sequence[QuestionScores], signals: Sequence[Signal], texts: Mapping[int, str], level: float
 ) -> pl.DataFrame:
-    """One row for node x teacher x loss; columns of `schemas.tables.TOKENS`."""
+    """One row for node x teacher x loss; columns of `schemas.tables.TOKENS`.
+
+    What several rounds tell of a node is averaged by their weights, so that sums over the rows stay the pooled ones.
+    """
     frames = []
     for q in scored:
-        node = q.tree["node"]
+        node, of = np.unique(q.tree["node"], return_inverse=True)
+        rows = _Rows(of, len(node), q.weight, q.totals["draws"])
         token = np.asarray(q.rollouts["tokens"])[node]
         rollout = q.rollout_of_position[node]
-        rows = np.diff(q.tree["branch_offsets"])
-        starts = q.tree["branch_offsets"][:-1]
+        plain = rows.mean(q.ideal["g_sq_plain"])
+        g_sq = rows.mean(q.ideal["g_sq"])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            reliability = np.where(plain > 1e-12, g_sq / plain, np.nan)
         common: dict[str, Any] = {
             "question_id": [q.question_id] * len(node),
             "rollout_id": rollout,
@@ -66,30 +85,31 @@ def tokens_table(
             "token_id": token,
             "token": [texts[int(t)] for t in token],
             "correct": np.asarray(q.rollouts["correct"])[rollout],
-            "weight": q.weight,
+            "weight": rows.sum(q.weight),
             "student_prob": q.tree["token_prob"][node],
             "entropy": q.tree["entropy"][node],
-            "branches": rows,
-            "draws": _row_totals(q.tree["draws"], starts),
-            "truncated_draws": _row_totals(q.tree["truncations"], starts),
-            "tail_prob": q.tree["tail_prob"],
-            "reliability": q.ideal["reliability"],
-            "g_sq": q.ideal["g_sq"],
-            "value": q.ideal["value"],
+            "branches": rows.most(q.totals["branches"]),
+            "draws": rows.sum(q.totals["draws"]),
+            "truncated_draws": rows.sum(q.totals["truncations"]),
+            "tail_prob": rows.mean(q.tree["tail_prob"]),
+            "reliability": reliability,
+            "g_sq": g_sq,
+            "value": rows.mean(q.ideal["value"]),
         }
         for signal in signals:
             d, a = q.distillation[signal], q.alignment[signal]
-            tail = (1 - level) / 2
-            p_positive = np.asarray(a["p_positive"])
+            of_node = {name: np.asarray(values)[rows.first] for name, values in a.items()}
+            for name in ("inner", "cosine_plain", "teacher_advantage"):
+                of_node[name] = rows.mean(a[name])
             frames.append(
                 _frame(
                     {
                         **common,
                         **{name: [value] * len(node) for name, value in signal._asdict().items()},
-                        **{n: a[n] for n in a},
+                        **of_node,
                         **{n: d[n][node] for n in ("d_sq", "kl", "js")},
                         "teacher_prob": d["teacher_token_prob"][node],
-                        "resolved": (p_positive <= tail) | (p_positive >= 1 - tail),
+                        "resolved": of_node["lfsr"] < 1 - level,
                     },
                     TOKENS,
                 )
@@ -97,15 +117,39 @@ def tokens_table(
     return pl.concat(frames) if frames else _frame({name: [] for name in TOKENS}, TOKENS)
 
 
-def _row_totals(values: AnyArray, starts: AnyArray) -> AnyArray:
-    return np.add.reduceat(values, starts) if len(starts) else np.empty(0, dtype=np.int64)
+class _Rows:
+    """What the rows of each node come to; `of` leads from rows to nodes."""
+
+    def __init__(self, of: Ints, nodes: int, weight: Floats, draws: Ints) -> None:
+        self._of, self._nodes = of, nodes
+        self.first = np.unique(of, return_index=True)[1]
+        # a node drawn for its own sake alone has no weight: its rows count by their draws
+        self._weight = np.where(self.sum(weight)[of] > 0, weight, draws)
+
+    def sum(self, values: AnyArray) -> AnyArray:
+        return np.bincount(self._of, values, self._nodes)
+
+    def most(self, values: AnyArray) -> AnyArray:
+        out = np.zeros(self._nodes, dtype=np.int64)
+        np.maximum.at(out, self._of, values)
+        return out
+
+    def mean(self, values: AnyArray) -> AnyArray:
+        known = np.isfinite(values)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return self.sum(np.where(known, values, 0.0) * self._weight) / self.sum(known * self._weight)
 
 
 def _frame(columns: Mapping[str, Any], declared: Mapping[str, Column]) -> pl.DataFrame:
     """A table with exactly the declared columns; NaN becomes null."""
     schema = pl.Schema({name: getattr(pl, column.dtype) for name, column in declared.items()})
-    frame = pl.DataFrame({name: columns[name] for name in declared}, strict=False)
-    return frame.cast(schema).with_columns(pl.col(pl.Float64).fill_nan(None))
+    table = pl.DataFrame({name: columns[name] for name in declared}, strict=False)
+    return table.cast(schema).with_columns(pl.col(pl.Float64).fill_nan(None))
+
+
+def frame(rows: Sequence[Mapping[str, Any]], declared: Mapping[str, Column]) -> pl.DataFrame:
+    """A table of rows with exactly the declared columns; NaN becomes null."""
+    return _frame({name: [row[name] for row in rows] for name in declared}, declared)
 
 
 @dataclass(frozen=True)
@@ -127,7 +171,8 @@ class Bins:
 
 
 def _quantile_bins(group: str, values: Floats, n: int) -> Bins:
-    """Bins of as many positions each, labelled by their percentiles; fewer where values tie."""
+    """Bins of as many positions each, labelled by their percentiles; fewer where values tie or are not known."""
+    values = values[np.isfinite(values)]
     quantiles = np.quantile(values, np.arange(1, n) / n, method="inverted_cdf")
     edges, last = np.unique(quantiles[::-1], return_index=True)  # of tied edges, the highest percentile
     ranks = (n - 1 - last)[edges > values.min()]
@@ -187,7 +232,7 @@ def sum_rollouts(q: QuestionScores, signal: Signal, bins: Sequence[Bins]) -> Flo
             w * np.asarray(a["inner"]),
             w * np.asarray(q.ideal["g_sq"]),
             w * np.asarray(q.ideal["g_sq_plain"]),
-            np.zeros(len(w)),
+            np.zeros(len(w)) if q.sampled else w * d[node],
             np.nan_to_num(plain),
             np.isfinite(plain).astype(np.float64),
             np.ones(len(w)),
@@ -204,7 +249,8 @@ def sum_rollouts(q: QuestionScores, signal: Signal, bins: Sequence[Bins]) -> Flo
             column = first + b.of(_bin_values(b.group, q, signal))
             first += len(b.labels)
         np.add.at(out, (rollout[node], column[node]), by_node)
-        np.add.at(out[:, :, _SUMS.index("d_sq")], (rollout, column), d)
+        if q.sampled:  # every position was scored
+            np.add.at(out[:, :, _SUMS.index("d_sq")], (rollout, column), d)
     return out
 
 
@@ -223,53 +269,134 @@ def pooled(sums: Floats) -> dict[str, Floats]:
         }
 
 
-def summary_table(
-    scored: Sequence[QuestionScores], signals: Sequence[Signal], scores: Scores, seed: int
-) -> pl.DataFrame:
-    """One row for group x teacher x loss; columns of `schemas.tables.SUMMARY`."""
-    rows: list[dict[str, Any]] = []
+@dataclass(frozen=True)
+class Pool:
+    """Pooled scores of every signal with their bootstrap replicates, the same ones for all: differences are paired.
+
+    places: group, bin, lower and upper edge of each column G; total: sums [G, K] by signal; point: [G] and replicates:
+    [b, G] by signal and score; carrying: units with a node, [G].
+    """
+
+    level: float
+    units: int
+    places: dict[Signal, list[tuple[str, str, float, float]]]
+    total: dict[Signal, Floats]
+    questions: dict[Signal, Ints]
+    carrying: dict[Signal, Ints]
+    point: dict[Signal, dict[str, Floats]]
+    replicates: dict[Signal, dict[str, Floats]]
+
+    def resolved(self, signal: Signal, g: int) -> bool:
+        """True where the pooled |g|^2 is above 0, in the replicates too."""
+        undefined = np.isnan(self.replicates[signal]["alignment"][:, g]).mean()
+        told = np.isfinite(self.point[signal]["alignment"][g]) and undefined <= (1 - self.level) / 2
+        return bool(told and self.carrying[signal][g] > 1)
+
+    def known(self, signal: Signal, g: int, score: str) -> bool:
+        """True where the score is defined and, if it divides by |g|, resolved."""
+        defined = bool(np.isfinite(self.point[signal][score][g]))
+        return defined and (score != "alignment" or self.resolved(signal, g))
+
+
+def make_pool(scored: Sequence[QuestionScores], signals: Sequence[Signal], scores: Scores, seed: int) -> Pool:
+    """Pool all questions, for every signal and group."""
     units = len(scored) if len(scored) >= QUESTIONS_TO_RESAMPLE else sum(len(q.rollouts["correct"]) for q in scored)
-    rng = np.random.default_rng([seed, 6])
-    # the same replicates for every signal and group, so that differences are paired
-    counts = rng.multinomial(units, np.full(units, 1 / units), size=scores.bootstrap).astype(np.float64)
-    tail = (1 - scores.level) / 2
+    counts = resample(units, scores.bootstrap, seed)
+    pool = Pool(scores.level, units, {}, {}, {}, {}, {}, {})
     for signal in signals:
         bins = [bins_for(g, scored, signal) for g in scores.groupings]
         by_rollout = [sum_rollouts(q, signal, bins) for q in scored]
         by_question = np.stack([s.sum(axis=0) for s in by_rollout])
         by_unit = by_question if units == len(scored) else np.concatenate(by_rollout)
-        total = by_question.sum(axis=0)
-        point = pooled(total)
-        replicates = pooled(np.einsum("bu,ugk->bgk", counts, by_unit))
-        labels = [("all", "all", np.nan, np.nan), *(place for b in bins for place in b.places())]
-        for g, (group, label, bin_low, bin_high) in enumerate(labels):
+        nodes = _SUMS.index("nodes")
+        pool.places[signal] = [("all", "all", np.nan, np.nan), *(place for b in bins for place in b.places())]
+        pool.total[signal] = by_question.sum(axis=0)
+        pool.questions[signal] = (by_question[:, :, nodes] > 0).sum(axis=0)
+        pool.carrying[signal] = (by_unit[:, :, nodes] > 0).sum(axis=0)
+        pool.point[signal] = pooled(pool.total[signal])
+        pool.replicates[signal] = pooled(np.einsum("bu,ugk->bgk", counts, by_unit))
+    return pool
+
+
+def resample(units: int, replicates: int, seed: int) -> Floats:
+    """How often each unit is in each bootstrap replicate, [replicates, units]."""
+    rng = np.random.default_rng([seed, 6])
+    return rng.multinomial(units, np.full(units, 1 / units), size=replicates).astype(np.float64)
+
+
+def percentiles(values: Floats, units: int, level: float) -> tuple[float, float]:
+    """Bootstrap interval of a score: percentiles, moved out for few units as Student's t and n/(n-1) ask for.
+
+    Hesterberg 2015, "What Teachers Should Know About the Bootstrap", section 5.3. Undefined
+    replicates are left out.
+    """
+    finite = values[np.isfinite(values)]
+    if units < 2 or not len(finite):
+        return np.nan, np.nan
+    alpha = float(norm.cdf(np.sqrt(units / (units - 1)) * student_t.ppf((1 - level) / 2, units - 1)))
+    low, high = np.quantile(finite, [alpha, 1 - alpha])
+    return float(low), float(high)
+
+
+def summary_table(pool: Pool) -> pl.DataFrame:
+    """One row for group x teacher x loss; columns of `schemas.tables.SUMMARY`."""
+    rows: list[dict[str, Any]] = []
+    for signal, places in pool.places.items():
+        total, point = pool.total[signal], pool.point[signal]
+        for g, (group, label, bin_low, bin_high) in enumerate(places):
             nodes = int(total[g, _SUMS.index("nodes")])
             if nodes == 0:
                 continue
-            undefined = np.isnan(replicates["alignment"][:, g]).mean()
-            carrying = int((by_unit[:, g, _SUMS.index("nodes")] > 0).sum())
-            resolved = bool(np.isfinite(point["alignment"][g]) and undefined <= tail and carrying > 1)
             row: dict[str, Any] = {
                 "group": group,
                 "bin": label,
                 **signal._asdict(),
                 "nodes": nodes,
-                "questions": int((by_question[:, g, _SUMS.index("nodes")] > 0).sum()),
+                "questions": int(pool.questions[signal][g]),
                 "reliability": point["reliability"][g],
-                "resolved": resolved,
+                "resolved": pool.resolved(signal, g),
                 "d_sq": total[g, _SUMS.index("d_sq")],
                 "bin_low": bin_low,
                 "bin_high": bin_high,
             }
             for name in ("alignment", "gain", "mean_cosine"):
-                known = np.isfinite(point[name][g]) and (resolved or name != "alignment")
-                values = replicates[name][:, g]
-                values = values[np.isfinite(values)]
-                told = known and carrying > 1  # one unit alone says nothing of its spread
-                low, high = np.quantile(values, [tail, 1 - tail]) if told else (np.nan, np.nan)
+                known = pool.known(signal, g, name)
+                low = high = np.nan
+                if known and pool.carrying[signal][g] > 1:  # one unit alone says nothing of its spread
+                    low, high = percentiles(pool.replicates[signal][name][:, g], pool.units, pool.level)
                 row |= {name: point[name][g] if known else np.nan, f"{name}_low": low, f"{name}_high": high}
             rows.append(row)
-    return _frame({name: [row[name] for row in rows] for name in SUMMARY}, SUMMARY)
+    return frame(rows, SUMMARY)
+
+
+def differences_table(pool: Pool) -> pl.DataFrame:
+    """Differences of pooled scores with intervals; columns of `schemas.tables.DIFFERENCES`.
+
+    Of each signal: correct less incorrect rollouts, and the last bin less the first of every other grouping. Over all
+    rollouts: every signal less every later one.
+    """
+    pairs: list[tuple[Signal, int, Signal, int]] = []
+    for signal, places in pool.places.items():
+        for group in dict.fromkeys(place[0] for place in places if place[0] != "all"):
+            there = [g for g, place in enumerate(places) if place[0] == group and pool.carrying[signal][g] > 0]
+            if len(there) > 1:
+                pairs.append((signal, there[-1], signal, there[0]))
+    pairs += [(a, 0, b, 0) for a, b in combinations(pool.places, 2)]
+    rows = []
+    for a, g, b, h in pairs:
+        group, label = pool.places[a][g][:2]
+        row: dict[str, Any] = {"group": group, "bin": label, **a._asdict(), "other_bin": pool.places[b][h][1]}
+        row |= {f"other_{name}": value for name, value in b._asdict().items()}
+        for name in ("alignment", "gain"):
+            known = pool.known(a, g, name) and pool.known(b, h, name)
+            low = high = np.nan
+            if known and min(pool.carrying[a][g], pool.carrying[b][h]) > 1:
+                values = pool.replicates[a][name][:, g] - pool.replicates[b][name][:, h]
+                low, high = percentiles(values, pool.units, pool.level)
+            value = pool.point[a][name][g] - pool.point[b][name][h] if known else np.nan
+            row |= {name: value, f"{name}_low": low, f"{name}_high": high}
+        rows.append(row)
+    return frame(rows, DIFFERENCES)
 
 
 def headline(summary: pl.DataFrame) -> list[dict[str, Any]]:

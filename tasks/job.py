@@ -1,15 +1,16 @@
 """What one process knows of a run: questions, keys, store, and the models it has loaded."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
-from schemas.config import Context, Model, RunConfig, Teacher, is_local_folder
+from schemas.config import Context, Model, RecordedTree, RunConfig, Teacher, is_local_folder
 from tasks.engines.device import resolve_device
 from tasks.engines.protocol import Engine, EngineError
-from tasks.lineage import Lineage, QuestionKeys, sources
+from tasks.lineage import Lineage, QuestionKeys, Signal, Source, sources, taught
 from tasks.prompts import PLAIN, check_same_tokenizer, encode_prompt, prompt_text
 from tasks.questions import InputError, Question, load_questions
+from tasks.recorded import RecordedQuestion, read_recorded
 from tasks.store.artefact import Store, StoreError
 from tasks.store.keys import Recipe
 from tasks.verifiers.verifier import Verifier
@@ -25,32 +26,47 @@ class Job:
             InputError: naming the field and the value.
         """
         self.config = config
-        self.questions: dict[str, Question] = {q.id: q for q in load_questions(config)}
-        try:
-            self.store = Store(config.store)
-            self.store.check_writable()
-        except StoreError as error:
-            raise InputError("store", f"{error}; give a folder or URL that can be written") from error
+        self._engines: dict[Model, Engine] = {}
+        self._lineage = Lineage(config)
+        self.recorded: dict[str, RecordedQuestion] = {}
+        if isinstance(config.tree, RecordedTree):
+            self.recorded = read_recorded(config.tree, config.recorded_teachers)
+            self.questions = {i: Question(i, "", {}) for i in self.recorded}
+            rollouts = {i: self._lineage.recorded(r.digest) for i, r in self.recorded.items()}
+            self.shown: dict[str, dict[Source, dict[str, object]]] = {
+                i: {source: {"rows": r.teachers[source.teacher].digest} for source in sources(config)}
+                for i, r in self.recorded.items()
+            }
+        else:
+            self.questions = {q.id: q for q in load_questions(config)}
+        self.store = _writable(config.store)
+        if not self.recorded:
+            self._check_models()
+            rollouts, self.shown = {}, {}
+            for question in self.questions.values():
+                prompt = self.prompt_ids(question)
+                if not prompt:
+                    raise InputError("prompt.template", f"{config.prompt.template!r} gives an empty prompt")
+                rollouts[question.id] = self._lineage.asked(question, prompt)
+                self.shown[question.id] = {
+                    source: self._lineage.shown(source, self.teacher_prompt_ids(teacher, context, question))
+                    for source, (teacher, context) in taught(config).items()
+                }
+        self.keys: dict[str, QuestionKeys] = self._lineage.keys(rollouts, self.shown)
+
+    def _check_models(self) -> None:
+        config = self.config
         try:
             resolve_device(config.engine.device)
         except EngineError as error:
             raise InputError("engine.device", str(error)) from error
-        self._lineage = Lineage(config)
-        self._check_model("student.path", config.student)
-        for i, teacher in enumerate(config.teachers):
+        self._check_model("student.path", config.model)
+        for i, teacher in enumerate(config.model_teachers):
             if teacher.model is not None:
                 field = f"teachers[{i}].model.path"
                 self._check_model(field, teacher.model)
                 theirs = self._lineage.tokenizer(teacher.model)
                 check_same_tokenizer(field, teacher.model.path, self.tokenizer, theirs)
-        self.keys: dict[str, QuestionKeys] = {}
-        for question in self.questions.values():
-            prompt = self.prompt_ids(question)
-            if not prompt:
-                raise InputError("prompt.template", f"{config.prompt.template!r} gives an empty prompt")
-            shown = {s: self.teacher_prompt_ids(t, c, question) for s, (t, c) in sources(config).items()}
-            self.keys[question.id] = self._lineage.keys(question, prompt, shown)
-        self._engines: dict[Model, Engine] = {}
 
     def _check_model(self, field: str, model: Model) -> None:
         """Refuse a model that is neither here nor on the hub, or has no tokenizer; nothing of it is loaded."""
@@ -70,12 +86,12 @@ class Job:
     @cached_property
     def tokenizer(self) -> Any:
         """The student's tokenizer."""
-        return self._lineage.tokenizer(self.config.student)
+        return self._lineage.tokenizer(self.config.model)
 
     @property
     def student(self) -> Engine:
         """The student."""
-        return self.engine(self.config.student)
+        return self.engine(self.config.model)
 
     def engine(self, model: Model) -> Engine:
         """A model, loaded; the student stays, of the teachers only the last one."""
@@ -90,14 +106,17 @@ class Job:
     @property
     def decoded(self) -> int:
         """Tokens that this process has sampled for this run."""
-        student = self._engines.get(self.config.student)
-        return student.decoded if student is not None else 0
+        return sum(engine.decoded for model, engine in self._engines.items() if model == self.config.student)
 
     def is_student(self, teacher: Teacher) -> bool:
         """True where the teacher's model is the student, named or by content."""
         return teacher.model is None or (
-            self._lineage.fingerprint(teacher.model) == self._lineage.fingerprint(self.config.student)
+            self._lineage.fingerprint(teacher.model) == self._lineage.fingerprint(self.config.model)
         )
+
+    def teacher_engine(self, teacher: Teacher) -> Engine:
+        """The model of a teacher, loaded."""
+        return self.student if self.is_student(teacher) else self.engine(teacher.model or self.config.model)
 
     def prompt_ids(self, question: Question) -> list[int]:
         """The student's prompt."""
@@ -109,6 +128,18 @@ class Job:
         tokenizer = self._lineage.tokenizer(teacher.model) if own and teacher.model is not None else self.tokenizer
         return encode_prompt(tokenizer, prompt_text(self.config.prompt, context, question), self.config.prompt)
 
+    def texts(self, ids: Iterable[int]) -> dict[int, str]:
+        """Text of token ids, as the tokenizer or the recorded table has it."""
+        distinct = sorted(set(ids))
+        if self.recorded:
+            known = {token: text for r in self.recorded.values() for token, text in r.texts.items()}
+            return {token: known.get(token, "" if token < 0 else f"#{token}") for token in distinct}
+        return dict(zip(distinct, self.tokenizer.batch_decode([[t] for t in distinct]), strict=True))
+
+    def ranking_keys(self, question_id: str) -> dict[Signal, str]:
+        """Keys of what a ranking reads of one question."""
+        return self._lineage.ranking_keys(self.keys[question_id].rollouts, self.shown[question_id])
+
     def recipe(self, key: str) -> Recipe:
         """What stands behind a key."""
         return self._lineage.recipes[key]
@@ -119,7 +150,17 @@ class Job:
 
     def close(self) -> None:
         """End worker processes."""
-        self.verifier.close()
+        if "verifier" in self.__dict__:
+            self.verifier.close()
+
+
+def _writable(url: str) -> Store:
+    try:
+        store = Store(url)
+        store.check_writable()
+    except StoreError as error:
+        raise InputError("store", f"{error}; give a folder or URL that can be written") from error
+    return store
 
 
 _jobs: dict[str, Job] = {}

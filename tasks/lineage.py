@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from schemas.arrays import STAGE_VERSIONS
-from schemas.config import Context, Model, RunConfig, Settings, Teacher, loss_name
+from schemas.config import AdaptiveTree, Context, Model, RunConfig, Settings, Teacher, loss_name
 from tasks.prompts import load_tokenizer, tokenizer_fingerprint
 from tasks.questions import Question
 from tasks.store.keys import Recipe, digest, engine_fingerprint, model_fingerprint, verifier_fingerprint
+
+BUDGET = ("draws", "tokens", "seconds", "half_width")
+"""Settings of an adaptive tree that say when it ends, and nothing of what its rounds are."""
 
 
 class Source(NamedTuple):
@@ -31,8 +34,10 @@ class QuestionKeys:
     """Keys of everything that is made for one question."""
 
     rollouts: str
+    rounds: str
     trees: str
     ideal: str
+    prior: str
     distillation: dict[Signal, str]
     alignment: dict[Signal, str]
 
@@ -42,13 +47,21 @@ class QuestionKeys:
         return list(keys.values()) if isinstance(keys, dict) else [keys]
 
     def all(self) -> list[tuple[str, str]]:
-        """Every (stage, key)."""
-        return [(stage, key) for stage in self.__dataclass_fields__ for key in self.of_stage(stage)]
+        """Every (stage, key) but the rounds, which trees are made from."""
+        return [
+            (stage, key) for stage in self.__dataclass_fields__ if stage != "rounds" for key in self.of_stage(stage)
+        ]
 
 
-def sources(config: RunConfig) -> dict[Source, tuple[Teacher, Context]]:
+def sources(config: RunConfig) -> list[Source]:
     """Teachers with contexts, in the order of the configuration."""
-    return {Source(t.name, c.label): (t, c) for t in config.teachers for c in t.contexts}
+    recorded = [Source(t.name, Context().label) for t in config.recorded_teachers]
+    return [*taught(config), *recorded]
+
+
+def taught(config: RunConfig) -> dict[Source, tuple[Teacher, Context]]:
+    """Teachers that are models, with contexts, in the order of the configuration."""
+    return {Source(t.name, c.label): (t, c) for t in config.model_teachers for c in t.contexts}
 
 
 def losses(config: RunConfig) -> dict[str, Settings]:
@@ -92,10 +105,10 @@ class Lineage:
             self._models[model] = digest([content, tokenizer_fingerprint(self.tokenizer(model)), model.dtype])
         return self._models[model]
 
-    def keys(self, question: Question, prompt: list[int], shown: Mapping[Source, list[int]]) -> QuestionKeys:
-        """Keys of everything that is made for a question, from its student's and teachers' prompts as token ids."""
+    def asked(self, question: Question, prompt: list[int]) -> str:
+        """Key of a question's rollouts, from its student's prompt as token ids."""
         config = self._config
-        rollouts = self._key(
+        return self._key(
             "rollouts",
             {
                 "seed": config.seed,
@@ -107,29 +120,67 @@ class Lineage:
                 "question": digest([question.id, question.answer]),
                 "prompt": digest(prompt),
                 "verifier": verifier_fingerprint(config.verifier.kind),
-                "student": self.fingerprint(config.student),
+                "student": self.fingerprint(config.model),
                 "engine": self._engine,
             },
         )
-        trees = self._key("trees", {"tree": config.tree.keyed()}, [rollouts])
-        ideal = self._key("ideal", {}, [trees])
-        distillation = {}
-        for source, (teacher, context) in sources(config).items():
-            fingerprints = {
-                "teacher": self.fingerprint(teacher.model or config.student),
-                "prompt": digest(shown[source]),
-            }
-            template = {"context": context.keyed(), "chat_template": teacher.chat_template}
-            for name, loss in losses(config).items():
-                settings = {**template, "loss": loss.keyed()}
-                distillation[Signal(*source, name)] = self._key(
-                    "distillation", settings, [rollouts, trees], fingerprints
-                )
-        scores = {"level": config.scores.level, "posterior": config.scores.posterior}
-        alignment = {
-            signal: self._key("alignment", scores, [trees, ideal, key]) for signal, key in distillation.items()
+
+    def recorded(self, rows: str) -> str:
+        """Key of a recorded question's rollouts, from the digest of its rows."""
+        return self._key("rollouts", {}, fingerprints={"rows": rows})
+
+    def shown(self, source: Source, prompt: list[int]) -> dict[str, object]:
+        """What a model teacher's part of a key is, from its prompt as token ids."""
+        teacher, context = taught(self._config)[source]
+        return {
+            "context": context.keyed(),
+            "chat_template": teacher.chat_template,
+            "teacher": self.fingerprint(teacher.model or self._config.model),
+            "prompt": digest(prompt),
         }
-        return QuestionKeys(rollouts, trees, ideal, distillation, alignment)
+
+    def keys(
+        self, rollouts: Mapping[str, str], shown: Mapping[str, Mapping[Source, dict[str, object]]]
+    ) -> dict[str, QuestionKeys]:
+        """Keys of everything that is made for each question, from its rollouts' key and what its teachers are."""
+        config = self._config
+        trees = {i: self._key("trees", {"tree": config.tree.keyed()}, [key]) for i, key in rollouts.items()}
+        ideal = {i: self._key("ideal", {}, [key]) for i, key in trees.items()}
+        prior = self._key("prior", {}, sorted(trees.values()))
+        endless = config.tree.keyed()
+        if isinstance(config.tree, AdaptiveTree):
+            endless = {name: value for name, value in endless.items() if name not in BUDGET}
+        scores = {"level": config.scores.level, "posterior": config.scores.posterior}
+        out = {}
+        for i in rollouts:
+            distillation = {
+                Signal(*source, name): self._key(
+                    "distillation", {**settings, "loss": loss.keyed()}, [rollouts[i], trees[i]]
+                )
+                for source, settings in shown[i].items()
+                for name, loss in losses(config).items()
+            }
+            out[i] = QuestionKeys(
+                rollouts[i],
+                self._key("rounds", {"tree": endless}, [rollouts[i]]),
+                trees[i],
+                ideal[i],
+                prior,
+                distillation,
+                {
+                    signal: self._key("alignment", scores, [trees[i], ideal[i], prior, key])
+                    for signal, key in distillation.items()
+                },
+            )
+        return out
+
+    def ranking_keys(self, rollouts: str, shown: Mapping[Source, dict[str, object]]) -> dict[Signal, str]:
+        """Keys of what a ranking reads of one question."""
+        return {
+            Signal(*source, name): self._key("ranking", {**settings, "loss": loss.keyed()}, [rollouts])
+            for source, settings in shown.items()
+            for name, loss in losses(self._config).items()
+        }
 
     def aggregate_key(self, keys: list[QuestionKeys]) -> str:
         """Key of a run's tables: everything they are read from, and the names that stand in them."""
@@ -138,7 +189,7 @@ class Lineage:
             "scores": self._config.scores.keyed(),
             "signals": [list(s) for s in signals(self._config)],
         }
-        return self._key("aggregate", settings, [key for k in keys for _, key in k.all()])
+        return self._key("aggregate", settings, list(dict.fromkeys(key for k in keys for _, key in k.all())))
 
     def _key(
         self,

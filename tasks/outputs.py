@@ -9,6 +9,7 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import numpy as np
 import polars as pl
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -16,15 +17,21 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed
 
 from schemas.arrays import AnyArray
-from schemas.config import RunConfig
-from tasks.aggregate import QuestionScores, summary_table, tokens_table
+from schemas.config import RecordedTree, RunConfig, WindowsTree
+from schemas.tables import PREDICTORS, RANKS, SELECTION
+from tasks.aggregate import QuestionScores, differences_table, frame, make_pool, summary_table, tokens_table
+from tasks.engines.streams import stream_seed
 from tasks.job import Job, open_job
-from tasks.lineage import Signal, signals
+from tasks.lineage import Signal
+from tasks.predictors import predictor_rows
+from tasks.prior import Prior
 from tasks.progress import report
+from tasks.ranking import RankedQuestion, rank
 from tasks.report.page import Failures, render
+from tasks.selection import selection_rows, sum_choices
 from tasks.stages import Outcome
 
-PACKAGES = ("opdscope", "prefect", "torch", "transformers", "zarr", "polars", "numpy")
+PACKAGES = ("opdscope", "prefect", "torch", "transformers", "zarr", "polars", "numpy", "scipy")
 OF_SOURCE = ("kl", "js", "teacher_token_prob", "teacher_prob")
 
 
@@ -48,6 +55,7 @@ def load_scores(job: Job, ids: Sequence[str]) -> list[QuestionScores]:
                 need("ideal", keys.ideal).arrays,
                 distillation,
                 {signal: need("alignment", key).arrays for signal, key in keys.alignment.items()},
+                sampled=not isinstance(job.config.tree, WindowsTree | RecordedTree),
             )
         )
     return scored
@@ -59,20 +67,34 @@ def _parquet(frame: pl.DataFrame) -> bytes:
     return buffer.getvalue()
 
 
+def make_tables(
+    config: RunConfig, scored: Sequence[QuestionScores], texts: Mapping[int, str], prior: Prior
+) -> dict[str, pl.DataFrame]:
+    """All tables of a run, by name."""
+    names, scores = list(scored[0].distillation), config.scores
+    pool = make_pool(scored, names, scores, config.seed)
+    temperature, limit = config.sampling.temperature, config.tree.tail_limit
+    chosen = [
+        sum_choices(q, names, prior, scores, temperature, limit, stream_seed("selection", config.seed, q.question_id))
+        for q in scored
+    ]
+    return {
+        "tokens": tokens_table(scored, names, texts, scores.level),
+        "summary": summary_table(pool),
+        "differences": differences_table(pool),
+        "predictors": frame(predictor_rows(scored, names, scores, config.seed), PREDICTORS),
+        "selection": frame(selection_rows(np.stack(chosen), names, scores, config.seed), SELECTION),
+    }
+
+
 def make_outputs(job: Job, ids: Sequence[str], failed: Failures) -> dict[str, bytes]:
     """Tables and report, by file name."""
     scored = load_scores(job, ids)
-    names = signals(job.config)
-    distinct = sorted({int(t) for q in scored for t in q.rollouts["tokens"]})
-    texts = dict(zip(distinct, job.tokenizer.batch_decode([[t] for t in distinct]), strict=True))
-    tokens = tokens_table(scored, names, texts, job.config.scores.level)
-    summary = summary_table(scored, names, job.config.scores, job.config.seed)
-    page = render(job.config, scored, tokens, summary, texts, failed)
-    return {
-        "tokens.parquet": _parquet(tokens),
-        "summary.parquet": _parquet(summary),
-        "report.html": page.encode(),
-    }
+    texts = job.texts(int(t) for q in scored for t in np.unique(q.rollouts["tokens"]))
+    prior = Prior.of(job.store.need("prior", job.keys[ids[0]].prior).arrays)
+    tables = make_tables(job.config, scored, texts, prior)
+    page = render(job.config, scored, tables, texts, failed)
+    return {**{f"{name}.parquet": _parquet(table) for name, table in tables.items()}, "report.html": page.encode()}
 
 
 def read_run(job: Job) -> dict[str, Any] | None:
@@ -109,6 +131,32 @@ def aggregate_task(config: RunConfig, ids: list[str], failed: dict[str, str]) ->
     report("aggregate", 1)
     get_run_logger().info("wrote %s", job.store.path("runs", config.name))
     return digests, Outcome(made=1, seconds=time.monotonic() - began)
+
+
+@task(name="rank", cache_policy=NO_CACHE, persist_result=False, task_run_name="rank")
+def rank_task(config: RunConfig, ids: list[str]) -> dict[str, Any]:
+    """Rank all signals; writes `ranks.parquet` and `rank.json`, and returns the latter's content."""
+    job = open_job(config)
+    questions = [
+        RankedQuestion(
+            job.store.need("rollouts", job.keys[i].rollouts).arrays,
+            {signal: job.store.need("ranking", key).arrays for signal, key in job.ranking_keys(i).items()},
+        )
+        for i in ids
+    ]
+    ranking = rank(questions, config.sampling.temperature, config.scores, config.seed)
+    report("rank", 1)
+    job.store.put_bytes(_parquet(frame(ranking.rows, RANKS)), "runs", config.name, "ranks.parquet")
+    result = {
+        "name": config.name,
+        "configuration": config.model_dump(mode="json"),
+        "questions": ids,
+        "settled": ranking.settled,
+        "more_questions": ranking.more_questions,
+        "more_rollouts": ranking.more_rollouts,
+    }
+    job.store.put_bytes(json.dumps(result, indent=1).encode(), "runs", config.name, "rank.json")
+    return result
 
 
 def _version(package: str) -> str:

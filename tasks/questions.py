@@ -32,13 +32,16 @@ class Question:
     fields: dict[str, str]
 
 
-def read_rows(url: str) -> list[dict[str, Any]]:
+def read_rows(url: str, field: str = "questions.path", *, typed: bool = False) -> list[dict[str, Any]]:
     """Rows of a JSONL, parquet or CSV table from any fsspec URL.
+
+    Args:
+        field: of the configuration that names the table, for errors.
+        typed: whether the columns of a CSV table have types; else all are text.
 
     Raises:
         InputError: missing, of another kind, or not readable as what its name says.
     """
-    field = "questions.path"
     kinds = (".jsonl", ".parquet", ".csv")
     suffix = next((s for s in kinds if url.lower().endswith(s)), None)
     if suffix is None:
@@ -51,14 +54,18 @@ def read_rows(url: str) -> list[dict[str, Any]]:
     except (ImportError, ValueError, OSError) as error:
         raise InputError(field, f"{url!r} cannot be opened: {error}") from error
     if not data.strip():
-        raise InputError(field, f"{url!r} is empty; it needs at least one question")
+        raise InputError(field, f"{url!r} is empty; it needs at least one row")
     try:
         if suffix == ".jsonl":
             rows = [json.loads(line) for line in data.decode().splitlines() if line.strip()]
             if not all(isinstance(row, dict) for row in rows):
                 raise ValueError("a line is not an object")
             return rows
-        return (pl.read_csv(data, infer_schema=False) if suffix == ".csv" else pl.read_parquet(data)).to_dicts()
+        return (
+            pl.read_csv(data, infer_schema=typed, infer_schema_length=None)
+            if suffix == ".csv"
+            else pl.read_parquet(data)
+        ).to_dicts()
     except (pl.exceptions.PolarsError, ValueError) as error:
         raise InputError(field, f"{url!r} is not a readable {suffix} file: {str(error).splitlines()[0]}") from error
 
@@ -69,7 +76,7 @@ def load_questions(config: RunConfig) -> list[Question]:
     Raises:
         InputError: see above; also a missing column, duplicate or empty ids, an answer that cannot be verified.
     """
-    source = config.questions
+    source = config.asked
     table = read_rows(source.path)[: source.limit]
     if not table:
         raise InputError("questions.path", f"{source.path!r} has no rows; it needs at least one question")
@@ -90,7 +97,7 @@ def load_questions(config: RunConfig) -> list[Question]:
             raise InputError("questions.answer", f"{row[source.answer]!r} of question {row[source.id]!r} {problem}")
     questions = [Question(row[source.id], row[source.answer], {**row, "answer": row[source.answer]}) for row in rows]
     _need_fields("prompt.template", template_fields(config.prompt.template), questions)
-    for t, teacher in enumerate(config.teachers):
+    for t, teacher in enumerate(config.model_teachers):
         for c, context in enumerate(teacher.contexts):
             needed = [name for name in template_fields(context.text) if name != "prompt"]
             _need_fields(f"teachers[{t}].contexts[{c}] ({teacher.name}, {context.label})", needed, questions)

@@ -26,6 +26,8 @@ def sample_rollouts(
 
 def make_rollouts(job: Job, question: Question) -> dict[str, AnyArray]:
     """The arrays of one question's rollouts."""
+    if job.recorded:
+        return job.recorded[question.id].rollouts
     config = job.config
     prompt = job.prompt_ids(question)
     rollouts = sample_rollouts(job.student, prompt, config.sampling, config.seed, question.id)

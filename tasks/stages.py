@@ -13,18 +13,18 @@ from prefect.states import Completed
 from schemas.arrays import AnyArray
 from schemas.config import RunConfig
 from tasks.alignment import make_alignment
-from tasks.distillation import make_distillation
+from tasks.distillation import make_distillation, make_ranking
 from tasks.engines.streams import stream_seed
-from tasks.ideal import Outcomes, ideal_gradients
+from tasks.ideal import ideal_gradients
 from tasks.job import Job, open_job
-from tasks.lineage import Signal, Source, losses, sources
+from tasks.lineage import Signal, Source, losses
+from tasks.outcomes import Outcomes, merged
+from tasks.prior import Prior, fit
 from tasks.progress import report
-from tasks.questions import Question
 from tasks.rollouts import failure, make_rollouts
-from tasks.store.artefact import Artefact
 from tasks.trees.tree import clear_rounds, make_tree
 
-STAGES = ("rollouts", "trees", "ideal", "distillation", "alignment")
+STAGES = ("rollouts", "trees", "ideal", "prior", "distillation", "alignment")
 
 
 @dataclass
@@ -38,18 +38,22 @@ class Outcome:
     failed: dict[str, str] | None = None
 
 
+OF_RUN = ("prior",)
+"""Stages that make one artefact of all questions."""
+BY_SOURCE = ("distillation", "ranking")
+"""Stages whose tasks are of one teacher with one context."""
+
+
 def run_stage(job: Job, stage: str, ids: Sequence[str], source: Source | None = None) -> Outcome:
     """Make what is missing of one stage for some questions (stage 4: for one teacher with one context)."""
     began, outcome = time.monotonic(), Outcome()
-    for i in ids:
-        keys = job.keys[i].of_stage(stage)
-        if source is not None:
-            keys = [key for signal, key in job.keys[i].distillation.items() if signal[:2] == source]
+    for part in [list(ids)] if stage in OF_RUN else [[i] for i in ids]:
+        keys = _keys(job, stage, part[0], source)
         absent = [key for key in keys if not job.store.has(stage, key)]
         outcome.cached += len(keys) - len(absent)
         if absent:
             start, decoded = time.monotonic(), job.decoded
-            made = _make(job, stage, job.questions[i], absent, source)
+            made = _make(job, stage, part, absent, source)
             decoded = job.decoded - decoded
             seconds = round((time.monotonic() - start) / len(made), 6)
             for key, arrays in made.items():
@@ -58,12 +62,22 @@ def run_stage(job: Job, stage: str, ids: Sequence[str], source: Source | None = 
             outcome.made += len(made)
             outcome.decoded_tokens += decoded
         if stage == "trees":
-            clear_rounds(job, keys[0])
-        report(stage, 1)
+            clear_rounds(job, job.keys[part[0]].rounds)
+        report(stage, len(part))
     if stage == "rollouts":
         outcome.failed = failures(job, ids)
     outcome.seconds = time.monotonic() - began
     return outcome
+
+
+def _keys(job: Job, stage: str, question: str, source: Source | None) -> list[str]:
+    if stage == "ranking":
+        keys = job.ranking_keys(question)
+    elif stage == "distillation":
+        keys = job.keys[question].distillation
+    else:
+        return job.keys[question].of_stage(stage)
+    return [key for signal, key in keys.items() if signal[:2] == source]
 
 
 def failures(job: Job, ids: Sequence[str]) -> dict[str, str]:
@@ -73,40 +87,41 @@ def failures(job: Job, ids: Sequence[str]) -> dict[str, str]:
 
 
 def _make(
-    job: Job, stage: str, question: Question, absent: Sequence[str], source: Source | None
+    job: Job, stage: str, ids: Sequence[str], absent: Sequence[str], source: Source | None
 ) -> dict[str, dict[str, AnyArray]]:
-    """The arrays of a question's missing artefacts, by key."""
-    keys = job.keys[question.id]
+    """The arrays of missing artefacts, by key: of one question, or of all of them together."""
+    question, keys = job.questions[ids[0]], job.keys[ids[0]]
 
-    def read(stage: str, key: str) -> Artefact:
-        return job.store.need(stage, key)
+    def read(stage: str, key: str) -> dict[str, AnyArray]:
+        return job.store.need(stage, key).arrays
 
     if stage == "rollouts":
         return {keys.rollouts: make_rollouts(job, question)}
     if stage == "trees":
-        return {keys.trees: make_tree(job, question, read("rollouts", keys.rollouts))}
-    tree = read("trees", keys.trees)
+        return {keys.trees: make_tree(job, question, job.store.need("rollouts", keys.rollouts))}
+    if stage == "prior":
+        # in an order that is in the key
+        trees = [read("trees", key) for key in sorted(job.keys[i].trees for i in ids)]
+        return {keys.prior: fit([merged(tree).outcomes for tree in trees])._asdict()}
     temperature = job.config.sampling.temperature
     if stage == "ideal":
-        return {keys.ideal: ideal_gradients(Outcomes.of(tree.arrays), temperature)}
-    if stage == "distillation":
+        return {keys.ideal: ideal_gradients(Outcomes.of(read("trees", keys.trees)), temperature)}
+    if stage in BY_SOURCE:
         if source is None:
-            raise ValueError("stage distillation works on one teacher with one context")
-        wanted = {
-            name: loss
-            for name, loss in losses(job.config).items()
-            if keys.distillation[Signal(*source, name)] in absent
-        }
-        made = make_distillation(
-            job, question, *sources(job.config)[source], wanted, read("rollouts", keys.rollouts), tree
-        )
-        return {keys.distillation[Signal(*source, name)]: arrays for name, arrays in made.items()}
+            raise ValueError(f"stage {stage} works on one teacher with one context")
+        of_signal = job.ranking_keys(question.id) if stage == "ranking" else keys.distillation
+        wanted = {name: loss for name, loss in losses(job.config).items() if of_signal[Signal(*source, name)] in absent}
+        rollouts = read("rollouts", keys.rollouts)
+        if stage == "ranking":
+            made = make_ranking(job, question, source, wanted, rollouts)
+        else:
+            made = make_distillation(job, question, source, wanted, rollouts, read("trees", keys.trees))
+        return {of_signal[Signal(*source, name)]: arrays for name, arrays in made.items()}
     signals = {key: keys.distillation[signal] for signal, key in keys.alignment.items() if key in absent}
     return make_alignment(
-        Outcomes.of(tree.arrays),
-        tree["node"],
-        read("ideal", keys.ideal).arrays,
-        {key: read("distillation", d).arrays for key, d in signals.items()},
+        read("trees", keys.trees),
+        {key: read("distillation", d) for key, d in signals.items()},
+        Prior.of(read("prior", keys.prior)),
         job.config.scores,
         temperature,
         job.config.tree.tail_limit,

@@ -91,7 +91,7 @@ def settings(models: Path, questions: Path, tmp_path: Path) -> dict[str, Any]:
         "student": {"path": str(models / "student")},
         "verifier": {"kind": "numeric"},
         "sampling": {"rollouts": 4, "max_tokens": 24},
-        "tree": {"nodes": 6, "head": 3, "tail": 2, "draws": 12},
+        "tree": {"kind": "forced", "nodes": 6, "head": 3, "tail": 2, "draws": 12},
         "teachers": [
             {"name": "large", "model": {"path": str(models / "teacher")}},
             {"name": "self", "contexts": ["none", {"kind": "answer", "template": "{prompt} answer {answer}"}]},

@@ -1,12 +1,8 @@
-"""The exact oracle (statistics of section 8): a tabular chain that is also an engine.
-
-A chain has `length` steps over finite states; the next-token distribution depends on the state and on the kind of
-position. After the last step one more token tells the outcome, FAIL or PASS, with a probability by state. Values
-are exact by backward recursion, so g, every node's score and every pooled score are exact too.
-"""
+"""The exact oracle (statistics of section 8) as an engine: chains in the place of language models, token by token."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,9 +10,9 @@ import numpy.typing as npt
 import torch
 
 from schemas.config import RunConfig
+from tasks.calibration.chain import Chain, exact_scores
 from tasks.engines.protocol import Continuation, Draw
 from tasks.engines.streams import uniforms
-from tasks.losses import descent
 from tasks.questions import Question
 from tasks.store.artefact import Artefact
 from tasks.verifiers.verifier import Verifier
@@ -27,60 +23,6 @@ Ints = npt.NDArray[np.int64]
 PROMPT = [0]
 
 
-@dataclass(frozen=True)
-class Chain:
-    """Tables of a chain: step [K, S, V], next state [S, V], success [S]. Tokens V and V+1 are FAIL and PASS."""
-
-    length: int
-    step: Floats
-    follow: Ints
-    success: Floats
-
-    @property
-    def tokens(self) -> int:
-        """Vocabulary: V ordinary tokens and two outcomes."""
-        return int(self.step.shape[2]) + 2
-
-    @property
-    def passes(self) -> int:
-        return self.tokens - 1
-
-    def row(self, depth: int, state: int) -> Floats:
-        """Next-token distribution, [tokens]."""
-        out = np.zeros(self.tokens)
-        if depth < self.length:
-            out[:-2] = self.step[depth % len(self.step), state]
-        else:
-            out[-2:] = 1 - self.success[state], self.success[state]
-        return out
-
-    def values(self) -> Floats:
-        """V_t(s), [length + 1, S]."""
-        values = np.empty((self.length + 1, len(self.success)))
-        values[-1] = self.success
-        for t in range(self.length - 1, -1, -1):
-            p = self.step[t % len(self.step)]
-            values[t] = (p * values[t + 1][self.follow]).sum(axis=1)
-        return values
-
-    def states(self, completion: Sequence[int]) -> list[int]:
-        """The state before each token."""
-        out, state = [], 0
-        for token in completion:
-            out.append(state)
-            state = int(self.follow[state, token]) if token < self.tokens - 2 else state
-        return out
-
-    def branch_values(self, depth: int, state: int, values: Floats) -> Floats:
-        """Q_j of every token, [tokens]; impossible outcomes count 0."""
-        out = np.zeros(self.tokens)
-        if depth < self.length:
-            out[:-2] = values[depth + 1][self.follow[state]]
-        else:
-            out[-1] = 1.0
-        return out
-
-
 def random_chain(
     seed: int, *, length: int, states: int = 6, vocabulary: int = 10, kinds: int = 3, sharpness: float = 2.0
 ) -> Chain:
@@ -89,9 +31,9 @@ def random_chain(
     logits = sharpness * rng.standard_normal((kinds, states, vocabulary))
     step = np.exp(logits - logits.max(axis=2, keepdims=True))
     return Chain(
-        length,
+        np.arange(length) % kinds,
         step / step.sum(axis=2, keepdims=True),
-        rng.integers(states, size=(states, vocabulary)),
+        np.broadcast_to(rng.integers(states, size=(states, vocabulary)), logits.shape),
         rng.permutation(np.linspace(0.02, 0.98, states)),
     )
 
@@ -99,9 +41,9 @@ def random_chain(
 def teacher_of(chain: Chain, seed: int, strength: float, noise: float) -> Chain:
     """A teacher that leans towards success by `strength`, and elsewhere by `noise`."""
     rng = np.random.default_rng(seed)
-    lean = strength * chain.success[chain.follow][None] + noise * rng.standard_normal(chain.step.shape)
+    lean = strength * chain.success[chain.follow] + noise * rng.standard_normal(chain.step.shape)
     step = chain.step * np.exp(lean)
-    return Chain(chain.length, step / step.sum(axis=2, keepdims=True), chain.follow, chain.success)
+    return Chain(chain.kinds, step / step.sum(axis=2, keepdims=True), chain.follow, chain.success)
 
 
 class OracleEngine:
@@ -109,7 +51,7 @@ class OracleEngine:
 
     def __init__(self, chain: Chain) -> None:
         self.chain, self.vocabulary, self.decoded = chain, chain.tokens, 0
-        self._rows = np.stack([[chain.row(t, s) for s in range(len(chain.success))] for t in range(chain.length + 1)])
+        self._rows = chain.rows[chain.kind_at]
 
     def continue_prefixes(
         self, sequences: Sequence[Sequence[int]], draws: Sequence[Draw], temperature: float
@@ -124,8 +66,8 @@ class OracleEngine:
         done = np.array([d.token is not None and d.token >= chain.tokens - 2 for d in draws])
         for i, d in enumerate(draws):
             if d.token is not None:
+                state[i] = state[i] if done[i] else chain.follow[chain.kinds[depth[i]], state[i], d.token]
                 depth[i] += 1
-                state[i] = state[i] if done[i] else chain.follow[state[i], d.token]
         seeds = np.array([d.seed for d in draws], dtype=np.uint64)
         out: list[list[int]] = [[] for _ in draws]
         step = 0
@@ -136,7 +78,8 @@ class OracleEngine:
                 out[i].append(int(token[i]))
             self.decoded += int((~done).sum())
             ended = token >= chain.tokens - 2
-            state = np.where(done | ended, state, chain.follow[state, np.minimum(token, chain.tokens - 3)])
+            kind = chain.kinds[np.minimum(depth, chain.length - 1)]
+            state = np.where(done | ended, state, chain.follow[kind, state, np.minimum(token, chain.tokens - 3)])
             depth, done, step = depth + ~done, done | ended, step + 1
         return [Continuation(np.array(t, dtype=np.int32), False) for t in out]
 
@@ -178,7 +121,7 @@ def oracle_config(chain: Chain, *, seed: int = 0, rollouts: int = 8, **tree: Any
             "teachers": [{"name": "teacher"}],
             "verifier": {"kind": "exact", "marker": " "},
             "sampling": {"rollouts": rollouts, "max_tokens": chain.length + 2},
-            "tree": tree,
+            "tree": {"kind": "forced", **tree},
         }
     )
 
@@ -222,16 +165,8 @@ class Exact:
 
 def exact(chain: Chain, teacher: Chain, loss: Any, rollouts: Artefact) -> Exact:
     """Exact g, d and their products at every position of the rollouts."""
-    values = chain.values()
-    rows = []
-    offsets = rollouts["offsets"]
-    for r in range(len(offsets) - 1):
-        completion = rollouts["tokens"][offsets[r] : offsets[r + 1]].tolist()
-        for depth, state in enumerate(chain.states(completion)):
-            p, t = chain.row(depth, state), teacher.row(depth, state)
-            q = chain.branch_values(depth, state, values)
-            g = p * (q - (p * q).sum())
-            log_p, log_t = (torch.from_numpy(x).log()[None] for x in (p, t))
-            d = descent(loss, log_p, log_t)[0].numpy()
-            rows.append((float(g @ d), float(g @ g), float(d @ d), float(p @ q)))
-    return Exact(*np.array(rows).T)
+    scores, offsets = exact_scores(chain, teacher, loss), rollouts["offsets"]
+    completions = [rollouts["tokens"][a:b].tolist() for a, b in pairwise(offsets)]
+    depth = np.concatenate([np.arange(len(c)) for c in completions])
+    state = np.concatenate([chain.states(c) for c in completions])
+    return Exact(*(table[depth, state] for table in (scores.inner, scores.g_sq, scores.d_sq, chain.values)))

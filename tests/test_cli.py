@@ -15,8 +15,15 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from flows.configuration import merged
-from schemas.tables import SUMMARY, TOKENS
+from schemas.tables import DIFFERENCES, PREDICTORS, SELECTION, SUMMARY, TOKENS
 
+TABLES = {
+    "tokens": TOKENS,
+    "summary": SUMMARY,
+    "differences": DIFFERENCES,
+    "predictors": PREDICTORS,
+    "selection": SELECTION,
+}
 CLI = [sys.executable, "-m", "flows.cli"]
 
 
@@ -64,7 +71,7 @@ def tables(questions: Path, tmp_path: Path) -> dict[str, str]:
         ({"tree": {"draws": 9}}, "tree.draws: 9 is too small for two draws a branch"),
         ({"questions": {"path": "/nowhere/q.jsonl"}}, "questions.path: '/nowhere/q.jsonl' is not there"),
         ({"questions": {"path": "q.txt"}}, "questions.path: 'q.txt' ends in none of .jsonl, .parquet, .csv"),
-        ({"questions": {"path": "<empty>"}}, "is empty; it needs at least one question"),
+        ({"questions": {"path": "<empty>"}}, "is empty; it needs at least one row"),
         ({"questions": {"path": "<broken>"}}, "is not a readable .jsonl file"),
         ({"questions": {"path": "<twice>"}}, "questions.id: 'chain-001' stands twice"),
         ({"questions": {"id": "key"}}, "questions.id: 'key' is no column"),
@@ -138,10 +145,11 @@ def test_run_twice_and_change_a_loss(
     first = cli("run", str(config_file), environment=prefect_environment, cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     run = json.loads((store / "runs" / "small" / "run.json").read_text())
-    assert list(run["stages"]) == ["rollouts", "trees", "ideal", "distillation", "alignment", "aggregate"]
+    assert list(run["stages"]) == ["rollouts", "trees", "ideal", "prior", "distillation", "alignment", "aggregate"]
     assert run["stages"]["trees"]["made"] == 6 and run["stages"]["trees"]["decoded_tokens"] > 0
     outputs = {p.name: p.read_bytes() for p in (store / "runs" / "small").iterdir()}
-    assert set(outputs) == {"tokens.parquet", "summary.parquet", "report.html", "run.json"}
+    tables = {f"{name}.parquet" for name in TABLES}
+    assert set(outputs) == tables | {"report.html", "run.json"}
 
     tokens = pl.read_parquet(store / "runs" / "small" / "tokens.parquet")
     summary = pl.read_parquet(store / "runs" / "small" / "summary.parquet")
@@ -156,7 +164,7 @@ def test_run_twice_and_change_a_loss(
     second = cli("run", str(config_file), environment=prefect_environment, cwd=tmp_path)
     assert second.returncode == 0, second.stderr
     assert "0 artefacts made" in second.stdout and "0 tokens decoded" in second.stdout
-    for name in ("tokens.parquet", "summary.parquet", "report.html"):
+    for name in (*tables, "report.html"):
         assert (store / "runs" / "small" / name).read_bytes() == outputs[name]
 
     changed = cli(

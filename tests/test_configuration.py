@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from flows.configuration import ConfigurationError, checked, merged, parse_overrides
 from schemas import config as schema
-from schemas.config import RunConfig, Settings, is_cosmetic, settings_in
+from schemas.config import RecordedTeacher, RunConfig, Settings, is_cosmetic, settings_in
 from tasks.job import Job
 
 COSMETIC = {
@@ -25,6 +25,9 @@ COSMETIC = {
     "verifier.math.workers",
     "teachers.name",
     "teachers.contexts.name",
+    "teachers.recorded.name",
+    "teachers.recorded.path",
+    "tree.recorded.path",
     "engine.device",
     "engine.batch_tokens",
     "engine.score_rows",
@@ -34,6 +37,9 @@ COSMETIC = {
     "execution.round_seconds",
 }
 """Every field that cannot change a number. Of paths and columns the content counts, not the name."""
+
+RECORDED = {"tree.recorded.path", "tree.recorded.tail_limit", "teachers.recorded.name", "teachers.recorded.path"}
+"""Fields of recorded runs, whose keys `test_recorded` looks at."""
 
 LOSSES: list[Any] = [
     "reverse_kl",
@@ -73,13 +79,27 @@ CHANGES: dict[str, Any] = {
     "sampling.rollouts": 5,
     "sampling.max_tokens": 25,
     "sampling.temperature": 0.9,
-    "tree.nodes": 7,
-    "tree.node_choice": "uniform",
-    "tree.head": 2,
-    "tree.tail": 3,
-    "tree.tail_limit": 0.1,
-    "tree.draws": 13,
-    "tree.allocation": "equal",
+    "tree.forced.nodes": 7,
+    "tree.forced.node_choice": "uniform",
+    "tree.forced.head": 2,
+    "tree.forced.tail": 3,
+    "tree.forced.tail_limit": 0.1,
+    "tree.forced.draws": 13,
+    "tree.forced.allocation": "equal",
+    "tree.adaptive.head": 2,
+    "tree.adaptive.tail": 3,
+    "tree.adaptive.tail_limit": 0.1,
+    "tree.adaptive.allocation": "equal",
+    "tree.adaptive.target": "tokens",
+    "tree.adaptive.draws": 1024,
+    "tree.adaptive.tokens": 1000,
+    "tree.adaptive.seconds": 10.0,
+    "tree.adaptive.half_width": 0.1,
+    "tree.adaptive.node_draws": 32,
+    "tree.adaptive.round": 512,
+    "tree.windows.draws": 100,
+    "tree.windows.min_visits": 40,
+    "tree.windows.tail_limit": 0.1,
     "teachers.name": "bigger",
     "teachers.chat_template": "own",
     "teachers.contexts.name": "hint",
@@ -120,7 +140,8 @@ def fields(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
         for m in inner:
             if place in ("teachers.model", "losses.top_k.of"):
                 continue  # the same class as `student`, and losses that are walked by themselves
-            kind = f".{m.model_fields['kind'].default}" if len(inner) > 1 else ""
+            several = len(inner) > 1 and place != "teachers"
+            kind = f".{m.model_fields['kind'].default}" if several or m is RecordedTeacher else ""
             out |= fields(m, f"{place}{kind}.")
     return out
 
@@ -147,7 +168,7 @@ def base(settings: dict[str, Any], questions: Path, models: Path, tmp_path: Path
 
 def test_every_field_changes_the_keys_or_is_listed_as_cosmetic(base: dict[str, Any], tmp_path: Path) -> None:
     walked = fields(RunConfig)
-    known = set(CHANGES) | {"teachers.model", "teachers.contexts.kind"}
+    known = set(CHANGES) | {"teachers.model", "teachers.contexts.kind"} | RECORDED
     assert set(walked) - known == set(), "new fields: say here how a change of each shows"
     assert {name for name, field in walked.items() if is_cosmetic(field.json_schema_extra)} == COSMETIC
 
@@ -164,6 +185,9 @@ def test_every_field_changes_the_keys_or_is_listed_as_cosmetic(base: dict[str, A
             kind = parts.pop(1)
             choice: dict[str, Any] = {"labels": [str(i) for i in range(10)]} if kind == "choice" else {}
             start = {**base, "verifier": {"kind": kind, **choice}}
+        elif parts[0] == "tree":
+            kind = parts.pop(1)
+            start = base if kind == "forced" else {**base, "tree": {"kind": kind}}
         elif parts[0] == "losses":
             kinds = [x if isinstance(x, str) else x["kind"] for x in LOSSES]
             parts[1] = str(kinds.index(parts[1]))
@@ -180,7 +204,11 @@ def test_every_field_changes_the_keys_or_is_listed_as_cosmetic(base: dict[str, A
         changed = merged(start, override)
         same = artefact_keys(start) == artefact_keys(changed)
         if name == "questions.limit":
-            assert artefact_keys(changed) < artefact_keys(start)
+            # single nodes are read with a prior of all questions; the rest is each question's own
+            fewer, more = (
+                {k for k in artefact_keys(c) if k[0] not in ("prior", "alignment")} for c in (changed, start)
+            )
+            assert fewer < more
         elif name in COSMETIC:
             assert same, f"{name} is listed as cosmetic and changes the keys"
         else:
@@ -195,11 +223,12 @@ def test_a_change_reaches_only_what_depends_on_it(base: dict[str, Any]) -> None:
     assert stages_changed({"teachers": {"1": {"contexts": ["solution"]}}}) == {"distillation", "alignment"}
     assert stages_changed({"scores": {"posterior": 300}}) == {"alignment"}
     assert stages_changed({"scores": {"groupings": []}}) == set()
-    assert stages_changed({"tree": {"draws": 14}}) == {"trees", "ideal", "distillation", "alignment"}
+    assert stages_changed({"tree": {"draws": 14}}) == {"trees", "ideal", "prior", "distillation", "alignment"}
     assert stages_changed({"sampling": {"temperature": 0.5}}) == {
         "rollouts",
         "trees",
         "ideal",
+        "prior",
         "distillation",
         "alignment",
     }

@@ -1,5 +1,6 @@
 """Draws of a real model against the enumeration of every continuation."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,13 +14,17 @@ from tasks.alignment import make_alignment
 from tasks.distillation import distill
 from tasks.engines.scoring import View
 from tasks.engines.transformers import TransformersLM, load_transformers
-from tasks.ideal import Outcomes, ideal_gradients
+from tasks.ideal import ideal_gradients
 from tasks.lineage import Signal
 from tasks.losses import descent
+from tasks.outcomes import Outcomes, merged
+from tasks.prior import fit
 from tasks.questions import Question
 from tasks.rollouts import make_rollouts
 from tasks.store.artefact import Artefact
-from tasks.trees.tree import Unit, draw_unit, plan_tree, with_outcomes
+from tasks.trees.plan import assembled
+from tasks.trees.rounds import Unit
+from tasks.trees.tree import draw_unit, next_round, survey, with_outcomes
 from tasks.verifiers.verifier import Attempt, Verifier
 from tests.conftest import random_model
 
@@ -38,6 +43,8 @@ class Words:
 
 class SmallJob:
     """What stages ask of a job."""
+
+    recorded = None
 
     def __init__(self, engine: TransformersLM, config: RunConfig) -> None:
         self.student, self.config, self.tokenizer = engine, config, Words()
@@ -82,6 +89,7 @@ def config(seed: int, draws: int, rollouts: int = 6) -> RunConfig:
             "verifier": {"kind": "choice", "labels": ["A", "B"]},
             "sampling": {"rollouts": rollouts, "max_tokens": HORIZON},
             "tree": {
+                "kind": "forced",
                 "nodes": 100,
                 "head": 4,
                 "tail": draws // 12,
@@ -135,11 +143,12 @@ def scores(engines: Any, seed: int, draws: int, rollouts: Artefact) -> QuestionS
     """Stages 2 to 5 with one seed."""
     student, teacher = engines
     job = cast(Any, SmallJob(student, config(seed, draws)))
-    plan = plan_tree(student, rollouts, job.config, QUESTION.id)
-    outcome = draw_unit(job, QUESTION, rollouts, plan, Unit(0, plan.branches))
-    tree = with_outcomes(plan, outcome)
-    outcomes = Outcomes.of(tree)
-    ideal = ideal_gradients(outcomes, 1.0)
+    ground = survey(student, rollouts, job.config, QUESTION.id)
+    plan = next_round(job.config.tree, ground, [])
+    assert plan is not None
+    outcome = draw_unit(job, QUESTION, rollouts, plan, Counter(), Unit(0, plan.branches))
+    tree = assembled(ground, [with_outcomes(plan, outcome)])
+    ideal = ideal_gradients(Outcomes.of(tree), 1.0)
     d = distill(
         View(student, PROMPT),
         View(teacher, PROMPT),
@@ -151,7 +160,8 @@ def scores(engines: Any, seed: int, draws: int, rollouts: Artefact) -> QuestionS
         block=64,
         group_tokens=4096,
     )["reverse_kl"]
-    alignment = make_alignment(outcomes, tree["node"], ideal, {"k": d}, Scores(), 1.0, 0.0, seed)["k"]
+    prior = fit([merged(tree).outcomes])
+    alignment = make_alignment(tree, {"k": d}, prior, Scores(), 1.0, 0.0, seed)["k"]
     return QuestionScores("q", rollouts.arrays, tree, ideal, {SIGNAL: d}, {SIGNAL: alignment})
 
 

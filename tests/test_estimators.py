@@ -1,24 +1,29 @@
 """Stages 2 to 6 against the exact oracle, by the same functions that run on real models."""
 
+from collections import Counter
 from typing import Any, cast
 
 import numpy as np
 import pytest
 
-from schemas.config import ForwardKL, ReverseKL, Scores
-from tasks.aggregate import QuestionScores, pooled, summary_table
+from schemas.config import Branching, ForwardKL, ReverseKL, Scores
+from tasks.aggregate import QuestionScores, make_pool, pooled, summary_table
 from tasks.alignment import make_alignment
+from tasks.calibration.chain import Chain
 from tasks.distillation import distill
 from tasks.engines.scoring import View
-from tasks.ideal import Outcomes, ideal_gradients, squared_norm
+from tasks.ideal import ideal_gradients
 from tasks.lineage import Signal
+from tasks.outcomes import Outcomes, merged, squared_norm
+from tasks.prior import fit
 from tasks.store.artefact import Artefact
-from tasks.trees.forced import allocate
+from tasks.trees.branches import allocate
 from tasks.trees.nodes import inclusion_probabilities, systematic_sample
-from tasks.trees.tree import Unit, draw_unit, plan_tree, with_outcomes
+from tasks.trees.plan import Drawn, Plan, assembled
+from tasks.trees.rounds import Unit
+from tasks.trees.tree import count, draw_unit, next_round, survey, with_outcomes
 from tests.oracle import (
     PROMPT,
-    Chain,
     Exact,
     OracleEngine,
     OracleJob,
@@ -33,17 +38,34 @@ LOSS = ReverseKL()
 SIGNAL = Signal("teacher", "none", "reverse_kl")
 
 
+def plan_of(job: OracleJob, rollouts: Artefact) -> Plan:
+    """The first round, as stage 2 plans it."""
+    ground = survey(job.student, rollouts, job.config, job.question.id)
+    plan = next_round(cast(Any, job.config.tree), ground, [])
+    assert plan is not None
+    return plan
+
+
+def outcomes_of(job: OracleJob, rollouts: Artefact, plan: Plan, unit: Unit | None = None) -> dict[str, Any]:
+    """Outcomes of a first round, or a unit of it."""
+    whole = Unit(0, plan.branches)
+    return draw_unit(cast(Any, job), job.question, rollouts, plan, Counter(), unit or whole)
+
+
 def tree_of(job: OracleJob, rollouts: Artefact) -> dict[str, Any]:
     """One tree, as stage 2 makes it, without its store."""
-    plan = plan_tree(job.student, rollouts, job.config, job.question.id)
-    outcome = draw_unit(cast(Any, job), job.question, rollouts, plan, Unit(0, plan.branches))
-    return with_outcomes(plan, outcome)
+    ground = survey(job.student, rollouts, job.config, job.question.id)
+    drawn: list[Drawn] = []
+    done: Counter[tuple[int, int]] = Counter()
+    while (plan := next_round(cast(Any, job.config.tree), ground, drawn)) is not None:
+        outcome = draw_unit(cast(Any, job), job.question, rollouts, plan, done, Unit(0, plan.branches))
+        drawn.append(with_outcomes(plan, outcome))
+        count(plan, done)
+    return assembled(ground, drawn)
 
 
 def scored(job: OracleJob, teacher: Chain, rollouts: Artefact, tree: dict[str, Any]) -> QuestionScores:
-    """Stages 3 to 5 of one tree."""
-    outcomes = Outcomes.of(tree)
-    ideal = ideal_gradients(outcomes, 1.0)
+    """Stages 3 to 5 of one tree, whose prior is its own."""
     distillation = distill(
         View(job.student, PROMPT),
         View(OracleEngine(teacher), PROMPT),
@@ -55,12 +77,18 @@ def scored(job: OracleJob, teacher: Chain, rollouts: Artefact, tree: dict[str, A
         block=64,
         group_tokens=4096,
     )["reverse_kl"]
-    alignment = make_alignment(
-        outcomes, tree["node"], ideal, {"k": distillation}, Scores(), 1.0, job.config.tree.tail_limit, job.config.seed
-    )["k"]
+    prior = fit([merged(tree).outcomes])
+    limit = job.config.tree.tail_limit
+    alignment = make_alignment(tree, {"k": distillation}, prior, Scores(), 1.0, limit, job.config.seed)["k"]
+    ideal = ideal_gradients(Outcomes.of(tree), 1.0)
     return QuestionScores(
         f"q{job.config.seed}", rollouts.arrays, tree, ideal, {SIGNAL: distillation}, {SIGNAL: alignment}
     )
+
+
+def summary(questions: list[QuestionScores], seed: int = 0) -> dict[str, Any]:
+    """The summary's only row."""
+    return summary_table(make_pool(questions, [SIGNAL], Scores(groupings=[]), seed)).row(0, named=True)
 
 
 def with_seed(job: OracleJob, chain: Chain, seed: int) -> OracleJob:
@@ -148,7 +176,7 @@ def test_pooled_alignment_and_node_cosines_converge() -> None:
         rollouts = oracle_rollouts(job)
         truth = exact(chain, teacher, LOSS, rollouts)
         q = scored(job, teacher, rollouts, tree_of(job, rollouts))
-        table = summary_table([q], [SIGNAL], Scores(groupings=[]), 0).row(0, named=True)
+        table = summary([q])
         clear = truth.g_sq[q.tree["node"]] > 0.03**2
         node_error = np.abs(q.alignment[SIGNAL]["cosine"] - truth.cosine[q.tree["node"]])[clear]
         errors.append((abs(table["alignment"] - truth.alignment), float(np.nanmean(node_error))))
@@ -195,15 +223,14 @@ def test_outcomes_shuffled_among_branches_give_an_interval_that_holds_zero() -> 
             tree = tree_of(job, rollouts)
             questions.append(scored(job, teacher, rollouts, tree))
             shuffled.append(scored(job, teacher, rollouts, shuffle(tree, rng)))
-        scores = Scores(groupings=[])
-        null = summary_table(shuffled, [SIGNAL], scores, seed).row(0, named=True)
+        null = summary(shuffled, seed)
         # the gain has the alignment's sign, and is defined where |g| is lost in noise, as it is here
         covered += null["gain_low"] <= 0 <= null["gain_high"]
         if null["alignment"] is not None:
             assert (null["alignment_low"] <= 0 <= null["alignment_high"]) == (
                 null["gain_low"] <= 0 <= null["gain_high"]
             )
-        real.append(summary_table(questions, [SIGNAL], scores, seed).row(0, named=True)["gain_low"] > 0)
+        real.append(summary(questions, seed)["gain_low"] > 0)
     assert covered >= 16  # 95 % intervals over few units: binomial, P(X < 16) < .3 %
     assert all(real)
 
@@ -227,7 +254,7 @@ def test_a_teacher_equal_to_the_student_is_undefined_and_not_zero() -> None:
     assert not np.asarray(q.distillation[SIGNAL]["d_sq"]).any()
     assert np.isnan(q.alignment[SIGNAL]["cosine"]).all()
     assert np.isnan(q.alignment[SIGNAL]["p_positive"]).all()
-    row = summary_table([q], [SIGNAL], Scores(groupings=[]), 0).row(0, named=True)
+    row = summary([q])
     assert row["alignment"] is None and row["gain"] is None and row["mean_cosine"] is None
     assert row["resolved"] is False and row["d_sq"] == 0
 
@@ -240,7 +267,7 @@ def test_temperature_scales_the_ideal_gradient() -> None:
     job = OracleJob(chain, config)
     tempered_step = np.sqrt(chain.step)
     hot = Chain(
-        chain.length,
+        chain.kinds,
         tempered_step / tempered_step.sum(axis=2, keepdims=True),
         chain.follow,
         np.sqrt(chain.success) / (np.sqrt(chain.success) + np.sqrt(1 - chain.success)),
@@ -257,18 +284,15 @@ def test_tree_is_the_same_in_any_units_and_a_larger_budget_extends_it() -> None:
     chain = random_chain(13, length=12)
     job = OracleJob(chain, oracle_config(chain, rollouts=3, nodes=8, head=3, tail=2, draws=16))
     rollouts = oracle_rollouts(job)
-    plan = plan_tree(job.student, rollouts, job.config, job.question.id)
-    whole = draw_unit(cast(Any, job), job.question, rollouts, plan, Unit(0, plan.branches))["success"]
+    plan = plan_of(job, rollouts)
+    whole = outcomes_of(job, rollouts, plan)["success"]
     cut = int(plan.arrays["branch_offsets"][4])
-    parts = [
-        draw_unit(cast(Any, job), job.question, rollouts, plan, unit)["success"]
-        for unit in (Unit(0, cut), Unit(cut, plan.branches))
-    ]
+    parts = [outcomes_of(job, rollouts, plan, unit)["success"] for unit in (Unit(0, cut), Unit(cut, plan.branches))]
     assert (np.concatenate(parts) == whole).all()
 
     larger = OracleJob(chain, oracle_config(chain, rollouts=3, nodes=8, head=3, tail=2, draws=64))
-    more = plan_tree(larger.student, rollouts, larger.config, larger.question.id)
-    extended = draw_unit(cast(Any, larger), larger.question, rollouts, more, Unit(0, more.branches))["success"]
+    more = plan_of(larger, rollouts)
+    extended = outcomes_of(larger, rollouts, more)["success"]
     assert (more.arrays["branch_token"] == plan.arrays["branch_token"]).all()
     few, many = (np.concatenate([[0], np.cumsum(p.arrays["draws"])]) for p in (plan, more))
     for b in range(plan.branches):
@@ -292,11 +316,11 @@ def test_inclusion_probabilities_and_systematic_sample() -> None:
 
 
 def test_allocation_spends_the_budget_with_two_draws_a_branch() -> None:
-    config = oracle_config(random_chain(0, length=2), nodes=1, head=8, tail=2, draws=64)
+    tree = Branching(head=8, tail=2)
     for prob in (np.array([0.9, 0.05, 0.01]), np.array([1.0]), np.full(8, 0.125)):
-        draws = allocate(config.tree, prob, 61)
+        draws = allocate(tree, prob, 61)
         assert draws.sum() == 61 and draws.min() >= 2
-    assert allocate(config.tree, np.array([0.5, 0.3, 0.01]), 60)[2] == 2
+    assert allocate(tree, np.array([0.5, 0.3, 0.01]), 60)[2] == 2
 
 
 def test_pooled_scores_are_undefined_where_they_have_no_sense() -> None:
@@ -314,10 +338,11 @@ def test_exact_values_agree_with_brute_force() -> None:
     def value(depth: int, state: int) -> float:
         if depth == chain.length:
             return float(chain.success[state])
-        p = chain.row(depth, state)
-        return sum(float(p[v]) * value(depth + 1, int(chain.follow[state, v])) for v in range(3))
+        kind = chain.kinds[depth]
+        p, follow = chain.step[kind, state], chain.follow[kind, state]
+        return sum(float(p[v]) * value(depth + 1, int(follow[v])) for v in range(3))
 
-    table = chain.values()
+    table = chain.values
     for depth in range(4):
         for state in range(3):
             assert table[depth, state] == pytest.approx(value(depth, state))

@@ -14,7 +14,7 @@ from tasks.distillation import distill
 from tasks.engines.scoring import View
 from tasks.engines.transformers import TransformersLM
 from tasks.store.artefact import Artefact
-from tasks.trees.tree import plan_tree
+from tasks.trees.tree import next_round, survey
 
 nodes, V = int(sys.argv[1]), 151_936
 def peak():  # GiB
@@ -28,14 +28,14 @@ def model(seed):
 student, teacher = (TransformersLM(model(s), [1], TransformersEngine(device="cpu")) for s in (0, 1))
 config = RunConfig.model_validate({
     "questions": {"path": "q.jsonl"}, "student": {"path": "s"}, "teachers": [{"name": "t"}],
-    "tree": {"nodes": nodes, "head": 8, "tail": 4, "draws": 64}})
+    "tree": {"kind": "forced", "nodes": nodes, "head": 8, "tail": 4, "draws": 64}})
 loaded = peak()
 rng = np.random.default_rng(0)
 R = nodes // 125
 rollouts = Artefact("rollouts", "", {
     "prompt": np.arange(5, 25, dtype=np.int32), "tokens": rng.integers(2, V, size=R * 125).astype(np.int32),
     "offsets": np.arange(R + 1) * 125})
-plan = plan_tree(student, rollouts, config, "q")
+plan = next_round(config.tree, survey(student, rollouts, config, "q"), [])
 made = distill(View(student, [3, 4]), View(teacher, [7, 8, 9]), rollouts["tokens"], rollouts["offsets"], plan.arrays,
     {"r": ReverseKL(), "f": ForwardKL(), "j": JSD(), "k": TopK()}, temperature=1.0, block=config.engine.score_rows,
     group_tokens=config.engine.batch_tokens)

@@ -5,10 +5,12 @@ from typing import Any
 import numpy as np
 
 from schemas.config import Scores
-from tasks.aggregate import summary_table, tokens_table
+from tasks.outcomes import merged
+from tasks.outputs import make_tables
+from tasks.prior import fit
 from tasks.report.page import render
 from tests.oracle import OracleJob, oracle_config, oracle_rollouts, random_chain, teacher_of
-from tests.test_estimators import SIGNAL, scored, tree_of
+from tests.test_estimators import scored, tree_of
 
 HOSTILE = "<script>alert(1)</script>\"'&"
 
@@ -21,9 +23,9 @@ def page(texts: str, failed: dict[str, str], **names: Any) -> str:
     by_id = dict.fromkeys(range(chain.tokens), texts)
     scores = Scores(bootstrap=200)
     config = job.config.model_copy(update={"scores": scores, "name": "run"})
-    tokens = tokens_table([q], [SIGNAL], by_id, 0.95)
-    assert np.isfinite(tokens["weight"].to_numpy()).all()
-    return render(config, [q], tokens, summary_table([q], [SIGNAL], scores, 0), by_id, failed)
+    tables = make_tables(config, [q], by_id, fit([merged(q.tree).outcomes]))
+    assert np.isfinite(tables["tokens"]["weight"].to_numpy()).all()
+    return render(config, [q], tables, by_id, failed)
 
 
 def test_model_output_is_escaped_and_nothing_is_fetched() -> None:

@@ -38,7 +38,7 @@ def test_killed_runs_end_in_the_same_bytes(
     kills: int, settings: dict[str, Any], prefect_environment: dict[str, str], tmp_path: Path
 ) -> None:
     settings["execution"] = {"questions_per_task": 2, "round_draws": 24, "round_seconds": 0.0}
-    settings["tree"] = {"nodes": 8, "head": 3, "tail": 2, "draws": 12}
+    settings["tree"] = {"kind": "adaptive", "head": 3, "tail": 2, "node_draws": 12, "round": 48, "draws": 96}
 
     def configuration(name: str) -> Path:
         path = tmp_path / f"{name}.yaml"
@@ -70,5 +70,5 @@ def test_killed_runs_end_in_the_same_bytes(
     assert sum(calls(counts)) <= sum(whole) + kills * max(whole)
     run = json.loads((tmp_path / "killed" / "runs" / "small" / "run.json").read_text())
     assert run["stages"]["rollouts"]["cached"] > 0
-    leftovers = [p.name for p in (tmp_path / "killed" / "trees").rglob("round-*")]
-    assert leftovers == []  # rounds are removed when their tree is whole
+    leftovers = [p.name for p in (tmp_path / "killed" / "rounds").rglob("part-*")]
+    assert leftovers == []  # parts of rounds are removed when their round is whole

@@ -18,7 +18,8 @@ KEY = "k" * 64
 
 def rounds(n: int, seed: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
-    return {"success": rng.random(n) < 0.5, "truncated": rng.random(n) < 0.1}
+    length = rng.integers(1, 99, size=n, dtype=np.int32)
+    return {"success": rng.random(n) < 0.5, "truncated": rng.random(n) < 0.1, "length": length}
 
 
 @given(st.integers(0, 5000), st.integers(0, 9), st.dictionaries(st.text(), st.integers() | st.text()))

@@ -66,6 +66,11 @@ def score_blocks(
             yield positions[part], [scored[i] for i in distinct]
 
 
+def tempered(log_probs: torch.Tensor, temperature: float) -> torch.Tensor:
+    """The policy that draws are made with: probabilities [n, V] at the temperature."""
+    return log_probs.exp() if temperature == 1.0 else torch.softmax(log_probs / temperature, dim=-1)
+
+
 def _checked(log_probs: torch.Tensor, vocabulary: int) -> torch.Tensor:
     """Log-probabilities over the first `vocabulary` tokens alone, in double where that is cheap.
 

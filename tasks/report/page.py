@@ -45,8 +45,7 @@ class Shown(NamedTuple):
 def render(
     config: RunConfig,
     scored: Sequence[QuestionScores],
-    tokens: pl.DataFrame,
-    summary: pl.DataFrame,
+    tables: Mapping[str, pl.DataFrame],
     texts: Mapping[int, str],
     failed: Failures,
 ) -> str:
@@ -54,10 +53,11 @@ def render(
 
     Args:
         scored: arrays of all questions.
-        tokens, summary: the tables beside the page.
+        tables: those beside the page, by name.
         texts: text of every token id in the rollouts.
         failed: questions that were left out, with the reason.
     """
+    tokens, summary = tables["tokens"], tables["summary"]
     environment = Environment(
         loader=PackageLoader("tasks.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -70,7 +70,7 @@ def render(
     return environment.get_template("report.html.jinja").render(
         name=config.name,
         level=f"{100 * config.scores.level:g} %",
-        student=Path(config.student.path).name if is_local_folder(config.student.path) else config.student.path,
+        student=_student(config),
         questions=len(scored),
         rollouts=len(correct),
         solved=f"{100 * correct.mean():.0f} %",
@@ -86,6 +86,12 @@ def render(
         loss=loss,
         shown=_rollouts(scored, tokens, texts, loss),
     )
+
+
+def _student(config: RunConfig) -> str:
+    if config.student is None:
+        return "recorded outcomes"
+    return Path(config.student.path).name if is_local_folder(config.student.path) else config.student.path
 
 
 def _undrawn(q: QuestionScores) -> float:

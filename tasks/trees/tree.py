@@ -1,111 +1,80 @@
-"""Stage 2: scores the rollouts, chooses nodes and branches, decodes and verifies the draws in rounds."""
+"""Stage 2: scores the rollouts, plans where to branch, decodes and verifies the draws in rounds."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from schemas.arrays import AnyArray
-from schemas.config import RunConfig
-from tasks.engines.protocol import Draw, Engine
-from tasks.engines.scoring import View, score_blocks
-from tasks.engines.streams import stream_seed, uniforms
+from schemas.config import AdaptiveTree, ForcedTree, RunConfig, Tree, WindowsTree
+from tasks.engines.protocol import Continuation, Draw, Engine
+from tasks.engines.scoring import View, score_blocks, tempered
+from tasks.engines.streams import stream_seed
 from tasks.job import Job
-from tasks.progress import report
 from tasks.questions import Question
 from tasks.ragged import Ints, owners
 from tasks.store.artefact import Artefact
-from tasks.trees.forced import Branches, split_head_and_tail
-from tasks.trees.nodes import inclusion_probabilities, leverage, systematic_sample
+from tasks.trees.adaptive import adaptive_plan
+from tasks.trees.forced import forced_plan
+from tasks.trees.nodes import leverage
+from tasks.trees.plan import Drawn, Ground, Plan, assembled, locate
+from tasks.trees.rounds import Unit, clear, decoded_round
+from tasks.trees.windows import Window, count_visits, windows, windows_tree
 from tasks.verifiers.verifier import Attempt
 
-
-class Plan(NamedTuple):
-    """Everything of a tree but its outcomes: arrays as declared in `schemas.arrays.TREES`."""
-
-    arrays: dict[str, AnyArray]
-
-    @property
-    def branches(self) -> int:
-        return len(self.arrays["branch_token"])
+Done = Counter[tuple[int, int]]
+"""Draws made so far of a token at a position."""
 
 
-def plan_tree(engine: Engine, rollouts: Artefact, config: RunConfig, question_id: str) -> Plan:
-    """Choose nodes, branches and draws of one question, from the student alone."""
-    tokens, offsets, prompt = rollouts["tokens"], rollouts["offsets"], rollouts["prompt"].tolist()
-    tree, temperature = config.tree, config.sampling.temperature
-    view = View(engine, prompt)
+def survey(engine: Engine, rollouts: Artefact, config: RunConfig, question_id: str) -> Ground:
+    """What the student alone tells of its rollouts: everything that a plan may look at."""
+    tokens, offsets = rollouts["tokens"], rollouts["offsets"]
+    view = View(engine, rollouts["prompt"].tolist())
     scoring = partial(score_blocks, block=config.engine.score_rows, group_tokens=config.engine.batch_tokens)
 
+    def distributions(rows: Ints | None) -> Iterator[tuple[Ints, torch.Tensor]]:
+        for positions, (log_probs,) in scoring([view], tokens, offsets, rows=rows):
+            yield positions, tempered(log_probs, config.sampling.temperature)
+
     scores: dict[str, list[npt.NDArray[np.float64]]] = {"token_prob": [], "entropy": [], "leverage": []}
-    for positions, (log_probs,) in scoring([view], tokens, offsets):
-        p = tempered(log_probs, temperature)
+    for positions, p in distributions(None):
         picked = p[torch.arange(len(p)), torch.from_numpy(tokens[positions]).long().to(p.device)]
         scores["token_prob"].append(picked.double().cpu().numpy())
         scores["entropy"].append((-(p * p.log()).nan_to_num(0.0).sum(-1, dtype=torch.float64)).cpu().numpy())
         scores["leverage"].append(leverage(p)[0].cpu().numpy())
     by_position = {name: np.concatenate(parts) for name, parts in scores.items()}
-
-    sizes = np.sqrt(by_position["leverage"]) if tree.node_choice == "leverage" else np.ones(len(tokens))
-    inclusion = inclusion_probabilities(sizes, tree.nodes)
-    start = float(uniforms(np.array([stream_seed(config.seed, question_id, "nodes")], dtype=np.uint64), 0)[0])
-    nodes = systematic_sample(inclusion, start)
-
-    planned: list[Branches] = []
-    p_sq: list[float] = []
-    for positions, (log_probs,) in scoring([view], tokens, offsets, rows=nodes):
-        p = tempered(log_probs, temperature)
-        p_sq += leverage(p)[1].tolist()
-        seeds = [
-            stream_seed(config.seed, question_id, "tail", f"{rollout}:{depth}")
-            for rollout, depth in (locate(offsets, position) for position in positions.tolist())
-        ]
-        u = uniforms(np.array(seeds, dtype=np.uint64)[:, None], np.arange(tree.tail))
-        planned += split_head_and_tail(tree, p, torch.from_numpy(u))
-    return Plan(
-        {
-            **by_position,
-            "node": nodes.astype(np.int64),
-            "inclusion": inclusion[nodes],
-            "p_sq": np.array(p_sq, dtype=np.float64),
-            "tail_prob": np.array([b.tail_prob for b in planned], dtype=np.float64),
-            "branch_offsets": np.cumsum([0, *(len(b.token) for b in planned)]).astype(np.int64),
-            "branch_token": _concatenate([b.token for b in planned], np.int32),
-            "branch_prob": _concatenate([b.prob for b in planned], np.float64),
-            "branch_tail": _concatenate([b.tail for b in planned], np.bool_),
-            "draws": _concatenate([b.draws for b in planned], np.int32),
-        }
-    )
+    return Ground(config.seed, question_id, offsets, rollouts["correct"], by_position, distributions)
 
 
-def tempered(log_probs: torch.Tensor, temperature: float) -> torch.Tensor:
-    """The policy that draws are made with: probabilities [n, V] at the temperature."""
-    return log_probs.exp() if temperature == 1.0 else torch.softmax(log_probs / temperature, dim=-1)
+def next_round(
+    tree: ForcedTree | AdaptiveTree, ground: Ground, drawn: Sequence[Drawn], seconds: float = 0.0
+) -> Plan | None:
+    """The plan of the next round; None where the tree is finished."""
+    if isinstance(tree, AdaptiveTree):
+        return adaptive_plan(tree, ground, drawn, seconds)
+    return None if drawn else forced_plan(tree, ground)
 
 
-def locate(offsets: Ints, position: int) -> tuple[int, int]:
-    """Rollout and place within it, of an index into T."""
-    rollout = int(np.searchsorted(offsets, position, side="right")) - 1
-    return rollout, position - int(offsets[rollout])
-
-
-def _concatenate(parts: Sequence[AnyArray], dtype: npt.DTypeLike) -> AnyArray:
-    return np.asarray(np.concatenate([np.empty(0), *parts]), dtype=dtype)
-
-
-class Unit(NamedTuple):
-    """Draws that are decoded together: those of branches `first:last`, all of whole nodes."""
-
-    first: int
-    last: int
+def most_draws(tree: Tree) -> int:
+    """Draws of one question's tree, at most."""
+    match tree:
+        case ForcedTree():
+            return tree.nodes * tree.draws
+        case AdaptiveTree():
+            return tree.draws // tree.round * tree.round
+        case WindowsTree():
+            return tree.draws
+        case _:
+            return 0
 
 
 def units(plan: Plan, offsets: Ints, most: int) -> list[Unit]:
-    """Cut a tree's draws into units of at most `most`: between rollouts where that can be, else between nodes."""
+    """Cut a round's draws into units of at most `most`: between rollouts where that can be, else between nodes."""
     starts = plan.arrays["branch_offsets"].tolist()
     draws = np.add.reduceat(plan.arrays["draws"], starts[:-1]).tolist() if len(starts) > 1 else []
     rollout = np.searchsorted(offsets, plan.arrays["node"], side="right").tolist()
@@ -126,8 +95,14 @@ def units(plan: Plan, offsets: Ints, most: int) -> list[Unit]:
     return out
 
 
-def draw_unit(job: Job, question: Question, rollouts: Artefact, plan: Plan, unit: Unit) -> dict[str, AnyArray]:
-    """Decode and verify one unit: outcome of every draw, in order of branch and draw index."""
+def draw_unit(
+    job: Job, question: Question, rollouts: Artefact, plan: Plan, done: Done, unit: Unit
+) -> dict[str, AnyArray]:
+    """Decode and verify one unit: outcome of every draw, in order of branch and draw index.
+
+    Args:
+        done: draws of earlier rounds; those of this one go on from there.
+    """
     arrays, offsets = plan.arrays, rollouts["offsets"]
     seed, limit = job.config.seed, job.config.sampling.max_tokens
     prompt = rollouts["prompt"].tolist()
@@ -135,7 +110,7 @@ def draw_unit(job: Job, question: Question, rollouts: Artefact, plan: Plan, unit
     local: dict[int, int] = {}
     draws: list[Draw] = []
     begun: list[list[int]] = []
-    seen: dict[tuple[int, int], int] = {}
+    seen: Done = Counter()
     for b in range(unit.first, unit.last):
         position = int(arrays["node"][owner[b]])
         rollout, depth = locate(offsets, position)
@@ -143,99 +118,108 @@ def draw_unit(job: Job, question: Question, rollouts: Artefact, plan: Plan, unit
         sequence = local.setdefault(rollout, len(local))
         prefix = rollouts["tokens"][offsets[rollout] : position].tolist()
         # a token sampled twice from the tail has draws 0, 1 and then 2, 3
-        done = seen.get((position, token), 0)
-        seen[position, token] = done + int(arrays["draws"][b])
-        for index in range(done, seen[position, token]):
+        first = done[position, token] + seen[position, token]
+        seen[position, token] += int(arrays["draws"][b])
+        for index in range(first, first + int(arrays["draws"][b])):
             identity = stream_seed(seed, question.id, "draw", rollout, depth, token, index)
             draws.append(Draw(sequence, len(prompt) + depth, token, limit - depth - 1, identity))
             begun.append([*prefix, token])
     sequences = [prompt + rollouts["tokens"][offsets[r] : offsets[r + 1]].tolist() for r in local]
     ends = job.student.continue_prefixes(sequences, draws, job.config.sampling.temperature)
+    return {
+        "success": _verified(job, question, begun, ends),
+        "truncated": np.array([end.cut for end in ends], dtype=bool),
+        "length": np.array([len(end.tokens) for end in ends], dtype=np.int32),
+    }
+
+
+def _verified(
+    job: Job, question: Question, begun: Sequence[Sequence[int]], ends: Sequence[Continuation]
+) -> npt.NDArray[np.bool_]:
+    """Verdicts on completions: what stands before each continuation, and the continuation."""
     completions = [(*start, *end.tokens.tolist()) for start, end in zip(begun, ends, strict=True)]
     distinct = list(dict.fromkeys(completions))
     texts = dict(zip(distinct, job.tokenizer.batch_decode(distinct, skip_special_tokens=True), strict=True))
-    cut = [end.cut for end in ends]
-    success = job.verifier.check_all(
-        [Attempt(texts[c], question.answer, was_cut) for c, was_cut in zip(completions, cut, strict=True)]
-    )
-    return {"success": np.array(success, dtype=bool), "truncated": np.array(cut, dtype=bool)}
+    attempts = [Attempt(texts[c], question.answer, end.cut) for c, end in zip(completions, ends, strict=True)]
+    return np.array(job.verifier.check_all(attempts), dtype=bool)
 
 
 def make_tree(job: Job, question: Question, rollouts: Artefact) -> dict[str, AnyArray]:
-    """The arrays of one question's tree; rounds already committed by a killed run are not decoded again."""
-    key = job.keys[question.id].trees
-    plan = plan_tree(job.student, rollouts, job.config, question.id)
-    todo = units(plan, rollouts["offsets"], job.config.execution.round_draws)
-    outcomes: list[dict[str, AnyArray]] = []
-    pending: list[dict[str, AnyArray]] = []
-    held = _rounds(job, key, plan, todo)
-    committed = time.monotonic()
-    for i, unit in enumerate(todo):
-        if unit in held:
-            outcome = held[unit]
-            pending = []  # a round holds neighbouring units only
-        else:
-            outcome = draw_unit(job, question, rollouts, plan, unit)
-            pending.append(outcome)
-            last = i + 1 == len(todo)
-            if not last and time.monotonic() - committed >= job.config.execution.round_seconds:
-                first = todo[i + 1 - len(pending)].first
-                job.store.commit(
-                    "trees",
-                    key,
-                    _joined(pending),
-                    {"first": first, "last": unit.last},
-                    name=f"round-{first:09d}.zarr.zip",
-                    layout="rounds",
-                )
-                pending, committed = [], time.monotonic()
-        outcomes.append(outcome)
-        report("draws", len(outcome["success"]))
-    return with_outcomes(plan, _joined(outcomes))
+    """The arrays of one question's tree; what is committed of its rounds is not decoded again."""
+    if job.recorded:
+        return job.recorded[question.id].tree
+    tree, key = job.config.tree, job.keys[question.id].rounds
+    ground = survey(job.student, rollouts, job.config, question.id)
+    if isinstance(tree, WindowsTree):
+        return _make_windows(job, question, rollouts, tree, ground, key)
+    if not isinstance(tree, ForcedTree | AdaptiveTree):
+        raise TypeError(f"no draws are made for a tree of kind {tree.kind}")
+    drawn: list[Drawn] = []
+    done: Done = Counter()
+    began = time.monotonic()
+    while (plan := next_round(tree, ground, drawn, time.monotonic() - began)) is not None:
+        todo = units(plan, ground.offsets, job.config.execution.round_draws)
+        decode = partial(draw_unit, job, question, rollouts, plan, done)
+        drawn.append(with_outcomes(plan, decoded_round(job, key, len(drawn), todo, decode)))
+        count(plan, done)
+    return assembled(ground, drawn)
 
 
-def with_outcomes(plan: Plan, outcome: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
-    """The arrays of a tree, from its plan and the outcome of every draw, [D] in order of branch and draw."""
+def count(plan: Plan, done: Done) -> None:
+    """Add a round's draws to those that are done."""
+    where = plan.arrays["node"][owners(plan.arrays["branch_offsets"])]
+    for position, token, n in zip(where, plan.arrays["branch_token"], plan.arrays["draws"], strict=True):
+        done[int(position), int(token)] += int(n)
+
+
+def with_outcomes(plan: Plan, outcome: dict[str, AnyArray]) -> Drawn:
+    """A round, from its plan and the outcome of every draw, [D] in order of branch and draw."""
     branch = np.repeat(np.arange(plan.branches), plan.arrays["draws"])
+    successes, truncations = (
+        np.bincount(branch, outcome[name], plan.branches).astype(np.int64) for name in ("success", "truncated")
+    )
+    return Drawn(plan, successes, truncations, int(outcome["length"].sum()))
+
+
+def _make_windows(
+    job: Job, question: Question, rollouts: Artefact, tree: WindowsTree, ground: Ground, key: str
+) -> dict[str, AnyArray]:
+    launched = windows(tree, ground.offsets)
+    upto = np.cumsum([w.draws for w in launched]) // max(1, job.config.execution.round_draws)
+    edges = [0, *(np.flatnonzero(np.diff(upto)) + 1).tolist(), len(launched)]
+    todo = [Unit(a, b) for a, b in pairwise(edges)]
+    decode = partial(_draw_windows, job, question, rollouts, launched)
+    outcome = decoded_round(job, key, 0, todo, decode, "continuations")
+    each = [w for w in launched for _ in range(w.draws)]
+    offsets, tokens = outcome["offsets"], outcome["tokens"]
+    continued = [tokens[a:b] for a, b in pairwise(offsets)]
+    visits = count_visits(rollouts["tokens"], ground.offsets, each, continued, outcome["success"], outcome["truncated"])
+    return windows_tree(tree, ground, visits)
+
+
+def _draw_windows(
+    job: Job, question: Question, rollouts: Artefact, launched: Sequence[Window], unit: Unit
+) -> dict[str, AnyArray]:
+    prompt, offsets = rollouts["prompt"].tolist(), rollouts["offsets"]
+    part = launched[unit.first : unit.last]
+    used = sorted({w.rollout for w in part})
+    draws, begun = [], []
+    for w in part:
+        for index in range(w.draws):
+            identity = stream_seed(job.config.seed, question.id, "window", w.rollout, w.depth, index)
+            limit = job.config.sampling.max_tokens - w.depth
+            draws.append(Draw(used.index(w.rollout), len(prompt) + w.depth, None, limit, identity))
+            begun.append(rollouts["tokens"][offsets[w.rollout] : offsets[w.rollout] + w.depth].tolist())
+    sequences = [prompt + rollouts["tokens"][offsets[r] : offsets[r + 1]].tolist() for r in used]
+    ends = job.student.continue_prefixes(sequences, draws, job.config.sampling.temperature)
     return {
-        **plan.arrays,
-        "successes": np.bincount(branch, outcome["success"], plan.branches).astype(np.int32),
-        "truncations": np.bincount(branch, outcome["truncated"], plan.branches).astype(np.int32),
+        "success": _verified(job, question, begun, ends),
+        "truncated": np.array([end.cut for end in ends], dtype=bool),
+        "tokens": np.concatenate([np.empty(0, dtype=np.int32), *(end.tokens for end in ends)]).astype(np.int32),
+        "offsets": np.cumsum([0, *(len(end.tokens) for end in ends)]).astype(np.int64),
     }
-
-
-def _joined(outcomes: Sequence[dict[str, AnyArray]]) -> dict[str, AnyArray]:
-    return {
-        name: np.concatenate([np.empty(0, dtype=bool), *(o[name] for o in outcomes)])
-        for name in ("success", "truncated")
-    }
-
-
-def _rounds(job: Job, key: str, plan: Plan, todo: Sequence[Unit]) -> dict[Unit, dict[str, AnyArray]]:
-    """Units whose draws lie in committed rounds."""
-    ends = np.concatenate([[0], np.cumsum(plan.arrays["draws"])])
-    found: dict[Unit, dict[str, AnyArray]] = {}
-    for held in _committed(job, key):
-        start = int(ends[held.meta["first"]])
-        for unit in todo:
-            if held.meta["first"] <= unit.first and unit.last <= held.meta["last"]:
-                part = slice(int(ends[unit.first]) - start, int(ends[unit.last]) - start)
-                found[unit] = {name: array[part] for name, array in held.arrays.items()}
-    return found
-
-
-def _committed(job: Job, key: str) -> Iterator[Artefact]:
-    for name in _round_names(job, key):
-        held = job.store.load("trees", key, name=name, layout="rounds")
-        if held is not None:
-            yield held
 
 
 def clear_rounds(job: Job, key: str) -> None:
-    """Remove the rounds of a finished tree."""
-    for name in _round_names(job, key):
-        job.store.remove("trees", key, name)
-
-
-def _round_names(job: Job, key: str) -> list[str]:
-    return [name for name in job.store.names("trees", key) if name.startswith("round-")]
+    """Remove what a finished tree no longer needs; an adaptive one keeps its rounds, for a larger budget."""
+    clear(job, key, "part-" if isinstance(job.config.tree, AdaptiveTree) else "")

@@ -49,7 +49,7 @@ def main() -> None:
             client.api_healthcheck()
         server = time.monotonic() - began
 
-        override = {"tree": {"draws": DRAWS}}
+        override = {"tree": {"kind": "forced", "draws": DRAWS}}
         config = checked(merged(write_inputs(root, demo), override))
         began = time.monotonic()
         open_job(config)

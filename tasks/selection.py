@@ -1,0 +1,92 @@
+"""What training on some tokens alone would gain: chosen on one half of the draws, scored on the other.
+
+A token kept because its own noisy estimate is positive looks better than it is. So the draws of every branch are split
+at random; the posterior of one half chooses, the other half scores, and then the other way round.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from schemas.arrays import AnyArray
+from schemas.config import Scores
+from tasks.aggregate import QuestionScores, percentiles, resample
+from tasks.alignment import node_scores, simulate
+from tasks.lineage import Signal
+from tasks.outcomes import Outcomes, merged
+from tasks.prior import Prior
+from tasks.ragged import Floats
+
+CHOICES = ("all", "predicted_positive", "resolved_positive")
+_SUMS = ("inner", "d_sq", "weight")
+
+
+def split(tree: Mapping[str, AnyArray], rng: np.random.Generator) -> tuple[dict[str, AnyArray], dict[str, AnyArray]]:
+    """A tree as two, each with half the draws of every branch at random (its successes are hypergeometric)."""
+    n, s = np.asarray(tree["draws"], dtype=np.int64), np.asarray(tree["successes"], dtype=np.int64)
+    half = n // 2 + np.where(n % 2 == 1, rng.integers(0, 2, size=len(n)), 0)
+    won = rng.hypergeometric(s, n - s, half) if len(n) else s
+    return {**tree, "draws": half, "successes": won}, {**tree, "draws": n - half, "successes": s - won}
+
+
+def sum_choices(
+    q: QuestionScores,
+    signals: Sequence[Signal],
+    prior: Prior,
+    scores: Scores,
+    temperature: float,
+    tail_limit: float,
+    seed: int,
+) -> Floats:
+    """Sums over one question's nodes, by signal and choice: [signals, choices, len(_SUMS)]."""
+    rng = np.random.default_rng(seed)
+    halves = split(q.tree, rng)
+    out = np.zeros((len(signals), len(CHOICES), len(_SUMS)))
+    for chooses, judges in (halves, halves[::-1]):
+        nodes, rows = merged(chooses), Outcomes.of(judges)
+        posterior = simulate(nodes.outcomes, prior, temperature, scores.posterior, int(rng.integers(2**63)))
+        for i, signal in enumerate(signals):
+            d = q.distillation[signal]
+            d_sq = np.asarray(d["d_sq"])[q.tree["node"]]
+            with np.errstate(divide="ignore", invalid="ignore"):  # one draw a branch has no spread, and needs none
+                a = node_scores(rows, nodes, d, d_sq, posterior, temperature, scores.level, tail_limit)
+            positive = np.nan_to_num(a["p_positive"], nan=0.0) > 0.5
+            kept = (np.ones(len(d_sq), dtype=bool), positive, positive & (a["lfsr"] < 1 - scores.level))
+            terms = np.stack([q.weight * a["inner"], q.weight * d_sq, q.weight], axis=1)
+            out[i] += [terms[k].sum(axis=0) for k in kept]
+    return out
+
+
+def selection_rows(sums: Floats, signals: Sequence[Signal], scores: Scores, seed: int) -> list[dict[str, Any]]:
+    """Rows of `schemas.tables.SELECTION` from the sums of all questions, [Q, signals, choices, len(_SUMS)]."""
+    units = len(sums)
+    counts = resample(units, scores.bootstrap, seed)
+    point, replicates = _gains(sums.sum(axis=0)), _gains(np.einsum("bq,qsck->bsck", counts, sums))
+    weight = sums.sum(axis=0)[..., _SUMS.index("weight")]
+    rows = []
+    for i, signal in enumerate(signals):
+        for c, tokens in enumerate(CHOICES):
+            low, high = percentiles(replicates[:, i, c], units, scores.level)
+            more = percentiles(replicates[:, i, c] - replicates[:, i, 0], units, scores.level)
+            known = np.isfinite(point[i, c])
+            rows.append(
+                {
+                    "tokens": tokens,
+                    **signal._asdict(),
+                    "share": weight[i, c] / weight[i, 0] if weight[i, 0] > 0 else np.nan,
+                    "gain": point[i, c],
+                    "gain_low": low if known else np.nan,
+                    "gain_high": high if known else np.nan,
+                    "more": point[i, c] - point[i, 0] if c else np.nan,
+                    "more_low": more[0] if known and c else np.nan,
+                    "more_high": more[1] if known and c else np.nan,
+                }
+            )
+    return rows
+
+
+def _gains(sums: Floats) -> Floats:
+    """Gain for a unit step, [..., len(_SUMS)] -> [...]; NaN where nothing is kept. Both halves scored every token."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(sums[..., 1] > 0, sums[..., 0] / np.sqrt(2 * sums[..., 1]), np.nan)
