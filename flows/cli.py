@@ -58,6 +58,23 @@ def rank(config: Configuration, set_: Set = None, store: StoreUrl = None, name: 
 
 
 @app.command()
+def calibrate(
+    store: StoreUrl = None,
+    name: Name = None,
+    runs: Annotated[int, typer.Option(min=2, help="Runs of each family of questions.")] = 20,
+    lengths: Annotated[str, typer.Option(help="Tokens of a rollout, by commas.")] = "64,256,1024,4096",
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of questions and runs.")] = 0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; all cores unless set.")] = None,
+) -> None:
+    """Judge the estimators against an exact oracle: bias, coverage, wrong signs, error per decoded token."""
+    from flows.runs import run_calibration
+
+    fields: dict[str, object] = {"runs": runs, "seed": seed, "workers": workers, "lengths": lengths.split(",")}
+    given = {key: value for key, value in (("store", store), ("name", name)) if value is not None}
+    raise typer.Exit(run_calibration({**fields, **given}))
+
+
+@app.command()
 def plan(config: Configuration, set_: Set = None, store: StoreUrl = None, name: Name = None) -> None:
     """Say what a run would cost, and what of it is cached; no model is loaded."""
     from flows.runs import plan_file

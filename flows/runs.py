@@ -6,12 +6,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
-from flows.configuration import ConfigurationError, checked, merged, parse_overrides, read_configuration
+from flows.configuration import (
+    ConfigurationError,
+    checked,
+    explain,
+    merged,
+    parse_overrides,
+    read_configuration,
+)
 from flows.environment import prepare
-from schemas.config import RunConfig
+from schemas.config import CalibrateConfig, RunConfig
 
 OK, BAD_INPUT, INTERRUPTED = 0, 2, 130
 
@@ -91,6 +99,37 @@ def rank_file(path: Path, assignments: list[str]) -> int:
         _tell(result, store.path("runs", config.name, "ranks.parquet"), began)
 
     return guarded(action)
+
+
+def run_calibration(fields: dict[str, object]) -> int:
+    """`opdscope calibrate`; exit code 1 where a figure is not what it must be."""
+    failed: list[str] = []
+
+    def action() -> None:
+        try:
+            config = CalibrateConfig.model_validate(fields)
+        except ValidationError as error:
+            raise ConfigurationError("\n".join(explain(error, CalibrateConfig))) from error
+        from flows.calibrate import calibrate
+        from flows.terminal import figure_table, progress
+        from tasks.calibration.judge import figures
+        from tasks.store.artefact import Store
+
+        store = Store(config.store)
+        store.check_writable()
+        began = time.monotonic()
+        with progress(_errors):
+            rows = calibrate(config)
+        judged = figures(rows)
+        failed.extend(f.name for f in judged if f.holds is False)
+        _console.print(figure_table(judged))
+        _console.print(
+            f"{time.monotonic() - began:.0f} s\n{escape(store.path('runs', config.name, 'calibration.html'))}",
+            soft_wrap=True,
+        )
+
+    code = guarded(action)
+    return 1 if code == OK and failed else code
 
 
 def run_demo(assignments: list[str], *, questions: int, seed: int) -> int:

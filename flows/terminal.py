@@ -1,6 +1,6 @@
 """What a run shows in a terminal: progress with the time that is left, and the table at its end."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ from rich.progress import (
 from rich.table import Table
 
 from tasks.aggregate import headline
+from tasks.calibration.judge import Figure
 from tasks.progress import Step, listen
 
 SHOWN = {"all": "all rollouts", "correct": "correct", "incorrect": "incorrect"}
@@ -101,6 +102,20 @@ def rank_table(ranks: pl.DataFrame, level: float) -> Table:
             _interval(row, "behind") if known and row["rank"] > 1 else "",
             f"{100 * row['p_best']:.0f} %" if known else "",
         )
+    return table
+
+
+def figure_table(figures: Sequence[Figure]) -> Table:
+    """The figures of a calibration with what they must be."""
+    table = Table(title="the estimators against the exact oracle", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("figure")
+    for name in ("value", "of", "must be"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for f in figures:
+        value = "-" if f.value is None else f"{f.value:.3f}" + ("" if f.error is None else f" ± {f.error:.3f}")
+        verdict = "" if f.holds is None else "holds" if f.holds else "fails"
+        table.add_row(f.name, value, f"{f.n:,}", f.wanted, verdict)
     return table
 
 

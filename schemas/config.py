@@ -216,7 +216,9 @@ class AdaptiveTree(Branching):
         "pooled", description="What is to be known: pooled scores, or the signs of as many single tokens as can be"
     )
     draws: int = Field(2048, ge=8, description="Budget of a question, draws; whole rounds of it are spent")
-    tokens: int | None = Field(None, ge=1, description="Budget of a question, decoded tokens")
+    tokens: int | None = Field(
+        None, ge=1, description="Budget of a question, decoded tokens; no round is begun that seems to exceed it"
+    )
     seconds: float | None = Field(
         None, gt=0, description="Budget of a question; how many rounds fit depends on the machine"
     )
@@ -601,6 +603,27 @@ class DemoConfig(Settings):
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of questions, training and draws")
     questions: int = Field(24, ge=5, le=1000, description="Questions asked")
     seconds: float = Field(300, gt=0, description="Time limit for training one model", json_schema_extra=COSMETIC)
+
+
+class CalibrateConfig(Settings):
+    """Size of a calibration against the exact oracle."""
+
+    name: str = Field("calibrate", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", json_schema_extra=COSMETIC)
+    store: str = Field(
+        ".opdscope", description="Where everything is cached; any fsspec URL", json_schema_extra=COSMETIC
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of the questions and of every run")
+    runs: int = Field(20, ge=2, description="Runs of each family")
+    lengths: list[int] = Field([64, 256, 1024, 4096], min_length=1, description="Tokens of a rollout, in rising order")
+    workers: int | None = Field(None, ge=1, description="Processes; all cores where null", json_schema_extra=COSMETIC)
+
+    @field_validator("lengths", mode="after")
+    @classmethod
+    def _long_enough(cls, lengths: list[int]) -> list[int]:
+        for length in lengths:
+            if length < 40:
+                raise _invalid("lengths", f"{length} is too short for the 32 decisions of a chain; 40 or more")
+        return lengths
 
 
 def is_local_folder(path: str) -> bool:

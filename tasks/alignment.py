@@ -42,9 +42,9 @@ def simulate(outcomes: Outcomes, prior: Prior, temperature: float, samples: int,
     offsets, owner, p = outcomes.offsets, owners(outcomes.offsets), outcomes.prob
     upto = np.cumsum(cells(prior, outcomes), axis=1)
     u = rng.random((samples, len(upto))) * upto[:, -1]
-    cell = np.stack(
-        [np.searchsorted(row, column) for row, column in zip(upto, u.T, strict=True)], axis=1, dtype=np.int64
-    )
+    cell = np.empty((samples, len(upto)), dtype=np.int64)
+    for node, column in enumerate(u.T):
+        cell[:, node] = np.searchsorted(upto[node], column)
     a, b = prior.mu * prior.kappa, (1 - prior.mu) * prior.kappa
     null = prior.kappa[cell] == CONCENTRATIONS[-1]
     cell = cell[:, owner]

@@ -55,17 +55,17 @@ def read_recorded(tree: RecordedTree, teachers: Sequence[RecordedTeacher]) -> di
     questions: dict[str, list[int]] = {}
     for number, row in enumerate(rows):
         questions.setdefault(row["question_id"], []).append(number)
-    given = [(t, *_teacher_rows(i, t, by_key)) for i, t in enumerate(teachers)]
     out = {}
     for question, numbers in questions.items():
         numbers.sort(key=lambda n: (rows[n]["rollout_id"], rows[n]["position"], -rows[n]["student_prob"], n))
-        recorded = _question(table, question, [(n, rows[n]) for n in numbers])
-        for teacher, theirs, probs in given:
+        out[question] = _question(table, question, [(n, rows[n]) for n in numbers])
+    for i, teacher in enumerate(teachers):
+        theirs, probs = _teacher_rows(i, teacher, by_key)
+        for question, numbers in questions.items():
             at = [probs[_key(rows[n])] for n in numbers]
-            theirs.check_sums("teacher_prob", recorded.tree["branch_offsets"], at)
+            theirs.check_sums("teacher_prob", out[question].tree["branch_offsets"], at)
             prob = np.array([p for _, p in at])
-            recorded.teachers[teacher.name] = RecordedBranches(prob, digest([repr(p) for p in prob.tolist()]))
-        out[question] = recorded
+            out[question].teachers[teacher.name] = RecordedBranches(prob, digest([repr(p) for p in prob.tolist()]))
     return out
 
 

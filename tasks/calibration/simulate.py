@@ -4,20 +4,23 @@ What an estimator sees is what a language model would give it: tokens, outcomes,
 teachers. Draws are not walked token by token: the state at the end has a known law from any prefix.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from schemas.arrays import AnyArray
 from schemas.config import Settings
-from tasks.calibration.chain import Chain, directions, walk
-from tasks.losses import floored
+from tasks.calibration.chain import Chain, walk
+from tasks.distillation import divergences, head_direction
+from tasks.losses import descent, floored
 from tasks.ragged import Floats, Ints, owners
 from tasks.trees.nodes import leverage
 from tasks.trees.plan import Ground, Plan
+from tasks.trees.windows import Window
 
 
 @dataclass(frozen=True)
@@ -88,43 +91,51 @@ class Taught:
     loss: Settings
 
     @cached_property
+    def _pair(self) -> tuple[torch.Tensor, torch.Tensor, Ints]:
+        """log P and log T by pair of kinds, [pairs, S, V], and the pair at each position, [T]."""
+        chain = self.rolled.chain
+        pairs, which = np.unique(np.stack([chain.kinds, self.teacher.kinds]), axis=1, return_inverse=True)
+        log_p, log_t = (torch.from_numpy(c.rows[k]).log() for c, k in zip((chain, self.teacher), pairs, strict=True))
+        return log_p, log_t, which.reshape(-1)[self.rolled.depth]
+
+    @cached_property
     def _d(self) -> Floats:
-        return directions(self.rolled.chain, self.teacher, self.loss)[self.rolled.depth, self.rolled.state]
-
-    @cached_property
-    def _p(self) -> Floats:
-        rolled = self.rolled
-        return np.asarray(rolled.chain.rows[rolled.chain.kinds[rolled.depth], rolled.state])
-
-    @cached_property
-    def _t(self) -> Floats:
-        rolled = self.rolled
-        return np.asarray(self.teacher.rows[self.teacher.kinds[rolled.depth], rolled.state])
+        log_p, log_t, _ = self._pair
+        flat = descent(self.loss, log_p.flatten(0, 1), log_t.flatten(0, 1))
+        return np.asarray(flat.numpy().reshape(log_p.shape))
 
     def distillation(self, tree: dict[str, AnyArray]) -> dict[str, AnyArray]:
         """The arrays of stage 4."""
-        from tasks.distillation import divergences, head_direction
-
+        log_p, log_t, pair = self._pair
+        state, sampled = self.rolled.state, self.rolled.arrays["tokens"]
+        kl, js = (x.numpy()[pair, state] for x in divergences(log_p, log_t))
+        d, d_bar = self._d, (log_p.exp().numpy() * self._d).sum(-1)
         node, token = tree["node"], tree["branch_token"]
-        row = node[owners(tree["branch_offsets"])]
-        p, t = (torch.from_numpy(x) for x in (self._p, self._t))
-        kl, js = divergences(p.log(), t.log())
-        everywhere, sampled = np.arange(len(self.rolled.state)), self.rolled.arrays["tokens"]
-        d_bar = (self._p * self._d).sum(-1)
+        at = node[owners(tree["branch_offsets"])]
+        p_branch, t_branch = (floored(x)[pair[at], state[at], token] for x in (log_p, log_t))
         return {
-            "d_sq": np.square(self._d).sum(-1),
-            "d_token": self._d[everywhere, sampled] - d_bar,
-            "kl": kl.numpy(),
-            "js": js.numpy(),
-            "teacher_token_prob": self._t[everywhere, sampled],
-            "d_bar": d_bar[node],
-            "d": self._d[row, token],
-            "d_head": head_direction(
-                self.loss,
-                floored(p.log())[row, token],
-                floored(t.log())[row, token],
-                tree["branch_offsets"],
-                tree["branch_tail"],
-            ),
-            "teacher_prob": self._t[row, token],
+            "d_sq": np.square(d).sum(-1)[pair, state],
+            "d_token": d[pair, state, sampled] - d_bar[pair, state],
+            "kl": kl,
+            "js": js,
+            "teacher_token_prob": log_t.exp().numpy()[pair, state, sampled],
+            "d_bar": d_bar[pair[node], state[node]],
+            "d": d[pair[at], state[at], token],
+            "d_head": head_direction(self.loss, p_branch, t_branch, tree["branch_offsets"], tree["branch_tail"]),
+            "teacher_prob": t_branch.exp().numpy(),
         }
+
+
+def continue_windows(
+    rolled: Rolled, launched: Sequence[Window], rng: np.random.Generator
+) -> tuple[list[Ints], npt.NDArray[np.bool_], int]:
+    """Continuations of every window, one after another: their tokens, their outcomes, and the tokens decoded."""
+    chain, draws = rolled.chain, [w.draws for w in launched]
+    depth = np.repeat([w.depth for w in launched], draws)
+    place = np.repeat([int(rolled.arrays["offsets"][w.rollout]) + w.depth for w in launched], draws)
+    tokens, _ = walk(chain, depth, rolled.state[place], rng)
+    return (
+        [row[start:-1] for row, start in zip(tokens, depth.tolist(), strict=True)],
+        tokens[:, -1] == chain.passes,
+        int((chain.length - depth).sum()),
+    )

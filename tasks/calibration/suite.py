@@ -18,7 +18,7 @@ PIVOTS, WORDINGS = 12, 20
 LEVELS = 7
 ORDINARY = 14
 """Tokens beside the two outcomes."""
-SPREAD = {"clear": 4.0, "weak": 1.2}
+SPREAD = {"clear": 4.0, "weak": 2.0}
 """How far apart the levels' log-odds of success are, from the middle to an end."""
 CENTRE = {"easy": 1.5, "even": 0.0, "hard": -1.5}
 """Log-odds of success at the middle level."""
@@ -107,8 +107,10 @@ def make_question(family: Family, number: int, seed: int) -> OracleQuestion:
 
 
 def _teacher(student: Chain, moves: Ints, teaching: Teaching, rng: np.random.Generator) -> Chain:
-    """A chain whose log-probabilities differ by a lean along the moves and by noise."""
-    differs = teaching.lean * moves + teaching.noise * rng.standard_normal(moves.shape)
+    """A chain whose log-probabilities differ by a lean along the moves and by noise; it knows early decisions best."""
+    certainty = np.zeros(len(moves))
+    certainty[1 : 1 + PIVOTS] = np.linspace(1.7, 0.3, PIVOTS)
+    differs = teaching.lean * certainty[:, None, None] * moves + teaching.noise * rng.standard_normal(moves.shape)
     with np.errstate(divide="ignore"):
         step = _softmax(np.log(student.step) + differs)
     return Chain(student.kinds, step, student.follow, student.success, student.start)

@@ -9,11 +9,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from schemas.config import AdaptiveTree
-from tasks.outcomes import squared_norm, value
-from tasks.ragged import Floats
+from tasks.outcomes import merged, squared_norm, value
+from tasks.ragged import Floats, Ints
 from tasks.trees.nodes import inclusion_probabilities, systematic_sample
-from tasks.trees.plan import Drawn, Ground, Plan, plan_round
+from tasks.trees.plan import Drawn, Ground, Plan, assembled, plan_round
 
+_KNOWN = 0.95
+"""Share of |g|^2 as drawn that is signal, from which on a node is left alone."""
 _PHI = (np.sqrt(5) - 1) / 2
 """Starts of the rounds' systematic samples follow the golden ratio, so that together they spread evenly."""
 _LEAST_VARIANCE = 0.1
@@ -29,6 +31,10 @@ def adaptive_plan(tree: AdaptiveTree, ground: Ground, drawn: Sequence[Drawn], se
     """
     if drawn and _finished(tree, ground, drawn, seconds):
         return None
+    if tree.target == "tokens" and len(drawn) % 2 == 1:
+        chosen = promising(tree, ground, drawn)
+        plan = plan_round(ground, chosen, np.ones(len(chosen)), tree, tree.node_draws, len(drawn))
+        return plan._replace(focused=True)
     variance = outcome_variance(ground, drawn)
     sizes = np.sqrt(ground.leverage * variance)
     inclusion = inclusion_probabilities(sizes, tree.round // tree.node_draws)
@@ -37,13 +43,13 @@ def adaptive_plan(tree: AdaptiveTree, ground: Ground, drawn: Sequence[Drawn], se
 
 
 def _finished(tree: AdaptiveTree, ground: Ground, drawn: Sequence[Drawn], seconds: float) -> bool:
-    n, rounds = sum(d.plan.draws for d in drawn), len(drawn)
-    tokens = sum(d.tokens for d in drawn)
+    n = sum(d.plan.draws for d in drawn)
+    tokens = [d.tokens for d in drawn]
     if n + tree.round > tree.draws:
         return True
-    if tree.tokens is not None and tokens * (1 + 1 / rounds) > tree.tokens:
+    if tree.tokens is not None and sum(tokens) + max(tokens) > tree.tokens:
         return True
-    if tree.seconds is not None and seconds * (1 + 1 / rounds) > tree.seconds:
+    if tree.seconds is not None and seconds * (1 + 1 / len(drawn)) > tree.seconds:
         return True
     return tree.half_width is not None and half_width(ground, drawn) <= tree.half_width
 
@@ -55,13 +61,23 @@ def half_width(ground: Ground, drawn: Sequence[Drawn]) -> float:
     """
     sums = []
     for d in drawn:
-        if not d.focused:
+        if not d.plan.focused:
             sums.append(float((squared_norm(d.outcomes)[0] / d.plan.arrays["inclusion"]).sum()))
     if len(sums) < 4:
         return float("inf")
     rollouts = len(ground.correct)
     mean, error = np.mean(sums) / rollouts, 1.96 * np.std(sums, ddof=1) / np.sqrt(len(sums)) / rollouts
     return float(np.sqrt(max(mean, 0.0) + error) - np.sqrt(max(mean - error, 0.0))) / 2
+
+
+def promising(tree: AdaptiveTree, ground: Ground, drawn: Sequence[Drawn]) -> Ints:
+    """Nodes seen so far whose |g|^2 seems largest and is not yet known well: positions, increasing."""
+    arrays = assembled(ground, drawn)
+    unbiased, plain = squared_norm(merged(arrays).outcomes)
+    unknown = unbiased < _KNOWN * plain
+    worth = np.where(unknown, np.maximum(unbiased, 0.0), -1.0)
+    order = np.argsort(-worth, kind="stable")[: tree.round // tree.node_draws]
+    return np.sort(np.unique(arrays["node"])[order])
 
 
 def outcome_variance(ground: Ground, drawn: Sequence[Drawn]) -> Floats:

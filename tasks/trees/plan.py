@@ -57,9 +57,13 @@ class Ground:
 
 
 class Plan(NamedTuple):
-    """Everything of a round but its outcomes: arrays as declared in `schemas.arrays.TREES`, of nodes and branches."""
+    """Everything of a round but its outcomes: arrays as declared in `schemas.arrays.TREES`, of nodes and branches.
+
+    A focused round is for single tokens alone: its nodes were chosen, not drawn, and have no weight in pooled scores.
+    """
 
     arrays: dict[str, AnyArray]
+    focused: bool = False
 
     @property
     def branches(self) -> int:
@@ -71,13 +75,12 @@ class Plan(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """A round with its outcomes; `tokens` were decoded for it, `focused` where it is for single tokens alone."""
+    """A round with its outcomes; `tokens` were decoded for it."""
 
     plan: Plan
     successes: Ints
     truncations: Ints
     tokens: int
-    focused: bool = False
 
     @property
     def outcomes(self) -> Outcomes:
@@ -119,12 +122,14 @@ def plan_round(
 
 def assembled(ground: Ground, drawn: Sequence[Drawn]) -> dict[str, AnyArray]:
     """The arrays of a tree from all its rounds: a row for each node of each round, by position and then by round."""
-    counting = max(1, sum(not d.focused for d in drawn))
+    counting = max(1, sum(not d.plan.focused for d in drawn))
     rows: dict[str, AnyArray] = {
         name: np.concatenate([d.plan.arrays[name] for d in drawn])
         for name in ("node", "round", "inclusion", "p_sq", "tail_prob")
     }
-    rows["share"] = np.concatenate([np.full(len(d.plan.arrays["node"]), (not d.focused) / counting) for d in drawn])
+    rows["share"] = np.concatenate(
+        [np.full(len(d.plan.arrays["node"]), (not d.plan.focused) / counting) for d in drawn]
+    )
     order = np.lexsort((rows["round"], rows["node"]))
     sizes = np.concatenate([np.diff(d.plan.arrays["branch_offsets"]) for d in drawn])
     first = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)

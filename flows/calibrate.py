@@ -1,0 +1,110 @@
+"""The calibration: every planner and the ranking against the exact oracle, family by family."""
+
+import io
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from typing import Any, Literal
+
+import polars as pl
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Completed
+
+from schemas.arrays import STAGE_VERSIONS
+from schemas.config import CalibrateConfig
+from tasks.calibration.judge import MAIN_DRAWS, WINDOWS_DRAWS
+from tasks.calibration.measure import Setting, measure
+from tasks.calibration.report import calibration_page
+from tasks.calibration.suite import Family
+from tasks.progress import report
+from tasks.store.artefact import Store
+from tasks.store.keys import Recipe
+
+VERSION = 1
+WINDOWS_UP_TO = 1024
+"""Chains as long are the longest that `windows` is judged on: its continuations are walked token by token."""
+ROLLOUTS_TO_RANK = (2, 4, 8, 16, 32)
+"""Rollouts a question that a ranking is judged at."""
+
+
+def families(config: CalibrateConfig) -> list[Family]:
+    """Clear and weak signals, easy and hard students; at the longer lengths not all four, as they cost most."""
+    every: list[tuple[Literal["clear", "weak"], Literal["easy", "hard"]]] = [
+        ("clear", "easy"),
+        ("clear", "hard"),
+        ("weak", "easy"),
+        ("weak", "hard"),
+    ]
+    out = [
+        Family(length, signal, student)
+        for i, length in enumerate(config.lengths)
+        for signal, student in (every if i < 2 else every[1:3])
+    ]
+    if len(config.lengths) > 1:
+        out.append(Family(config.lengths[1], "clear", "hard", "dense"))
+    return out
+
+
+def settings_of(family: Family) -> list[Setting]:
+    """What is judged on a family; `windows`, whose continuations are longer, at as many decoded tokens."""
+    adaptive = [Setting(family, "adaptive", n) for n in (256, 512, 1024, MAIN_DRAWS)]
+    others = [Setting(family, planner, MAIN_DRAWS) for planner in ("forced", "uniform")]
+    windows = [Setting(family, "windows", WINDOWS_DRAWS)] if family.length <= WINDOWS_UP_TO else []
+    return [*adaptive, *others, *windows, *(Setting(family, "rank", 0, r) for r in ROLLOUTS_TO_RANK)]
+
+
+def _measured(settings: Sequence[Setting], seed: int, run: int) -> list[dict[str, Any]]:
+    return [row for setting in settings for row in measure(setting, seed, run)]
+
+
+@task(name="calibrate family", cache_policy=NO_CACHE, persist_result=False, task_run_name="{family.name}")
+def family_task(config: CalibrateConfig, family: Family) -> Any:
+    """All runs of one family, in worker processes; `Cached` where its rows are in the store."""
+    store = Store(config.store)
+    settings = settings_of(family)
+    versions = {**STAGE_VERSIONS, "calibration": VERSION}
+    what: dict[str, object] = {"settings": [repr(s) for s in settings], "seed": config.seed, "runs": config.runs}
+    key = Recipe("calibration", VERSION, {**what, "versions": versions}, [], {}).key
+    data = store.get_bytes("calibration", key, "rows.parquet")
+    if data is not None:
+        report("calibrate", config.runs)
+        return Completed(name="Cached", message="the rows are there", data=pl.read_parquet(io.BytesIO(data)))
+    rows: list[dict[str, Any]] = []
+    workers = config.workers or os.cpu_count() or 1
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_single_thread) as pool:
+        futures = [pool.submit(_measured, settings, config.seed, run) for run in range(config.runs)]
+        for future in as_completed(futures):
+            rows += future.result()
+            report("calibrate", 1)
+    frame = pl.DataFrame(rows, infer_schema_length=None).with_columns(pl.col(pl.Float64).fill_nan(None))
+    frame = frame.sort("planner", "draws", "rollouts", "run", maintain_order=True)
+    buffer = io.BytesIO()
+    frame.write_parquet(buffer)
+    store.put_bytes(buffer.getvalue(), "calibration", key, "rows.parquet")
+    return frame
+
+
+def _single_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@flow(name="calibrate", flow_run_name="calibrate", persist_result=False)
+def calibrate(config: CalibrateConfig) -> pl.DataFrame:
+    """Judge the estimators; writes `calibration.parquet` and `calibration.html` under the run's folder.
+
+    Returns:
+        the rows of all runs, as `tasks.calibration.measure` gives them.
+    """
+    chosen = families(config)
+    report("calibrate", 0, len(chosen) * config.runs)
+    rows: pl.DataFrame = pl.concat([family_task(config, family, return_state=True).result() for family in chosen])
+    store = Store(config.store)
+    buffer = io.BytesIO()
+    rows.write_parquet(buffer)
+    store.put_bytes(buffer.getvalue(), "runs", config.name, "calibration.parquet")
+    store.put_bytes(calibration_page(rows, config).encode(), "runs", config.name, "calibration.html")
+    return rows

@@ -1,0 +1,101 @@
+"""The calibration itself: the oracle's short cuts follow its law, and its judgement can fail."""
+
+import numpy as np
+import polars as pl
+import pytest
+from typer.testing import CliRunner
+
+from flows.calibrate import families, settings_of
+from flows.cli import app
+from schemas.config import Branching, CalibrateConfig, ForwardKL, ReverseKL
+from tasks.calibration.chain import exact_scores, expected, walk
+from tasks.calibration.judge import figures
+from tasks.calibration.measure import EQUAL_COSINE, Setting, measure
+from tasks.calibration.report import calibration_page
+from tasks.calibration.simulate import draw, roll
+from tasks.calibration.suite import Family, equal_teacher, make_question
+from tasks.trees.plan import plan_round
+
+
+def test_a_jump_to_the_end_has_the_law_of_a_walk() -> None:
+    q = make_question(Family(64, "clear", "even"), 0, 0)
+    rng = np.random.default_rng(0)
+    rolled = roll(q.student, "q", 2, 0, rng)
+    node = np.flatnonzero(rolled.ground.leverage > 1e-2)[:1]
+    plan = plan_round(rolled.ground, node, np.ones(1), Branching(head=4, tail=2), 40_000)
+    successes, tokens = draw(rolled, plan, rng)
+    depth, state = rolled.depth[node], rolled.state[node]
+    after = q.student.follow[q.student.kinds[depth], state, plan.arrays["branch_token"]]
+    for b, s in enumerate(after):
+        walked, _ = walk(q.student, np.repeat(depth + 1, 20_000), np.repeat(s, 20_000), rng)
+        exact = q.student.values[int(depth[0]) + 1, s]
+        n = plan.arrays["draws"][b]
+        for rate, many in ((successes[b] / n, n), ((walked[:, -1] == q.student.passes).mean(), 20_000)):
+            assert abs(rate - exact) <= 4 * np.sqrt(exact * (1 - exact) / many) + 1e-9
+    assert tokens == plan.draws * (q.student.length - int(depth[0]) - 1)
+
+
+def test_expected_sums_are_the_means_of_many_rollouts() -> None:
+    q = make_question(Family(64, "clear", "hard"), 2, 0)
+    teacher = q.teachers["fair"]
+    scores = exact_scores(q.student, teacher, ReverseKL())
+    rolled = roll(q.student, "q", 4000, 0, np.random.default_rng(0))
+    by_rollout = scores.inner[rolled.depth, rolled.state].reshape(4000, -1).sum(axis=1)
+    correct = rolled.arrays["correct"]
+    sums = expected(q.student, scores)
+    for group, weight in (("all", np.ones(4000)), ("correct", correct), ("incorrect", ~correct)):
+        values = by_rollout * weight
+        assert abs(values.mean() - sums[group].inner) <= 4 * values.std() / np.sqrt(4000)
+
+
+def test_the_equal_teacher_is_aligned_alike_everywhere() -> None:
+    q = make_question(Family(64, "weak", "easy"), 1, 0)
+    teacher = equal_teacher(q.student, EQUAL_COSINE, np.random.default_rng(0))
+    assert (teacher.step >= 0).all() and teacher.step.sum(axis=-1) == pytest.approx(1)
+    scores = exact_scores(q.student, teacher, ForwardKL())
+    real = scores.g_sq[:-1] > 1e-15
+    cosine = scores.inner[:-1][real] / np.sqrt(scores.g_sq[:-1] * scores.d_sq[:-1])[real]
+    assert cosine == pytest.approx(EQUAL_COSINE, abs=1e-6)
+    sums = expected(q.student, scores)
+    assert sums["correct"].alignment == pytest.approx(sums["incorrect"].alignment, abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def rows() -> pl.DataFrame:
+    family = Family(64, "clear", "even")
+    settings = [s for s in settings_of(family) if s.rollouts <= 8 and s.draws != 1024]
+    measured = [row for setting in settings for run in range(2) for row in measure(setting, 0, run)]
+    return pl.DataFrame(measured, infer_schema_length=None).with_columns(pl.col(pl.Float64).fill_nan(None))
+
+
+def test_every_figure_is_there_and_the_page_shows_them(rows: pl.DataFrame) -> None:
+    found = {f.name: f for f in figures(rows)}
+    for name in ("bias of alignment, adaptive", "coverage, teacher difference", "wrong signs", "node coverage"):
+        assert found[name].value is not None, name
+    assert found["node coverage"].n > 100
+    page = calibration_page(rows, CalibrateConfig(runs=2, lengths=[64]))
+    assert "<svg" in page and "<script" not in page and "node coverage" in page
+
+
+def test_a_biased_estimate_fails(rows: pl.DataFrame) -> None:
+    shifted = rows.with_columns(
+        pl.when(pl.col("score") == "gain").then(pl.col("estimate") + 0.3).otherwise("estimate").alias("estimate"),
+        pl.when(pl.col("score") == "alignment").then(pl.col("truth") + 9).otherwise("high").alias("low"),
+    )
+    found = {f.name: f.holds for f in figures(shifted)}
+    assert found["bias of gain, adaptive"] is False and found["coverage, alignment"] is False
+
+
+def test_families_and_bad_lengths() -> None:
+    names = [f.name for f in families(CalibrateConfig())]
+    assert len(names) == len(set(names)) == 13 and "4096 weak easy" in names
+    bad = CliRunner().invoke(app, ["calibrate", "--lengths", "8"])
+    assert bad.exit_code == 2 and "lengths: 8 is too short" in bad.output
+    bad = CliRunner().invoke(app, ["calibrate", "--lengths", "64,many"])
+    assert bad.exit_code == 2 and "lengths.1: input should be a valid integer" in bad.output
+
+
+def test_windows_rows_say_what_it_is() -> None:
+    found = measure(Setting(Family(64, "clear", "even"), "windows", 600), 0, 0)
+    assert {row["planner"] for row in found} == {"windows"}
+    assert all(row["estimate"] is not None for row in found)

@@ -1,0 +1,181 @@
+"""The adaptive and the windows plan."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flows.configuration import checked, merged
+from schemas.config import AdaptiveTree, ReverseKL, WindowsTree
+from tasks.calibration.chain import exact_scores
+from tasks.calibration.simulate import Rolled, Taught, draw, roll
+from tasks.calibration.suite import Family, make_question
+from tasks.job import Job
+from tasks.outcomes import Outcomes, completed, linear, squared_norm
+from tasks.outcomes import merged as merged_nodes
+from tasks.ragged import owners, row_sums
+from tasks.stages import run_stage
+from tasks.trees.adaptive import half_width, outcome_variance
+from tasks.trees.plan import Drawn, assembled
+from tasks.trees.tree import next_round
+from tasks.trees.windows import count_visits, windows
+
+LOSS = ReverseKL()
+
+
+def grown(tree: AdaptiveTree, rolled: Rolled, rng: np.random.Generator) -> list[Drawn]:
+    drawn: list[Drawn] = []
+    while (plan := next_round(tree, rolled.ground, drawn)) is not None:
+        successes, tokens = draw(rolled, plan, rng)
+        drawn.append(Drawn(plan, successes, np.zeros_like(successes), tokens))
+    return drawn
+
+
+def test_adaptive_sums_are_unbiased_though_later_rounds_follow_from_earlier_ones() -> None:
+    q = make_question(Family(64, "clear", "even"), 1, 0)
+    rolled = roll(q.student, "q", 4, 0, np.random.default_rng(0))
+    exact = exact_scores(q.student, q.teachers["fair"], LOSS)
+    tree = AdaptiveTree(draws=1024, round=256)
+    taught = Taught(rolled, q.teachers["fair"], LOSS)
+    sums = []
+    for seed in range(300):
+        ground = rolled.ground.__class__(**{**rolled.ground.__dict__, "seed": seed})
+        again = Rolled(rolled.chain, rolled.arrays, rolled.state, ground)
+        arrays = assembled(ground, grown(tree, again, np.random.default_rng(1000 + seed)))
+        outcomes, d = Outcomes.of(arrays), taught.distillation(arrays)
+        w = arrays["share"] / arrays["inclusion"]
+        c = d["d"] - d["d_bar"][owners(outcomes.offsets)]
+        inner = linear(outcomes, completed(outcomes, c, -row_sums(outcomes.head_prob * c, outcomes.offsets)))
+        sums.append([(w * inner).sum(), (w * squared_norm(outcomes)[0]).sum()])
+    target = [x[rolled.depth, rolled.state].sum() for x in (exact.inner, exact.g_sq)]
+    error = np.std(sums, axis=0, ddof=1) / np.sqrt(len(sums))
+    assert (np.abs(np.mean(sums, axis=0) - target) <= 3 * error).all()
+    assert (error < np.abs(target) / 5).all()  # the test can see a bias
+
+
+def test_adaptive_goes_where_outcomes_are_open() -> None:
+    """Positions whose value is known to be near 0 or 1 get a smaller share than open ones of the same leverage."""
+    q = make_question(Family(256, "clear", "easy"), 3, 0)
+    rolled = roll(q.student, "q", 8, 0, np.random.default_rng(0))
+    drawn = grown(AdaptiveTree(draws=4096, round=512), rolled, np.random.default_rng(1))
+    believed = outcome_variance(rolled.ground, drawn)
+    value = q.student.values[rolled.depth, rolled.state]
+    assert np.corrcoef(believed, value * (1 - value))[0, 1] > 0.4
+    assert len(np.unique(outcome_variance(rolled.ground, []))) == 1  # before any draw
+
+
+def test_budgets_and_precision_end_the_rounds() -> None:
+    q = make_question(Family(64, "clear", "even"), 0, 0)
+    rolled = roll(q.student, "q", 8, 0, np.random.default_rng(0))
+
+    def rounds(**tree: Any) -> list[Drawn]:
+        settings = AdaptiveTree(**{"draws": 8192, "round": 512, **tree})
+        return grown(settings, rolled, np.random.default_rng(2))
+
+    assert len(rounds()) == 16 and len(rounds(draws=1300)) == 2
+    few = rounds(tokens=60_000)
+    assert 40_000 <= sum(d.tokens for d in few) <= 60_000
+    precise = rounds(half_width=0.1)
+    assert 4 <= len(precise) < 16
+    assert half_width(rolled.ground, precise) <= 0.1 < half_width(rolled.ground, precise[:-1])
+
+
+def test_target_tokens_resolves_more_of_the_signal() -> None:
+    """Focused rounds return to nodes that carry signal; they have no weight in pooled scores."""
+    q = make_question(Family(64, "clear", "even"), 0, 0)
+    rolled = roll(q.student, "q", 8, 0, np.random.default_rng(0))
+    signal = exact_scores(q.student, q.teachers["fair"], LOSS).g_sq[rolled.depth, rolled.state]
+    held = {}
+    for target in ("pooled", "tokens"):
+        drawn = grown(AdaptiveTree(draws=8192, target=target), rolled, np.random.default_rng(3))
+        arrays = assembled(rolled.ground, drawn)
+        draws = row_sums(arrays["draws"].astype(float), arrays["branch_offsets"])
+        held[target] = (draws * signal[arrays["node"]]).sum() / signal.max()
+        focused = [d for d in drawn if d.plan.focused]
+        assert bool(focused) == (target == "tokens")
+        assert arrays["share"].sum() == pytest.approx(
+            sum(len(d.plan.arrays["node"]) for d in drawn if not d.plan.focused) / (len(drawn) - len(focused))
+        )
+    assert held["tokens"] > 1.5 * held["pooled"]
+
+
+def test_a_larger_budget_decodes_only_what_it_adds(settings: dict[str, Any]) -> None:
+    tree = {"kind": "adaptive", "head": 3, "tail": 2, "node_draws": 12, "round": 24, "draws": 48}
+    small = Job(checked(merged({**settings, "tree": tree}, {})))
+    large = Job(checked({**settings, "tree": {**tree, "draws": 96}}))
+    ids = list(small.questions)
+    run_stage(small, "rollouts", ids)
+    run_stage(small, "trees", ids)
+    before = [small.store.need("trees", small.keys[i].trees) for i in ids]
+    run_stage(large, "trees", ids)
+    for i, less in zip(ids, before, strict=True):
+        more = large.store.need("trees", large.keys[i].trees)
+        early = more["round"] < 2
+        assert more["node"][early].tolist() == less["node"].tolist()
+        branches = early[owners(more["branch_offsets"])]
+        for name in ("branch_token", "draws", "successes"):
+            assert more[name][branches].tolist() == less[name].tolist()
+    alone = Job(checked({**settings, "tree": {**tree, "draws": 96}, "store": settings["store"] + "-alone"}))
+    run_stage(alone, "rollouts", ids)
+    run_stage(alone, "trees", ids)
+    sampled_before = alone.decoded - sum(
+        int(alone.store.need("rollouts", alone.keys[i].rollouts)["offsets"][-1]) for i in ids
+    )
+    assert 0 < large.decoded < sampled_before
+    for i in ids:
+        a, b = (j.store.need("trees", j.keys[i].trees).arrays for j in (large, alone))
+        assert all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_windows_start_at_powers_of_two_and_share_the_budget() -> None:
+    found = windows(WindowsTree(draws=23), np.array([0, 5, 7]))
+    assert [(w.rollout, w.depth) for w in found] == [(0, 0), (0, 1), (0, 2), (0, 4), (1, 0), (1, 1)]
+    assert sum(w.draws for w in found) == 23 and {w.draws for w in found} == {3, 4}
+
+
+def test_visits_are_those_of_the_prefix_tree() -> None:
+    """Against brute force: every continuation, every position of every rollout."""
+    rng = np.random.default_rng(0)
+    offsets = np.array([0, 6, 12, 16])
+    tokens = rng.integers(0, 2, size=16)
+    each = [w for w in windows(WindowsTree(draws=200), offsets) for _ in range(w.draws)]
+    continued = [rng.integers(0, 2, size=rng.integers(1, 7)) for _ in each]
+    success, cut = rng.random(len(each)) < 0.5, rng.random(len(each)) < 0.1
+    expected: dict[tuple[int, int], list[int]] = {}
+    for w, more, won, was_cut in zip(each, continued, success, cut, strict=True):
+        whole = [*tokens[offsets[w.rollout] : offsets[w.rollout] + w.depth].tolist(), *more.tolist()]
+        for r in range(3):
+            rollout = tokens[offsets[r] : offsets[r + 1]].tolist()
+            for t in range(w.depth, min(len(rollout), len(whole))):
+                if whole[:t] == rollout[:t]:
+                    entry = expected.setdefault((int(offsets[r]) + t, whole[t]), [0, 0, 0])
+                    for i, one in enumerate((1, won, was_cut)):
+                        entry[i] += int(one)
+    found = count_visits(tokens, offsets, each, continued, success, cut)
+    assert {(p, t): [v, s, c] for p, t, v, s, c in zip(*found, strict=True)} == expected
+
+
+def test_a_windows_tree_keeps_nodes_with_two_counted_children(settings: dict[str, Any]) -> None:
+    tree = {"kind": "windows", "draws": 600, "min_visits": 3}
+    job = Job(checked({**settings, "tree": tree}))
+    ids = list(job.questions)[:2]
+    run_stage(job, "rollouts", ids)
+    run_stage(job, "trees", ids)
+    for i in ids:
+        arrays = job.store.need("trees", job.keys[i].trees)
+        assert len(arrays["node"]) > 0
+        assert (np.diff(arrays["branch_offsets"]) >= 2).all() and (arrays["draws"] >= 3).all()
+        assert (arrays["successes"] <= arrays["draws"]).all()
+        inside = row_sums(arrays["branch_prob"], arrays["branch_offsets"])
+        assert inside + arrays["tail_prob"] == pytest.approx(1)
+
+
+def test_rounds_of_a_node_are_merged() -> None:
+    q = make_question(Family(64, "clear", "even"), 0, 0)
+    rolled = roll(q.student, "q", 2, 0, np.random.default_rng(0))
+    tree = AdaptiveTree(draws=4096, round=512)
+    arrays = assembled(rolled.ground, grown(tree, rolled, np.random.default_rng(4)))
+    nodes = merged_nodes(arrays)
+    assert len(np.unique(arrays["node"])) == len(nodes.outcomes.p_sq) < len(arrays["node"])
+    assert nodes.outcomes.draws.sum() == arrays["draws"].sum()
+    assert np.array_equal(nodes.outcomes.prob[nodes.branch], arrays["branch_prob"])
