@@ -20,7 +20,8 @@ def rank(config: RunConfig) -> dict[str, Any]:
         the content of `rank.json`, with what its stages did.
     """
     try:
-        ids, failed, stages = run_stages(config, ("rollouts", "ranking"))
+        wanted = ("rollouts", "values", "ranking") if config.ranking.segments > 1 else ("rollouts", "ranking")
+        ids, failed, stages = run_stages(config, wanted)
         report("rank", 0, 1)
         result: dict[str, Any] = rank_task(config, ids)
         return {**result, "failed": failed, "stages": {name: asdict(outcome) for name, outcome in stages.items()}}

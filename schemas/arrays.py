@@ -1,8 +1,8 @@
 """The arrays of every stage's artefact: name, dimensions, dtype, unit.
 
 Dimension letters: R rollouts, T completion tokens of all rollouts, C prompt tokens (of a prior: cells), N nodes by
-round, B branches of all nodes, D draws, K tokens of all continuations. Ragged data is CSR: values, and offsets of
-length R+1, N+1 or D+1. A letter has one length in one artefact.
+round, B branches of all nodes, D draws, K tokens of all continuations, P ends of segments. Ragged data is CSR: values,
+and offsets of length R+1, N+1 or D+1. A letter has one length in one artefact.
 """
 
 from collections.abc import Mapping
@@ -103,6 +103,12 @@ RANKING = {
     "d_token": DISTILLATION["d_token"],
 }
 
+VALUES = {
+    "boundary": Array(("P",), "int64", "position before which a segment of a rollout ends", "index into T"),
+    "draws": Array(("P",), "int32", "continuations from there", "draws"),
+    "successes": Array(("P",), "int32", "continuations that the verifier accepts", "draws"),
+}
+
 LAYOUTS: dict[str, dict[str, Array]] = {
     "rollouts": ROLLOUTS,
     "trees": TREES,
@@ -111,6 +117,7 @@ LAYOUTS: dict[str, dict[str, Array]] = {
     "distillation": DISTILLATION,
     "alignment": ALIGNMENT,
     "ranking": RANKING,
+    "values": VALUES,
     # what trees are made from, and a killed or enlarged one goes on from
     "rounds": {
         "success": Array(("D",), "bool", "the verifier's verdict on each draw of the round"),
@@ -134,6 +141,7 @@ STAGE_VERSIONS = {
     "prior": 1,
     "distillation": 2,
     "alignment": 2,
+    "values": 1,
     "ranking": 1,
     "aggregate": 2,
 }

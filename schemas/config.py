@@ -467,6 +467,19 @@ class Scores(Settings):
         return groupings
 
 
+class Ranking(Settings):
+    """How a ranking tells which tokens of a rollout earned its outcome."""
+
+    segments: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Parts of a rollout with an advantage each, from values at their ends; 1: the outcome for all. "
+        "More cut the variance a rollout, and pay where teachers cost more than the student's draws",
+    )
+    draws: int = Field(8, ge=1, description="Continuations for the value at each end")
+
+
 class TransformersEngine(Settings):
     """transformers on CPU or GPU."""
 
@@ -521,6 +534,7 @@ class RunConfig(Settings):
     teachers: list[Annotated[Teacher | RecordedTeacher, Field(discriminator="kind")]] = Field(min_length=1)
     losses: list[Loss] = Field(default_factory=default_losses, min_length=1)
     scores: Scores = Field(default_factory=Scores)
+    ranking: Ranking = Field(default_factory=Ranking)
     engine: TransformersEngine = Field(default_factory=TransformersEngine)
     execution: Execution = Field(default_factory=Execution)
 

@@ -13,13 +13,13 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from schemas.config import RunConfig, is_cosmetic, settings_in
-from schemas.tables import SUMMARY, TOKENS, Column
+from schemas.tables import RANKS, RUN_TABLES, Column
 
 BEGIN, END = "<!-- reference: made by `python -m schemas.reference README.md` -->", "<!-- end of reference -->"
 
 
 def reference() -> str:
-    """All settings, then the columns of both tables, as Markdown."""
+    """All settings, then the columns of all tables, as Markdown."""
     done: set[type[BaseModel]] = set()
     parts = [_section("(top level)", RunConfig)]
     queue = _children("", RunConfig)
@@ -30,7 +30,8 @@ def reference() -> str:
         done.add(model)
         parts.append(_section(place, model))
         queue += _children(f"{place.split(' ')[0]}.", model)
-    return "\n".join([*parts, _columns("tokens.parquet", TOKENS), _columns("summary.parquet", SUMMARY)])
+    tables = {**RUN_TABLES, "ranks": RANKS}
+    return "\n".join([*parts, *(_columns(f"{name}.parquet", columns) for name, columns in tables.items())])
 
 
 def _section(place: str, model: type[BaseModel]) -> str:

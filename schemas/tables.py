@@ -137,3 +137,12 @@ RANKS: dict[str, Column] = {
     "questions": Column("Int64", "questions"),
     "rollouts": Column("Int64", "rollouts of all questions"),
 }
+
+RUN_TABLES = {
+    "tokens": TOKENS,
+    "summary": SUMMARY,
+    "differences": DIFFERENCES,
+    "predictors": PREDICTORS,
+    "selection": SELECTION,
+}
+"""The tables of a diagnosis, by file name; a ranking writes `ranks`."""

@@ -140,6 +140,10 @@ class Job:
         """Keys of what a ranking reads of one question."""
         return self._lineage.ranking_keys(self.keys[question_id].rollouts, self.shown[question_id])
 
+    def values_key(self, question_id: str) -> str:
+        """Key of the values at the ends of a question's segments."""
+        return self._lineage.values_key(self.keys[question_id].rollouts)
+
     def recipe(self, key: str) -> Recipe:
         """What stands behind a key."""
         return self._lineage.recipes[key]

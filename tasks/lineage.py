@@ -182,6 +182,10 @@ class Lineage:
             for name, loss in losses(self._config).items()
         }
 
+    def values_key(self, rollouts: str) -> str:
+        """Key of the values at the ends of a question's segments."""
+        return self._key("values", self._config.ranking.keyed(), [rollouts])
+
     def aggregate_key(self, keys: list[QuestionKeys]) -> str:
         """Key of a run's tables: everything they are read from, and the names that stand in them."""
         settings = {

@@ -141,6 +141,7 @@ def rank_task(config: RunConfig, ids: list[str]) -> dict[str, Any]:
         RankedQuestion(
             job.store.need("rollouts", job.keys[i].rollouts).arrays,
             {signal: job.store.need("ranking", key).arrays for signal, key in job.ranking_keys(i).items()},
+            job.store.need("values", job.values_key(i)).arrays if config.ranking.segments > 1 else None,
         )
         for i in ids
     ]

@@ -7,6 +7,7 @@ them as alignments do.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,11 @@ from tasks.ragged import Floats, row_sums
 
 @dataclass(frozen=True)
 class RankedQuestion:
-    """What a ranking reads of one question: rollouts, and `d_sq` and `d_token` of every signal."""
+    """What a ranking reads of one question: rollouts, `d_sq` and `d_token` of every signal, values along rollouts."""
 
     rollouts: Mapping[str, AnyArray]
     signals: Mapping[Signal, Mapping[str, AnyArray]]
+    values: Mapping[str, AnyArray] | None = None
 
 
 def advantages(correct: AnyArray) -> Floats:
@@ -33,14 +35,34 @@ def advantages(correct: AnyArray) -> Floats:
     return wins - (wins.sum() - wins) / (n - 1) if n > 1 else np.zeros(1)
 
 
+def token_advantages(q: RankedQuestion) -> Floats:
+    """The advantage of every token, [T]: the value at the end of its segment less that at its start.
+
+    The first segment starts at the mean of the other rollouts, the last one ends with the outcome. Whatever the noise
+    of the values, that at the end is unbiased and that at the start knows nothing of the segment's tokens.
+    """
+    offsets, correct = np.asarray(q.rollouts["offsets"], dtype=np.int64), np.asarray(q.rollouts["correct"])
+    starts = correct - advantages(correct)
+    if q.values is None:
+        return np.repeat(correct - starts, np.diff(offsets))
+    ends = np.asarray(q.values["boundary"], dtype=np.int64)
+    value = np.asarray(q.values["successes"] / q.values["draws"], dtype=np.float64)
+    out = np.empty(int(offsets[-1]))
+    for r, (first, last) in enumerate(pairwise(offsets.tolist())):
+        inside = (ends > first) & (ends < last)
+        steps = np.diff([starts[r], *value[inside], float(correct[r])])
+        out[first:last] = np.repeat(steps, np.diff([first, *ends[inside], last]))
+    return out
+
+
 def contributions(q: RankedQuestion, temperature: float) -> Floats:
     """Unbiased pieces of <g, d>, and |d|^2, of each rollout by signal: [R, signals, 2]."""
     offsets = np.asarray(q.rollouts["offsets"], dtype=np.int64)
-    advantage = advantages(q.rollouts["correct"])
+    advantage = token_advantages(q) / temperature
     out = []
     for arrays in q.signals.values():
-        leads = row_sums(np.asarray(arrays["d_token"]), offsets)
-        out.append(np.stack([advantage * leads / temperature, row_sums(np.asarray(arrays["d_sq"]), offsets)], axis=1))
+        leads = row_sums(advantage * np.asarray(arrays["d_token"]), offsets)
+        out.append(np.stack([leads, row_sums(np.asarray(arrays["d_sq"]), offsets)], axis=1))
     return np.stack(out, axis=1)
 
 

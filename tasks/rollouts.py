@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from schemas.arrays import AnyArray
 from schemas.config import Sampling
@@ -42,6 +43,17 @@ def make_rollouts(job: Job, question: Question) -> dict[str, AnyArray]:
         "correct": np.array(correct, dtype=bool),
         "truncated": np.array([r.cut for r in rollouts], dtype=bool),
     }
+
+
+def verified(
+    job: Job, question: Question, begun: Sequence[Sequence[int]], ends: Sequence[Continuation]
+) -> npt.NDArray[np.bool_]:
+    """Verdicts on completions: what stands before each continuation, and the continuation."""
+    completions = [(*start, *end.tokens.tolist()) for start, end in zip(begun, ends, strict=True)]
+    distinct = list(dict.fromkeys(completions))
+    texts = dict(zip(distinct, job.tokenizer.batch_decode(distinct, skip_special_tokens=True), strict=True))
+    attempts = [Attempt(texts[c], question.answer, end.cut) for c, end in zip(completions, ends, strict=True)]
+    return np.array(job.verifier.check_all(attempts), dtype=bool)
 
 
 def failure(arrays: dict[str, AnyArray]) -> str | None:

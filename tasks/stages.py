@@ -23,6 +23,7 @@ from tasks.prior import Prior, fit
 from tasks.progress import report
 from tasks.rollouts import failure, make_rollouts
 from tasks.trees.tree import clear_rounds, make_tree
+from tasks.values import make_values
 
 STAGES = ("rollouts", "trees", "ideal", "prior", "distillation", "alignment")
 
@@ -71,6 +72,8 @@ def run_stage(job: Job, stage: str, ids: Sequence[str], source: Source | None = 
 
 
 def _keys(job: Job, stage: str, question: str, source: Source | None) -> list[str]:
+    if stage == "values":
+        return [job.values_key(question)]
     if stage == "ranking":
         keys = job.ranking_keys(question)
     elif stage == "distillation":
@@ -99,6 +102,8 @@ def _make(
         return {keys.rollouts: make_rollouts(job, question)}
     if stage == "trees":
         return {keys.trees: make_tree(job, question, job.store.need("rollouts", keys.rollouts))}
+    if stage == "values":
+        return {absent[0]: make_values(job, question, job.store.need("rollouts", keys.rollouts))}
     if stage == "prior":
         # in an order that is in the key
         trees = [read("trees", key) for key in sorted(job.keys[i].trees for i in ids)]

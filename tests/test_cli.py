@@ -15,15 +15,8 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from flows.configuration import merged
-from schemas.tables import DIFFERENCES, PREDICTORS, SELECTION, SUMMARY, TOKENS
+from schemas.tables import RANKS, RUN_TABLES
 
-TABLES = {
-    "tokens": TOKENS,
-    "summary": SUMMARY,
-    "differences": DIFFERENCES,
-    "predictors": PREDICTORS,
-    "selection": SELECTION,
-}
 CLI = [sys.executable, "-m", "flows.cli"]
 
 
@@ -148,12 +141,12 @@ def test_run_twice_and_change_a_loss(
     assert list(run["stages"]) == ["rollouts", "trees", "ideal", "prior", "distillation", "alignment", "aggregate"]
     assert run["stages"]["trees"]["made"] == 6 and run["stages"]["trees"]["decoded_tokens"] > 0
     outputs = {p.name: p.read_bytes() for p in (store / "runs" / "small").iterdir()}
-    tables = {f"{name}.parquet" for name in TABLES}
+    tables = {f"{name}.parquet" for name in RUN_TABLES}
     assert set(outputs) == tables | {"report.html", "run.json"}
 
-    tokens = pl.read_parquet(store / "runs" / "small" / "tokens.parquet")
-    summary = pl.read_parquet(store / "runs" / "small" / "summary.parquet")
-    assert tokens.columns == list(TOKENS) and summary.columns == list(SUMMARY)
+    read = {name: pl.read_parquet(store / "runs" / "small" / f"{name}.parquet") for name in RUN_TABLES}
+    assert {name: table.columns for name, table in read.items()} == {n: list(c) for n, c in RUN_TABLES.items()}
+    tokens, summary = read["tokens"], read["summary"]
     assert tokens.height == 6 * 6 * 3 * 2
     control = tokens.filter((pl.col("teacher") == "self") & (pl.col("context") == "none"))
     assert control["cosine"].is_null().all() and (control["d_sq"] == 0).all()
@@ -194,6 +187,25 @@ def test_run_twice_and_change_a_loss(
         cwd=tmp_path,
     )
     assert plan.returncode == 0 and "rollouts" in plan.stdout and "30" in plan.stdout
+
+
+def test_rank_and_rank_again(
+    config_file: Path, settings: dict[str, Any], prefect_environment: dict[str, str], tmp_path: Path
+) -> None:
+    """From outcomes alone, then with values along the rollouts; nothing is made twice, and no tree at all."""
+    runs = []
+    for name, more in (("one", []), ("two", []), ("three", ["--set", "ranking.segments=3"])):
+        done = cli("rank", str(config_file), "--name", name, *more, environment=prefect_environment, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        runs.append(done.stdout)
+    store = Path(settings["store"])
+    ranks = pl.read_parquet(store / "runs" / "one" / "ranks.parquet")
+    assert ranks.columns == list(RANKS) and ranks.height == 3 * 2
+    assert ranks["gain"].drop_nulls().is_sorted(descending=True)
+    assert ranks.filter((pl.col("teacher") == "self") & (pl.col("context") == "none"))["gain"].is_null().all()
+    assert "undefined" in runs[0] and "settled" in runs[0]
+    assert "0 artefacts made" in runs[1] and "0 tokens decoded" in runs[1]
+    assert "6 artefacts made" in runs[2] and not (store / "trees").exists()
 
 
 def test_prefect_shows_every_task_of_a_second_run_as_cached(

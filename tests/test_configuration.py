@@ -117,6 +117,8 @@ CHANGES: dict[str, Any] = {
     "scores.bootstrap": 201,
     "scores.groupings.by": "position",
     "scores.groupings.bins": 3,
+    "ranking.segments": 4,
+    "ranking.draws": 2,
     "engine.device": "cpu",
     "engine.batch_tokens": 1000,
     "engine.score_rows": 3,
@@ -148,7 +150,8 @@ def fields(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
 
 def keys_of(settings: dict[str, Any]) -> str:
     job = Job(checked(settings))
-    return json.dumps([[k.all() for k in job.keys.values()], job.aggregate_key(list(job.questions))])
+    ranking = [[job.values_key(i), *job.ranking_keys(i).values()] for i in job.questions]
+    return json.dumps([[k.all() for k in job.keys.values()], job.aggregate_key(list(job.questions)), ranking])
 
 
 def artefact_keys(settings: dict[str, Any]) -> set[tuple[str, str]]:

@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from schemas.config import RunConfig, is_local_folder
 from tasks.aggregate import QuestionScores, headline
+from tasks.ragged import row_sums
 from tasks.report.charts import along, forest
 
 Failures = Mapping[str, str]
@@ -25,12 +26,25 @@ GROUPS = {
 }
 
 
+PREDICTOR_NAMES = {
+    "kl": "KL(student || teacher)",
+    "js": "Jensen-Shannon divergence",
+    "entropy": "student's entropy",
+    "position": "place in the rollout",
+    "student_prob": "student's probability of the token",
+    "teacher_prob": "teacher's probability of the token",
+    "teacher_lead": "log-ratio of teacher and student",
+    "signal_norm": "|d|, strength of the signal",
+}
+
+
 class Cell(NamedTuple):
-    """One token under one teacher: its colour, and what the pointer shows."""
+    """One token under one teacher: its colour, what the pointer shows, and whether its sign is known."""
 
     text: str
     color: str
     note: str
+    resolved: bool
 
 
 class Shown(NamedTuple):
@@ -61,7 +75,7 @@ def render(
     environment = Environment(
         loader=PackageLoader("tasks.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters["score"] = _score
+    environment.filters.update(score=_score, estimate=_estimate)
     loss = str(summary["loss"][0]) if summary.height else ""
     charts = {title: svg for group, title in GROUPS.items() if (svg := along(summary, group, loss, title))}
     correct = np.concatenate([q.rollouts["correct"] for q in scored])
@@ -74,13 +88,20 @@ def render(
         questions=len(scored),
         rollouts=len(correct),
         solved=f"{100 * correct.mean():.0f} %",
-        nodes=sum(len(q.tree["node"]) for q in scored),
+        nodes=sum(len(np.unique(q.tree["node"])) for q in scored),
         draws=draws,
         truncated_draws=truncated,
         truncated_rollouts=int(sum(q.rollouts["truncated"].sum() for q in scored)),
         tail_missing=max((float(_undrawn(q)) for q in scored), default=0.0),
         failed=failed,
         table=headline(summary),
+        gaps=_gaps(tables["differences"]),
+        selection=_by_source(tables["selection"], loss, "tokens"),
+        predictors=_by_source(tables["predictors"], loss, "predictor"),
+        predictor_names=PREDICTOR_NAMES,
+        resolved=int(tokens.filter(pl.col("resolved")).height),
+        scored_tokens=tokens.drop_nulls("lfsr").height,
+        sampled=all(q.sampled for q in scored),
         forest=Markup(forest(summary)) if summary["alignment"].is_not_null().any() else None,  # noqa: S704 - ours
         charts={title: Markup(svg) for title, svg in charts.items()},  # noqa: S704 - names are escaped by Vega
         loss=loss,
@@ -96,8 +117,8 @@ def _student(config: RunConfig) -> str:
 
 def _undrawn(q: QuestionScores) -> float:
     """The largest tail of a node that was not drawn: a bound on its bias."""
-    drawn = np.logical_or.reduceat(q.tree["branch_tail"], q.tree["branch_offsets"][:-1])
-    return float(np.max(np.where(drawn, 0.0, q.tree["tail_prob"]), initial=0.0))
+    sampled = row_sums(np.asarray(q.tree["branch_tail"], dtype=np.float64), q.tree["branch_offsets"])
+    return float(np.max(np.where(sampled > 0, 0.0, q.tree["tail_prob"]), initial=0.0))
 
 
 def _score(row: dict[str, Any] | None, name: str = "alignment") -> str:
@@ -106,7 +127,31 @@ def _score(row: dict[str, Any] | None, name: str = "alignment") -> str:
         return "no nodes"
     if row[name] is None:
         return "undefined" if row["d_sq"] == 0 else "unresolved"
+    return _estimate(row, name)
+
+
+def _estimate(row: dict[str, Any] | None, name: str) -> str:
+    """An estimate with its interval, as far as they are known."""
+    if row is None or row[name] is None:
+        return "–"
+    if row[f"{name}_low"] is None:
+        return f"{row[name]:.2f}"
     return f"{row[name]:.2f} [{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}]"
+
+
+def _gaps(differences: pl.DataFrame) -> dict[tuple[str, ...], dict[str, Any]]:
+    """Correct less incorrect rollouts, by signal."""
+    rows = differences.filter(pl.col("group") == "outcome").iter_rows(named=True)
+    return {(row["teacher"], row["context"], row["loss"]): row for row in rows}
+
+
+def _by_source(table: pl.DataFrame, loss: str, name: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """Rows of one loss by teacher and context, then by what stands in a column; sources without numbers left out."""
+    out: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in table.filter(pl.col("loss") == loss).iter_rows(named=True):
+        out.setdefault(f"{row['teacher']} / {row['context']}", {})[row[name]] = row
+    value = "gain" if name == "tokens" else "correlation"
+    return {source: rows for source, rows in out.items() if any(row[value] is not None for row in rows.values())}
 
 
 def _rollouts(
@@ -146,15 +191,17 @@ def _shown(q: QuestionScores, rollout: int, nodes: pl.DataFrame, texts: Mapping[
 
 def _cell(text: str, row: dict[str, Any] | None) -> Cell:
     if row is None:
-        return Cell(text, "transparent", "")
-    note = (
-        f"success from here {row['value']:.2f}\nstudent's probability {row['student_prob']:.3f}, "
-        f"teacher's {row['teacher_prob']:.3f}\ndraws {row['draws']} over {row['branches']} branches"
-    )
+        return Cell(text, "transparent", "", False)
+    note = f"success from here {row['value']:.2f}\n"
+    if row["student_prob"] is not None and row["teacher_prob"] is not None:
+        note += f"student's probability {row['student_prob']:.3f}, teacher's {row['teacher_prob']:.3f}\n"
+    note += f"draws {row['draws']} over {row['branches']} branches"
+    if row["lfsr"] is not None:
+        note = f"local false sign rate {row['lfsr']:.2f}\n{note}"
     if row["cosine"] is None:
-        return Cell(text, "#e2e8f0", f"cosine undefined\n{note}")
+        return Cell(text, "#e2e8f0", f"cosine undefined\n{note}", False)
     interval = f"[{row['cosine_low']:.2f}, {row['cosine_high']:.2f}]"
-    return Cell(text, _color(row["cosine"]), f"cosine {row['cosine']:.2f} {interval}\n{note}")
+    return Cell(text, _color(row["cosine"]), f"cosine {row['cosine']:.2f} {interval}\n{note}", bool(row["resolved"]))
 
 
 def _color(cosine: float) -> str:

@@ -12,12 +12,13 @@ import torch
 
 from schemas.arrays import AnyArray
 from schemas.config import AdaptiveTree, ForcedTree, RunConfig, Tree, WindowsTree
-from tasks.engines.protocol import Continuation, Draw, Engine
+from tasks.engines.protocol import Draw, Engine
 from tasks.engines.scoring import View, score_blocks, tempered
 from tasks.engines.streams import stream_seed
 from tasks.job import Job
 from tasks.questions import Question
 from tasks.ragged import Ints, owners
+from tasks.rollouts import verified
 from tasks.store.artefact import Artefact
 from tasks.trees.adaptive import adaptive_plan
 from tasks.trees.forced import forced_plan
@@ -25,7 +26,6 @@ from tasks.trees.nodes import leverage
 from tasks.trees.plan import Drawn, Ground, Plan, assembled, locate
 from tasks.trees.rounds import Unit, clear, decoded_round
 from tasks.trees.windows import Window, count_visits, windows, windows_tree
-from tasks.verifiers.verifier import Attempt
 
 Done = Counter[tuple[int, int]]
 """Draws made so far of a token at a position."""
@@ -127,21 +127,10 @@ def draw_unit(
     sequences = [prompt + rollouts["tokens"][offsets[r] : offsets[r + 1]].tolist() for r in local]
     ends = job.student.continue_prefixes(sequences, draws, job.config.sampling.temperature)
     return {
-        "success": _verified(job, question, begun, ends),
+        "success": verified(job, question, begun, ends),
         "truncated": np.array([end.cut for end in ends], dtype=bool),
         "length": np.array([len(end.tokens) for end in ends], dtype=np.int32),
     }
-
-
-def _verified(
-    job: Job, question: Question, begun: Sequence[Sequence[int]], ends: Sequence[Continuation]
-) -> npt.NDArray[np.bool_]:
-    """Verdicts on completions: what stands before each continuation, and the continuation."""
-    completions = [(*start, *end.tokens.tolist()) for start, end in zip(begun, ends, strict=True)]
-    distinct = list(dict.fromkeys(completions))
-    texts = dict(zip(distinct, job.tokenizer.batch_decode(distinct, skip_special_tokens=True), strict=True))
-    attempts = [Attempt(texts[c], question.answer, end.cut) for c, end in zip(completions, ends, strict=True)]
-    return np.array(job.verifier.check_all(attempts), dtype=bool)
 
 
 def make_tree(job: Job, question: Question, rollouts: Artefact) -> dict[str, AnyArray]:
@@ -213,7 +202,7 @@ def _draw_windows(
     sequences = [prompt + rollouts["tokens"][offsets[r] : offsets[r + 1]].tolist() for r in used]
     ends = job.student.continue_prefixes(sequences, draws, job.config.sampling.temperature)
     return {
-        "success": _verified(job, question, begun, ends),
+        "success": verified(job, question, begun, ends),
         "truncated": np.array([end.cut for end in ends], dtype=bool),
         "tokens": np.concatenate([np.empty(0, dtype=np.int32), *(end.tokens for end in ends)]).astype(np.int32),
         "offsets": np.cumsum([0, *(len(end.tokens) for end in ends)]).astype(np.int64),
