@@ -30,16 +30,14 @@ def cost(job: Job) -> list[StageCost]:
     """
     config = job.config
     rollouts, limit = config.sampling.rollouts, config.sampling.max_tokens
-    missing = {
-        stage: [sum(not job.store.has(stage, key) for key in keys.of_stage(stage)) for keys in job.keys.values()]
-        for stage in STAGES
-    }
     costs = []
     for stage in STAGES:
-        absent = sum(missing[stage])
-        total = sum(len(keys.of_stage(stage)) for keys in job.keys.values())
+        keys_here = {key for keys in job.keys.values() for key in keys.of_stage(stage)}
+        total, absent = len(keys_here), sum(not job.store.has(stage, key) for key in keys_here)
         sequences = tokens = forwards = 0
-        if stage == "rollouts":
+        if job.recorded:
+            pass  # nothing is decoded, no model is asked
+        elif stage == "rollouts":
             sequences = absent * rollouts
             tokens = sequences * limit
         elif stage == "trees":

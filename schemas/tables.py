@@ -106,7 +106,11 @@ PREDICTORS: dict[str, Column] = {
 }
 
 SELECTION: dict[str, Column] = {
-    "tokens": Column("String", "which tokens are trained on: all, predicted_positive, resolved_positive"),
+    "tokens": Column(
+        "String",
+        "the tokens trained on: all; likely_positive and resolved_positive by the posterior; predicted_positive by "
+        "cheap predictors",
+    ),
     "teacher": Column("String", "name of the teacher"),
     "context": Column("String", "name of its context"),
     "loss": Column("String", "name of the loss"),

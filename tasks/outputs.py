@@ -28,7 +28,7 @@ from tasks.prior import Prior
 from tasks.progress import report
 from tasks.ranking import RankedQuestion, rank
 from tasks.report.page import Failures, render
-from tasks.selection import selection_rows, sum_choices
+from tasks.selection import CHOICES, selection_rows, sum_choices, sum_predicted
 from tasks.stages import Outcome
 
 PACKAGES = ("opdscope", "prefect", "torch", "transformers", "zarr", "polars", "numpy", "scipy")
@@ -74,16 +74,22 @@ def make_tables(
     names, scores = list(scored[0].distillation), config.scores
     pool = make_pool(scored, names, scores, config.seed)
     temperature, limit = config.sampling.temperature, config.tree.tail_limit
-    chosen = [
-        sum_choices(q, names, prior, scores, temperature, limit, stream_seed("selection", config.seed, q.question_id))
-        for q in scored
-    ]
+    chosen = np.stack(
+        [
+            sum_choices(
+                q, names, prior, scores, temperature, limit, stream_seed("selection", config.seed, q.question_id)
+            )
+            for q in scored
+        ]
+    )
+    for i, signal in enumerate(names):
+        chosen[:, i, CHOICES.index("predicted_positive")] = sum_predicted(scored, signal)
     return {
         "tokens": tokens_table(scored, names, texts, scores.level),
         "summary": summary_table(pool),
         "differences": differences_table(pool),
         "predictors": frame(predictor_rows(scored, names, scores, config.seed), PREDICTORS),
-        "selection": frame(selection_rows(np.stack(chosen), names, scores, config.seed), SELECTION),
+        "selection": frame(selection_rows(chosen, names, scores, config.seed), SELECTION),
     }
 
 

@@ -1,13 +1,15 @@
-"""What training on some tokens alone would gain: chosen on one half of the draws, scored on the other.
+"""What training on some tokens alone would gain, scored on draws that had no part in choosing them.
 
 A token kept because its own noisy estimate is positive looks better than it is. So the draws of every branch are split
-at random; the posterior of one half chooses, the other half scores, and then the other way round.
+at random; the posterior of one half chooses, the other half scores, and then the other way round. Where cheap
+predictors choose, without a draw, their weights are learned from other questions.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.stats import rankdata
 
 from schemas.arrays import AnyArray
 from schemas.config import Scores
@@ -15,10 +17,13 @@ from tasks.aggregate import QuestionScores, percentiles, resample
 from tasks.alignment import node_scores, simulate
 from tasks.lineage import Signal
 from tasks.outcomes import Outcomes, merged
+from tasks.predictors import values
 from tasks.prior import Prior
 from tasks.ragged import Floats
 
-CHOICES = ("all", "predicted_positive", "resolved_positive")
+CHOICES = ("all", "likely_positive", "resolved_positive", "predicted_positive")
+"""Likelier positive than not, and known to be, by the posterior; expected to be, by the cheap predictors."""
+FOLDS = 5
 _SUMS = ("inner", "d_sq", "weight")
 
 
@@ -39,7 +44,7 @@ def sum_choices(
     tail_limit: float,
     seed: int,
 ) -> Floats:
-    """Sums over one question's nodes, by signal and choice: [signals, choices, len(_SUMS)]."""
+    """Sums over one question's nodes, by signal and choice: [signals, choices, len(_SUMS)]; those predicted stay 0."""
     rng = np.random.default_rng(seed)
     halves = split(q.tree, rng)
     out = np.zeros((len(signals), len(CHOICES), len(_SUMS)))
@@ -53,8 +58,40 @@ def sum_choices(
                 a = node_scores(rows, nodes, d, d_sq, posterior, temperature, scores.level, tail_limit)
             positive = np.nan_to_num(a["p_positive"], nan=0.0) > 0.5
             kept = (np.ones(len(d_sq), dtype=bool), positive, positive & (a["lfsr"] < 1 - scores.level))
-            terms = np.stack([q.weight * a["inner"], q.weight * d_sq, q.weight], axis=1)
-            out[i] += [terms[k].sum(axis=0) for k in kept]
+            terms = _terms(q, a["inner"], d_sq)
+            out[i, :3] += [terms[k].sum(axis=0) for k in kept]
+    return out
+
+
+def _terms(q: QuestionScores, inner: AnyArray, d_sq: AnyArray) -> Floats:
+    return np.stack([q.weight * inner, q.weight * d_sq, q.weight], axis=1)
+
+
+def sum_predicted(scored: Sequence[QuestionScores], signal: Signal) -> Floats:
+    """Sums over the nodes of each question that cheap predictors expect to be positive, [Q, len(_SUMS)], twice over.
+
+    A linear model of <g, d> / |d| on the predictors' ranks, fitted for each fold of questions on all others.
+    """
+    x = np.concatenate([values(q, signal) for q in scored], axis=1)
+    owner = np.repeat(np.arange(len(scored)), [len(q.tree["node"]) for q in scored])
+    d_sq = np.concatenate([q.distillation[signal]["d_sq"][q.tree["node"]] for q in scored])
+    inner = np.concatenate([q.alignment[signal]["inner"] for q in scored])
+    weight = np.concatenate([q.weight for q in scored])
+    known = d_sq > 0
+    ranks = rankdata(x, axis=1, nan_policy="omit") / max(1, x.shape[1]) - 0.5
+    features = np.concatenate([np.ones((1, x.shape[1])), np.nan_to_num(ranks)]).T
+    target = np.divide(inner, np.sqrt(d_sq), out=np.zeros(len(inner)), where=known)
+    root = np.sqrt(np.maximum(weight, 0.0) * known)
+    out = np.zeros((len(scored), len(_SUMS)))
+    terms = np.concatenate(
+        [_terms(q, q.alignment[signal]["inner"], q.distillation[signal]["d_sq"][q.tree["node"]]) for q in scored]
+    )
+    for fold in range(min(FOLDS, len(scored))):
+        held = owner % FOLDS == fold
+        rest = root * ~held
+        solution = np.linalg.lstsq(features * rest[:, None], target * rest, rcond=None)[0]
+        kept = held & known & (features @ solution > 0)
+        np.add.at(out, owner[kept], 2 * terms[kept])
     return out
 
 

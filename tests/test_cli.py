@@ -189,6 +189,18 @@ def test_run_twice_and_change_a_loss(
     assert plan.returncode == 0 and "rollouts" in plan.stdout and "30" in plan.stdout
 
 
+def test_a_run_without_a_single_node_ends_in_tables(
+    config_file: Path, settings: dict[str, Any], prefect_environment: dict[str, str], tmp_path: Path
+) -> None:
+    tree = ["--set", "tree.kind=windows", "--set", "tree.draws=40", "--set", "tree.min_visits=1000"]
+    done = cli("run", str(config_file), *tree, environment=prefect_environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = Path(settings["store"]) / "runs" / "small"
+    assert pl.read_parquet(folder / "tokens.parquet").height == 0
+    selection = pl.read_parquet(folder / "selection.parquet")
+    assert selection.height > 0 and selection["gain"].is_null().all()
+
+
 def test_rank_and_rank_again(
     config_file: Path, settings: dict[str, Any], prefect_environment: dict[str, str], tmp_path: Path
 ) -> None:

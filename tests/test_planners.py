@@ -1,5 +1,6 @@
 """The adaptive and the windows plan."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ def test_adaptive_sums_are_unbiased_though_later_rounds_follow_from_earlier_ones
     taught = Taught(rolled, q.teachers["fair"], LOSS)
     sums = []
     for seed in range(300):
-        ground = rolled.ground.__class__(**{**rolled.ground.__dict__, "seed": seed})
+        ground = replace(rolled.ground, seed=seed)
         again = Rolled(rolled.chain, rolled.arrays, rolled.state, ground)
         arrays = assembled(ground, grown(tree, again, np.random.default_rng(1000 + seed)))
         outcomes, d = Outcomes.of(arrays), taught.distillation(arrays)
@@ -179,3 +180,13 @@ def test_rounds_of_a_node_are_merged() -> None:
     assert len(np.unique(arrays["node"])) == len(nodes.outcomes.p_sq) < len(arrays["node"])
     assert nodes.outcomes.draws.sum() == arrays["draws"].sum()
     assert np.array_equal(nodes.outcomes.prob[nodes.branch], arrays["branch_prob"])
+
+
+def test_a_student_that_is_certain_of_every_token_has_no_nodes() -> None:
+    q = make_question(Family(64, "clear", "even"), 0, 0)
+    rolled = roll(q.student, "q", 2, 0, np.random.default_rng(0))
+    flat = {name: np.zeros_like(values) for name, values in rolled.ground.by_position.items()}
+    certain = Rolled(rolled.chain, rolled.arrays, rolled.state, replace(rolled.ground, by_position=flat))
+    drawn = grown(AdaptiveTree(), certain, np.random.default_rng(0))
+    assert [d.plan.draws for d in drawn] == [0]
+    assert len(assembled(certain.ground, drawn)["node"]) == 0

@@ -20,7 +20,7 @@ from tasks.outcomes import Outcomes, merged
 from tasks.predictors import PREDICTORS, predictor_rows
 from tasks.prior import CONCENTRATIONS, Prior, cells, fit
 from tasks.ranking import RankedQuestion, advantages, contributions, rank
-from tasks.selection import selection_rows, split, sum_choices
+from tasks.selection import CHOICES, selection_rows, split, sum_choices, sum_predicted
 from tasks.trees.forced import forced_plan
 from tasks.trees.plan import Drawn, assembled
 from tasks.values import boundaries
@@ -145,12 +145,15 @@ def test_selection_is_scored_on_draws_that_did_not_select(run: Run) -> None:
         questions, prior = scored(run, "fair", trees)
         signals = list(questions[0].alignment)
         sums = np.stack([sum_choices(q, signals, prior, SCORES, 1.0, 1e-3, 7) for q in questions])
+        sums[:, 0, CHOICES.index("predicted_positive")] = sum_predicted(questions, signals[0])
         rows[name] = {row["tokens"]: row for row in selection_rows(sums, signals, SCORES, 0)}
         assert rows[name]["all"]["share"] == 1
-    predicted = rows["noise"]["predicted_positive"]
-    assert predicted["gain_low"] <= 0 <= predicted["gain_high"]
-    assert rows["real"]["predicted_positive"]["more_low"] > 0
-    assert rows["real"]["resolved_positive"]["share"] < rows["real"]["predicted_positive"]["share"] < 1
+    for choice in ("likely_positive", "predicted_positive"):
+        assert rows["noise"][choice]["gain_low"] <= 0 <= rows["noise"][choice]["gain_high"]
+    assert rows["real"]["likely_positive"]["more_low"] > 0
+    assert rows["real"]["resolved_positive"]["share"] < rows["real"]["likely_positive"]["share"] < 1
+    assert 0 < rows["real"]["predicted_positive"]["share"] < 1
+    assert rows["real"]["predicted_positive"]["gain_low"] > 0
 
 
 def test_halves_of_a_split_are_whole_again(run: Run) -> None:

@@ -38,6 +38,8 @@ def adaptive_plan(tree: AdaptiveTree, ground: Ground, drawn: Sequence[Drawn], se
     variance = outcome_variance(ground, drawn)
     sizes = np.sqrt(ground.leverage * variance)
     inclusion = inclusion_probabilities(sizes, tree.round // tree.node_draws)
+    if drawn and not inclusion.any():
+        return None  # the student is certain of every token: nothing to branch
     nodes = systematic_sample(inclusion, float((ground.start() + len(drawn) * _PHI) % 1.0))
     return plan_round(ground, nodes, inclusion[nodes], tree, tree.node_draws, len(drawn))
 
