@@ -35,7 +35,7 @@ def figures(rows: pl.DataFrame) -> list[Figure]:
     for planner in HONEST:
         for score in ("alignment", "gain"):
             part = at.filter((pl.col("planner") == planner) & (pl.col("score") == score))
-            out.append(_bias(f"bias of {score}, {planner}", part))
+            out.append(_bias(f"bias of {score}, {planner}", part, judged=planner != "uniform"))
     for score in ("alignment", "gain", "group difference", "teacher difference", "equal groups"):
         part = adaptive.filter(pl.col("score") == score)
         what = "0 held where groups are equal" if score == "equal groups" else f"coverage, {score}"
@@ -62,14 +62,18 @@ def _mean(values: pl.Series) -> float | None:
     return float(mean) if isinstance(mean, float) else None
 
 
-def _bias(name: str, part: pl.DataFrame) -> Figure:
-    """Of estimates against the population's truth; its error is between runs, whose teachers share their draws."""
+def _bias(name: str, part: pl.DataFrame, *, judged: bool) -> Figure:
+    """Of estimates against the population's truth; its error is between runs, whose teachers share their draws.
+
+    Most estimates from uniform nodes are unresolved, and the others are those that chance made so: not judged.
+    """
     part = part.filter(pl.col("teacher") != EQUAL).with_columns(off=pl.col("estimate") - pl.col("truth"))
     known = part.drop_nulls("off")
     by_run = known.group_by([*FAMILY, "run"]).agg(pl.col("off").mean())["off"]
     value, deviation = _mean(by_run), by_run.std()
     error = float(deviation) / max(1, by_run.len()) ** 0.5 if isinstance(deviation, float) else None
-    return Figure(name, value, error, known.height, "within .01", None if value is None else abs(value) <= 0.01)
+    holds = None if value is None or not judged else abs(value) <= 0.01
+    return Figure(name, value, error, known.height, "within .01" if judged else "", holds)
 
 
 def _coverage(name: str, part: pl.DataFrame) -> Figure:

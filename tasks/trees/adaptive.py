@@ -36,7 +36,7 @@ def adaptive_plan(tree: AdaptiveTree, ground: Ground, drawn: Sequence[Drawn], se
         plan = plan_round(ground, chosen, np.ones(len(chosen)), tree, tree.node_draws, len(drawn))
         return plan._replace(focused=True)
     variance = outcome_variance(ground, drawn)
-    sizes = np.sqrt(ground.leverage * variance)
+    sizes = ground.leverage * variance
     inclusion = inclusion_probabilities(sizes, tree.round // tree.node_draws)
     if drawn and not inclusion.any():
         return None  # the student is certain of every token: nothing to branch

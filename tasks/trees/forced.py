@@ -9,7 +9,7 @@ from tasks.trees.plan import Ground, Plan, plan_round
 
 def forced_plan(tree: ForcedTree, ground: Ground) -> Plan:
     """The only round."""
-    sizes = np.sqrt(ground.leverage) if tree.node_choice == "leverage" else np.ones(len(ground.leverage))
+    sizes = ground.leverage if tree.node_choice == "leverage" else np.ones(len(ground.leverage))
     inclusion = inclusion_probabilities(sizes, tree.nodes)
     nodes = systematic_sample(inclusion, ground.start())
     return plan_round(ground, nodes, inclusion[nodes], tree, tree.draws)
