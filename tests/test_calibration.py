@@ -1,5 +1,9 @@
 """The calibration itself: the oracle's short cuts follow its law, and its judgement can fail."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import polars as pl
 import pytest
@@ -99,3 +103,27 @@ def test_windows_rows_say_what_it_is() -> None:
     found = measure(Setting(Family(64, "clear", "even"), "windows", 600), 0, 0)
     assert {row["planner"] for row in found} == {"windows"}
     assert all(row["estimate"] is not None for row in found)
+
+
+@pytest.mark.slow
+def test_calibrate_as_a_user_calls_it(prefect_environment: dict[str, str], tmp_path: Path) -> None:
+    """Too few runs to judge by, but all of the command: rows, page, table; the second time from the store."""
+    command = [
+        sys.executable,
+        "-m",
+        "flows.cli",
+        "calibrate",
+        "--lengths",
+        "64",
+        "--runs",
+        "2",
+        "--store",
+        str(tmp_path),
+    ]
+    environment = {**prefect_environment, "PYTHONPATH": str(Path(__file__).parents[1])}
+    for _ in range(2):
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode in (0, 1), done.stderr
+        assert "wrong signs" in done.stdout and "calibration.html" in done.stdout
+    assert len(list((tmp_path / "calibration").glob("*/rows.parquet"))) == 4
+    assert pl.read_parquet(tmp_path / "runs" / "calibrate" / "calibration.parquet")["run"].n_unique() == 2
