@@ -224,18 +224,18 @@ def _pooled(
     for name, signal in signals.items():
         whole, own = ({g: truth(of, name, g) for g in groups} for of in (members, drawn))
         scale = np.sqrt(len(drawn) * setting.rollouts * truth(members, name, "all").g_sq / len(members))
-        for score, exact in (("alignment", "alignment"), ("gain", "alignment"), ("mean_cosine", "alignment")):
+        for score in ("alignment", "gain", "mean_cosine"):
             known = pool.known(signal, 0, score)
-            unit = scale if score == "gain" else 1.0
+            unit = scale if score == "gain" else 1.0  # a gain over the exact sqrt(sum |g|^2) is an alignment
             low, high = percentiles(pool.replicates[signal][score][:, 0], pool.units, pool.level)
             yield _row(
                 score,
                 name,
                 float(pool.point[signal][score][0] / unit) if known else np.nan,
-                getattr(whole["all"], exact),
+                whole["all"].alignment,
                 low=low / unit if known else np.nan,
                 high=high / unit if known else np.nan,
-                own=getattr(own["all"], exact),
+                own=own["all"].alignment,
             )
         places = pool.places[signal]
         correct, incorrect = (

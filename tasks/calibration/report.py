@@ -36,7 +36,12 @@ def error_chart(table: pl.DataFrame) -> str:
     ).to_dicts()
     families = list(dict.fromkeys(row["family"] for row in values))
     base = alt.Chart(alt.Data(values=values)).encode(
-        x=alt.X("tokens:Q", scale=alt.Scale(type="log"), title="decoded tokens"),
+        x=alt.X(
+            "tokens:Q",
+            scale=alt.Scale(type="log"),
+            title="decoded tokens",
+            axis=alt.Axis(format="~s", tickCount=3, grid=False),
+        ),
         y=alt.Y("rmse:Q", scale=alt.Scale(type="log"), title="error of alignment"),
         color=alt.Color("planner:N", legend=alt.Legend(orient="top", title=None)),
     )
