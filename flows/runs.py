@@ -111,8 +111,8 @@ def run_calibration(fields: dict[str, object]) -> int:
         except ValidationError as error:
             raise ConfigurationError("\n".join(explain(error, CalibrateConfig))) from error
         from flows.calibrate import calibrate
-        from flows.terminal import figure_table, progress
-        from tasks.calibration.judge import figures
+        from flows.terminal import figure_table, planner_table, progress, ranking_shares
+        from tasks.calibration.judge import by_planner, figures, ranking_table
         from tasks.store.artefact import Store
 
         store = Store(config.store)
@@ -122,7 +122,8 @@ def run_calibration(fields: dict[str, object]) -> int:
             rows = calibrate(config)
         judged = figures(rows)
         failed.extend(f.name for f in judged if f.holds is False)
-        _console.print(figure_table(judged))
+        for table in (figure_table(judged), planner_table(by_planner(rows)), ranking_shares(ranking_table(rows))):
+            _console.print(table)
         _console.print(
             f"{time.monotonic() - began:.0f} s\n{escape(store.path('runs', config.name, 'calibration.html'))}",
             soft_wrap=True,

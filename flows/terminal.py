@@ -119,6 +119,27 @@ def figure_table(figures: Sequence[Figure]) -> Table:
     return table
 
 
+def planner_table(planners: pl.DataFrame) -> Table:
+    """Every planner at as many decoded tokens."""
+    table = Table(title="planners at as many decoded tokens", title_justify="left", box=SIMPLE_HEAD)
+    for name in planners.columns:
+        table.add_column(name, justify="left" if name == "planner" else "right")
+    for row in planners.iter_rows():
+        table.add_row(*(value if isinstance(value, str) else "-" if value is None else f"{value:.3f}" for value in row))
+    return table
+
+
+def ranking_shares(ranking: pl.DataFrame) -> Table:
+    """How often the best teacher comes first, by rollouts."""
+    table = Table(title="the best of five teachers comes first", title_justify="left", box=SIMPLE_HEAD)
+    for name in ("by", "rollouts a question", "draws a question", "in", "rank correlation"):
+        table.add_column(name, justify="left" if name == "by" else "right")
+    for row in ranking.iter_rows(named=True):
+        share, agreement = f"{100 * row['right']:.0f} %", f"{row['agreement']:.2f}"
+        table.add_row(row["planner"], str(row["rollouts"]), f"{row['draws']:,}", share, agreement)
+    return table
+
+
 def _interval(row: dict[str, Any], name: str) -> str:
     low, value, high = (row[n] for n in (f"{name}_low", name, f"{name}_high"))
     if low is None:

@@ -13,7 +13,7 @@ from flows.calibrate import families, settings_of
 from flows.cli import app
 from schemas.config import Branching, CalibrateConfig, ForwardKL, ReverseKL
 from tasks.calibration.chain import exact_scores, expected, walk
-from tasks.calibration.judge import figures
+from tasks.calibration.judge import by_planner, figures, ranking_table
 from tasks.calibration.measure import EQUAL_COSINE, Setting, measure
 from tasks.calibration.report import calibration_page
 from tasks.calibration.simulate import draw, roll
@@ -77,6 +77,11 @@ def test_every_figure_is_there_and_the_page_shows_them(rows: pl.DataFrame) -> No
     for name in ("bias of alignment, adaptive", "coverage, teacher difference", "wrong signs", "node coverage"):
         assert found[name].value is not None, name
     assert found["node coverage"].n > 100
+    planners = by_planner(rows)
+    assert planners["planner"].to_list() == ["adaptive", "forced", "uniform", "windows"]
+    assert planners["error"].is_not_null().all()
+    shares = ranking_table(rows)
+    assert shares.filter(pl.col("planner") == "rank")["rollouts"].to_list() == [2, 4, 8]
     page = calibration_page(rows, CalibrateConfig(runs=2, lengths=[64]))
     assert "<svg" in page and "<script" not in page and "node coverage" in page
 

@@ -57,6 +57,49 @@ def figures(rows: pl.DataFrame) -> list[Figure]:
     return out
 
 
+def by_planner(rows: pl.DataFrame) -> pl.DataFrame:
+    """Every planner at as many decoded tokens, over all families of fixed decisions, as shares.
+
+    `windows` was judged on chains of up to 1,024 tokens alone.
+    """
+    main = pl.col("draws").is_in([MAIN_DRAWS, WINDOWS_DRAWS])
+    at = rows.filter(main & (pl.col("decisions") == "fixed"))
+    table = []
+    for planner in (*HONEST, "windows"):
+        part = at.filter(pl.col("planner") == planner)
+        if part.is_empty():
+            continue
+
+        def of(score: str, part: pl.DataFrame = part) -> pl.DataFrame:
+            return part.filter(pl.col("score") == score)
+
+        table.append(
+            {
+                "planner": planner,
+                "bias": _bias("", of("alignment"), judged=False).value,
+                "error": _mean(errors(part)["rmse"]),
+                "error of mean_cosine": _mean(errors(part, "mean_cosine")["rmse"]),
+                "unresolved": of("alignment")["estimate"].is_null().mean(),
+                "coverage": _coverage("", of("alignment")).value,
+                "coverage, groups": _coverage("", of("group difference")).value,
+                "coverage, nodes": _share("", of("node coverage"), "").value,
+                "wrong signs": _share("", of("wrong signs"), "").value,
+                "|g|^2 resolved": _mean(of("|g|^2 of the resolved")["estimate"]),
+            }
+        )
+    return pl.DataFrame(table, infer_schema_length=None)
+
+
+def ranking_table(rows: pl.DataFrame) -> pl.DataFrame:
+    """`rank` by rollouts a question, and `windows` beside it: how often the best is first, and rank correlation."""
+    return (
+        first_right(rows)
+        .group_by("planner", "rollouts", "draws")
+        .agg(pl.col("right").mean(), pl.col("agreement").mean(), pl.col("length").len().alias("families"))
+        .sort("planner", "rollouts", "draws")
+    )
+
+
 def _mean(values: pl.Series) -> float | None:
     mean = values.drop_nulls().mean()
     return float(mean) if isinstance(mean, float) else None

@@ -7,7 +7,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from schemas.config import CalibrateConfig
-from tasks.calibration.judge import errors, figures
+from tasks.calibration.judge import by_planner, errors, figures, ranking_table
 
 FONT = "system-ui, -apple-system, 'Segoe UI', sans-serif"
 
@@ -21,6 +21,8 @@ def calibration_page(rows: pl.DataFrame, config: CalibrateConfig) -> str:
     return environment.get_template("calibration.html.jinja").render(
         config=config,
         figures=figures(rows),
+        planners=by_planner(rows).to_dicts(),
+        ranking=ranking_table(rows).to_dicts(),
         errors=table.to_dicts(),
         chart=Markup(error_chart(table)),  # noqa: S704 - made here
     )
