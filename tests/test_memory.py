@@ -34,7 +34,7 @@ rng = np.random.default_rng(0)
 R = nodes // 125
 rollouts = Artefact("rollouts", "", {
     "prompt": np.arange(5, 25, dtype=np.int32), "tokens": rng.integers(2, V, size=R * 125).astype(np.int32),
-    "offsets": np.arange(R + 1) * 125})
+    "offsets": np.arange(R + 1) * 125, "correct": np.zeros(R, dtype=bool)})
 plan = next_round(config.tree, survey(student, rollouts, config, "q"), [])
 made = distill(View(student, [3, 4]), View(teacher, [7, 8, 9]), rollouts["tokens"], rollouts["offsets"], plan.arrays,
     {"r": ReverseKL(), "f": ForwardKL(), "j": JSD(), "k": TopK()}, temperature=1.0, block=config.engine.score_rows,
