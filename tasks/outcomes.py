@@ -63,11 +63,6 @@ class Outcomes(NamedTuple):
         return np.where(self.tail, 0.0, self.prob)
 
     @property
-    def undrawn(self) -> Floats:
-        """Probability of a tail that was not drawn, [N]."""
-        return np.where(self.tail_size > 0, 0.0, self.tail_prob)
-
-    @property
     def tail_p_sq(self) -> Floats:
         """sum of P_j^2 over the tail, [N]."""
         return np.maximum(self.p_sq - row_sums(self.head_prob**2, self.offsets), 0.0)
