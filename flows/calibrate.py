@@ -18,6 +18,7 @@ from tasks.calibration.judge import MAIN_DRAWS, WINDOWS_DRAWS
 from tasks.calibration.measure import Setting, measure
 from tasks.calibration.report import calibration_page
 from tasks.calibration.suite import Family
+from tasks.outputs import parquet_bytes
 from tasks.progress import report
 from tasks.store.artefact import Store
 from tasks.store.keys import Recipe
@@ -80,9 +81,7 @@ def family_task(config: CalibrateConfig, family: Family) -> Any:
             report("calibrate", 1)
     frame = pl.DataFrame(rows, infer_schema_length=None).with_columns(pl.col(pl.Float64).fill_nan(None))
     frame = frame.sort("planner", "draws", "rollouts", "run", maintain_order=True)
-    buffer = io.BytesIO()
-    frame.write_parquet(buffer)
-    store.put_bytes(buffer.getvalue(), "calibration", key, "rows.parquet")
+    store.put_bytes(parquet_bytes(frame), "calibration", key, "rows.parquet")
     return frame
 
 
@@ -103,8 +102,6 @@ def calibrate(config: CalibrateConfig) -> pl.DataFrame:
     report("calibrate", 0, len(chosen) * config.runs)
     rows: pl.DataFrame = pl.concat([family_task(config, family, return_state=True).result() for family in chosen])
     store = Store(config.store)
-    buffer = io.BytesIO()
-    rows.write_parquet(buffer)
-    store.put_bytes(buffer.getvalue(), "runs", config.name, "calibration.parquet")
+    store.put_bytes(parquet_bytes(rows), "runs", config.name, "calibration.parquet")
     store.put_bytes(calibration_page(rows, config).encode(), "runs", config.name, "calibration.html")
     return rows

@@ -327,8 +327,8 @@ def resample(units: int, replicates: int, seed: int) -> Floats:
 def percentiles(values: Floats, units: int, level: float) -> tuple[float, float]:
     """Bootstrap interval of a score: percentiles, moved out for few units as Student's t and n/(n-1) ask for.
 
-    Hesterberg 2015, "What Teachers Should Know About the Bootstrap", section 5.3. Undefined
-    replicates are left out.
+    Hesterberg 2015, "What Teachers Should Know About the Bootstrap", section 5.3. Undefined replicates
+    are left out.
     """
     finite = values[np.isfinite(values)]
     if units < 2 or not len(finite):

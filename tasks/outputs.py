@@ -61,7 +61,8 @@ def load_scores(job: Job, ids: Sequence[str]) -> list[QuestionScores]:
     return scored
 
 
-def _parquet(frame: pl.DataFrame) -> bytes:
+def parquet_bytes(frame: pl.DataFrame) -> bytes:
+    """A table as a parquet file."""
     buffer = io.BytesIO()
     frame.write_parquet(buffer, compression="zstd", statistics=True)
     return buffer.getvalue()
@@ -100,7 +101,7 @@ def make_outputs(job: Job, ids: Sequence[str], failed: Failures) -> dict[str, by
     prior = Prior.of(job.store.need("prior", job.keys[ids[0]].prior).arrays)
     tables = make_tables(job.config, scored, texts, prior)
     page = render(job.config, scored, tables, texts, failed)
-    return {**{f"{name}.parquet": _parquet(table) for name, table in tables.items()}, "report.html": page.encode()}
+    return {**{f"{name}.parquet": parquet_bytes(table) for name, table in tables.items()}, "report.html": page.encode()}
 
 
 def read_run(job: Job) -> dict[str, Any] | None:
@@ -153,7 +154,7 @@ def rank_task(config: RunConfig, ids: list[str]) -> dict[str, Any]:
     ]
     ranking = rank(questions, config.sampling.temperature, config.scores, config.seed)
     report("rank", 1)
-    job.store.put_bytes(_parquet(frame(ranking.rows, RANKS)), "runs", config.name, "ranks.parquet")
+    job.store.put_bytes(parquet_bytes(frame(ranking.rows, RANKS)), "runs", config.name, "ranks.parquet")
     result = {
         "name": config.name,
         "configuration": config.model_dump(mode="json"),

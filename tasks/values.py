@@ -17,7 +17,7 @@ from tasks.store.artefact import Artefact
 def boundaries(offsets: Ints, segments: int) -> Ints:
     """Ends of the segments of all rollouts but the last ones: equal parts, never empty."""
     out = []
-    for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+    for start, end in pairwise(offsets.tolist()):
         cuts = {start + round((end - start) * i / segments) for i in range(1, segments)}
         out += sorted(cuts - {start, end})
     return np.array(out, dtype=np.int64)

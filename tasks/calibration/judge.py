@@ -27,9 +27,8 @@ class Figure(NamedTuple):
 
 
 def figures(rows: pl.DataFrame) -> list[Figure]:
-    """All figures of the issue's table, from the rows of `measure`."""
-    main = pl.col("draws").is_in([MAIN_DRAWS, WINDOWS_DRAWS])
-    at = rows.filter(main & (pl.col("decisions") == "fixed"))
+    """All figures, from the rows of `measure`."""
+    at = _at_main(rows)
     adaptive = at.filter(pl.col("planner") == "adaptive")
     out = []
     for planner in HONEST:
@@ -62,8 +61,7 @@ def by_planner(rows: pl.DataFrame) -> pl.DataFrame:
 
     `windows` was judged on chains of up to 1,024 tokens alone.
     """
-    main = pl.col("draws").is_in([MAIN_DRAWS, WINDOWS_DRAWS])
-    at = rows.filter(main & (pl.col("decisions") == "fixed"))
+    at = _at_main(rows)
     table = []
     for planner in (*HONEST, "windows"):
         part = at.filter(pl.col("planner") == planner)
@@ -98,6 +96,11 @@ def ranking_table(rows: pl.DataFrame) -> pl.DataFrame:
         .agg(pl.col("right").mean(), pl.col("agreement").mean(), pl.col("length").len().alias("families"))
         .sort("planner", "rollouts", "draws")
     )
+
+
+def _at_main(rows: pl.DataFrame) -> pl.DataFrame:
+    """Rows at the main budget, or as many decoded tokens, of all families but the dense one."""
+    return rows.filter(pl.col("draws").is_in([MAIN_DRAWS, WINDOWS_DRAWS]) & (pl.col("decisions") == "fixed"))
 
 
 def _mean(values: pl.Series) -> float | None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from schemas.config import AdaptiveTree
 from tasks.outcomes import merged, squared_norm, value
-from tasks.ragged import Floats, Ints
+from tasks.ragged import Floats, Ints, row_sums
 from tasks.trees.nodes import inclusion_probabilities, systematic_sample
 from tasks.trees.plan import Drawn, Ground, Plan, assembled, plan_round
 
@@ -97,9 +97,7 @@ def outcome_variance(ground: Ground, drawn: Sequence[Drawn]) -> Floats:
     profile = np.full(len(ground.leverage), mean)
     if drawn:
         node = np.concatenate([d.plan.arrays["node"] for d in drawn])
-        draws = np.concatenate(
-            [np.add.reduceat(d.plan.arrays["draws"], d.plan.arrays["branch_offsets"][:-1]) for d in drawn]
-        )
+        draws = np.concatenate([row_sums(d.outcomes.draws, d.outcomes.offsets) for d in drawn])
         known = np.concatenate([np.clip(value(d.outcomes), 0.0, 1.0) for d in drawn])
         places, inverse = np.unique(node, return_inverse=True)
         n = np.bincount(inverse, draws)
