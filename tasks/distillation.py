@@ -177,7 +177,7 @@ def make_distillation(
     teacher, context = taught(job.config)[source]
     return distill(
         View(job.student, rollouts["prompt"].tolist()),
-        View(job.teacher_engine(teacher), job.teacher_prompt_ids(teacher, context, question)),
+        View(job.teacher_scorer(teacher), job.teacher_prompt_ids(teacher, context, question)),
         rollouts["tokens"],
         rollouts["offsets"],
         tree,

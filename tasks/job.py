@@ -1,12 +1,12 @@
 """What one process knows of a run: questions, keys, store, and the models it has loaded."""
 
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from schemas.config import Context, Model, RecordedTree, RunConfig, Teacher, is_local_folder
 from tasks.engines.device import resolve_device
-from tasks.engines.protocol import Engine, EngineError
+from tasks.engines.protocol import EngineError, Sampler, Scorer
 from tasks.lineage import Lineage, QuestionKeys, Signal, Source, sources, taught
 from tasks.prompts import PLAIN, check_same_tokenizer, encode_prompt, prompt_text
 from tasks.questions import InputError, Question, load_questions
@@ -26,7 +26,7 @@ class Job:
             InputError: naming the field and the value.
         """
         self.config = config
-        self._engines: dict[Model, Engine] = {}
+        self._scorers: dict[Model, Any] = {}
         self._lineage = Lineage(config)
         self.recorded: dict[str, RecordedQuestion] = {}
         if isinstance(config.tree, RecordedTree):
@@ -89,24 +89,44 @@ class Job:
         return self._lineage.tokenizer(self.config.model)
 
     @property
-    def student(self) -> Engine:
-        """The student."""
-        return self.engine(self.config.model)
+    def student(self) -> Scorer:
+        """The student, for its distributions."""
+        return self.scorer(self.config.model)
 
-    def engine(self, model: Model) -> Engine:
+    @cached_property
+    def sampler(self) -> Sampler:
+        """The student, for draws."""
+        from tasks.engines.choice import make_sampler
+
+        return make_sampler(self.config.engine, self.config.model, self.tokenizer, lambda: self.student)
+
+    def scorer(self, model: Model) -> Scorer:
         """A model, loaded; the student stays, of the teachers only the last one."""
-        if model not in self._engines:
-            from tasks.engines.transformers import load_transformers
+        if model not in self._scorers:
+            from tasks.engines.transformers import load_transformers, vocabulary_size
 
-            for other in [m for m in self._engines if m != self.config.student]:
-                del self._engines[other]
-            self._engines[model] = load_transformers(model, self.config.engine, self._lineage.tokenizer(model))
-        return self._engines[model]
+            for other in [m for m in self._scorers if m != self.config.student]:
+                del self._scorers[other]
+            vocabulary = vocabulary_size(self._lineage.tokenizer(model))
+            room = partial(self._make_room, model)
+            self._scorers[model] = load_transformers(model, self.config.engine, vocabulary, room)
+        return self._scorers[model]
+
+    def _make_room(self, model: Model) -> None:
+        """Where memory does not hold a model beside what is there, that goes, and is loaded again when needed."""
+        from tasks.engines.transformers import fits
+
+        device = resolve_device(self.config.engine.device)
+        if not fits(model, device) and "sampler" in self.__dict__:
+            self.sampler.release()
+        for other in [s for m, s in self._scorers.items() if m != model]:
+            if not fits(model, device):
+                other.unload()
 
     @property
     def decoded(self) -> int:
         """Tokens that this process has sampled for this run."""
-        return sum(engine.decoded for model, engine in self._engines.items() if model == self.config.student)
+        return self.sampler.decoded if "sampler" in self.__dict__ else 0
 
     def is_student(self, teacher: Teacher) -> bool:
         """True where the teacher's model is the student, named or by content."""
@@ -114,9 +134,9 @@ class Job:
             self._lineage.fingerprint(teacher.model) == self._lineage.fingerprint(self.config.model)
         )
 
-    def teacher_engine(self, teacher: Teacher) -> Engine:
+    def teacher_scorer(self, teacher: Teacher) -> Scorer:
         """The model of a teacher, loaded."""
-        return self.student if self.is_student(teacher) else self.engine(teacher.model or self.config.model)
+        return self.student if self.is_student(teacher) else self.scorer(teacher.model or self.config.model)
 
     def prompt_ids(self, question: Question) -> list[int]:
         """The student's prompt."""

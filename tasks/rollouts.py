@@ -1,28 +1,30 @@
 """Stage 1: completions of each question, sampled by the student and verified."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
 from schemas.arrays import AnyArray
 from schemas.config import Sampling
-from tasks.engines.protocol import Continuation, Draw, Engine
+from tasks.engines.protocol import Continuation, Draw, Sampler, Trunk
 from tasks.engines.streams import stream_seed
 from tasks.job import Job
 from tasks.questions import Question
+from tasks.store.artefact import Artefact
 from tasks.verifiers.verifier import Attempt
 
 
 def sample_rollouts(
-    engine: Engine, prompt: Sequence[int], sampling: Sampling, seed: int, question_id: str
+    sampler: Sampler, prompt: Sequence[int], sampling: Sampling, seed: int, question_id: str
 ) -> list[Continuation]:
     """R completions of one prompt."""
     draws = [
-        Draw(0, len(prompt), None, sampling.max_tokens, stream_seed(seed, question_id, "rollout", r))
+        Draw(0, 0, None, sampling.max_tokens, stream_seed(seed, question_id, "rollout", r))
         for r in range(sampling.rollouts)
     ]
-    return engine.continue_prefixes([prompt], draws, sampling.temperature)
+    return sampler.continue_prefixes([Trunk(tuple(prompt))], draws, sampling.temperature)
 
 
 def make_rollouts(job: Job, question: Question) -> dict[str, AnyArray]:
@@ -31,7 +33,7 @@ def make_rollouts(job: Job, question: Question) -> dict[str, AnyArray]:
         return job.recorded[question.id].rollouts
     config = job.config
     prompt = job.prompt_ids(question)
-    rollouts = sample_rollouts(job.student, prompt, config.sampling, config.seed, question.id)
+    rollouts = sample_rollouts(job.sampler, prompt, config.sampling, config.seed, question.id)
     texts = job.tokenizer.batch_decode([r.tokens for r in rollouts], skip_special_tokens=True)
     correct = job.verifier.check_all(
         [Attempt(text, question.answer, r.cut) for text, r in zip(texts, rollouts, strict=True)]
@@ -43,6 +45,12 @@ def make_rollouts(job: Job, question: Question) -> dict[str, AnyArray]:
         "correct": np.array(correct, dtype=bool),
         "truncated": np.array([r.cut for r in rollouts], dtype=bool),
     }
+
+
+def trunks(rollouts: Artefact) -> list[Trunk]:
+    """Rollouts as paths that draws branch off, in order."""
+    prompt, tokens = tuple(rollouts["prompt"].tolist()), rollouts["tokens"]
+    return [Trunk(prompt, tuple(tokens[a:b].tolist())) for a, b in pairwise(rollouts["offsets"])]
 
 
 def verified(

@@ -10,7 +10,7 @@ from tasks.engines.streams import stream_seed
 from tasks.job import Job
 from tasks.questions import Question
 from tasks.ragged import Ints
-from tasks.rollouts import verified
+from tasks.rollouts import trunks, verified
 from tasks.store.artefact import Artefact
 
 
@@ -25,7 +25,7 @@ def boundaries(offsets: Ints, segments: int) -> Ints:
 
 def make_values(job: Job, question: Question, rollouts: Artefact) -> dict[str, AnyArray]:
     """The values of one question's rollouts."""
-    settings, offsets, prompt = job.config.ranking, rollouts["offsets"], rollouts["prompt"].tolist()
+    settings, offsets = job.config.ranking, rollouts["offsets"]
     ends = boundaries(offsets, settings.segments)
     draws, begun = [], []
     for end in ends.tolist():
@@ -33,10 +33,9 @@ def make_values(job: Job, question: Question, rollouts: Artefact) -> dict[str, A
         depth = end - int(offsets[r])
         for index in range(settings.draws):
             identity = stream_seed(job.config.seed, question.id, "value", r, depth, index)
-            draws.append(Draw(r, len(prompt) + depth, None, job.config.sampling.max_tokens - depth, identity))
+            draws.append(Draw(r, depth, None, job.config.sampling.max_tokens - depth, identity))
             begun.append(rollouts["tokens"][offsets[r] : end].tolist())
-    sequences = [prompt + rollouts["tokens"][a:b].tolist() for a, b in pairwise(offsets)]
-    continued = job.student.continue_prefixes(sequences, draws, job.config.sampling.temperature) if draws else []
+    continued = job.sampler.continue_prefixes(trunks(rollouts), draws, job.config.sampling.temperature)
     success = verified(job, question, begun, continued)
     return {
         "boundary": ends,

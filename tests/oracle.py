@@ -11,7 +11,7 @@ import torch
 
 from schemas.config import RunConfig
 from tasks.calibration.chain import Chain, exact_scores
-from tasks.engines.protocol import Continuation, Draw
+from tasks.engines.protocol import Continuation, Draw, Trunk
 from tasks.engines.streams import uniforms
 from tasks.questions import Question
 from tasks.store.artefact import Artefact
@@ -47,22 +47,22 @@ def teacher_of(chain: Chain, seed: int, strength: float, noise: float) -> Chain:
 
 
 class OracleEngine:
-    """A chain as an `Engine`: hidden states are (depth, state), probabilities are rows of the tables."""
+    """A chain as `Sampler` and `Scorer`: hidden states are (depth, state), probabilities are rows of the tables."""
 
     def __init__(self, chain: Chain) -> None:
         self.chain, self.vocabulary, self.decoded = chain, chain.tokens, 0
         self._rows = chain.rows[chain.kind_at]
 
     def continue_prefixes(
-        self, sequences: Sequence[Sequence[int]], draws: Sequence[Draw], temperature: float
+        self, trunks: Sequence[Trunk], draws: Sequence[Draw], temperature: float
     ) -> list[Continuation]:
         """Samples by inverse CDF, as the real engines do."""
         chain = self.chain
         rows = self._rows ** (1 / temperature)
         cdf = np.cumsum(rows / rows.sum(axis=-1, keepdims=True), axis=-1)
-        before = [chain.states([*s[1:], chain.passes]) for s in sequences]
-        depth = np.array([d.length - 1 for d in draws])
-        state = np.array([before[d.sequence][d.length - 1] for d in draws])
+        before = [chain.states([*t.completion, chain.passes]) for t in trunks]
+        depth = np.array([d.depth for d in draws])
+        state = np.array([before[d.trunk][d.depth] for d in draws])
         done = np.array([d.token is not None and d.token >= chain.tokens - 2 for d in draws])
         for i, d in enumerate(draws):
             if d.token is not None:
@@ -82,6 +82,9 @@ class OracleEngine:
             state = np.where(done | ended, state, chain.follow[kind, state, np.minimum(token, chain.tokens - 3)])
             depth, done, step = depth + ~done, done | ended, step + 1
         return [Continuation(np.array(t, dtype=np.int32), False) for t in out]
+
+    def release(self) -> None:
+        """Nothing is held."""
 
     def hidden(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[torch.Tensor]:
         """(depth, state) before each completion token."""
@@ -107,6 +110,7 @@ class OracleJob:
 
     def __init__(self, chain: Chain, config: RunConfig) -> None:
         self.config, self.student, self.tokenizer = config, OracleEngine(chain), IdTokenizer()
+        self.sampler = self.student
         self.verifier = Verifier(config.verifier)
         self.question = Question("oracle", str(chain.passes), {})
 

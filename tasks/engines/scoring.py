@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tasks.engines.protocol import Engine, EngineError
+from tasks.engines.protocol import EngineError, Scorer
 
 DOUBLE_UP_TO = 4096
 """Vocabulary up to which rows are double; float32 above, with sums in double."""
@@ -16,7 +16,7 @@ DOUBLE_UP_TO = 4096
 class View(NamedTuple):
     """A model that looks at completions after its own prompt."""
 
-    engine: Engine
+    scorer: Scorer
     prompt: Sequence[int]
 
 
@@ -42,7 +42,7 @@ def score_blocks(
         positions [n <= block] and, for each view, their log-probabilities [n, V], V the smallest vocabulary of all.
     """
     wanted = np.arange(len(tokens), dtype=np.int64) if rows is None else rows
-    vocabulary = min(view.engine.vocabulary for view in views)
+    vocabulary = min(view.scorer.vocabulary for view in views)
     distinct = [views.index(view) for view in views]
     owner = np.searchsorted(offsets, wanted, side="right") - 1
     needed = np.unique(owner)
@@ -53,7 +53,7 @@ def score_blocks(
         for i in set(distinct):
             prompt = [int(t) for t in views[i].prompt]
             sequences = [prompt + tokens[offsets[r] : offsets[r + 1]].tolist() for r in group]
-            hidden = views[i].engine.hidden(sequences, [len(prompt)] * len(group))
+            hidden = views[i].scorer.hidden(sequences, [len(prompt)] * len(group))
             picked = [
                 h[torch.from_numpy(positions[(positions >= offsets[r]) & (positions < offsets[r + 1])] - offsets[r])]
                 for h, r in zip(hidden, group, strict=True)
@@ -62,7 +62,7 @@ def score_blocks(
             del hidden
         for start in range(0, len(positions), block):
             part = slice(start, start + block)
-            scored = {i: _checked(views[i].engine.log_probs(h[part]), vocabulary) for i, h in states.items()}
+            scored = {i: _checked(views[i].scorer.log_probs(h[part]), vocabulary) for i, h in states.items()}
             yield positions[part], [scored[i] for i in distinct]
 
 

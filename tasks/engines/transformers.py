@@ -1,89 +1,83 @@
-"""The transformers engine: any AutoModelForCausalLM, on CPU or GPU.
+"""Scores with transformers: any AutoModelForCausalLM, on CPU or GPU, hidden states first and the head in blocks."""
 
-A prefix that draws share is computed once: the longest common prefix of all sequences, then the rest of each
-sequence. A batch of draws gathers its rows' caches from there, aligned to the right; rows that end leave the batch.
-"""
-
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
+from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from schemas.config import Model, TransformersEngine
+from schemas.config import Model, ScoringSettings, is_local_folder
 from tasks.engines.device import resolve_device
-from tasks.engines.protocol import Continuation, Draw, EngineError
-from tasks.engines.streams import uniforms
+from tasks.engines.memory import GIB, free_memory, is_out_of_memory, total_memory, weight_bytes
+from tasks.engines.protocol import EngineError
 
-KeysValues = list[tuple[torch.Tensor, torch.Tensor]]
+SELF_TEST_LIMIT = {torch.float32: 2e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
+"""Largest difference of log-probabilities by which a model may disagree with itself, nat."""
 
-_COMPACT_BELOW = 0.75  # a batch is compacted when fewer of its rows are still running
-_SELF_TEST_TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
+PROBE_LENGTH = 24
 
 
-class TransformersLM:
-    """`tasks.engines.protocol.Engine` on a transformers model."""
+class TransformersScorer:
+    """`tasks.engines.protocol.Scorer` on a transformers model, whose body can be unloaded while its head stays."""
 
-    def __init__(
-        self,
-        model: Any,
-        stop_tokens: Sequence[int],
-        settings: TransformersEngine,
-        vocabulary: int | None = None,
-    ) -> None:
-        """Wrap a loaded model; `vocabulary` crops padded output rows.
+    def __init__(self, load: Callable[[], Any], vocabulary: int | None = None) -> None:
+        """Load a model; `vocabulary` crops padded output rows.
 
         Raises:
-            EngineError: head or cache of this architecture do not do what this engine needs.
+            EngineError: it cannot be loaded, or does not give the same log-probabilities for the same tokens.
         """
-        self.model = model.eval()
-        self.vocabulary = vocabulary or int(model.get_output_embeddings().weight.shape[0])
-        self.decoded = 0
-        self._stop = np.array(sorted(set(stop_tokens)), dtype=np.int64)
-        self._settings = settings
-        self._device: torch.device = model.device
-        self._softcap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+        self._load, self._model = load, load().eval()
+        self._head = self._model.get_output_embeddings()
+        self.device: torch.device = self._model.device
+        self.vocabulary = vocabulary or int(self._head.weight.shape[0])
+        self._softcap: float | None = getattr(self._model.config.get_text_config(), "final_logit_softcapping", None)
         self._self_test()
 
-    @torch.inference_mode()
-    def continue_prefixes(
-        self, sequences: Sequence[Sequence[int]], draws: Sequence[Draw], temperature: float
-    ) -> list[Continuation]:
-        """See the protocol. A draw without a forced token takes its prefix's last token as input."""
-        results: list[Continuation | None] = [None] * len(draws)
-        running = []
-        for i, draw in enumerate(draws):
-            if draw.token is not None and draw.token in self._stop:
-                results[i] = Continuation(np.empty(0, np.int32), False)
-            elif draw.limit <= 0:
-                results[i] = Continuation(np.empty(0, np.int32), True)
-            else:
-                running.append(i)
-        if running:
-            for deepest in self._sequence_groups([draws[i] for i in running]):
-                # as much of each sequence as its draws need, and the draws, longest prefix first
-                prefixes = [sequences[s][:length] for s, length in deepest.items()]
-                cache = self._prefill(prefixes)
-                members = sorted((i for i in running if draws[i].sequence in deepest), key=lambda i: -draws[i].length)
-                local = {s: row for row, s in enumerate(deepest)}
-                moved = [draws[i]._replace(sequence=local[draws[i].sequence]) for i in members]
-                for rows in self._row_batches(moved):
-                    ends = self._decode(prefixes, moved[rows], cache, temperature)
-                    for i, end in zip(members[rows], ends, strict=True):
-                        results[i] = end
-        return [r for r in results if r is not None]
+    @property
+    def loaded(self) -> bool:
+        """True where the whole model is in memory."""
+        return self._model is not None
+
+    @property
+    def model(self) -> Any:
+        """The whole model, loaded again where it was not in memory."""
+        if self._model is None:
+            self._model = self._load().eval()
+            self._head = self._model.get_output_embeddings()
+        return self._model
+
+    def unload(self) -> None:
+        """Free the memory of all but the output head."""
+        self._model = None
 
     @torch.inference_mode()
     def hidden(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[torch.Tensor]:
-        """See the protocol. Padding stands on the right, where a causal model cannot see it."""
+        """See the protocol. Padding stands on the right, where a causal model cannot see it.
+
+        Raises:
+            EngineError: one sequence alone does not fit in memory.
+        """
+        try:
+            return self._hidden(sequences, starts)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(sequences) == 1:
+                raise EngineError(
+                    f"not enough memory on {self.device} to score a sequence of {len(sequences[0])} tokens"
+                ) from error
+        half = len(sequences) // 2
+        return self.hidden(sequences[:half], starts[:half]) + self.hidden(sequences[half:], starts[half:])
+
+    def _hidden(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[torch.Tensor]:
         width = max(map(len, sequences))
         ids = torch.zeros(len(sequences), width, dtype=torch.long)
         for i, sequence in enumerate(sequences):
             ids[i, : len(sequence)] = torch.tensor(sequence)
-        states = self.model.base_model(input_ids=ids.to(self._device), use_cache=False).last_hidden_state
+        states = self.model.base_model(input_ids=ids.to(self.device), use_cache=False).last_hidden_state
         return [
             states[i, start - 1 : len(sequence) - 1].clone()
             for i, (sequence, start) in enumerate(zip(sequences, starts, strict=True))
@@ -92,148 +86,56 @@ class TransformersLM:
     @torch.inference_mode()
     def log_probs(self, hidden: torch.Tensor) -> torch.Tensor:
         """See the protocol."""
-        return torch.log_softmax(self._logits(hidden), dim=-1)
+        return torch.log_softmax(self.logits(hidden), dim=-1)
 
-    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        logits = self.model.get_output_embeddings()(hidden)[..., : self.vocabulary].float()
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Float32 logits of the vocabulary, [T, H] -> [T, V]."""
+        logits = self._head(hidden)[..., : self.vocabulary].float()
         return logits if self._softcap is None else self._softcap * torch.tanh(logits / self._softcap)
 
-    def _prefill(self, sequences: Sequence[Sequence[int]]) -> KeysValues:
-        """Keys and values of all sequences, by layer, each [S, heads, T, size]; unused places hold noise."""
-        shared = _common_prefix(sequences)
-        cache: Any = DynamicCache()
-        if shared:
-            ids = torch.tensor([list(sequences[0][:shared])], device=self._device)
-            self.model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
-            cache.batch_repeat_interleave(len(sequences))
-        rest = max(map(len, sequences)) - shared
-        if rest:
-            ids = torch.zeros(len(sequences), rest, dtype=torch.long)
-            for i, sequence in enumerate(sequences):
-                ids[i, : len(sequence) - shared] = torch.tensor(list(sequence[shared:]))
-            self.model.base_model(input_ids=ids.to(self._device), past_key_values=cache, use_cache=True)
-        return [(layer.keys, layer.values) for layer in cache.layers]
-
-    def _sequence_groups(self, draws: Sequence[Draw]) -> Iterator[dict[int, int]]:
-        """Sequences with the length that their draws need, whose padded prefixes stay within `batch_tokens`."""
-        lengths: dict[int, int] = {}
-        for draw in draws:
-            lengths[draw.sequence] = max(draw.length, lengths.get(draw.sequence, 0))
-        group: dict[int, int] = {}
-        width = 0
-        for sequence, length in sorted(lengths.items()):
-            if group and max(width, length) * (len(group) + 1) > self._settings.batch_tokens:
-                yield group
-                group, width = {}, 0
-            group[sequence] = length
-            width = max(width, length)
-        yield group
-
-    def _row_batches(self, draws: Sequence[Draw]) -> Iterator[slice]:
-        """Slices of draws, longest prefix first, whose caches stay within `batch_tokens`."""
-        start = 0
-        while start < len(draws):
-            longest = draws[start].length + max(d.limit for d in draws[start:]) + 1
-            rows = max(1, self._settings.batch_tokens // longest)
-            yield slice(start, start + rows)
-            start += rows
-
-    def _decode(
-        self,
-        sequences: Sequence[Sequence[int]],
-        draws: Sequence[Draw],
-        prefixes: KeysValues,
-        temperature: float,
-    ) -> list[Continuation]:
-        """Sample one batch of draws to their ends."""
-        held = np.array([d.length - (d.token is None) for d in draws])
-        inputs = np.array([sequences[d.sequence][d.length - 1] if d.token is None else d.token for d in draws])
-        limits = np.array([d.limit for d in draws])
-        seeds = np.array([d.seed for d in draws], dtype=np.uint64)
-        sampled = np.zeros((len(draws), int(limits.max())), dtype=np.int32)
-        lengths = np.zeros(len(draws), dtype=np.int64)
-        cut = np.zeros(len(draws), dtype=bool)
-
-        width = int(held.max())
-        cache = _gather(prefixes, [d.sequence for d in draws], held, width)
-        mask = (torch.arange(width)[None] >= torch.from_numpy(width - held)[:, None]).long().to(self._device)
-        alive = np.arange(len(draws))  # the draw in each row of the batch
-        done = np.zeros(len(draws), dtype=bool)
-        for step in range(int(limits.max())):
-            mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
-            states = self.model.base_model(
-                input_ids=torch.from_numpy(inputs)[:, None].to(self._device),
-                attention_mask=mask,
-                position_ids=torch.from_numpy(held[alive] + step)[:, None].to(self._device),
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state[:, -1]
-            inputs = self._sample(states, uniforms(seeds[alive], step), temperature)
-            rows = np.flatnonzero(~done[alive])
-            running, tokens = alive[rows], inputs[rows]
-            sampled[running, step] = tokens
-            lengths[running] = step + 1
-            self.decoded += len(running)
-            stopped, full = np.isin(tokens, self._stop), limits[running] == step + 1
-            cut[running] = full & ~stopped
-            done[running] = full | stopped
-            keep = np.flatnonzero(~done[alive])
-            if not len(keep):
-                break
-            if len(keep) < _COMPACT_BELOW * len(alive):
-                kept = torch.from_numpy(keep).to(self._device)
-                cache.batch_select_indices(kept)
-                mask, alive, inputs = mask[kept], alive[keep], inputs[keep]
-        return [Continuation(sampled[i, : lengths[i]].copy(), bool(cut[i])) for i in range(len(draws))]
-
-    def _sample(self, hidden: torch.Tensor, u: npt.NDArray[np.float64], temperature: float) -> npt.NDArray[np.int64]:
-        """Inverse CDF in the order of token ids: [B, H], [B] -> [B]."""
-        tokens = np.empty(len(u), dtype=np.int64)
-        for start in range(0, len(u), self._settings.score_rows * 4):
-            rows = slice(start, start + self._settings.score_rows * 4)
-            cdf = torch.softmax(self._logits(hidden[rows]).double() / temperature, dim=-1).cumsum(-1)
-            if not bool(torch.isfinite(cdf[:, -1]).all()):
-                raise EngineError("the model gives logits that are not numbers; try dtype float32 or bfloat16")
-            target = torch.from_numpy(u[rows]).to(cdf)[:, None] * cdf[:, -1:]
-            found = torch.searchsorted(cdf, target, right=True)[:, 0].clamp(max=self.vocabulary - 1)
-            tokens[rows] = found.cpu().numpy()
-        return tokens
+    def probe(self) -> list[int]:
+        """Token ids for self-tests."""
+        return [(7 * i + 3) % self.vocabulary for i in range(PROBE_LENGTH)]
 
     @torch.inference_mode()
     def _self_test(self) -> None:
-        """Head, cache and padding must reproduce the model's own logits.
+        """Score one sequence several times: as the model does it, by blocks, alone and beside others.
 
         Raises:
-            EngineError: they do not.
+            EngineError: the log-probabilities differ by more than `SELF_TEST_LIMIT`.
         """
-        ids = [(7 * i + 3) % self.vocabulary for i in range(9)]
-        tensor = torch.tensor([ids], device=self._device)
-        own = torch.log_softmax(
-            self.model(input_ids=tensor, use_cache=False).logits.float()[0, 3:8, : self.vocabulary], -1
-        )
-        ours = self.log_probs(self.hidden([ids], [4])[0])
-        prefixes = self._prefill([ids[:6], ids])
-        held = np.array([3, 7])
-        cache = _gather(prefixes, [0, 1], held, 7)
-        states = self.model.base_model(
-            input_ids=torch.tensor([[ids[3]], [ids[7]]], device=self._device),
-            attention_mask=torch.tensor([[0] * 4 + [1] * 4, [1] * 8], device=self._device),
-            position_ids=torch.tensor([[3], [7]], device=self._device),
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
-        limit = _SELF_TEST_TOLERANCE[self.model.dtype]
-        for what, a, b in (("head", own, ours), ("cache", own[[0, 4]], self.log_probs(states))):
-            error = float((a - b).abs().max())
-            if not error <= limit:
-                raise EngineError(
-                    f"{type(self.model).__name__}: log-probabilities by {what} differ from the model's own by "
-                    f"{error:.3g} (limit {limit}); this architecture needs another engine"
-                )
+        ids = self.probe()
+        tensor = torch.tensor([ids], device=self.device)
+        logits = self.model(input_ids=tensor, use_cache=False).logits.float()[0, 3:-1, : self.vocabulary]
+        own = torch.log_softmax(logits, dim=-1)
+        alone = self.log_probs(self.hidden([ids], [4])[0])
+        beside = self.hidden([ids[:9], ids, ids[::-1]], [4, 4, 4])
+        again = self.log_probs(self.hidden([ids], [4])[0])
+        for what, other in (("by head", alone), ("in a batch", self.log_probs(beside[1])), ("the second time", again)):
+            self.compare(what, own, other)
+
+    def compare(self, what: str, own: torch.Tensor, other: torch.Tensor) -> None:
+        """Refuse log-probabilities that are not the model's own.
+
+        Raises:
+            EngineError: they differ by more than `SELF_TEST_LIMIT`.
+        """
+        limit = SELF_TEST_LIMIT[self.model.dtype]
+        error = float((own.double() - other.double()).abs().nan_to_num(torch.inf).max())
+        if error > limit:
+            raise EngineError(
+                f"{type(self.model).__name__}: log-probabilities {what} differ from the model's own by {error:.3g} "
+                f"(limit {limit}); another dtype or transformers version may help"
+            )
 
 
-def load_transformers(model: Model, settings: TransformersEngine, tokenizer: Any) -> TransformersLM:
+def load_transformers(
+    model: Model, settings: ScoringSettings, vocabulary: int, make_room: Callable[[], None] = lambda: None
+) -> TransformersScorer:
     """Load a model folder or hub name.
+
+    Args:
+        make_room: called before weights are loaded, the first time and after each `unload`.
 
     Raises:
         EngineError: no such device, or nothing that can be loaded.
@@ -241,46 +143,69 @@ def load_transformers(model: Model, settings: TransformersEngine, tokenizer: Any
     device = resolve_device(settings.device)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
+
+    def load() -> Any:
+        make_room()
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                model.path,
+                revision=model.revision,
+                dtype=getattr(torch, model.dtype),
+                trust_remote_code=model.trust_remote_code,
+            )
+            return loaded.to(device)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise EngineError(f"{model.path!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+
+    return TransformersScorer(load, vocabulary)
+
+
+def weights(model: Model) -> int | None:
+    """Bytes of a model's weights in its dtype; None where they are not here, or cannot be read."""
+    folder = Path(model.path)
+    if not is_local_folder(model.path):
+        found = try_to_load_from_cache(model.path, "config.json", revision=model.revision or "main")
+        if not isinstance(found, str):
+            return None
+        folder = Path(found).parent
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            model.path,
-            revision=model.revision,
-            dtype=getattr(torch, model.dtype),
-            trust_remote_code=model.trust_remote_code,
+        return weight_bytes(folder, getattr(torch, model.dtype))
+    except (OSError, SafetensorError):
+        return None  # loading tells what is wrong with the file
+
+
+def check_size(model: Model, device: torch.device) -> None:
+    """Refuse a model whose weights alone are more than a device holds.
+
+    Raises:
+        EngineError: naming both sizes.
+    """
+    needed, total = weights(model) or 0, total_memory(device)
+    if needed > total:
+        raise EngineError(
+            f"{model.path!r} has {needed / GIB:.2f} GiB of weights in {model.dtype}, but {device} has "
+            f"{total / GIB:.2f} GiB in all; use a smaller dtype or another device"
         )
-        loaded.to(device)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise EngineError(f"{model.path!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
-    ends = loaded.generation_config.eos_token_id
-    stop = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-    return TransformersLM(loaded, sorted(stop), settings, vocabulary_size(tokenizer))
+
+
+def fits(model: Model, device: torch.device) -> bool:
+    """True where a model and a tenth of the device's memory to work in are free."""
+    return (weights(model) or 0) + total_memory(device) // 10 < free_memory(device)
+
+
+def stop_tokens(model: Model, tokenizer: Any) -> frozenset[int]:
+    """Token ids that end a completion: the tokenizer's, and those of the model's generation settings."""
+    try:
+        settings = GenerationConfig.from_pretrained(model.path, revision=model.revision)
+    except OSError:
+        config = AutoConfig.from_pretrained(
+            model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+        settings = GenerationConfig.from_model_config(config)
+    ends = settings.eos_token_id
+    return frozenset(e for e in (tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])) if e is not None)
 
 
 def vocabulary_size(tokenizer: Any) -> int:
     """Number of token ids that the tokenizer can make or read; output rows past it are padding."""
     return 1 + int(max(tokenizer.get_vocab().values()))
-
-
-def _common_prefix(sequences: Sequence[Sequence[int]]) -> int:
-    """Length of the longest prefix that all sequences share."""
-    shortest = min(map(len, sequences))
-    first = sequences[0]
-    return next(
-        (i for i in range(shortest) if any(s[i] != first[i] for s in sequences)),
-        shortest,
-    )
-
-
-def _gather(prefixes: KeysValues, sequences: Sequence[int], held: npt.NDArray[np.int64], width: int) -> DynamicCache:
-    """A batch's cache: the first `held` places of each row's sequence, aligned to the right of `width`."""
-    cache = DynamicCache()
-    device = prefixes[0][0].device
-    row = torch.tensor(sequences, device=device)[:, None]
-    place = (torch.arange(width)[None] - torch.from_numpy(width - held)[:, None]).clamp(min=0).to(device)
-    for layer, (keys, values) in enumerate(prefixes):
-        cache.update(
-            keys.transpose(1, 2)[row, place].transpose(1, 2),
-            values.transpose(1, 2)[row, place].transpose(1, 2),
-            layer,
-        )
-    return cache

@@ -12,13 +12,13 @@ import torch
 
 from schemas.arrays import AnyArray
 from schemas.config import AdaptiveTree, ForcedTree, RunConfig, Tree, WindowsTree
-from tasks.engines.protocol import Draw, Engine
+from tasks.engines.protocol import Draw, Scorer
 from tasks.engines.scoring import View, score_blocks, tempered
 from tasks.engines.streams import stream_seed
 from tasks.job import Job
 from tasks.questions import Question
 from tasks.ragged import Ints, owners
-from tasks.rollouts import verified
+from tasks.rollouts import trunks, verified
 from tasks.store.artefact import Artefact
 from tasks.trees.adaptive import adaptive_plan
 from tasks.trees.forced import forced_plan
@@ -31,10 +31,10 @@ Done = Counter[tuple[int, int]]
 """Draws made so far of a token at a position."""
 
 
-def survey(engine: Engine, rollouts: Artefact, config: RunConfig, question_id: str) -> Ground:
+def survey(scorer: Scorer, rollouts: Artefact, config: RunConfig, question_id: str) -> Ground:
     """What the student alone tells of its rollouts: everything that a plan may look at."""
     tokens, offsets = rollouts["tokens"], rollouts["offsets"]
-    view = View(engine, rollouts["prompt"].tolist())
+    view = View(scorer, rollouts["prompt"].tolist())
     scoring = partial(score_blocks, block=config.engine.score_rows, group_tokens=config.engine.batch_tokens)
 
     def distributions(rows: Ints | None) -> Iterator[tuple[Ints, torch.Tensor]]:
@@ -105,9 +105,7 @@ def draw_unit(
     """
     arrays, offsets = plan.arrays, rollouts["offsets"]
     seed, limit = job.config.seed, job.config.sampling.max_tokens
-    prompt = rollouts["prompt"].tolist()
     owner = owners(arrays["branch_offsets"])
-    local: dict[int, int] = {}
     draws: list[Draw] = []
     begun: list[list[int]] = []
     seen: Done = Counter()
@@ -115,17 +113,15 @@ def draw_unit(
         position = int(arrays["node"][owner[b]])
         rollout, depth = locate(offsets, position)
         token = int(arrays["branch_token"][b])
-        sequence = local.setdefault(rollout, len(local))
         prefix = rollouts["tokens"][offsets[rollout] : position].tolist()
         # a token sampled twice from the tail has draws 0, 1 and then 2, 3
         first = done[position, token] + seen[position, token]
         seen[position, token] += int(arrays["draws"][b])
         for index in range(first, first + int(arrays["draws"][b])):
             identity = stream_seed(seed, question.id, "draw", rollout, depth, token, index)
-            draws.append(Draw(sequence, len(prompt) + depth, token, limit - depth - 1, identity))
+            draws.append(Draw(rollout, depth, token, limit - depth - 1, identity))
             begun.append([*prefix, token])
-    sequences = [prompt + rollouts["tokens"][offsets[r] : offsets[r + 1]].tolist() for r in local]
-    ends = job.student.continue_prefixes(sequences, draws, job.config.sampling.temperature)
+    ends = job.sampler.continue_prefixes(trunks(rollouts), draws, job.config.sampling.temperature)
     return {
         "success": verified(job, question, begun, ends),
         "truncated": np.array([end.cut for end in ends], dtype=bool),
@@ -189,18 +185,16 @@ def _make_windows(
 def _draw_windows(
     job: Job, question: Question, rollouts: Artefact, launched: Sequence[Window], unit: Unit
 ) -> dict[str, AnyArray]:
-    prompt, offsets = rollouts["prompt"].tolist(), rollouts["offsets"]
+    offsets = rollouts["offsets"]
     part = launched[unit.first : unit.last]
-    used = sorted({w.rollout for w in part})
     draws, begun = [], []
     for w in part:
         for index in range(w.draws):
             identity = stream_seed(job.config.seed, question.id, "window", w.rollout, w.depth, index)
             limit = job.config.sampling.max_tokens - w.depth
-            draws.append(Draw(used.index(w.rollout), len(prompt) + w.depth, None, limit, identity))
+            draws.append(Draw(w.rollout, w.depth, None, limit, identity))
             begun.append(rollouts["tokens"][offsets[w.rollout] : offsets[w.rollout] + w.depth].tolist())
-    sequences = [prompt + rollouts["tokens"][offsets[r] : offsets[r + 1]].tolist() for r in used]
-    ends = job.student.continue_prefixes(sequences, draws, job.config.sampling.temperature)
+    ends = job.sampler.continue_prefixes(trunks(rollouts), draws, job.config.sampling.temperature)
     return {
         "success": verified(job, question, begun, ends),
         "truncated": np.array([end.cut for end in ends], dtype=bool),

@@ -1,0 +1,108 @@
+"""Attention of decoding rows that share prefixes: one pass over a prefix for all its rows, then each row's own part.
+
+The parts are joined by their log-sum-exp (Juravsky et al. 2024, "Hydragen"), so that a prefix's keys are read once a
+step and not once a row.
+"""
+
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+NAME = "opdscope_shared_prefix"
+
+
+class Part(NamedTuple):
+    """Attention to some of the keys: outputs [B, K, G, E], normalised, and the log-sum-exp of scores [B, K, G]."""
+
+    out: torch.Tensor
+    lse: torch.Tensor
+
+
+class Rows(Protocol):
+    """A batch of decoding rows: the cache of a step, and who attends to what of it."""
+
+    def attend(
+        self, layer: int, query: torch.Tensor, scale: float, window: int | None, softcap: float | None
+    ) -> torch.Tensor:
+        """Outputs of one layer, [B, H, 1, E] -> [B, 1, H, E]."""
+        ...
+
+
+def attend(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scale: float,
+    *,
+    mask: torch.Tensor | None = None,
+    softcap: float | None = None,
+) -> Part:
+    """Scaled dot-product attention that tells its log-sum-exp.
+
+    Args:
+        query: [B, K, G, E], K key heads with G queries each.
+        keys, values: [B, K, T, E].
+        mask: true where a query sees a key, [B, 1, G, T] or what broadcasts to it; all where None.
+    """
+    if query.device.type == "cpu" and query.dtype != torch.float32 and softcap is None:
+        bias = None if mask is None else torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, -torch.inf)
+        fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        out, lse = fused(query, keys, values, 0.0, False, attn_mask=bias, scale=scale)
+        return Part(out, lse)
+    scores = torch.matmul(query.float() * scale, keys.float().transpose(-1, -2))
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if mask is not None:
+        scores = scores.masked_fill_(~mask, -torch.inf)
+    top = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(scores.dtype).min)
+    weights = scores.sub_(top).exp_()
+    total = weights.sum(-1, keepdim=True).clamp_(min=torch.finfo(scores.dtype).tiny)
+    out = torch.matmul(weights.to(values.dtype), values) / total
+    return Part(out.to(values.dtype), (top + total.log())[..., 0])
+
+
+def joined(a: Part, b: Part) -> torch.Tensor:
+    """Attention to the keys of both parts."""
+    share = torch.sigmoid(a.lse - b.lse)[..., None].to(a.out.dtype)
+    return torch.lerp(b.out, a.out, share)
+
+
+def _forward(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    rows: Rows | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """What models call: decoding of `rows`, or a pass over whole sequences, causal, padding only on the right."""
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    if kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None:
+        raise NotImplementedError("attention sinks and position biases")
+    if rows is not None:
+        return rows.attend(int(getattr(module, "layer_idx")), query, scale, sliding_window, softcap), None  # noqa: B009
+    queries, keys = query.shape[2], key.shape[2]
+    mask = None
+    if queries != keys or softcap is not None or (sliding_window is not None and sliding_window < keys):
+        place = torch.arange(keys - queries, keys, device=query.device)[:, None]
+        other = torch.arange(keys, device=query.device)[None]
+        mask = other <= place
+        if sliding_window is not None:
+            mask &= other > place - sliding_window
+        mask = mask[None, None]
+    if softcap is not None:
+        groups = query.shape[1] // key.shape[1]
+        repeated = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+        out = attend(query, *repeated, scale, mask=mask, softcap=softcap).out
+        return out.transpose(1, 2).contiguous(), None
+    out, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=scale, is_causal=mask is None)
+    return out, None
+
+
+AttentionInterface.register(NAME, _forward)

@@ -1,0 +1,191 @@
+"""Samples with transformers: trunks are computed once and kept, draws are decoded beside each other from there."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import DynamicCache
+
+from schemas.config import TransformersEngine
+from tasks.engines.attention import NAME
+from tasks.engines.decoding import Batch, Cohort, Decoder, KeysValues, Row, Work, forward, token_bytes, widen
+from tasks.engines.memory import GIB, free_memory, is_out_of_memory
+from tasks.engines.protocol import Continuation, Draw, EngineError, Trunk, ended
+from tasks.engines.transformers import TransformersScorer
+
+_CHUNK = {"cpu": 512, "cuda": 4096}
+"""Tokens of a trunk in one forward pass."""
+_ROWS = {"cpu": 512, "cuda": 4096}
+_SLACK = 16
+_LAYERS = {"full_attention", "sliding_attention"}
+
+
+class TransformersSampler:
+    """`tasks.engines.protocol.Sampler` on a transformers model.
+
+    Attributes:
+        work: what the calls so far have cost.
+    """
+
+    def __init__(self, scorer: TransformersScorer, stop: frozenset[int], settings: TransformersEngine) -> None:
+        """Take over a model that is loaded for scoring.
+
+        Raises:
+            EngineError: an architecture whose attention cannot be replaced.
+        """
+        self.decoded, self.work = 0, Work()
+        self._scorer, self._stop, self._device = scorer, stop, scorer.device
+        self._logit_rows = 4 * settings.score_rows
+        self._rows = settings.rows or _ROWS.get(self._device.type, 512)
+        self._chunk = _CHUNK.get(self._device.type, 512)
+        self._prompts: dict[tuple[int, ...], Any] = {}
+        self._trunks: dict[Trunk, Any] = {}
+        self._take_over()
+        probe = scorer.probe()
+        self._layers: KeysValues = [
+            (keys[:, :, :0], values[:, :, :0]) for keys, values in _pairs(self._extended(DynamicCache(), probe[:1]))
+        ]
+        memory = free_memory(self._device) / 2 if settings.memory is None else settings.memory * GIB
+        self._capacity = int(memory / token_bytes(self._layers))
+        self._self_test(probe)
+
+    def _take_over(self) -> None:
+        """Set the model's attention to ours.
+
+        Raises:
+            EngineError: it is of a kind that cannot be replaced.
+        """
+        model = self._scorer.model
+        kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or _LAYERS) - _LAYERS
+        if not kinds:
+            model.set_attn_implementation(NAME)
+        if kinds or model.config._attn_implementation != NAME:
+            why = f"layers of kind {sorted(kinds)[0]}" if kinds else "an attention that cannot be replaced"
+            raise EngineError(f"{type(model).__name__} has {why}; use engine.kind: vllm or vllm-server")
+
+    def release(self) -> None:
+        """Free the trunks that are kept for the next call."""
+        self._prompts.clear()
+        self._trunks.clear()
+
+    @torch.inference_mode()
+    def continue_prefixes(
+        self, trunks: Sequence[Trunk], draws: Sequence[Draw], temperature: float
+    ) -> list[Continuation]:
+        """See the protocol. A draw without a forced token takes its prefix's last token as input."""
+        self._take_over()  # the model may have been unloaded since
+        results = [ended(draw, self._stop) for draw in draws]
+        held = [len(trunks[d.trunk].prompt) + d.depth - (d.token is None) for d in draws]
+        needed: dict[int, int] = {}
+        for i, draw in enumerate(draws):
+            if results[i] is None:
+                needed[draw.trunk] = max(held[i], needed.get(draw.trunk, 0))
+        self._keep_only({trunks[t] for t in needed})
+        for group, caches in self._groups(trunks, needed):
+            members = [i for i, d in enumerate(draws) if results[i] is None and d.trunk in group]
+            rows = [_row(trunks[draws[i].trunk], draws[i], held[i], caches[draws[i].trunk]) for i in members]
+            tokens = sum(pairs[0][0].shape[2] for pairs in caches.values() if pairs)
+            decoder = Decoder(
+                self._scorer.model,
+                self._scorer.logits,
+                self._stop,
+                self._layers,
+                room=max(1, self._capacity - tokens),
+                most=self._rows,
+                logit_rows=self._logit_rows,
+                work=self.work,
+            )
+            for i, end in zip(members, decoder.run(rows, temperature), strict=True):
+                results[i] = end
+        done = [r for r in results if r is not None]
+        self.decoded += sum(len(r.tokens) for r in done)
+        return done
+
+    def _keep_only(self, used: set[Trunk]) -> None:
+        prompts = {trunk.prompt for trunk in used}
+        self._trunks = {trunk: cache for trunk, cache in self._trunks.items() if trunk in used}
+        self._prompts = {prompt: cache for prompt, cache in self._prompts.items() if prompt in prompts}
+
+    def _groups(
+        self, trunks: Sequence[Trunk], needed: dict[int, int]
+    ) -> Iterator[tuple[dict[int, int], dict[int, KeysValues]]]:
+        """Trunks whose caches take at most half of the memory, with these; at least one each."""
+        group: dict[int, int] = {}
+        pending = list(needed.items())
+        while pending:
+            trunk, length = pending.pop(0)
+            group[trunk] = length
+            if not pending or sum(group.values()) + pending[0][1] > self._capacity // 2:
+                yield group, {t: self._trunk(trunks[t], n) for t, n in group.items()}
+                if pending:
+                    self.release()
+                group = {}
+
+    def _trunk(self, trunk: Trunk, length: int) -> KeysValues:
+        """A trunk's keys and values up to `length` at least: whole chunks, so that they never depend on the call."""
+        prompt = len(trunk.prompt)
+        if trunk.prompt not in self._prompts:
+            self._prompts[trunk.prompt] = self._extended(DynamicCache(), trunk.prompt)
+        if trunk not in self._trunks:
+            cache = DynamicCache()
+            for layer, (keys, values) in enumerate(_pairs(self._prompts[trunk.prompt])):
+                cache.update(keys, values, layer)
+            self._trunks[trunk] = cache
+        cache = self._trunks[trunk]
+        while (done := cache.get_seq_length()) < min(length, prompt + len(trunk.completion)):
+            self._extended(cache, trunk.completion[done - prompt : done - prompt + self._chunk])
+        return _pairs(cache)
+
+    def _extended(self, cache: Any, tokens: Sequence[int]) -> Any:
+        """A cache after more tokens.
+
+        Raises:
+            EngineError: no memory for one chunk.
+        """
+        for start in range(0, len(tokens), self._chunk):
+            part = torch.tensor([list(tokens[start : start + self._chunk])], device=self._device)
+            try:
+                self._scorer.model.base_model(input_ids=part, past_key_values=cache, use_cache=True)
+            except (RuntimeError, MemoryError) as error:
+                if is_out_of_memory(error):
+                    raise EngineError(
+                        f"not enough memory on {self._device} for a prefix of {cache.get_seq_length()} tokens; "
+                        "lower engine.memory or sampling.max_tokens"
+                    ) from error
+                raise
+            self.work.prefix_tokens += part.numel()
+        return cache
+
+    @torch.inference_mode()
+    def _self_test(self, ids: list[int]) -> None:
+        """Decoding from a trunk, two steps of three rows in two cohorts, must give the model's own probabilities.
+
+        Raises:
+            EngineError: it does not.
+        """
+        own = self._scorer.log_probs(self._scorer.hidden([ids], [1])[0])
+        trunk = self._trunk(Trunk(tuple(ids[:3]), tuple(ids[3:])), len(ids) - 1)
+        cohorts = [Cohort.of([0, 1], [3, 8]), Cohort.of([2], [5])]
+        for cohort in cohorts:
+            widen(cohort, 2, self._layers)
+        batch = Batch(cohorts, {0: trunk}, np.zeros(3, dtype=np.int64), 1, self._device)
+        for step in range(2):
+            held = [3 + step, 8 + step, 5 + step]
+            states = forward(self._scorer.model, batch, torch.tensor([ids[i] for i in held]))
+            self._scorer.compare("by shared prefixes", own[held], self._scorer.log_probs(states))
+            for cohort in cohorts:
+                cohort.step += 1
+        self.release()
+
+
+def _row(trunk: Trunk, draw: Draw, held: int, cache: KeysValues) -> Row:
+    """A draw as a row; it is expected to be as long as the rest of its trunk, where that is known."""
+    rest = len(trunk.completion) - draw.depth
+    expected = min(draw.limit, rest + _SLACK) if rest > 0 else draw.limit
+    token = (trunk.prompt + trunk.completion)[held] if draw.token is None else draw.token
+    return Row(draw, cache, held, token, expected)
+
+
+def _pairs(cache: Any) -> KeysValues:
+    return [(layer.keys, layer.values) for layer in cache.layers]
