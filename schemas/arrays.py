@@ -134,7 +134,7 @@ LAYOUTS: dict[str, dict[str, Array]] = {
 
 # raised whenever a stage's code gives other numbers or another layout: the keys change with it
 STAGE_VERSIONS = {
-    "rollouts": 1,
+    "rollouts": 2,
     "rounds": 1,
     "trees": 2,
     "ideal": 2,

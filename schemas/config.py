@@ -520,10 +520,16 @@ class VLLMEngine(ScoringSettings):
         0.6, gt=0, lt=1, description="Share of the GPU's memory for vLLM", json_schema_extra=COSMETIC
     )
     cache: float = Field(4.0, gt=0, description="GiB for its cache where it runs on a CPU", json_schema_extra=COSMETIC)
-    max_num_seqs: int = Field(
-        256, ge=1, description="Most draws decoded beside each other", json_schema_extra=COSMETIC
+    max_num_seqs: int = Field(256, ge=1, description="Most draws decoded beside each other", json_schema_extra=COSMETIC)
+    tensor_parallel: int = Field(
+        1, ge=1, description="GPUs that share one copy of the model", json_schema_extra=COSMETIC
     )
-    tensor_parallel: int = Field(1, ge=1, description="GPUs that share one copy of the model", json_schema_extra=COSMETIC)
+    context_length: int | None = Field(
+        None,
+        ge=2,
+        description="Longest prompt and completion together, tokens; the model's own limit where null",
+        json_schema_extra=COSMETIC,
+    )
     eager: bool = Field(False, description="No CUDA graphs", json_schema_extra=COSMETIC)
 
 
@@ -535,16 +541,24 @@ class VLLMServerEngine(ScoringSettings):
         min_length=1, description="Addresses, such as http://127.0.0.1:8000", json_schema_extra=COSMETIC
     )
     model: str | None = Field(
-        None, description="Name that the servers give the student; the only one they have where null", json_schema_extra=COSMETIC
+        None,
+        description="Name that the servers give the student; the only one they have where null",
+        json_schema_extra=COSMETIC,
     )
-    concurrency: int = Field(
-        256, ge=1, description="Most requests under way at one server", json_schema_extra=COSMETIC
-    )
+    concurrency: int = Field(256, ge=1, description="Most requests under way at one server", json_schema_extra=COSMETIC)
     patience: float = Field(
         600.0, ge=0, description="Seconds that a server may be away before the run fails", json_schema_extra=COSMETIC
     )
+    timeout: float = Field(
+        3600.0,
+        gt=0,
+        description="Seconds that one draw may take before it is asked for again",
+        json_schema_extra=COSMETIC,
+    )
     api_key_variable: str = Field(
-        "VLLM_API_KEY", description="Environment variable that holds the key, where servers ask for one", json_schema_extra=COSMETIC
+        "VLLM_API_KEY",
+        description="Environment variable that holds the key, where servers ask for one",
+        json_schema_extra=COSMETIC,
     )
 
     @field_validator("urls", mode="after")
@@ -555,7 +569,9 @@ class VLLMServerEngine(ScoringSettings):
             if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
                 raise _invalid("urls", f"{url!r} is no server's address; write http://host:port")
             if parts.username or parts.password:
-                raise _invalid("urls", "an address holds a password; put it in the variable that api_key_variable names")
+                raise _invalid(
+                    "urls", "an address holds a password; put it in the variable that api_key_variable names"
+                )
         _no_duplicates("urls", urls)
         return [url.rstrip("/").removesuffix("/v1") for url in urls]
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from schemas.config import Context, Model, RecordedTree, RunConfig, Teacher, is_local_folder
+from tasks.engines.choice import EngineChoice
 from tasks.engines.device import resolve_device
-from tasks.engines.protocol import EngineError, Sampler, Scorer
+from tasks.engines.memory import check_size, fits
+from tasks.engines.protocol import EngineError, Sampler
 from tasks.lineage import Lineage, QuestionKeys, Signal, Source, sources, taught
 from tasks.prompts import PLAIN, check_same_tokenizer, encode_prompt, prompt_text
 from tasks.questions import InputError, Question, load_questions
@@ -14,6 +16,9 @@ from tasks.recorded import RecordedQuestion, read_recorded
 from tasks.store.artefact import Store, StoreError
 from tasks.store.keys import Recipe
 from tasks.verifiers.verifier import Verifier
+
+if TYPE_CHECKING:
+    from tasks.engines.transformers import TransformersScorer
 
 
 class Job:
@@ -26,8 +31,10 @@ class Job:
             InputError: naming the field and the value.
         """
         self.config = config
-        self._scorers: dict[Model, Any] = {}
-        self._lineage = Lineage(config)
+        self._scorers: dict[Model, TransformersScorer] = {}
+        recorded = isinstance(config.tree, RecordedTree)
+        self._engine = None if recorded else EngineChoice(config.engine)
+        self._lineage = Lineage(config, self._engine.fingerprint if self._engine is not None else "")
         self.recorded: dict[str, RecordedQuestion] = {}
         if isinstance(config.tree, RecordedTree):
             self.recorded = read_recorded(config.tree, config.recorded_teachers)
@@ -47,6 +54,7 @@ class Job:
                 prompt = self.prompt_ids(question)
                 if not prompt:
                     raise InputError("prompt.template", f"{config.prompt.template!r} gives an empty prompt")
+                self._engine_choice.check_length(len(prompt), config.sampling.max_tokens)
                 rollouts[question.id] = self._lineage.asked(question, prompt)
                 self.shown[question.id] = {
                     source: self._lineage.shown(source, self.teacher_prompt_ids(teacher, context, question))
@@ -74,8 +82,9 @@ class Job:
         if looks_local and not is_local_folder(model.path):
             raise InputError(field, f"{model.path!r} is not there; give a model folder or a hub name")
         try:
+            check_size(model, resolve_device(self.config.engine.device))
             self._lineage.fingerprint(model)
-        except ValueError as error:
+        except (ValueError, EngineError) as error:
             raise InputError(field, str(error)) from error
 
     @cached_property
@@ -89,18 +98,22 @@ class Job:
         return self._lineage.tokenizer(self.config.model)
 
     @property
-    def student(self) -> Scorer:
+    def student(self) -> "TransformersScorer":
         """The student, for its distributions."""
         return self.scorer(self.config.model)
 
     @cached_property
     def sampler(self) -> Sampler:
         """The student, for draws."""
-        from tasks.engines.choice import make_sampler
+        return self._engine_choice.sampler(self.config.model, self.tokenizer, lambda: self.student)
 
-        return make_sampler(self.config.engine, self.config.model, self.tokenizer, lambda: self.student)
+    @property
+    def _engine_choice(self) -> EngineChoice:
+        if self._engine is None:
+            raise ValueError("recorded outcomes have no engine")
+        return self._engine
 
-    def scorer(self, model: Model) -> Scorer:
+    def scorer(self, model: Model) -> "TransformersScorer":
         """A model, loaded; the student stays, of the teachers only the last one."""
         if model not in self._scorers:
             from tasks.engines.transformers import load_transformers, vocabulary_size
@@ -114,8 +127,6 @@ class Job:
 
     def _make_room(self, model: Model) -> None:
         """Where memory does not hold a model beside what is there, that goes, and is loaded again when needed."""
-        from tasks.engines.transformers import fits
-
         device = resolve_device(self.config.engine.device)
         if not fits(model, device) and "sampler" in self.__dict__:
             self.sampler.release()
@@ -134,7 +145,7 @@ class Job:
             self._lineage.fingerprint(teacher.model) == self._lineage.fingerprint(self.config.model)
         )
 
-    def teacher_scorer(self, teacher: Teacher) -> Scorer:
+    def teacher_scorer(self, teacher: Teacher) -> "TransformersScorer":
         """The model of a teacher, loaded."""
         return self.student if self.is_student(teacher) else self.scorer(teacher.model or self.config.model)
 

@@ -8,7 +8,7 @@ from schemas.arrays import STAGE_VERSIONS
 from schemas.config import AdaptiveTree, Context, Model, RunConfig, Settings, Teacher, loss_name
 from tasks.prompts import load_tokenizer, tokenizer_fingerprint
 from tasks.questions import Question
-from tasks.store.keys import Recipe, digest, engine_fingerprint, model_fingerprint, verifier_fingerprint
+from tasks.store.keys import Recipe, digest, model_fingerprint, verifier_fingerprint
 
 BUDGET = ("draws", "tokens", "seconds", "half_width")
 """Settings of an adaptive tree that say when it ends, and nothing of what its rounds are."""
@@ -77,12 +77,13 @@ def signals(config: RunConfig) -> list[Signal]:
 class Lineage:
     """Computes keys and remembers what stands behind each; models are looked at once."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, engine: str) -> None:
+        """Start with nothing known; `engine` names what draws with its versions."""
         self.recipes: dict[str, Recipe] = {}
         self._config = config
         self._models: dict[Model, str] = {}
         self._tokenizers: dict[Model, Any] = {}
-        self._engine = engine_fingerprint(config.engine.kind)
+        self._engine = engine
 
     def tokenizer(self, model: Model) -> Any:
         """A model's tokenizer.

@@ -17,7 +17,8 @@ import yaml
 
 from flows.configuration import checked
 from flows.diagnose import diagnose
-from tasks.engines.transformers import TransformersLM
+from tasks.engines.decoding import Batch, Decoder
+from tasks.engines.trunks import TransformersSampler
 from tasks.store.artefact import Store
 
 
@@ -32,15 +33,15 @@ def main(config: str, counts: str, event: int | None) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     log = os.open(counts, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    sample, calls, put = TransformersLM._sample, TransformersLM.continue_prefixes, Store.put_bytes
+    step, calls, put = Decoder._step, TransformersSampler.continue_prefixes, Store.put_bytes
 
-    def counted_sample(self: TransformersLM, *args: Any) -> Any:
-        tokens = sample(self, *args)
-        os.write(log, b"%d\n" % len(tokens))
+    def counted_step(self: Decoder, batch: Batch, temperature: float) -> None:
+        running = sum(int(c.alive.sum()) for c in batch.cohorts)
+        step(self, batch, temperature)
+        os.write(log, b"%d\n" % running)
         tick()
-        return tokens
 
-    def counted_call(self: TransformersLM, *args: Any) -> Any:
+    def counted_call(self: TransformersSampler, *args: Any) -> Any:
         os.write(log, b"call\n")
         return calls(self, *args)
 
@@ -55,8 +56,8 @@ def main(config: str, counts: str, event: int | None) -> None:
         tick()
 
     for owner, name, method in (
-        (TransformersLM, "_sample", counted_sample),
-        (TransformersLM, "continue_prefixes", counted_call),
+        (Decoder, "_step", counted_step),
+        (TransformersSampler, "continue_prefixes", counted_call),
         (Store, "put_bytes", torn_put),
     ):
         setattr(owner, name, method)

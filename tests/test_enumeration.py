@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from schemas.config import ReverseKL, RunConfig, Scores
+from schemas.config import Model, ReverseKL, RunConfig, Scores, TransformersEngine
 from tasks.aggregate import QuestionScores, pooled, sum_rollouts
 from tasks.alignment import make_alignment
 from tasks.distillation import distill
 from tasks.engines.scoring import View
-from tasks.engines.transformers import TransformersLM, load_transformers
+from tasks.engines.transformers import TransformersScorer, load_transformers
+from tasks.engines.trunks import TransformersSampler
 from tasks.ideal import ideal_gradients
 from tasks.lineage import Signal
 from tasks.losses import descent
@@ -46,8 +47,9 @@ class SmallJob:
 
     recorded = None
 
-    def __init__(self, engine: TransformersLM, config: RunConfig) -> None:
+    def __init__(self, engine: TransformersScorer, config: RunConfig) -> None:
         self.student, self.config, self.tokenizer = engine, config, Words()
+        self.sampler = TransformersSampler(engine, frozenset([1]), TransformersEngine(device="cpu"))
         self.verifier = Verifier(config.verifier)
 
     def prompt_ids(self, _: Question) -> list[int]:
@@ -58,7 +60,7 @@ QUESTION = Question("q", "A", {})
 
 
 @pytest.fixture(scope="module")
-def engines(tmp_path_factory: pytest.TempPathFactory) -> tuple[TransformersLM, TransformersLM]:
+def engines(tmp_path_factory: pytest.TempPathFactory) -> tuple[TransformersScorer, TransformersScorer]:
     root = tmp_path_factory.mktemp("six")
     loaded = []
     for seed in (5, 6):
@@ -67,16 +69,8 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> tuple[TransformersLM, T
     return loaded[0], loaded[1]
 
 
-def _load(folder: Path) -> TransformersLM:
-    class Vocabulary:
-        eos_token_id = 1
-
-        def get_vocab(self) -> dict[str, int]:
-            return {word: i for i, word in enumerate(WORDS)}
-
-    from schemas.config import Model, TransformersEngine
-
-    return load_transformers(Model(path=str(folder)), TransformersEngine(device="cpu"), Vocabulary())
+def _load(folder: Path) -> TransformersScorer:
+    return load_transformers(Model(path=str(folder)), TransformersEngine(device="cpu"), len(WORDS))
 
 
 def config(seed: int, draws: int, rollouts: int = 6) -> RunConfig:
@@ -104,7 +98,7 @@ def config(seed: int, draws: int, rollouts: int = 6) -> RunConfig:
 class Enumeration:
     """Exact values: every completion up to the horizon, weighted by the model's own probabilities."""
 
-    def __init__(self, student: TransformersLM, teacher: TransformersLM) -> None:
+    def __init__(self, student: TransformersScorer, teacher: TransformersScorer) -> None:
         self._engines = student, teacher
         self._rows: dict[tuple[int, tuple[int, ...]], Any] = {}
         self._values: dict[tuple[int, ...], float] = {}

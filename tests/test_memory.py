@@ -9,10 +9,10 @@ CODE = """
 import resource, sys
 import numpy as np, torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
-from schemas.config import JSD, ForwardKL, ReverseKL, RunConfig, TransformersEngine, TopK
+from schemas.config import JSD, ForwardKL, ReverseKL, RunConfig, TopK
 from tasks.distillation import distill
 from tasks.engines.scoring import View
-from tasks.engines.transformers import TransformersLM
+from tasks.engines.transformers import TransformersScorer
 from tasks.store.artefact import Artefact
 from tasks.trees.tree import next_round, survey
 
@@ -25,7 +25,7 @@ def model(seed):
     return Qwen3ForCausalLM(Qwen3Config(vocab_size=V, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
         num_attention_heads=2, num_key_value_heads=1, head_dim=32, tie_word_embeddings=True, initializer_range=0.2))
 
-student, teacher = (TransformersLM(model(s), [1], TransformersEngine(device="cpu")) for s in (0, 1))
+student, teacher = (TransformersScorer(lambda s=s: model(s)) for s in (0, 1))
 config = RunConfig.model_validate({
     "questions": {"path": "q.jsonl"}, "student": {"path": "s"}, "teachers": [{"name": "t"}],
     "tree": {"kind": "forced", "nodes": nodes, "head": 8, "tail": 4, "draws": 64}})

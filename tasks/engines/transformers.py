@@ -1,17 +1,15 @@
 """Scores with transformers: any AutoModelForCausalLM, on CPU or GPU, hidden states first and the head in blocks."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from schemas.config import Model, ScoringSettings, is_local_folder
+from schemas.config import Model, ScoringSettings
 from tasks.engines.device import resolve_device
-from tasks.engines.memory import GIB, free_memory, is_out_of_memory, total_memory, weight_bytes
+from tasks.engines.memory import is_out_of_memory
 from tasks.engines.protocol import EngineError
 
 SELF_TEST_LIMIT = {torch.float32: 2e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
@@ -21,7 +19,11 @@ PROBE_LENGTH = 24
 
 
 class TransformersScorer:
-    """`tasks.engines.protocol.Scorer` on a transformers model, whose body can be unloaded while its head stays."""
+    """`tasks.engines.protocol.Scorer` on a transformers model, whose body can be unloaded while its head stays.
+
+    Attributes:
+        rows: of the output head, padding included.
+    """
 
     def __init__(self, load: Callable[[], Any], vocabulary: int | None = None) -> None:
         """Load a model; `vocabulary` crops padded output rows.
@@ -32,7 +34,8 @@ class TransformersScorer:
         self._load, self._model = load, load().eval()
         self._head = self._model.get_output_embeddings()
         self.device: torch.device = self._model.device
-        self.vocabulary = vocabulary or int(self._head.weight.shape[0])
+        self.rows = int(self._head.weight.shape[0])
+        self.vocabulary = vocabulary or self.rows
         self._softcap: float | None = getattr(self._model.config.get_text_config(), "final_logit_softcapping", None)
         self._self_test()
 
@@ -98,6 +101,13 @@ class TransformersScorer:
         return [(7 * i + 3) % self.vocabulary for i in range(PROBE_LENGTH)]
 
     @torch.inference_mode()
+    def probe_scores(self) -> torch.Tensor:
+        """Log-probabilities of the probe's tokens but the first, over all output rows, as the model has them."""
+        ids = torch.tensor([self.probe()], device=self.device)
+        log_probs = torch.log_softmax(self.model(input_ids=ids, use_cache=False).logits[0, :-1].float(), dim=-1)
+        return log_probs.gather(1, ids[0, 1:, None])[:, 0].cpu()
+
+    @torch.inference_mode()
     def _self_test(self) -> None:
         """Score one sequence several times: as the model does it, by blocks, alone and beside others.
 
@@ -160,50 +170,19 @@ def load_transformers(
     return TransformersScorer(load, vocabulary)
 
 
-def weights(model: Model) -> int | None:
-    """Bytes of a model's weights in its dtype; None where they are not here, or cannot be read."""
-    folder = Path(model.path)
-    if not is_local_folder(model.path):
-        found = try_to_load_from_cache(model.path, "config.json", revision=model.revision or "main")
-        if not isinstance(found, str):
-            return None
-        folder = Path(found).parent
-    try:
-        return weight_bytes(folder, getattr(torch, model.dtype))
-    except (OSError, SafetensorError):
-        return None  # loading tells what is wrong with the file
-
-
-def check_size(model: Model, device: torch.device) -> None:
-    """Refuse a model whose weights alone are more than a device holds.
-
-    Raises:
-        EngineError: naming both sizes.
-    """
-    needed, total = weights(model) or 0, total_memory(device)
-    if needed > total:
-        raise EngineError(
-            f"{model.path!r} has {needed / GIB:.2f} GiB of weights in {model.dtype}, but {device} has "
-            f"{total / GIB:.2f} GiB in all; use a smaller dtype or another device"
-        )
-
-
-def fits(model: Model, device: torch.device) -> bool:
-    """True where a model and a tenth of the device's memory to work in are free."""
-    return (weights(model) or 0) + total_memory(device) // 10 < free_memory(device)
-
-
 def stop_tokens(model: Model, tokenizer: Any) -> frozenset[int]:
     """Token ids that end a completion: the tokenizer's, and those of the model's generation settings."""
     try:
-        settings = GenerationConfig.from_pretrained(model.path, revision=model.revision)
+        settings = GenerationConfig.from_pretrained(model.path, revision=model.revision or "main")
     except OSError:
         config = AutoConfig.from_pretrained(
             model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
         )
         settings = GenerationConfig.from_model_config(config)
     ends = settings.eos_token_id
-    return frozenset(e for e in (tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])) if e is not None)
+    return frozenset(
+        e for e in (tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])) if e is not None
+    )
 
 
 def vocabulary_size(tokenizer: Any) -> int:

@@ -5,7 +5,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from schemas.config import Model, is_local_folder
@@ -52,6 +52,20 @@ class Recipe:
 def engine_fingerprint(kind: str) -> str:
     """Name and versions of what makes draws and probabilities."""
     return f"{kind} {version('transformers')} torch {version('torch')}"
+
+
+def installed_version(*names: str) -> str:
+    """Version of the first of these distributions that is installed.
+
+    Raises:
+        PackageNotFoundError: none is.
+    """
+    for name in names:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    raise PackageNotFoundError(" or ".join(names))
 
 
 def verifier_fingerprint(kind: str) -> str:

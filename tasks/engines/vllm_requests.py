@@ -1,0 +1,50 @@
+"""A draw as a request to vLLM, in this process or on a server; the same rules on both, and those of `protocol`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tasks.engines.protocol import Continuation, Draw, EngineError
+
+_SEEDS = 2**63
+
+
+def fields(draw: Draw, stop: frozenset[int], temperature: float) -> dict[str, Any]:
+    """Sampling parameters: nothing is truncated, only `stop` ends a draw, the seed is the draw's own.
+
+    What a model's generation settings would bring in is set here, so that it cannot.
+    """
+    return {
+        "max_tokens": draw.limit,
+        "temperature": temperature,
+        "top_p": 1.0,
+        "top_k": 0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "seed": draw.seed % _SEEDS,
+        "stop_token_ids": sorted(stop),
+        "ignore_eos": True,
+    }
+
+
+def in_order(draws: Sequence[Draw], wanted: Sequence[int]) -> list[int]:
+    """Draws in the order of their trunks, the deepest first: it fills the cache for those that follow."""
+    return sorted(wanted, key=lambda i: (draws[i].trunk, -draws[i].depth, draws[i].token or 0, i))
+
+
+def continuation(tokens: Sequence[int], draw: Draw, stop: frozenset[int], vocabulary: int) -> Continuation:
+    """What vLLM sampled, as the protocol has it.
+
+    Raises:
+        EngineError: tokens that the stop rule or the vocabulary does not allow.
+    """
+    out = np.array(tokens, dtype=np.int32)
+    stopped = len(out) > 0 and int(out[-1]) in stop
+    if not stopped and len(out) != draw.limit:
+        raise EngineError(f"vLLM ended a draw after {len(out)} of {draw.limit} tokens, and not with a stop token")
+    if len(out) and int(out.max()) >= vocabulary:
+        raise EngineError(f"vLLM sampled token {int(out.max())}, which the tokenizer of {vocabulary} tokens lacks")
+    return Continuation(out, not stopped)
