@@ -10,7 +10,32 @@ from pydantic import BaseModel
 from flows.configuration import ConfigurationError, checked, merged, parse_overrides
 from schemas import config as schema
 from schemas.config import RecordedTeacher, RunConfig, Settings, is_cosmetic, settings_in
+from tasks.engines.server import Served
 from tasks.job import Job
+
+_SCORING: dict[str, Any] = {"device": "cpu", "batch_tokens": 1000, "score_rows": 3, "threads": 1}
+ENGINES: dict[str, dict[str, Any]] = {
+    "transformers": {**_SCORING, "memory": 0.5, "rows": 7},
+    "vllm": {
+        **_SCORING,
+        "memory_fraction": 0.5,
+        "cache": 2.0,
+        "max_num_seqs": 8,
+        "tensor_parallel": 2,
+        "context_length": 512,
+        "eager": True,
+    },
+    "vllm-server": {
+        **_SCORING,
+        "urls": ["http://127.0.0.1:8001"],
+        "model": "student",
+        "concurrency": 3,
+        "patience": 1.0,
+        "timeout": 5.0,
+        "api_key_variable": "KEY",
+    },
+}
+"""Which engine it is, and of which version, is in the keys; none of its settings is."""
 
 COSMETIC = {
     "name",
@@ -28,10 +53,7 @@ COSMETIC = {
     "teachers.recorded.name",
     "teachers.recorded.path",
     "tree.recorded.path",
-    "engine.device",
-    "engine.batch_tokens",
-    "engine.score_rows",
-    "engine.threads",
+    *(f"engine.{kind}.{name}" for kind, changes in ENGINES.items() for name in changes),
     "execution.questions_per_task",
     "execution.round_draws",
     "execution.round_seconds",
@@ -119,10 +141,7 @@ CHANGES: dict[str, Any] = {
     "scores.groupings.bins": 3,
     "ranking.segments": 4,
     "ranking.draws": 2,
-    "engine.device": "cpu",
-    "engine.batch_tokens": 1000,
-    "engine.score_rows": 3,
-    "engine.threads": 1,
+    **{f"engine.{kind}.{name}": change for kind, changes in ENGINES.items() for name, change in changes.items()},
     "execution.questions_per_task": 1,
     "execution.round_draws": 10,
     "execution.round_seconds": 0.0,
@@ -169,6 +188,24 @@ def base(settings: dict[str, Any], questions: Path, models: Path, tmp_path: Path
     return merged(settings, {"questions": {"path": str(rich)}, "losses": LOSSES})
 
 
+@pytest.fixture
+def engines_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys of runs on engines that are not installed here."""
+    served = Served("http://127.0.0.1:8000", "student", 4096, "0.32.0")
+    monkeypatch.setattr("tasks.engines.choice.check_installed", lambda: None)
+    monkeypatch.setattr("tasks.engines.choice.installed_version", lambda *names: "0.32.0")
+    monkeypatch.setattr("tasks.engines.choice.look_up", lambda settings: [served])
+
+
+@pytest.mark.usefixtures("engines_at_hand")
+def test_each_engine_has_keys_of_its_own(base: dict[str, Any]) -> None:
+    server = {"kind": "vllm-server", "urls": ["http://127.0.0.1:8000"]}
+    keys = [artefact_keys({**base, "engine": engine}) for engine in ({}, {"kind": "vllm"}, server)]
+    assert not keys[0] & keys[1] and not keys[0] & keys[2] and not keys[1] & keys[2]
+    assert keys[0] == artefact_keys(base)
+
+
+@pytest.mark.usefixtures("engines_at_hand")
 def test_every_field_changes_the_keys_or_is_listed_as_cosmetic(base: dict[str, Any], tmp_path: Path) -> None:
     walked = fields(RunConfig)
     known = set(CHANGES) | {"teachers.model", "teachers.contexts.kind"} | RECORDED
@@ -191,6 +228,12 @@ def test_every_field_changes_the_keys_or_is_listed_as_cosmetic(base: dict[str, A
         elif parts[0] == "tree":
             kind = parts.pop(1)
             start = base if kind == "forced" else {**base, "tree": {"kind": kind}}
+        elif parts[0] == "engine":
+            kind = parts.pop(1)
+            start = {
+                **base,
+                "engine": {"kind": kind, "urls": ["http://127.0.0.1:8000"]} if "server" in kind else {"kind": kind},
+            }
         elif parts[0] == "losses":
             kinds = [x if isinstance(x, str) else x["kind"] for x in LOSSES]
             parts[1] = str(kinds.index(parts[1]))
