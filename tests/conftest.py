@@ -26,7 +26,14 @@ torch.set_num_threads(2)
 
 
 def random_model(
-    folder: Path, seed: int, vocabulary: int, *, hidden: int = 16, layers: int = 2, scale: float = 8.0
+    folder: Path,
+    seed: int,
+    vocabulary: int,
+    *,
+    hidden: int = 16,
+    layers: int = 2,
+    head_dim: int = 8,
+    scale: float = 8.0,
 ) -> None:
     """A Qwen3 model with random weights, its outputs sharpened, saved as an ordinary folder."""
     torch.manual_seed(seed)
@@ -38,7 +45,7 @@ def random_model(
             num_hidden_layers=layers,
             num_attention_heads=2,
             num_key_value_heads=1,
-            head_dim=8,
+            head_dim=head_dim,
             max_position_embeddings=256,
             tie_word_embeddings=False,
             eos_token_id=1,

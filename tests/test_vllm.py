@@ -1,0 +1,286 @@
+"""vLLM, the real one, in this process and as a server on loopback, against transformers on the same model folder.
+
+sh infra/test-vllm
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chi2_contingency
+from transformers import PreTrainedTokenizerFast
+
+from schemas.config import Model, TransformersEngine, VLLMEngine, VLLMServerEngine
+from tasks.engines.protocol import Continuation, Draw, EngineError, Sampler, Trunk
+from tasks.engines.server import ServerSampler, look_up
+from tasks.engines.streams import stream_seed
+from tasks.engines.transformers import TransformersScorer, load_transformers, stop_tokens
+from tasks.engines.trunks import TransformersSampler
+from tasks.engines.vllm import VLLMSampler
+from tests.conftest import random_model
+
+pytestmark = pytest.mark.vllm
+
+STOP = frozenset([1])
+PROMPT = tuple(range(5, 17))
+TRUNKS = [Trunk(PROMPT, tuple(range(20, 30))), Trunk(PROMPT, (21, 22, 23))]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A model whose head has more rows than the tokenizer has tokens."""
+    place = tmp_path_factory.mktemp("vllm") / "student"
+    random_model(place, 0, len(tokenizer) + 4, hidden=32, head_dim=32, scale=4.0)
+    tokenizer.save_pretrained(place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def scorer(folder: Path, tokenizer: PreTrainedTokenizerFast) -> TransformersScorer:
+    return load_transformers(Model(path=str(folder)), TransformersEngine(device="cpu"), len(tokenizer))
+
+
+@pytest.fixture(scope="module")
+def transformers(scorer: TransformersScorer) -> TransformersSampler:
+    return TransformersSampler(scorer, STOP, TransformersEngine(device="cpu"))
+
+
+@pytest.fixture(scope="module")
+def vllm(folder: Path, scorer: TransformersScorer) -> Iterator[VLLMSampler]:
+    settings = VLLMEngine(device="cpu", cache=1.0)
+    sampler = VLLMSampler(Model(path=str(folder)), STOP, settings, lambda: scorer)
+    yield sampler
+    sampler.release()
+
+
+def branches(count: int, draws: int, limit: int = 24) -> list[Draw]:
+    """Forced tokens at several depths of both trunks."""
+    out = []
+    for b in range(count):
+        trunk, depth, token = b % 2, b % 4 if b % 2 == 0 else b % 3, 2 + b % 24
+        out += [Draw(trunk, depth, token, limit, stream_seed(0, trunk, depth, token, d)) for d in range(draws)]
+    return out
+
+
+SPECIAL = [Draw(0, 2, 1, 9, 1), Draw(0, 3, 25, 0, 2), Draw(1, 3, None, 30, 3), Draw(0, 0, None, 5, 4)]
+
+
+def same(a: list[Continuation], b: list[Continuation]) -> bool:
+    return [(x.tokens.tolist(), x.cut) for x in a] == [(y.tokens.tolist(), y.cut) for y in b]
+
+
+def stops_alike(ends: list[Continuation], draws: list[Draw], vocabulary: int) -> None:
+    for end, draw in zip(ends, draws, strict=True):
+        tokens = end.tokens.tolist()
+        assert not STOP & set(tokens[:-1]) and all(t < vocabulary for t in tokens)
+        if draw.token in STOP:
+            assert not tokens and not end.cut
+        elif end.cut:
+            assert len(tokens) == max(0, draw.limit) and not STOP & set(tokens)
+        else:
+            assert 0 < len(tokens) <= draw.limit and tokens[-1] in STOP
+
+
+def test_stop_tokens_are_those_of_model_and_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    assert stop_tokens(Model(path=str(folder)), tokenizer) == STOP
+
+
+def test_draws_depend_on_their_own_seed_alone(vllm: VLLMSampler) -> None:
+    draws = branches(6, 20) + SPECIAL
+    whole = vllm.continue_prefixes(TRUNKS, draws, 1.0)
+    stops_alike(whole, draws, vllm._vocabulary)
+    assert any(end.cut for end in whole) and any(not end.cut for end in whole)
+    order = np.random.default_rng(0).permutation(len(draws))
+    shuffled = vllm.continue_prefixes(TRUNKS, [draws[i] for i in order], 1.0)
+    assert same(shuffled, [whole[i] for i in order])
+    assert same(vllm.continue_prefixes(TRUNKS, draws[7:8], 1.0), whole[7:8])
+
+
+def agree(a: Sampler, b: Sampler, vocabulary: int, *, count: int, draws: int) -> float:
+    """p of the hypothesis that success is as likely on both engines, over all branches; success: a small last token."""
+    asked = branches(count, draws)
+    statistic = freedom = 0.0
+    both = [s.continue_prefixes(TRUNKS, asked, 0.9) for s in (a, b)]
+    for ends in both:
+        stops_alike(ends, asked, vocabulary)
+    for i in range(count):
+        part = slice(i * draws, (i + 1) * draws)
+        success = [sum(not e.cut and int(e.tokens[:-1].sum()) % 2 == 0 for e in ends[part]) for ends in both]
+        if 0 < sum(success) < 2 * draws:
+            found = chi2_contingency([[s, draws - s] for s in success], correction=False)
+            statistic, freedom = statistic + found.statistic, freedom + 1
+    assert freedom >= 0.8 * count
+    from scipy.stats import chi2
+
+    return float(chi2.sf(statistic, freedom))
+
+
+def test_success_is_as_likely_on_transformers_as_on_vllm(vllm: VLLMSampler, transformers: TransformersSampler) -> None:
+    assert agree(transformers, vllm, vllm._vocabulary, count=30, draws=1000) > 1e-3
+
+
+def test_another_model_than_the_student_is_refused(folder: Path, tmp_path: Path, tokenizer: Any) -> None:
+    random_model(tmp_path / "other", 5, len(tokenizer) + 4, hidden=32, head_dim=32, scale=4.0)
+    tokenizer.save_pretrained(tmp_path / "other")
+    other = load_transformers(Model(path=str(tmp_path / "other")), TransformersEngine(device="cpu"), len(tokenizer))
+    sampler = VLLMSampler(Model(path=str(folder)), STOP, VLLMEngine(device="cpu", cache=1.0), lambda: other)
+    with pytest.raises(EngineError, match="log-probabilities by vLLM differ"):
+        sampler.continue_prefixes(TRUNKS, branches(1, 1), 1.0)
+    sampler.release()
+
+
+class Server:
+    """A vLLM server on loopback that can be killed and started again on its port."""
+
+    def __init__(self, folder: Path, log: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        self.url, self._folder, self._log = f"http://127.0.0.1:{self.port}", folder, log
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(self._folder)]
+        command += ["--served-model-name", "student", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--dtype", "float32", "--enforce-eager", "--max-num-seqs", "64", "--generation-config", "vllm"]
+        command += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", "8192", "--max-model-len", "256"]
+        environment = {
+            **os.environ,
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_HOST_IP": "127.0.0.1",
+        }
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+    def wait(self) -> None:
+        for _ in range(360):
+            try:
+                if httpx.get(f"{self.url}/health", timeout=2).status_code == 200:
+                    return
+            except httpx.HTTPError:
+                pass
+            if self._process is None or self._process.poll() is not None:
+                break
+            time.sleep(0.5)
+        raise RuntimeError(f"vLLM's server did not start: {self._log.read_text()[-3000:]}")
+
+    def kill(self) -> None:
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    served = Server(folder, tmp_path_factory.mktemp("server") / "log")
+    served.start()
+    try:
+        served.wait()
+        yield served
+    finally:
+        served.kill()
+
+
+@pytest.fixture
+def on_server(server: Server, scorer: TransformersScorer) -> Callable[..., ServerSampler]:
+    def make(**settings: Any) -> ServerSampler:
+        asked = VLLMServerEngine(urls=[server.url], device="cpu", **settings)
+        return ServerSampler(STOP, asked, look_up(asked), lambda: scorer)
+
+    return make
+
+
+def test_a_server_samples_as_its_engine_does(
+    on_server: Callable[..., ServerSampler], transformers: TransformersSampler, scorer: TransformersScorer
+) -> None:
+    sampler, draws = on_server(concurrency=32), branches(4, 10) + SPECIAL
+    ends = sampler.continue_prefixes(TRUNKS, draws, 1.0)
+    stops_alike(ends, draws, scorer.vocabulary)
+    assert same(on_server(concurrency=3).continue_prefixes(TRUNKS, draws[::-1], 1.0), ends[::-1])
+    assert agree(transformers, sampler, scorer.vocabulary, count=10, draws=60) > 1e-3
+
+
+def test_a_server_that_is_killed_and_restarted_loses_nothing(
+    on_server: Callable[..., ServerSampler], server: Server
+) -> None:
+    sampler, draws = on_server(concurrency=16), branches(10, 60, limit=200)
+    expected = sampler.continue_prefixes(TRUNKS, draws, 1.0)
+
+    def disturb() -> None:
+        time.sleep(0.7)
+        server.kill()
+        time.sleep(1)
+        server.start()
+
+    answered: list[int] = []
+    lost: list[httpx.HTTPError] = []
+    post = sampler._post
+
+    def counted(*args: Any) -> Any:
+        try:
+            choice = post(*args)
+        except httpx.HTTPError as error:
+            lost.append(error)
+            raise
+        answered.append(1)
+        return choice
+
+    sampler._post = counted  # type: ignore[method-assign]
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    got = sampler.continue_prefixes(TRUNKS, draws, 1.0)
+    thread.join()
+    server.wait()
+    assert same(got, expected)
+    assert lost and len(answered) == len(draws)  # each was answered once; what was under way was asked again
+
+
+def test_a_server_that_stays_away_is_a_clear_error(on_server: Callable[..., ServerSampler], server: Server) -> None:
+    sampler = on_server(patience=1.0)
+    server.kill()
+    try:
+        with pytest.raises(EngineError, match="no server has answered for"):
+            sampler.continue_prefixes(TRUNKS, branches(2, 4), 1.0)
+    finally:
+        server.start()
+        server.wait()
+
+
+def test_a_server_of_another_model_is_refused(
+    server: Server, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    random_model(tmp_path / "other", 5, len(tokenizer) + 4, hidden=32, head_dim=32, scale=4.0)
+    other = load_transformers(Model(path=str(tmp_path / "other")), TransformersEngine(device="cpu"), len(tokenizer))
+    asked = VLLMServerEngine(urls=[server.url], device="cpu")
+    with pytest.raises(EngineError, match=f"log-probabilities by {server.url} differ"):
+        ServerSampler(STOP, asked, look_up(asked), lambda: other)
+    with pytest.raises(EngineError, match=r"serves \['student'\] and not engine.model 'teacher'"):
+        look_up(VLLMServerEngine(urls=[server.url], model="teacher"))
+
+
+@torch.inference_mode()
+def test_log_probabilities_are_those_of_transformers(vllm: VLLMSampler, scorer: TransformersScorer) -> None:
+    vllm.continue_prefixes(TRUNKS, branches(1, 1), 1.0)
+    from vllm import SamplingParams
+
+    ids = [*PROMPT, *range(2, 26)]
+    asked = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
+    (output,) = vllm._asked([{"prompt_token_ids": ids}], [asked])
+    theirs = [step[token].logprob for token, step in zip(ids[1:], output.prompt_logprobs[1:], strict=True)]
+    logits = scorer.model(input_ids=torch.tensor([ids])).logits[0, :-1]
+    own = torch.log_softmax(logits, -1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+    assert float((own - torch.tensor(theirs)).abs().max()) < 1e-4
