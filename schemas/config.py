@@ -507,7 +507,7 @@ class TransformersEngine(ScoringSettings):
     rows: int | None = Field(
         None,
         ge=1,
-        description="Most draws decoded beside each other; 512 on CPU and 4096 on GPU where null",
+        description="Most draws decoded beside each other; 1024 on CPU and 4096 on GPU where null",
         json_schema_extra=COSMETIC,
     )
 

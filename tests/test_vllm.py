@@ -215,7 +215,7 @@ def test_a_server_samples_as_its_engine_does(
 
 
 def test_a_server_that_is_killed_and_restarted_loses_nothing(
-    on_server: Callable[..., ServerSampler], server: Server
+    on_server: Callable[..., ServerSampler], server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sampler, draws = on_server(concurrency=16), branches(10, 60, limit=200)
     expected = sampler.continue_prefixes(TRUNKS, draws, 1.0)
@@ -239,7 +239,7 @@ def test_a_server_that_is_killed_and_restarted_loses_nothing(
         answered.append(1)
         return choice
 
-    sampler._post = counted  # type: ignore[method-assign]
+    monkeypatch.setattr(sampler, "_post", counted)
     thread = threading.Thread(target=disturb)
     thread.start()
     got = sampler.continue_prefixes(TRUNKS, draws, 1.0)

@@ -16,7 +16,7 @@ from tasks.engines.transformers import TransformersScorer
 
 _CHUNK = {"cpu": 512, "cuda": 4096}
 """Tokens of a trunk in one forward pass."""
-_ROWS = {"cpu": 512, "cuda": 4096}
+_ROWS = {"cpu": 1024, "cuda": 4096}
 _SLACK = 16
 _LAYERS = {"full_attention", "sliding_attention"}
 
@@ -37,7 +37,7 @@ class TransformersSampler:
         self.decoded, self.work = 0, Work()
         self._scorer, self._stop, self._device = scorer, stop, scorer.device
         self._logit_rows = 4 * settings.score_rows
-        self._rows = settings.rows or _ROWS.get(self._device.type, 512)
+        self._rows = settings.rows or _ROWS.get(self._device.type, 1024)
         self._chunk = _CHUNK.get(self._device.type, 512)
         self._prompts: dict[tuple[int, ...], Any] = {}
         self._trunks: dict[Trunk, Any] = {}
@@ -123,7 +123,11 @@ class TransformersSampler:
                 group = {}
 
     def _trunk(self, trunk: Trunk, length: int) -> KeysValues:
-        """A trunk's keys and values up to `length` at least: whole chunks, so that they never depend on the call."""
+        """A trunk's keys and values up to `length`.
+
+        Chunks start where they always do, and what is kept of another length is only used up to the last whole one:
+        so the bytes follow from the call alone, whatever was kept of those before it.
+        """
         prompt = len(trunk.prompt)
         if trunk.prompt not in self._prompts:
             self._prompts[trunk.prompt] = self._extended(DynamicCache(), trunk.prompt)
@@ -133,8 +137,13 @@ class TransformersSampler:
                 cache.update(keys, values, layer)
             self._trunks[trunk] = cache
         cache = self._trunks[trunk]
-        while (done := cache.get_seq_length()) < min(length, prompt + len(trunk.completion)):
-            self._extended(cache, trunk.completion[done - prompt : done - prompt + self._chunk])
+        wanted = max(0, length - prompt)
+        done = cache.get_seq_length() - prompt
+        if done != wanted:
+            whole = min(done, wanted) // self._chunk * self._chunk
+            if done > whole:
+                cache.crop(whole - done)
+            self._extended(cache, trunk.completion[whole:wanted])
         return _pairs(cache)
 
     def _extended(self, cache: Any, tokens: Sequence[int]) -> Any:
