@@ -1,19 +1,27 @@
 """The transformers engine against slow references: whole forward passes, no cache, one draw at a time."""
 
+import socket
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from transformers import AutoModelForCausalLM
 
+from flows.configuration import ConfigurationError, checked
 from schemas.config import Model, TransformersEngine
+from tasks.engines.attention import Part, attend
 from tasks.engines.protocol import Draw, EngineError, Trunk
+from tasks.engines.sampling import inverse_cdf
 from tasks.engines.scoring import View, score_blocks
 from tasks.engines.streams import stream_seed, uniforms
 from tasks.engines.transformers import TransformersScorer, load_transformers
 from tasks.engines.trunks import TransformersSampler
+from tasks.job import Job
+from tasks.questions import InputError
 
 STOP = frozenset([1])
 
@@ -154,3 +162,186 @@ def test_no_gpu_for_a_gpu_setting_is_a_clear_error(models: Path, tokenizer: Any)
         device, message = "cuda", "this machine has 0 GPUs"
     with pytest.raises(EngineError, match=message):
         load_transformers(Model(path=str(models / "student")), TransformersEngine(device=device), len(tokenizer))
+
+
+def tiny(config: str, **settings: Any) -> Any:
+    """A random model of another architecture."""
+    torch.manual_seed(3)
+    made = getattr(transformers, f"{config}Config")(
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        initializer_range=0.5,
+        max_position_embeddings=128,
+        eos_token_id=1,
+        pad_token_id=0,
+        bos_token_id=2,
+        **settings,
+    )
+    return getattr(transformers, f"{config}ForCausalLM")(made).eval()
+
+
+@pytest.mark.parametrize(
+    ("config", "settings"),
+    [
+        ("Mistral", {"sliding_window": 4}),
+        ("Qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}),
+        ("Gemma3", {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}),
+        ("Gemma2", {"sliding_window": 4, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 9.0}),
+        ("Llama", {}),
+    ],
+)
+def test_windows_and_capped_scores_decode_as_whole_forward_passes(config: str, settings: dict[str, Any]) -> None:
+    whole = gemma3(settings) if config == "Gemma3" else tiny(config, **settings)
+    whole.set_attn_implementation("eager")
+    expected = [slow(whole, draw) for draw in DRAWS]
+    ends = sampler_with(whole, rows=7).continue_prefixes(TRUNKS, DRAWS, 1.0)
+    assert [(e.tokens.tolist(), e.cut) for e in ends] == expected
+
+
+def gemma3(settings: dict[str, Any]) -> Any:
+    """Gemma 3's text model, whose configuration has another name."""
+    setattr(transformers, "Gemma3TextForCausalLM", transformers.Gemma3ForCausalLM)  # noqa: B010
+    try:
+        return tiny("Gemma3Text", **settings)
+    finally:
+        delattr(transformers, "Gemma3TextForCausalLM")
+
+
+def test_layers_that_are_no_attention_are_refused(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = TransformersScorer(lambda: model)
+    monkeypatch.setattr(model.config, "layer_types", ["linear_attention", "full_attention"])
+    with pytest.raises(EngineError, match=r"layers of kind linear_attention; use engine\.kind: vllm"):
+        TransformersSampler(scorer, STOP, TransformersEngine(device="cpu"))
+
+
+@pytest.mark.parametrize("failing", [range(1), range(3, 6), range(10, 40)])
+def test_where_memory_runs_out_the_batch_shrinks_and_the_draws_stay(
+    model: Any, monkeypatch: pytest.MonkeyPatch, failing: range
+) -> None:
+    expected = sampler_with(model).continue_prefixes(TRUNKS, DRAWS, 1.0)
+    calls = 0
+    widest: list[int] = []
+
+    def short_of_memory(*args: Any, **kwargs: Any) -> Part:
+        nonlocal calls
+        calls += 1
+        if args[0].shape[0] > 1:
+            widest.append(args[0].shape[0])
+            if calls in failing or (len(failing) > 20 and args[0].shape[0] > 4):
+                raise torch.OutOfMemoryError("no room")
+        return attend(*args, **kwargs)
+
+    sampler = sampler_with(model)
+    monkeypatch.setattr("tasks.engines.decoding.attend", short_of_memory)
+    got = sampler.continue_prefixes(TRUNKS, DRAWS, 1.0)
+    assert [e.tokens.tolist() for e in got] == [e.tokens.tolist() for e in expected]
+    assert widest[-1] < max(widest)
+
+
+def test_no_memory_for_one_draw_is_a_clear_error(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_at_all(*_: Any, **__: Any) -> Part:
+        raise torch.OutOfMemoryError("no room")
+
+    sampler = sampler_with(model)
+    monkeypatch.setattr("tasks.engines.decoding.attend", none_at_all)
+    with pytest.raises(EngineError, match="not enough memory on cpu for one draw"):
+        sampler.continue_prefixes(TRUNKS, DRAWS, 1.0)
+
+
+def test_ended_rows_leave_and_waiting_ones_enter(model: Any) -> None:
+    sampler = sampler_with(model, rows=16)
+    draws = [Draw(0, i % 5, 5 + i % 20, 60, i) for i in range(400)]
+    ends = sampler.continue_prefixes(TRUNKS, draws, 1.0)
+    lengths = [len(e.tokens) for e in ends]
+    assert sampler.work.useful_steps == sum(lengths) and 4 * min(lengths) < max(lengths)
+    assert sampler.work.row_steps < 1.1 * sum(lengths)
+
+
+def test_a_scorer_gives_its_memory_back_and_scores_as_before(models: Path, tokenizer: Any) -> None:
+    rooms: list[int] = []
+    scorer = load_transformers(
+        Model(path=str(models / "student")), TransformersEngine(device="cpu"), len(tokenizer), lambda: rooms.append(1)
+    )
+    sampler = TransformersSampler(scorer, STOP, TransformersEngine(device="cpu"))
+    hidden, draws = scorer.hidden([PROMPT], [1])[0], sampler.continue_prefixes(TRUNKS, DRAWS, 1.0)
+    before = scorer.log_probs(hidden)
+    scorer.unload()
+    assert not scorer.loaded and torch.equal(scorer.log_probs(hidden), before)  # the head stays
+    assert not scorer.loaded
+    again = sampler.continue_prefixes(TRUNKS, DRAWS, 1.0)
+    assert scorer.loaded and rooms == [1, 1]
+    assert [e.tokens.tolist() for e in again] == [e.tokens.tolist() for e in draws]
+    assert torch.allclose(scorer.hidden([PROMPT], [1])[0], hidden, atol=1e-5)
+
+
+def test_student_and_teacher_take_turns_where_memory_does_not_hold_both(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Job(checked(settings))
+    teacher = job.config.model_teachers[0]
+    monkeypatch.setattr("tasks.job.fits", lambda model, device: False)
+    student, other = job.student, job.teacher_scorer(teacher)
+    views = [View(student, PROMPT), View(other, PROMPT)]
+    tokens, offsets = np.array([20, 21, 22, 1], dtype=np.int32), np.array([0, 4])
+    turned = [x for _, x in score_blocks(views, tokens, offsets)]
+    assert (student.loaded, other.loaded) in {(True, False), (False, True)}
+    monkeypatch.setattr("tasks.job.fits", lambda model, device: True)
+    together = [x for _, x in score_blocks(views, tokens, offsets)]
+    assert student.loaded and other.loaded
+    for a, b in zip(turned[0], together[0], strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_model_larger_than_memory_is_refused_before_it_is_loaded(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.engines.memory.total_memory", lambda device: 1000)
+    with pytest.raises(InputError, match=r"student.path: .* GiB of weights in float32, but cpu has 0.00 GiB"):
+        Job(checked(settings))
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
+def test_missing_vllm_is_a_clear_error(settings: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"engine.kind: vLLM is not installed: pip install 'opdscope\[vllm\]'"):
+        Job(checked({**settings, "engine": {"kind": "vllm"}}))
+
+
+def test_a_server_that_is_not_there_is_a_clear_error(settings: dict[str, Any]) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    with pytest.raises(InputError, match=f"engine.urls: {url} does not answer as a vLLM server"):
+        Job(checked({**settings, "engine": {"kind": "vllm-server", "urls": [url]}}))
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("localhost:8000", "is no server's address"),
+        ("http://user:secret@host:1", "an address holds a password"),
+    ],
+)
+def test_addresses_are_checked(settings: dict[str, Any], url: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message) as raised:
+        checked({**settings, "engine": {"kind": "vllm-server", "urls": [url]}})
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("vocabulary", [5, 128, 300])
+def test_inverse_cdf_is_that_of_the_whole_row(vocabulary: int) -> None:
+    rng = np.random.default_rng(0)
+    logits = torch.from_numpy(rng.normal(scale=4, size=(500, vocabulary))).float()
+    logits[::3, vocabulary // 2] = -torch.inf
+    u = torch.from_numpy(rng.random(500))
+    cdf = torch.softmax(logits.double() / 0.8, -1).cumsum(-1)
+    slowly = (cdf <= u[:, None] * cdf[:, -1:]).sum(-1)
+    assert torch.equal(inverse_cdf(logits, u, 0.8), slowly)
+    last = torch.tensor([5.0, 1.0, -torch.inf]).repeat(2, 1)
+    assert inverse_cdf(last, torch.tensor([1 - 2**-53, 0.0], dtype=torch.float64), 1.0).tolist() == [1, 0]
+    with pytest.raises(EngineError, match="not numbers"):
+        inverse_cdf(torch.full((1, 4), torch.nan), u[:1], 1.0)
