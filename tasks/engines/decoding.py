@@ -321,6 +321,8 @@ class Decoder:
         if not self._waiting:
             return False
         running = sum(len(c.rows) for c in self._cohorts)
+        if running > (1 - _ENTER) * self._most:
+            return False
         free = self._room - sum(
             max(self._expected(int(i)) + 1, c.width) for c in self._cohorts for i in c.rows[c.alive]
         )
