@@ -184,9 +184,11 @@ class Job:
         return self._lineage.aggregate_key([self.keys[i] for i in ids])
 
     def close(self) -> None:
-        """End worker processes."""
+        """End worker processes, and what samples."""
         if "verifier" in self.__dict__:
             self.verifier.close()
+        if "sampler" in self.__dict__:
+            self.sampler.release()
 
 
 def _writable(url: str) -> Store:

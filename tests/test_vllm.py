@@ -130,7 +130,10 @@ def test_success_is_as_likely_on_transformers_as_on_vllm(vllm: VLLMSampler, tran
     assert agree(transformers, vllm, vllm._vocabulary, count=30, draws=1000) > 1e-3
 
 
-def test_another_model_than_the_student_is_refused(folder: Path, tmp_path: Path, tokenizer: Any) -> None:
+def test_another_model_than_the_student_is_refused(
+    vllm: VLLMSampler, folder: Path, tmp_path: Path, tokenizer: Any
+) -> None:
+    vllm.release()  # one engine a process; it starts again with the next draws
     random_model(tmp_path / "other", 5, len(tokenizer) + 4, hidden=32, head_dim=32, scale=4.0)
     tokenizer.save_pretrained(tmp_path / "other")
     other = load_transformers(Model(path=str(tmp_path / "other")), TransformersEngine(device="cpu"), len(tokenizer))
