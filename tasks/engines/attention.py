@@ -10,6 +10,8 @@ import torch
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from tasks.engines.protocol import EngineError
+
 NAME = "opdscope_shared_prefix"
 
 
@@ -93,7 +95,8 @@ def _forward(
     """What models call: decoding of `rows`, or a pass over whole sequences, causal, padding only on the right."""
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     if kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None:
-        raise NotImplementedError("attention sinks and position biases")
+        name = type(module).__name__
+        raise EngineError(f"{name} has attention sinks or position biases; use engine.kind: vllm or vllm-server")
     if rows is not None:
         return rows.attend(int(getattr(module, "layer_idx")), query, scale, sliding_window, softcap), None  # noqa: B009
     queries, keys = query.shape[2], key.shape[2]

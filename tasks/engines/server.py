@@ -205,9 +205,9 @@ class ServerSampler:
             try:
                 for future in running:
                     future.result()
-            except BaseException:
-                work.fail(EngineError("interrupted"))
-                raise
+            finally:
+                if work.left:  # else workers would go on behind an interrupt
+                    work.fail(EngineError("interrupted"))
         if work.failure is not None:
             raise work.failure
         done = [r for r in work.results if r is not None]
