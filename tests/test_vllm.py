@@ -18,6 +18,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
+import yaml
 from scipy.stats import chi2_contingency
 from transformers import PreTrainedTokenizerFast
 
@@ -25,7 +26,7 @@ from schemas.config import Model, TransformersEngine, VLLMEngine, VLLMServerEngi
 from tasks.engines.protocol import Continuation, Draw, EngineError, Sampler, Trunk
 from tasks.engines.server import ServerSampler, look_up
 from tasks.engines.streams import stream_seed
-from tasks.engines.transformers import TransformersScorer, load_transformers, stop_tokens
+from tasks.engines.transformers import SELF_TEST_LIMIT, TransformersScorer, load_transformers, stop_tokens
 from tasks.engines.trunks import TransformersSampler
 from tasks.engines.vllm import VLLMSampler
 from tests.conftest import random_model
@@ -230,16 +231,17 @@ def test_a_server_that_is_killed_and_restarted_loses_nothing(
         server.start()
 
     answered: list[int] = []
+    probed: list[int] = []
     lost: list[httpx.HTTPError] = []
     post = sampler._post
 
-    def counted(*args: Any) -> Any:
+    def counted(client: httpx.Client, url: str, body: dict[str, Any]) -> Any:
         try:
-            choice = post(*args)
+            choice = post(client, url, body)
         except httpx.HTTPError as error:
             lost.append(error)
             raise
-        answered.append(1)
+        (probed if "prompt_logprobs" in body else answered).append(1)
         return choice
 
     monkeypatch.setattr(sampler, "_post", counted)
@@ -250,6 +252,26 @@ def test_a_server_that_is_killed_and_restarted_loses_nothing(
     server.wait()
     assert same(got, expected)
     assert lost and len(answered) == len(draws)  # each was answered once; what was under way was asked again
+    assert probed  # a server that was away shows again what it serves
+
+
+def test_a_server_that_comes_back_with_another_model_is_refused(
+    on_server: Callable[..., ServerSampler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampler = on_server(concurrency=4)
+    post, asked = sampler._post, 0
+
+    def away_once(*args: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        if asked == 3:
+            raise httpx.ConnectError("connection refused")
+        return post(*args)
+
+    monkeypatch.setattr(sampler, "_post", away_once)
+    monkeypatch.setattr(sampler, "_probe_scores", sampler._probe_scores + 1.0)
+    with pytest.raises(EngineError, match=r"log-probabilities by http://127\.0\.0\.1"):
+        sampler.continue_prefixes(TRUNKS, branches(4, 4), 1.0)
 
 
 def test_a_server_that_stays_away_is_a_clear_error(on_server: Callable[..., ServerSampler], server: Server) -> None:
@@ -275,15 +297,99 @@ def test_a_server_of_another_model_is_refused(
         look_up(VLLMServerEngine(urls=[server.url], model="teacher"))
 
 
+@pytest.fixture
+def run(
+    settings: dict[str, Any], folder: Path, tmp_path: Path, prefect_environment: dict[str, str]
+) -> Callable[..., subprocess.Popen[str]]:
+    """Starts `opdscope run` of the small run, student as above, on an engine, into a store of its own."""
+    settings["student"]["path"] = str(folder)
+    settings["execution"] = {"questions_per_task": 2, "round_draws": 32, "round_seconds": 0.0}
+    settings["tree"]["draws"] = 24
+
+    def start(name: str, engine: dict[str, Any]) -> subprocess.Popen[str]:
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump({**settings, "engine": engine, "store": str(tmp_path / name)}))
+        return subprocess.Popen(
+            [sys.executable, "-m", "flows.cli", "run", str(path)],
+            env=prefect_environment,
+            cwd=Path(__file__).parents[1],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+def finished(process: "subprocess.Popen[str]") -> str:
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    return out
+
+
+def outputs(store: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in (store / "runs" / "small").glob("*.parquet")}
+
+
+def test_a_whole_run_on_vllm(run: Callable[..., "subprocess.Popen[str]"], tmp_path: Path) -> None:
+    engine = {"kind": "vllm", "device": "cpu", "cache": 1.0}
+    out = finished(run("offline", engine))
+    assert ", 0 from the store" in out and len(outputs(tmp_path / "offline")) == 5
+    again = finished(run("offline", {**engine, "max_num_seqs": 7}))
+    assert "0 artefacts made" in again and ", 0 tokens decoded" in again
+
+
+def test_a_whole_run_on_two_servers_one_of_them_killed(
+    run: Callable[..., "subprocess.Popen[str]"], server: Server, folder: Path, tmp_path: Path
+) -> None:
+    second = Server(folder, tmp_path / "second.log")
+    second.start()
+    try:
+        second.wait()
+        engine = {"kind": "vllm-server", "device": "cpu", "concurrency": 16}
+        finished(run("one", {**engine, "urls": [server.url]}))
+        both = run("two", {**engine, "urls": [server.url, second.url]})
+        for _ in range(1200):
+            if any((tmp_path / "two" / "rounds").glob("*/*")):
+                break
+            time.sleep(0.05)
+        second.kill()
+        assert both.poll() is None
+        time.sleep(1.0)
+        second.start()
+        finished(both)
+        second.wait()
+    finally:
+        second.kill()
+    assert outputs(tmp_path / "two") == outputs(tmp_path / "one")
+    assert (tmp_path / "second.log").read_text().count("POST /v1/completions") > 5  # a probe is 1
+
+
+def test_bfloat16_agrees_within_its_limit(vllm: VLLMSampler, folder: Path, tokenizer: Any) -> None:
+    vllm.release()
+    model = Model(path=str(folder), dtype="bfloat16")
+    scorer = load_transformers(model, TransformersEngine(device="cpu"), len(tokenizer))
+    sampler = VLLMSampler(model, STOP, VLLMEngine(device="cpu", cache=1.0), lambda: scorer)
+    draws = branches(4, 16)
+    stops_alike(sampler.continue_prefixes(TRUNKS, draws, 1.0), draws, sampler._vocabulary)
+    error = log_probability_error(sampler, scorer)
+    sampler.release()
+    assert 0 < error < SELF_TEST_LIMIT[torch.bfloat16]
+
+
 @torch.inference_mode()
-def test_log_probabilities_are_those_of_transformers(vllm: VLLMSampler, scorer: TransformersScorer) -> None:
-    vllm.continue_prefixes(TRUNKS, branches(1, 1), 1.0)
+def log_probability_error(vllm: VLLMSampler, scorer: TransformersScorer) -> float:
     from vllm import SamplingParams
 
     ids = [*PROMPT, *range(2, 26)]
     asked = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
     (output,) = vllm._asked([{"prompt_token_ids": ids}], [asked])
     theirs = [step[token].logprob for token, step in zip(ids[1:], output.prompt_logprobs[1:], strict=True)]
-    logits = scorer.model(input_ids=torch.tensor([ids])).logits[0, :-1]
+    logits = scorer.model(input_ids=torch.tensor([ids])).logits[0, :-1].float()
     own = torch.log_softmax(logits, -1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
-    assert float((own - torch.tensor(theirs)).abs().max()) < 1e-4
+    return float((own - torch.tensor(theirs)).abs().max())
+
+
+def test_log_probabilities_are_those_of_transformers(vllm: VLLMSampler, scorer: TransformersScorer) -> None:
+    vllm.continue_prefixes(TRUNKS, branches(1, 1), 1.0)
+    assert log_probability_error(vllm, scorer) < 1e-4

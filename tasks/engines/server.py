@@ -93,6 +93,8 @@ class _Work:
     failure: EngineError | None = None
     last_answer: float = field(default_factory=time.monotonic)
     changed: Condition = field(default_factory=Condition)
+    was_away: set[int] = field(default_factory=set)
+    """Servers that have to show again what they serve."""
 
     def take(self, server: int) -> int | None:
         """A draw for a server; None where all are done or the call has failed. Waits where others may give back."""
@@ -109,6 +111,7 @@ class _Work:
     def give_back(self, server: int, draw: int) -> None:
         with self.changed:
             self.waiting[server].appendleft(draw)
+            self.was_away.add(server)
             self.changed.notify_all()
 
     def finish(self, draw: int, result: Continuation) -> None:
@@ -151,7 +154,13 @@ class ServerSampler:
         student = scorer()
         self._vocabulary = student.vocabulary
         self._bias = {str(i): _PADDING_BIAS for i in range(student.vocabulary, student.rows)}
-        self._self_test(student)
+        self._probe, self._probe_scores, self._compare = student.probe(), student.probe_scores(), student.compare
+        with _client(settings, settings.timeout) as client:
+            for server in served:
+                try:
+                    self._check(client, server)
+                except httpx.HTTPError as error:
+                    raise EngineError(f"{server.url} does not score a probe ({_reason(error)})") from error
 
     def release(self) -> None:
         """Nothing is held here."""
@@ -184,6 +193,9 @@ class ServerSampler:
             pause = _FIRST_PAUSE
             while (i := work.take(server)) is not None:
                 try:
+                    if server in work.was_away:
+                        self._check(client, self._served[server])
+                        work.was_away.discard(server)
                     work.finish(i, ask(client, server, i))
                     pause = _FIRST_PAUSE
                 except EngineError as error:
@@ -233,26 +245,21 @@ class ServerSampler:
             raise EngineError(f"{url} returns no token ids; vLLM 0.10.2 or newer is needed")
         return dict(choice)
 
-    def _self_test(self, student: "TransformersScorer") -> None:
-        """Log-probabilities of a probe must be those of the model the stages score with, on every server.
+    def _check(self, client: httpx.Client, server: Served) -> None:
+        """Log-probabilities of a probe must be those of the model the stages score with.
 
         Raises:
             EngineError: they are not.
+            httpx.HTTPError: the server is away.
         """
-        probe, own = student.probe(), student.probe_scores()
-        with _client(self._settings, self._settings.timeout) as client:
-            for server in self._served:
-                body = {
-                    "model": server.model,
-                    "prompt": probe,
-                    "max_tokens": 1,
-                    "prompt_logprobs": 0,
-                    "add_special_tokens": False,
-                    "return_token_ids": True,
-                }
-                try:
-                    steps = self._post(client, server.url, body)["prompt_logprobs"][1:]
-                except httpx.HTTPError as error:
-                    raise EngineError(f"{server.url} does not score a probe ({_reason(error)})") from error
-                theirs = [step[str(token)]["logprob"] for token, step in zip(probe[1:], steps, strict=True)]
-                student.compare(f"by {server.url}", own, torch.tensor(theirs))
+        body = {
+            "model": server.model,
+            "prompt": self._probe,
+            "max_tokens": 1,
+            "prompt_logprobs": 0,
+            "add_special_tokens": False,
+            "return_token_ids": True,
+        }
+        steps = self._post(client, server.url, body)["prompt_logprobs"][1:]
+        theirs = [step[str(token)]["logprob"] for token, step in zip(self._probe[1:], steps, strict=True)]
+        self._compare(f"by {server.url}", self._probe_scores, torch.tensor(theirs))
