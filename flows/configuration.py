@@ -1,13 +1,14 @@
 """Configuration files: read, overridden, and checked with one-line errors."""
 
 import difflib
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from schemas.config import RunConfig, settings_in
+from schemas.config import Execution, RunConfig, settings_in
 
 
 class ConfigurationError(ValueError):
@@ -91,6 +92,43 @@ def checked(data: dict[str, Any]) -> RunConfig:
         return RunConfig.model_validate(data)
     except ValidationError as error:
         raise ConfigurationError("\n".join(explain(error, RunConfig))) from error
+
+
+def check_ranked(config: RunConfig) -> None:
+    """Refuse what cannot be ranked.
+
+    Raises:
+        ConfigurationError: there is no student, or only one rollout a question.
+    """
+    if config.student is None:
+        raise ConfigurationError(
+            "tree.kind: 'recorded', but a ranking is made from rollouts of a model; give questions and student"
+        )
+    if config.sampling.rollouts < 2:
+        raise ConfigurationError(
+            f"sampling.rollouts: {config.sampling.rollouts}, but a ranking needs two rollouts a question or more"
+        )
+
+
+def check_execution(execution: Execution) -> None:
+    """Refuse to start on Ray without what it needs.
+
+    Raises:
+        ConfigurationError: a package or a Prefect server is missing.
+    """
+    if execution.task_runner != "ray":
+        return
+    if find_spec("prefect_ray") is None:
+        raise ConfigurationError(
+            "execution.task_runner: 'ray', but prefect-ray is not installed: pip install 'opdscope[ray]'"
+        )
+    from prefect.settings import get_current_settings
+
+    if get_current_settings().api.url is None:
+        raise ConfigurationError(
+            "execution.task_runner: 'ray' needs a running Prefect server (each worker would start its own); "
+            "start `opdscope serve` and set PREFECT_API_URL"
+        )
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:

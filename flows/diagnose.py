@@ -1,15 +1,19 @@
 """The diagnosis: the six stages in order, each in a few tasks of many questions."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, cast
 
-from prefect import flow
+from prefect import State, flow
 from prefect.logging import get_run_logger
 
+from flows.artifacts import output_link, progress_artifacts, scores_artifact, summary_artifact
+from flows.configuration import check_execution
+from flows.running import retried, task_runner
 from schemas.config import RunConfig
 from tasks.job import forget_jobs, open_job
 from tasks.lineage import sources
-from tasks.outputs import aggregate_task, write_run
+from tasks.outputs import aggregate_task, write_references, write_run
 from tasks.progress import report
 from tasks.questions import InputError
 from tasks.stages import BY_SOURCE, OF_RUN, STAGES, Outcome, stage_task
@@ -19,19 +23,70 @@ MOST_BATCHES = 25
 """A flow has tens to a few hundred task runs at any size."""
 
 
+class QuestionsFailedError(RuntimeError):
+    """Some questions failed and the others are done; running again tries those that failed.
+
+    Attributes:
+        failed: the error of each.
+        run: the content of `run.json`, where the others gave outputs.
+    """
+
+    def __init__(self, failed: dict[str, str], run: dict[str, Any] | None = None) -> None:
+        """Name the first ones in the message."""
+        self.failed, self.run = failed, run
+        shown = "; ".join(f"{question}: {error}" for question, error in list(failed.items())[:5])
+        more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
+        super().__init__(f"{len(failed)} questions failed, run again to try them: {shown}{more}")
+
+
+@dataclass
+class Progressed:
+    """How far the stages of a run came.
+
+    Attributes:
+        ids: questions that are left.
+        left_out: those that are not, with the reason; `failed` by an error.
+        stages: what each stage did.
+    """
+
+    ids: list[str]
+    left_out: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    stages: dict[str, Outcome] = field(default_factory=dict)
+
+    def add(self, stage: str, part: Outcome) -> None:
+        """Count a task's figures."""
+        total = self.stages.setdefault(stage, Outcome())
+        total.made += part.made
+        total.cached += part.cached
+        total.decoded_tokens += part.decoded_tokens
+        total.seconds += part.seconds
+        total.left_out |= part.left_out
+        total.failed |= part.failed
+
+    def drop(self, stage: str) -> None:
+        """Go on without the questions that a stage could not do.
+
+        Raises:
+            QuestionsFailedError: none is left, by errors.
+            InputError: none is left, by what their rollouts are.
+        """
+        of_stage = self.stages[stage]
+        self.failed |= of_stage.failed
+        self.left_out |= of_stage.left_out | of_stage.failed
+        self.ids = [i for i in self.ids if i not in self.left_out]
+        if self.ids:
+            return
+        if self.failed:
+            raise QuestionsFailedError(self.failed)
+        reasons = "; ".join(sorted(set(self.left_out.values())))
+        raise InputError("sampling", f"no question is left: {reasons}")
+
+
 def batches(ids: list[str], size: int) -> list[list[str]]:
     """Questions cut into batches of at least `size`, and into no more than `MOST_BATCHES`."""
     size = max(size, -(-len(ids) // MOST_BATCHES))
     return [ids[i : i + size] for i in range(0, len(ids), size)]
-
-
-def add(total: Outcome, part: Outcome) -> None:
-    """Add a task's figures to its stage's."""
-    total.made += part.made
-    total.cached += part.cached
-    total.decoded_tokens += part.decoded_tokens
-    total.seconds += part.seconds
-    total.failed = {**(total.failed or {}), **(part.failed or {})}
 
 
 @flow(name="diagnose", flow_run_name="{config.name}", persist_result=False)
@@ -40,58 +95,80 @@ def diagnose(config: RunConfig) -> dict[str, Any]:
 
     Returns:
         the content of `run.json`.
+
+    Raises:
+        QuestionsFailedError: some questions failed; outputs are of the others.
     """
     try:
-        return _diagnose(config)
+        with progress_artifacts():
+            return _diagnose(config)
     finally:
         forget_jobs()
 
 
 def _diagnose(config: RunConfig) -> dict[str, Any]:
-    ids, failed, stages = run_stages(config, STAGES)
+    done = run_stages(config, "diagnose", STAGES)
     report("aggregate", 0, 1)
-    files, stages["aggregate"] = aggregate_task(config, ids, failed, return_state=True).result()
+    aggregate = retried(aggregate_task, config.execution)
+    finished = cast(State[Any], aggregate(config, done.ids, done.left_out, return_state=True))
+    files, done.stages["aggregate"] = finished.result()
     job = open_job(config)
-    run = write_run(job, ids, failed, files, stages)
+    job.leave_out(done.left_out)
+    run = write_run(job, done.ids, done.left_out, list(done.failed), files, done.stages)
     get_run_logger().info("outputs in %s", job.store.path("runs", config.name))
+    scores_artifact(job.store, config.name)
+    output_link(job.store, config.name, "report.html")
+    summary_artifact(config.name, done.stages, done.left_out, done.failed)
+    if done.failed:
+        raise QuestionsFailedError(done.failed, run)
     return run
 
 
-def run_stages(config: RunConfig, wanted: Sequence[str]) -> tuple[list[str], dict[str, str], dict[str, Outcome]]:
+def run_stages(config: RunConfig, name: str, wanted: Sequence[str]) -> Progressed:
     """Run some stages in order, each in a few tasks.
 
-    Returns:
-        the questions that were left, those left out with the reason, and what each stage did.
+    Args:
+        name: of the flow.
+
+    Raises:
+        QuestionsFailedError: no question is left, by errors.
+        InputError: no question is left, by what their rollouts are.
     """
-    ids = list(open_job(config).questions)
-    stages: dict[str, Outcome] = {}
-    for stage in wanted:
-        total = stages[stage] = Outcome()
-        parts = sources(config) if stage in BY_SOURCE else [None]
-        report(stage, 0, len(ids) * len(parts))
-        if stage == "trees":
-            report("draws", 0, len(ids) * most_draws(config.tree))
-        size = len(ids) if stage in OF_RUN else config.execution.questions_per_task
-        for source in parts:
-            for batch in batches(ids, size):
-                first = ids.index(batch[0]) + 1
-                which = f" of {source.teacher}/{source.context}" if source is not None else ""
-                label = f"{stage}{which}, questions {first}-{first + len(batch) - 1} of {len(ids)}"
-                named = stage_task.with_options(name=stage)
-                state = named(
-                    label,
-                    config,
-                    stage,
-                    batch,
-                    tuple(source) if source is not None else None,
-                    return_state=True,
+    check_execution(config.execution)
+    job = open_job(config)
+    write_references(job, name, wanted)
+    done = Progressed(list(job.questions))
+    with task_runner(config.execution) as start:
+        for stage in wanted:
+            done.stages[stage] = Outcome()
+            parts = sources(config) if stage in BY_SOURCE else [None]
+            report(stage, 0, len(done.ids) * len(parts))
+            if stage == "trees":
+                report("draws", 0, len(done.ids) * most_draws(config.tree))
+            size = len(done.ids) if stage in OF_RUN else config.execution.questions_per_task
+            named = retried(stage_task.with_options(name=stage), config.execution)
+            started = [
+                start(
+                    named,
+                    {
+                        "label": _label(stage, source, batch, done.ids),
+                        "config": config,
+                        "stage": stage,
+                        "ids": batch,
+                        "source": tuple(source) if source is not None else None,
+                        "left_out": sorted(done.left_out),
+                    },
                 )
-                add(total, state.result())
-        if stage == "rollouts":
-            ids = [i for i in ids if i not in (total.failed or {})]
-            if not ids:
-                reasons = sorted(set((total.failed or {}).values()))
-                raise InputError(
-                    "sampling.max_tokens", f"{config.sampling.max_tokens}: {'; '.join(reasons)}, in every question"
-                )
-    return ids, stages["rollouts"].failed or {}, stages
+                for source in parts
+                for batch in batches(done.ids, size)
+            ]
+            for finish in started:
+                done.add(stage, finish().result())
+            done.drop(stage)
+    return done
+
+
+def _label(stage: str, source: tuple[str, str] | None, batch: Sequence[str], ids: Sequence[str]) -> str:
+    first = ids.index(batch[0]) + 1
+    which = f" of {source[0]}/{source[1]}" if source is not None else ""
+    return f"{stage}{which}, questions {first}-{first + len(batch) - 1} of {len(ids)}"

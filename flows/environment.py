@@ -20,6 +20,7 @@ def prepare(home: Path | None = None) -> None:
         "PREFECT_HOME": str(folder.resolve()),
         "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str((folder / "results").resolve()),
         "PREFECT_SERVER_MEMO_STORE_PATH": str((folder / "memo_store.toml").resolve()),
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "tasks,flows",
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the command tells; the UI has all logs
         "TOKENIZERS_PARALLELISM": "false",
         "TQDM_DISABLE": "1",  # progress is shown by the stages

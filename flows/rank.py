@@ -5,10 +5,12 @@ from typing import Any
 
 from prefect import flow
 
-from flows.diagnose import run_stages
+from flows.artifacts import progress_artifacts, summary_artifact, table_artifact
+from flows.configuration import check_ranked
+from flows.diagnose import QuestionsFailedError, run_stages
 from schemas.config import RunConfig
-from tasks.job import forget_jobs
-from tasks.outputs import rank_task
+from tasks.job import forget_jobs, open_job
+from tasks.outputs import rank_task, read_table
 from tasks.progress import report
 
 
@@ -18,12 +20,28 @@ def rank(config: RunConfig) -> dict[str, Any]:
 
     Returns:
         the content of `rank.json`, with what its stages did.
+
+    Raises:
+        QuestionsFailedError: some questions failed; the ranking is of the others.
     """
     try:
-        wanted = ("rollouts", "values", "ranking") if config.ranking.segments > 1 else ("rollouts", "ranking")
-        ids, failed, stages = run_stages(config, wanted)
-        report("rank", 0, 1)
-        result: dict[str, Any] = rank_task(config, ids)
-        return {**result, "failed": failed, "stages": {name: asdict(outcome) for name, outcome in stages.items()}}
+        with progress_artifacts():
+            return _rank(config)
     finally:
         forget_jobs()
+
+
+def _rank(config: RunConfig) -> dict[str, Any]:
+    check_ranked(config)
+    wanted = ("rollouts", "values", "ranking") if config.ranking.segments > 1 else ("rollouts", "ranking")
+    done = run_stages(config, "rank", wanted)
+    report("rank", 0, 1)
+    result: dict[str, Any] = rank_task(config, done.ids)
+    run = {**result, "left_out": done.left_out, "failed": list(done.failed)}
+    run["stages"] = {name: asdict(outcome) for name, outcome in done.stages.items()}
+    store = open_job(config).store
+    table_artifact(f"{config.name}-ranks", read_table(store, config.name, "ranks"), f"ranking of run {config.name}")
+    summary_artifact(f"{config.name}-rank", done.stages, done.left_out, done.failed)
+    if done.failed:
+        raise QuestionsFailedError(done.failed, run)
+    return run

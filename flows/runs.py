@@ -1,6 +1,5 @@
 """What the commands do: check, run the flow, show."""
 
-import io
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,8 @@ from rich.markup import escape
 
 from flows.configuration import (
     ConfigurationError,
+    check_execution,
+    check_ranked,
     checked,
     explain,
     merged,
@@ -21,7 +22,7 @@ from flows.configuration import (
 from flows.environment import prepare
 from schemas.config import CalibrateConfig, RunConfig
 
-OK, BAD_INPUT, INTERRUPTED = 0, 2, 130
+OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 _console = Console(highlight=False)
 if not _console.is_terminal:
@@ -29,8 +30,8 @@ if not _console.is_terminal:
 _errors = Console(stderr=True, highlight=False)
 
 
-def guarded(action: Callable[[], None]) -> int:
-    """Run a command; what the user can put right becomes lines on stderr and exit code 2."""
+def guarded(action: Callable[[], int]) -> int:
+    """Run a command; what the user can put right becomes lines on stderr and exit code 2, what may pass 1."""
     try:
         prepare()  # before anything reads the environment
     except ConfigurationError as error:
@@ -41,14 +42,16 @@ def guarded(action: Callable[[], None]) -> int:
     from tasks.store.artefact import StoreError
 
     try:
-        action()
+        return action()
     except (ConfigurationError, InputError, EngineError, StoreError) as error:
         _errors.print(escape(str(error)), style="red", soft_wrap=True)
         return BAD_INPUT
+    except OSError as error:
+        _errors.print(f"{escape(str(error))}; what is done is kept, run again to continue", style="red", soft_wrap=True)
+        return FAILED
     except KeyboardInterrupt:
         _errors.print("interrupted; what is done is kept, run again to continue")
         return INTERRUPTED
-    return OK
 
 
 def load(path: Path, assignments: list[str]) -> RunConfig:
@@ -59,14 +62,15 @@ def load(path: Path, assignments: list[str]) -> RunConfig:
 def run_file(path: Path, assignments: list[str]) -> int:
     """`opdscope run`."""
 
-    def action() -> None:
+    def action() -> int:
         config = load(path, assignments)
+        check_execution(config.execution)
         from tasks.job import open_job
 
         open_job(config)  # before Prefect's server is started
         from flows.diagnose import diagnose
 
-        _follow(lambda: diagnose(config))
+        return _follow(lambda: diagnose(config))
 
     return guarded(action)
 
@@ -74,38 +78,32 @@ def run_file(path: Path, assignments: list[str]) -> int:
 def rank_file(path: Path, assignments: list[str]) -> int:
     """`opdscope rank`."""
 
-    def action() -> None:
+    def action() -> int:
         config = load(path, assignments)
-        if config.student is None:
-            raise ConfigurationError(
-                "tree.kind: 'recorded', but a ranking is made from rollouts of a model; give questions and student"
-            )
-        if config.sampling.rollouts < 2:
-            raise ConfigurationError(
-                f"sampling.rollouts: {config.sampling.rollouts}, but a ranking needs two rollouts a question or more"
-            )
+        check_ranked(config)
+        check_execution(config.execution)
         from tasks.job import open_job
 
         open_job(config)
         from flows.rank import rank
-        from flows.terminal import progress, rank_table, what_would_settle
+        from flows.terminal import rank_table, what_would_settle
+        from tasks.outputs import read_table
 
-        began = time.monotonic()
-        with progress(_errors):
-            result = rank(config)
-        ranks, store = _table(result["configuration"], "ranks")
-        _console.print(rank_table(ranks, config.scores.level))
-        _console.print(what_would_settle(ranks, result), soft_wrap=True)
-        _tell(result, store.path("runs", config.name, "ranks.parquet"), began)
+        def show(result: dict[str, Any], store: Any) -> str:
+            ranks = read_table(store, config.name, "ranks")
+            _console.print(rank_table(ranks, config.scores.level))
+            _console.print(what_would_settle(ranks, result), soft_wrap=True)
+            return "ranks.parquet"
+
+        return _shown(lambda: rank(config), show)
 
     return guarded(action)
 
 
 def run_calibration(fields: dict[str, object]) -> int:
     """`opdscope calibrate`; exit code 1 where a figure is not what it must be."""
-    failed: list[str] = []
 
-    def action() -> None:
+    def action() -> int:
         try:
             config = CalibrateConfig.model_validate(fields)
         except ValidationError as error:
@@ -121,22 +119,21 @@ def run_calibration(fields: dict[str, object]) -> int:
         with progress(_errors):
             rows = calibrate(config)
         judged = figures(rows)
-        failed.extend(f.name for f in judged if f.holds is False)
         for table in (figure_table(judged), planner_table(by_planner(rows)), ranking_shares(ranking_table(rows))):
             _console.print(table)
         _console.print(
             f"{time.monotonic() - began:.0f} s\n{escape(store.path('runs', config.name, 'calibration.html'))}",
             soft_wrap=True,
         )
+        return FAILED if any(f.holds is False for f in judged) else OK
 
-    code = guarded(action)
-    return 1 if code == OK and failed else code
+    return guarded(action)
 
 
 def run_demo(assignments: list[str], *, questions: int, seed: int) -> int:
     """`opdscope demo`."""
 
-    def action() -> None:
+    def action() -> int:
         fields = parse_overrides(assignments)
         store = str(fields.get("store", ".opdscope"))
         root = Path(".opdscope" if "://" in store else store).expanduser().resolve()
@@ -147,40 +144,55 @@ def run_demo(assignments: list[str], *, questions: int, seed: int) -> int:
         checked(merged(demo_configuration(root, settings), fields))  # a wrong override, before any training
         from flows.demo import demo
 
-        _follow(lambda: demo(settings, str(root), fields))
+        return _follow(lambda: demo(settings, str(root), fields))
 
     return guarded(action)
 
 
-def _follow(run: Callable[[], dict[str, Any]]) -> None:
-    """Run a flow with its progress shown, then show its scores."""
-    from flows.terminal import progress, score_table
+def _follow(run: Callable[[], dict[str, Any]]) -> int:
+    """Run a diagnosis and show its scores."""
 
-    began = time.monotonic()
-    with progress(_errors):
-        result = run()
-    config = result["configuration"]
-    summary, store = _table(config, "summary")
-    _console.print(score_table(summary, config["scores"]["level"]))
-    _tell(result, store.path("runs", config["name"], "report.html"), began)
+    def show(result: dict[str, Any], store: Any) -> str:
+        from flows.terminal import score_table
+        from tasks.outputs import read_table
+
+        summary = read_table(store, result["name"], "summary")
+        _console.print(score_table(summary, result["configuration"]["scores"]["level"]))
+        return "report.html"
+
+    return _shown(run, show)
 
 
-def _table(config: dict[str, Any], name: str) -> tuple[Any, Any]:
-    """A table of a run, and its store."""
-    import polars as pl
+def _shown(run: Callable[[], dict[str, Any]], show: Callable[[dict[str, Any], Any], str]) -> int:
+    """Run a flow with its progress, then show what came of it, also where some questions failed.
 
+    Args:
+        show: prints the result; returns the name of the output to point at.
+    """
+    from flows.diagnose import QuestionsFailedError
+    from flows.terminal import progress
     from tasks.store.artefact import Store
 
-    store = Store(config["store"])
-    data = store.get_bytes("runs", config["name"], f"{name}.parquet")
-    if data is None:
-        raise ConfigurationError(f"store: the outputs of run {config['name']!r} are gone from {config['store']!r}")
-    return pl.read_parquet(io.BytesIO(data)), store
+    began = time.monotonic()
+    failed: QuestionsFailedError | None = None
+    try:
+        with progress(_errors):
+            result = run()
+    except QuestionsFailedError as error:
+        if error.run is None:
+            _errors.print(escape(str(error)), style="red", soft_wrap=True)
+            return FAILED
+        failed, result = error, error.run
+    store = Store(result["configuration"]["store"])
+    _tell(result, store.path("runs", result["name"], show(result, store)), began)
+    if failed is not None:
+        _errors.print(escape(str(failed)), style="red", soft_wrap=True)
+    return FAILED if failed is not None else OK
 
 
 def _tell(result: dict[str, Any], output: str, began: float) -> None:
     """Questions left out, what was made, and where the output is."""
-    for question, reason in result["failed"].items():
+    for question, reason in result["left_out"].items():
         _console.print(f"left out: question {escape(question)}: {escape(reason)}")
     made, cached, tokens = (
         sum(stage[name] for stage in result["stages"].values()) for name in ("made", "cached", "decoded_tokens")
@@ -195,11 +207,12 @@ def _tell(result: dict[str, Any], output: str, began: float) -> None:
 def plan_file(path: Path, assignments: list[str]) -> int:
     """`opdscope plan`."""
 
-    def action() -> None:
+    def action() -> int:
         config = load(path, assignments)
         from flows.plan import cost, cost_table
         from tasks.job import open_job
 
         _console.print(cost_table(cost(open_job(config))))
+        return OK
 
     return guarded(action)

@@ -65,6 +65,19 @@ def _invalid(field: str, message: str) -> PydanticCustomError:
     return PydanticCustomError("opdscope", "{field}: {message}", {"field": field, "message": message})
 
 
+def without_secret(field: str, url: str) -> str:
+    """A store's URL, which must not hold a password.
+
+    Raises:
+        PydanticCustomError: it does.
+    """
+    if "://" in url and urlsplit(url).password is not None:
+        raise _invalid(
+            field, "the URL holds a password; put it in the environment or in the block that storage_block names"
+        )
+    return url
+
+
 class Questions(Settings):
     """Where the questions are and which columns hold what."""
 
@@ -592,6 +605,52 @@ class Execution(Settings):
         description="Between two commits of draws, at the least",
         json_schema_extra=COSMETIC,
     )
+    retries: int = Field(
+        3,
+        ge=0,
+        description="Times that a task is tried again after what can pass: a full disk, a store or server away",
+        json_schema_extra=COSMETIC,
+    )
+    retry_seconds: float = Field(
+        10.0,
+        ge=0,
+        description="Before the first time it is tried again; twice as long each time",
+        json_schema_extra=COSMETIC,
+    )
+    lease: float = Field(
+        60.0,
+        gt=0,
+        description="Seconds without a sign of life after which another process takes work over, where runs share a "
+        "store; on one machine a process that is gone is noticed at once",
+        json_schema_extra=COSMETIC,
+    )
+    task_runner: Literal["process", "ray"] = Field(
+        "process",
+        description="Tasks one after the other in the flow's process, or beside each other on Ray's workers, each of "
+        "which keeps its engine; ray needs opdscope[ray] and a running Prefect server",
+        json_schema_extra=COSMETIC,
+    )
+    ray_address: str | None = Field(
+        None, description="Ray cluster; one is started on this machine where null", json_schema_extra=COSMETIC
+    )
+    ray_cpus: int | None = Field(
+        None,
+        ge=1,
+        description="Workers of a Ray that is started here; all cores where null",
+        json_schema_extra=COSMETIC,
+    )
+    num_gpus: float = Field(0.0, ge=0, description="GPUs of each task on Ray", json_schema_extra=COSMETIC)
+    gpu_limit: str | None = Field(
+        None,
+        description="Prefect's global concurrency limit that every task with a model takes a slot of",
+        json_schema_extra=COSMETIC,
+    )
+    storage_block: str | None = Field(
+        None,
+        description="Prefect's block remote-file-system/NAME with the store's credentials; those of the environment "
+        "where null",
+        json_schema_extra=COSMETIC,
+    )
 
 
 class RunConfig(Settings):
@@ -634,6 +693,11 @@ class RunConfig(Settings):
         if isinstance(value, list):
             return [{"kind": kind, **v} if isinstance(v, dict) else v for v in value]
         return {"kind": kind, **value} if isinstance(value, dict) else value
+
+    @field_validator("store", mode="after")
+    @classmethod
+    def _no_secret(cls, store: str) -> str:
+        return without_secret("store", store)
 
     @model_validator(mode="after")
     def _recorded_or_made(self) -> Self:
@@ -712,6 +776,11 @@ class CalibrateConfig(Settings):
     runs: int = Field(20, ge=2, description="Runs of each family")
     lengths: list[int] = Field([64, 256, 1024, 4096], min_length=1, description="Tokens of a rollout, in rising order")
     workers: int | None = Field(None, ge=1, description="Processes; all cores where null", json_schema_extra=COSMETIC)
+
+    @field_validator("store", mode="after")
+    @classmethod
+    def _no_secret(cls, store: str) -> str:
+        return without_secret("store", store)
 
     @field_validator("lengths", mode="after")
     @classmethod

@@ -14,6 +14,8 @@ from tasks.prompts import PLAIN, check_same_tokenizer, encode_prompt, prompt_tex
 from tasks.questions import InputError, Question, load_questions
 from tasks.recorded import RecordedQuestion, read_recorded
 from tasks.store.artefact import Store, StoreError
+from tasks.store.claims import Claims
+from tasks.store.credentials import use_block
 from tasks.store.keys import Recipe
 from tasks.verifiers.verifier import Verifier
 
@@ -31,6 +33,8 @@ class Job:
             InputError: naming the field and the value.
         """
         self.config = config
+        if config.execution.storage_block is not None:
+            use_block(config.execution.storage_block)
         self._scorers: dict[Model, TransformersScorer] = {}
         recorded = isinstance(config.tree, RecordedTree)
         self._engine = None if recorded else EngineChoice(config.engine)
@@ -60,7 +64,18 @@ class Job:
                     source: self._lineage.shown(source, self.teacher_prompt_ids(teacher, context, question))
                     for source, (teacher, context) in taught(config).items()
                 }
+        self._rollouts = rollouts
+        self._left_out: frozenset[str] = frozenset()
         self.keys: dict[str, QuestionKeys] = self._lineage.keys(rollouts, self.shown)
+
+    def leave_out(self, ids: Iterable[str]) -> None:
+        """Questions that the run goes on without: what is made of all questions is then made of the others."""
+        left_out = frozenset(ids)
+        if left_out != self._left_out:
+            self._left_out = left_out
+            self.keys = self._lineage.keys(
+                {i: key for i, key in self._rollouts.items() if i not in left_out}, self.shown
+            )
 
     def _check_models(self) -> None:
         config = self.config
@@ -86,6 +101,11 @@ class Job:
             self._lineage.fingerprint(model)
         except (ValueError, EngineError) as error:
             raise InputError(field, str(error)) from error
+
+    @cached_property
+    def claims(self) -> Claims:
+        """What this process works on, for others to see."""
+        return Claims(self.store, self.config.execution.lease)
 
     @cached_property
     def verifier(self) -> Verifier:
@@ -174,6 +194,19 @@ class Job:
     def values_key(self, question_id: str) -> str:
         """Key of the values at the ends of a question's segments."""
         return self._lineage.values_key(self.keys[question_id].rollouts)
+
+    def stage_keys(self, stage: str, question_id: str) -> dict[Signal | None, str]:
+        """Keys of one stage of one question, by signal where there is one for each."""
+        if stage == "values":
+            return {None: self.values_key(question_id)}
+        keys: Any = self.ranking_keys(question_id) if stage == "ranking" else getattr(self.keys[question_id], stage)
+        return keys if isinstance(keys, dict) else {None: keys}
+
+    def references(self, stages: Sequence[str]) -> list[tuple[str, str]]:
+        """Every (stage, key) that a run of some stages may read or make."""
+        wanted = [*stages, *(["rounds"] if "trees" in stages else [])]
+        found = ((stage, key) for i in self.keys for stage in wanted for key in self.stage_keys(stage, i).values())
+        return list(dict.fromkeys(found))
 
     def recipe(self, key: str) -> Recipe:
         """What stands behind a key."""

@@ -27,10 +27,13 @@ from tasks.predictors import predictor_rows
 from tasks.prior import Prior
 from tasks.progress import report
 from tasks.ranking import RankedQuestion, rank
-from tasks.report.page import Failures, render
+from tasks.report.page import LeftOut, render
 from tasks.selection import CHOICES, selection_rows, sum_choices, sum_predicted
 from tasks.stages import Outcome
+from tasks.store.artefact import Store, StoreError
 
+REFERENCES = "references-"
+"""How the names of files in a run's folder begin that say what the run needs of the store."""
 PACKAGES = ("opdscope", "prefect", "torch", "transformers", "zarr", "polars", "numpy", "scipy")
 OF_SOURCE = ("kl", "js", "teacher_token_prob", "teacher_prob")
 
@@ -94,13 +97,13 @@ def make_tables(
     }
 
 
-def make_outputs(job: Job, ids: Sequence[str], failed: Failures) -> dict[str, bytes]:
+def make_outputs(job: Job, ids: Sequence[str], left_out: LeftOut) -> dict[str, bytes]:
     """Tables and report, by file name."""
     scored = load_scores(job, ids)
     texts = job.texts(int(t) for q in scored for t in np.unique(q.rollouts["tokens"]))
     prior = Prior.of(job.store.need("prior", job.keys[ids[0]].prior).arrays)
     tables = make_tables(job.config, scored, texts, prior)
-    page = render(job.config, scored, tables, texts, failed)
+    page = render(job.config, scored, tables, texts, left_out)
     return {**{f"{name}.parquet": parquet_bytes(table) for name, table in tables.items()}, "report.html": page.encode()}
 
 
@@ -121,18 +124,19 @@ def read_run(job: Job) -> dict[str, Any] | None:
 
 
 @task(name="aggregate", cache_policy=NO_CACHE, persist_result=False, task_run_name="aggregate and report")
-def aggregate_task(config: RunConfig, ids: list[str], failed: dict[str, str]) -> Any:
+def aggregate_task(config: RunConfig, ids: list[str], left_out: dict[str, str]) -> Any:
     """Stage 6 and the outputs; `Cached` where they are there, verified, and made from the same artefacts."""
     began = time.monotonic()
     job = open_job(config)
+    job.leave_out(left_out)
     key = job.aggregate_key(ids)
     run = read_run(job)
-    if run is not None and run.get("aggregate") == key and run.get("failed") == failed:
+    if run is not None and run.get("aggregate") == key and run.get("left_out") == left_out:
         report("aggregate", 1)
         outcome = Outcome(cached=1, seconds=time.monotonic() - began)
         return Completed(name="Cached", message="the outputs are there", data=(run["files"], outcome))
     digests = {}
-    for name, content in make_outputs(job, ids, failed).items():
+    for name, content in make_outputs(job, ids, left_out).items():
         job.store.put_bytes(content, "runs", config.name, name)
         digests[name] = hashlib.sha256(content).hexdigest()
     report("aggregate", 1)
@@ -174,8 +178,31 @@ def _version(package: str) -> str:
         return "not installed"
 
 
+def write_references(job: Job, flow: str, stages: Sequence[str]) -> None:
+    """Tell the store's clean-up what a run needs, before it has made it."""
+    found = [f"{stage}/{key}" for stage, key in job.references(stages)]
+    job.store.put_bytes(json.dumps(found).encode(), "runs", job.config.name, f"{REFERENCES}{flow}.json")
+
+
+def read_table(store: Store, run: str, name: str) -> pl.DataFrame:
+    """A table of a run.
+
+    Raises:
+        StoreError: it is gone.
+    """
+    data = store.get_bytes("runs", run, f"{name}.parquet")
+    if data is None:
+        raise StoreError(f"the outputs of run {run!r} are gone from {store.url!r}")
+    return pl.read_parquet(io.BytesIO(data))
+
+
 def write_run(
-    job: Job, ids: Sequence[str], failed: Failures, files: Mapping[str, str], stages: Mapping[str, Outcome]
+    job: Job,
+    ids: Sequence[str],
+    left_out: LeftOut,
+    failed: Sequence[str],
+    files: Mapping[str, str],
+    stages: Mapping[str, Outcome],
 ) -> dict[str, Any]:
     """Write `run.json`, last of all."""
     run = {
@@ -184,11 +211,12 @@ def write_run(
         "aggregate": job.aggregate_key(ids),
         "files": dict(files),
         "questions": list(ids),
-        "failed": dict(failed),
+        "left_out": dict(left_out),
+        "failed": list(failed),
         "artefacts": {i: [list(pair) for pair in job.keys[i].all()] for i in ids},
         "versions": {package: _version(package) for package in PACKAGES},
         "stages": {
-            stage: {name: value for name, value in asdict(outcome).items() if name != "failed"}
+            stage: {name: value for name, value in asdict(outcome).items() if name not in ("left_out", "failed")}
             for stage, outcome in stages.items()
         },
     }

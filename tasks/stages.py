@@ -1,12 +1,16 @@
 """The shells of stages 1 to 5: read inputs, call the stage's function, commit what was missing."""
 
+import logging
 import time
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from prefect.concurrency.sync import concurrency
 from prefect.logging import get_run_logger
 from prefect.states import Completed
 
@@ -15,6 +19,7 @@ from schemas.config import RunConfig
 from tasks.alignment import make_alignment
 from tasks.distillation import make_distillation, make_ranking
 from tasks.engines.streams import stream_seed
+from tasks.failures import of_run
 from tasks.ideal import ideal_gradients
 from tasks.job import Job, open_job
 from tasks.lineage import Signal, Source, losses
@@ -22,65 +27,116 @@ from tasks.outcomes import Outcomes, merged
 from tasks.prior import Prior, fit
 from tasks.progress import report
 from tasks.rollouts import failure, make_rollouts
+from tasks.store.keys import digest
 from tasks.trees.tree import clear_rounds, make_tree
 from tasks.values import make_values
+
+_log = logging.getLogger(__name__)
 
 STAGES = ("rollouts", "trees", "ideal", "prior", "distillation", "alignment")
 
 
 @dataclass
 class Outcome:
-    """What a task did: the small reference that it returns."""
+    """What a task did: the small reference that it returns.
+
+    Attributes:
+        left_out: questions that cannot be diagnosed, with the reason.
+        failed: questions that an error ended, with the error; the next run tries them again.
+    """
 
     made: int = 0
     cached: int = 0
     decoded_tokens: int = 0
     seconds: float = 0.0
-    failed: dict[str, str] | None = None
+    left_out: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
 
 
 OF_RUN = ("prior",)
 """Stages that make one artefact of all questions."""
+WITH_MODEL = ("rollouts", "trees", "values", "distillation", "ranking")
+"""Stages that sample from or score with a model."""
 BY_SOURCE = ("distillation", "ranking")
 """Stages whose tasks are of one teacher with one context."""
+_WAIT = 0.2
+"""Seconds between two looks at what another process works on."""
 
 
 def run_stage(job: Job, stage: str, ids: Sequence[str], source: Source | None = None) -> Outcome:
-    """Make what is missing of one stage for some questions (stage 4: for one teacher with one context)."""
+    """Make what is missing of one stage for some questions (stage 4: for one teacher with one context).
+
+    What another process on the same store works on is waited for; a question that fails does not end the others.
+
+    Raises:
+        Exception: what would meet every question alike (`tasks.failures.of_run`).
+    """
     began, outcome = time.monotonic(), Outcome()
-    for part in [list(ids)] if stage in OF_RUN else [[i] for i in ids]:
-        keys = _keys(job, stage, part[0], source)
-        absent = [key for key in keys if not job.store.has(stage, key)]
-        outcome.cached += len(keys) - len(absent)
-        if absent:
-            start, decoded = time.monotonic(), job.decoded
-            made = _make(job, stage, part, absent, source)
-            decoded = job.decoded - decoded
-            seconds = round((time.monotonic() - start) / len(made), 6)
-            for key, arrays in made.items():
-                meta = {**asdict(job.recipe(key)), "seconds": seconds, "decoded_tokens": decoded}
-                job.store.commit(stage, key, arrays, meta)
-            outcome.made += len(made)
-            outcome.decoded_tokens += decoded
-        if stage == "trees":
-            clear_rounds(job, job.keys[part[0]].rounds)
-        report(stage, len(part))
+    parts = deque([list(ids)] if stage in OF_RUN else [[i] for i in ids])
+    others = 0
+    while parts:
+        part = parts.popleft()
+        try:
+            finished = _make_part(job, stage, part, source, outcome)
+        except Exception as error:
+            if of_run(error):
+                raise
+            _log.exception("%s of question %s failed", stage, ", ".join(part))
+            outcome.failed |= dict.fromkeys(part, _one_line(error))
+            finished = True
+        if finished:
+            report(stage, len(part))
+            others = 0
+        else:
+            parts.append(part)
+            others += 1
+            if others == len(parts):
+                time.sleep(_WAIT)
+                others = 0
     if stage == "rollouts":
-        outcome.failed = failures(job, ids)
+        outcome.left_out = failures(job, [i for i in ids if i not in outcome.failed])
     outcome.seconds = time.monotonic() - began
     return outcome
 
 
+def _make_part(job: Job, stage: str, part: Sequence[str], source: Source | None, outcome: Outcome) -> bool:
+    """Make what is missing of one question, or of all together; False where another process is at it."""
+    keys = _keys(job, stage, part[0], source)
+    absent = [key for key in keys if not job.store.has(stage, key)]
+    if absent:
+        with job.claims.hold(digest([stage, job.keys[part[0]].rollouts, source])) as ours:
+            if not ours:
+                return False
+            absent = [key for key in absent if not job.store.has(stage, key)]  # made since then
+            if absent:
+                _commit(job, stage, part, absent, source, outcome)
+    outcome.cached += len(keys) - len(absent)
+    if stage == "trees":
+        clear_rounds(job, job.keys[part[0]].rounds)
+    return True
+
+
+def _commit(
+    job: Job, stage: str, part: Sequence[str], absent: Sequence[str], source: Source | None, outcome: Outcome
+) -> None:
+    start, decoded = time.monotonic(), job.decoded
+    made = _make(job, stage, part, absent, source)
+    decoded = job.decoded - decoded
+    seconds = round((time.monotonic() - start) / len(made), 6)
+    for key, arrays in made.items():
+        meta = {**asdict(job.recipe(key)), "seconds": seconds, "decoded_tokens": decoded}
+        job.store.commit(stage, key, arrays, meta)
+    outcome.made += len(made)
+    outcome.decoded_tokens += decoded
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
+
+
 def _keys(job: Job, stage: str, question: str, source: Source | None) -> list[str]:
-    if stage == "values":
-        return [job.values_key(question)]
-    if stage == "ranking":
-        keys = job.ranking_keys(question)
-    elif stage == "distillation":
-        keys = job.keys[question].distillation
-    else:
-        return job.keys[question].of_stage(stage)
-    return [key for signal, key in keys.items() if signal[:2] == source]
+    keys = job.stage_keys(stage, question)
+    return [key for signal, key in keys.items() if signal is None or source is None or signal[:2] == source]
 
 
 def failures(job: Job, ids: Sequence[str]) -> dict[str, str]:
@@ -135,14 +191,26 @@ def _make(
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, task_run_name="{label}")
-def stage_task(label: str, config: RunConfig, stage: str, ids: list[str], source: tuple[str, str] | None = None) -> Any:
+def stage_task(
+    label: str,
+    config: RunConfig,
+    stage: str,
+    ids: list[str],
+    source: tuple[str, str] | None = None,
+    left_out: Sequence[str] = (),
+) -> Any:
     """One stage for a batch of questions. `Cached` where the store has it all, verified, and nothing was made."""
-    job = open_job(config)
-    outcome = run_stage(job, stage, ids, Source(*source) if source is not None else None)
     logger = get_run_logger()
-    for question, reason in (outcome.failed or {}).items():
+    limit = config.execution.gpu_limit if stage in WITH_MODEL else None
+    with concurrency(limit, strict=True) if limit is not None else nullcontext():
+        job = open_job(config)
+        job.leave_out(left_out)
+        outcome = run_stage(job, stage, ids, Source(*source) if source is not None else None)
+    for question, reason in outcome.left_out.items():
         logger.warning("question %s is left out: %s", question, reason)
-    if outcome.made == 0:
+    for question, reason in outcome.failed.items():
+        logger.error("question %s failed: %s", question, reason)
+    if outcome.made == 0 and not outcome.failed:
         return Completed(name="Cached", message=f"{outcome.cached} artefacts in the store", data=outcome)
     logger.info(
         "%s: %d artefacts made, %d in the store, %d tokens decoded, %.1f s",

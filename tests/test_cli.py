@@ -142,7 +142,7 @@ def test_run_twice_and_change_a_loss(
     assert run["stages"]["trees"]["made"] == 6 and run["stages"]["trees"]["decoded_tokens"] > 0
     outputs = {p.name: p.read_bytes() for p in (store / "runs" / "small").iterdir()}
     tables = {f"{name}.parquet" for name in RUN_TABLES}
-    assert set(outputs) == tables | {"report.html", "run.json"}
+    assert set(outputs) == tables | {"report.html", "run.json", "references-diagnose.json"}
 
     read = {name: pl.read_parquet(store / "runs" / "small" / f"{name}.parquet") for name in RUN_TABLES}
     assert {name: table.columns for name, table in read.items()} == {n: list(c) for n, c in RUN_TABLES.items()}
@@ -274,8 +274,8 @@ def test_a_question_whose_rollouts_fail_is_left_out(
     done = cli("run", str(path), environment=prefect_environment, cwd=tmp_path)
     run = json.loads((Path(settings["store"]) / "runs" / "failing" / "run.json").read_text())
     assert done.returncode == 0, done.stderr
-    assert run["failed"] and len(run["questions"]) + len(run["failed"]) == 6
-    question, reason = next(iter(run["failed"].items()))
+    assert run["left_out"] and len(run["questions"]) + len(run["left_out"]) == 6
+    question, reason = next(iter(run["left_out"].items()))
     assert reason == "all 2 rollouts hit the length limit (sampling.max_tokens)"
     assert f"left out: question {question}" in done.stdout
     tokens = pl.read_parquet(Path(settings["store"]) / "runs" / "failing" / "tokens.parquet")

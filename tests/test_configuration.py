@@ -57,6 +57,15 @@ COSMETIC = {
     "execution.questions_per_task",
     "execution.round_draws",
     "execution.round_seconds",
+    "execution.retries",
+    "execution.retry_seconds",
+    "execution.lease",
+    "execution.task_runner",
+    "execution.ray_address",
+    "execution.ray_cpus",
+    "execution.num_gpus",
+    "execution.gpu_limit",
+    "execution.storage_block",
 }
 """Every field that cannot change a number. Of paths and columns the content counts, not the name."""
 
@@ -145,6 +154,15 @@ CHANGES: dict[str, Any] = {
     "execution.questions_per_task": 1,
     "execution.round_draws": 10,
     "execution.round_seconds": 0.0,
+    "execution.retries": 0,
+    "execution.retry_seconds": 1.0,
+    "execution.lease": 5.0,
+    "execution.task_runner": "ray",
+    "execution.ray_address": "auto",
+    "execution.ray_cpus": 2,
+    "execution.num_gpus": 0.5,
+    "execution.gpu_limit": "gpus",
+    "execution.storage_block": "store",
 }
 
 
@@ -195,6 +213,7 @@ def engines_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tasks.engines.choice.check_installed", lambda: None)
     monkeypatch.setattr("tasks.engines.choice.installed_version", lambda *names: "0.32.0")
     monkeypatch.setattr("tasks.engines.choice.look_up", lambda settings: [served])
+    monkeypatch.setattr("tasks.job.use_block", lambda name: None)
 
 
 @pytest.mark.usefixtures("engines_at_hand")

@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "flows": {"schemas", "tasks", "flows"},
 }
 NOT_IN_SCHEMAS = {"torch", "transformers", "prefect", "vllm", "zarr"}
-SHELLS = {"tasks/stages.py", "tasks/outputs.py", "tasks/demo/models.py"}
+SHELLS = {"tasks/stages.py", "tasks/outputs.py", "tasks/demo/models.py", "tasks/store/credentials.py"}
 PIPELINE = ["rollouts", "trees", "ideal", "distillation", "alignment", "aggregate"]
 
 

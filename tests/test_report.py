@@ -15,7 +15,7 @@ from tests.test_estimators import scored, tree_of
 HOSTILE = "<script>alert(1)</script>\"'&"
 
 
-def page(texts: str, failed: dict[str, str], **names: Any) -> str:
+def page(texts: str, left_out: dict[str, str], **names: Any) -> str:
     chain = random_chain(3, length=10)
     job = OracleJob(chain, oracle_config(chain, rollouts=6, nodes=30, head=4, tail=2, draws=40))
     rollouts = oracle_rollouts(job)
@@ -25,7 +25,7 @@ def page(texts: str, failed: dict[str, str], **names: Any) -> str:
     config = job.config.model_copy(update={"scores": scores, "name": "run"})
     tables = make_tables(config, [q], by_id, fit([merged(q.tree).outcomes]))
     assert np.isfinite(tables["tokens"]["weight"].to_numpy()).all()
-    return render(config, [q], tables, by_id, failed)
+    return render(config, [q], tables, by_id, left_out)
 
 
 def test_model_output_is_escaped_and_nothing_is_fetched() -> None:

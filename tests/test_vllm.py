@@ -362,7 +362,7 @@ def test_a_whole_run_on_two_servers_one_of_them_killed(
     finally:
         second.kill()
     assert outputs(tmp_path / "two") == outputs(tmp_path / "one")
-    assert (tmp_path / "second.log").read_text().count("POST /v1/completions") > 5  # a probe is 1
+    assert (tmp_path / "second.log").read_text().count("POST /v1/completions") > 1  # the first is a probe
 
 
 def test_bfloat16_agrees_within_its_limit(vllm: VLLMSampler, folder: Path, tokenizer: Any) -> None:

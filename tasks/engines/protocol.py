@@ -13,6 +13,10 @@ class EngineError(RuntimeError):
     """A model, a device or a server that cannot do what is asked."""
 
 
+class EngineAwayError(EngineError):
+    """A server that has been out of reach for too long; it may come back."""
+
+
 class Trunk(NamedTuple):
     """A path that draws branch off: a prompt, and a completion of it as far as any draw needs it."""
 

@@ -19,7 +19,7 @@ import torch
 
 from schemas.config import VLLMServerEngine
 from tasks.engines import vllm_requests
-from tasks.engines.protocol import Continuation, Draw, EngineError, Trunk, ended
+from tasks.engines.protocol import Continuation, Draw, EngineAwayError, EngineError, Trunk, ended
 
 if TYPE_CHECKING:
     from tasks.engines.transformers import TransformersScorer
@@ -160,7 +160,7 @@ class ServerSampler:
                 try:
                     self._check(client, server)
                 except httpx.HTTPError as error:
-                    raise EngineError(f"{server.url} does not score a probe ({_reason(error)})") from error
+                    raise EngineAwayError(f"{server.url} does not score a probe ({_reason(error)})") from error
 
     def release(self) -> None:
         """Nothing is held here."""
@@ -204,7 +204,7 @@ class ServerSampler:
                     work.give_back(server, i)
                     away = time.monotonic() - work.last_answer
                     if away > self._settings.patience:
-                        work.fail(EngineError(f"no server has answered for {away:.0f} s; last: {_reason(error)}"))
+                        work.fail(EngineAwayError(f"no server has answered for {away:.0f} s; last: {_reason(error)}"))
                     elif not work.pause(pause):
                         return
                     pause = min(2 * pause, _LONGEST_PAUSE)

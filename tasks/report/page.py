@@ -14,7 +14,7 @@ from tasks.aggregate import QuestionScores, headline
 from tasks.ragged import row_sums
 from tasks.report.charts import along, forest
 
-Failures = Mapping[str, str]
+LeftOut = Mapping[str, str]
 
 ROLLOUTS_SHOWN = 4
 TOKENS_SHOWN = 300
@@ -61,7 +61,7 @@ def render(
     scored: Sequence[QuestionScores],
     tables: Mapping[str, pl.DataFrame],
     texts: Mapping[int, str],
-    failed: Failures,
+    left_out: LeftOut,
 ) -> str:
     """The page.
 
@@ -69,7 +69,7 @@ def render(
         scored: arrays of all questions.
         tables: those beside the page, by name.
         texts: text of every token id in the rollouts.
-        failed: questions that were left out, with the reason.
+        left_out: questions that were left out, with the reason.
     """
     tokens, summary = tables["tokens"], tables["summary"]
     environment = Environment(
@@ -93,7 +93,7 @@ def render(
         truncated_draws=truncated,
         truncated_rollouts=int(sum(q.rollouts["truncated"].sum() for q in scored)),
         tail_missing=max((float(_undrawn(q)) for q in scored), default=0.0),
-        failed=failed,
+        left_out=left_out,
         table=headline(summary),
         gaps=_gaps(tables["differences"]),
         selection=_by_source(tables["selection"], loss, "tokens"),

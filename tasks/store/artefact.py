@@ -133,7 +133,9 @@ class Store:
         """
         self.url = url
         try:
-            self.fs, self.root = fsspec.core.url_to_fs(os.path.expanduser(url))  # noqa: PTH111 - may be a URL
+            place = os.path.expanduser(url)  # noqa: PTH111 - may be a URL
+            # what other processes write must be seen
+            self.fs, self.root = fsspec.core.url_to_fs(place, use_listings_cache=False)
         except (ImportError, ValueError) as error:
             raise StoreError(f"cannot open {url!r}: {error}") from error
 
@@ -172,6 +174,20 @@ class Store:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+    def create_bytes(self, data: bytes, *parts: str) -> bool:
+        """Write a small object where there is none; False where there is one. Of several writers one succeeds."""
+        target = self.path(*parts)
+        try:
+            if isinstance(self.fs, LocalFileSystem):
+                Path(target).parent.mkdir(parents=True, exist_ok=True)
+                with Path(target).open("xb") as file:
+                    file.write(data)
+            else:
+                self.fs.pipe_file(target, data, mode="create")
+        except FileExistsError:
+            return False
+        return True
 
     def get_bytes(self, *parts: str) -> bytes | None:
         """One object, or None where there is none."""

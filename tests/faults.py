@@ -1,0 +1,53 @@
+"""Runs the command line with a fault put in, as a process of its own.
+
+    python -m tests.faults FAULT ARGUMENTS...
+
+FAULT is `question:ID` (its tree raises an error), `disk:N` (from the twentieth write on, N writes find no space), or
+`none`.
+"""
+
+import errno
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from flows.environment import prepare
+
+prepare()  # as the command line does, before anything imports Prefect
+
+import tasks.stages  # noqa: E402
+from flows.cli import app  # noqa: E402
+from tasks.store.artefact import Store  # noqa: E402
+
+
+def failing_question(wanted: str) -> None:
+    make: Callable[..., Any] = vars(tasks.stages)["make_tree"]
+
+    def broken(job: Any, question: Any, rollouts: Any) -> Any:
+        if question.id == wanted:
+            raise ValueError(f"no tree grows for {question.id}")
+        return make(job, question, rollouts)
+
+    setattr(tasks.stages, "make_tree", broken)  # noqa: B010
+
+
+def full_disk(writes: int) -> None:
+    put, seen = Store.put_bytes, 0
+
+    def refusing(self: Store, data: bytes, *parts: str) -> None:
+        nonlocal seen
+        seen += 1
+        if 20 <= seen < 20 + writes:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        put(self, data, *parts)
+
+    setattr(Store, "put_bytes", refusing)  # noqa: B010
+
+
+if __name__ == "__main__":
+    name, _, value = sys.argv[1].partition(":")
+    if name == "question":
+        failing_question(value)
+    elif name == "disk":
+        full_disk(int(value))
+    app(sys.argv[2:])

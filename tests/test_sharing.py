@@ -1,0 +1,158 @@
+"""Processes that share a store compute nothing twice, and take over from one that is gone; failures stay small."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tasks.store.artefact import Store
+from tasks.store.claims import Claims
+
+HERE = Path(__file__).parents[1]
+
+
+@pytest.fixture(params=["local", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    return Store(str(tmp_path) if request.param == "local" else f"memory://{tmp_path.name}")
+
+
+def test_a_claim_has_one_holder(store: Store) -> None:
+    one, other = Claims(store, 60.0), Claims(store, 60.0)
+    with one.hold("work") as first, other.hold("work") as second, other.hold("other work") as third:
+        assert (first, second, third) == (True, False, True)
+    with other.hold("work") as again:
+        assert again
+    assert store.names("claims") == []
+
+
+def test_a_claim_is_kept_alive_and_else_taken_over(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    holder, other, third = Claims(store, 0.4), Claims(store, 0.4), Claims(store, 0.4)
+
+    def takes(claims: Claims) -> bool:
+        with claims.hold("work") as ours:
+            return ours
+
+    with holder.hold("work"):
+        for _ in range(15):  # the holder lives: far longer than the lease
+            assert not takes(other)
+            time.sleep(0.1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Claims, "_beat", lambda *args: None)
+        with holder.hold("work"):  # holds it, and gives no sign of life
+            assert not takes(other) and not takes(third)
+            time.sleep(0.5)
+            with other.hold("work") as ours:
+                assert ours and not takes(third)
+    assert takes(third) and store.names("claims") == []
+
+
+def test_the_claim_of_a_process_that_is_gone_is_taken_over_at_once(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys; from tasks.store.artefact import Store; from tasks.store.claims import Claims\n"
+        "with Claims(Store(sys.argv[1]), 600).hold('work') as ours: os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=HERE, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    store = Store(str(tmp_path))
+    assert store.names("claims") == ["work.1"]
+    with Claims(store, 600).hold("work") as ours:
+        assert ours
+    assert store.names("claims") == []
+
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start(settings: dict[str, Any], tmp_path: Path, prefect_environment: dict[str, str]) -> Start:
+    """Starts `opdscope run` with a fault."""
+    settings["execution"] = {"questions_per_task": 2, "round_draws": 24, "round_seconds": 0.0, "retry_seconds": 0.1}
+
+    def begin(name: str, fault: str = "none", store: str = "store") -> "subprocess.Popen[str]":
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump({**settings, "name": name, "store": str(tmp_path / store)}))
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.faults", fault, "run", str(path)],
+            env=prefect_environment,
+            cwd=HERE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return begin
+
+
+def ended(process: "subprocess.Popen[str]", code: int = 0) -> tuple[str, str]:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == code, err
+    return out, err
+
+
+def run_of(store: Path, name: str) -> dict[str, Any]:
+    return dict(json.loads((store / "runs" / name / "run.json").read_text()))
+
+
+def count(run: dict[str, Any], what: str) -> int:
+    return sum(stage[what] for name, stage in run["stages"].items() if name != "aggregate")
+
+
+def tables(store: Path, name: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (store / "runs" / name).glob("*.parquet")}
+
+
+def test_two_runs_at_once_share_the_work(start: Start, settings: dict[str, Any], tmp_path: Path) -> None:
+    settings["tree"]["draws"] = 240
+    ended(start("alone", store="alone"))
+    both = [start("one"), start("two")]
+    for process in both:
+        ended(process)
+    alone = run_of(tmp_path / "alone", "alone")
+    runs = [run_of(tmp_path / "store", name) for name in ("one", "two")]
+    for what in ("made", "decoded_tokens"):
+        assert sum(count(run, what) for run in runs) == count(alone, what)
+    assert all(count(run, "made") for run in runs)
+    assert tables(tmp_path / "store", "one") == tables(tmp_path / "store", "two") == tables(tmp_path / "alone", "alone")
+
+
+def test_the_work_of_a_killed_run_is_taken_over(start: Start, tmp_path: Path) -> None:
+    ended(start("alone", store="alone"))
+    first, second = start("one"), start("two")
+    for _ in range(1200):
+        if any((tmp_path / "store" / "rounds").glob("*/*")):
+            break
+        time.sleep(0.02)
+    first.kill()
+    first.communicate()
+    ended(second)
+    assert tables(tmp_path / "store", "two") == tables(tmp_path / "alone", "alone")
+    assert Store(str(tmp_path / "store")).names("claims") == []
+
+
+def test_a_question_that_fails_does_not_end_the_others(start: Start, tmp_path: Path) -> None:
+    out, err = ended(start("small", "question:chain-002"), 1)
+    assert "1 questions failed, run again to try them: chain-002: ValueError: no tree grows for chain-002" in err
+    assert "left out: question chain-002: ValueError" in out
+    broken = run_of(tmp_path / "store", "small")
+    assert broken["failed"] == ["chain-002"] and len(broken["questions"]) == 5
+    out, _ = ended(start("small"))
+    mended = run_of(tmp_path / "store", "small")
+    assert mended["failed"] == [] and len(mended["questions"]) == 6
+    assert mended["stages"]["rollouts"]["made"] == 0 and mended["stages"]["trees"]["made"] == 1
+    ended(start("alone", store="alone"))
+    assert tables(tmp_path / "store", "small") == tables(tmp_path / "alone", "alone")
+
+
+def test_a_full_disk_is_waited_for_and_else_told(start: Start, tmp_path: Path) -> None:
+    ended(start("patient", "disk:2"))
+    _, err = ended(start("full", "disk:1000000", store="other"), 1)
+    assert "No space left on device; what is done is kept, run again to continue" in err and "Traceback" not in err
+    ended(start("full", store="other"))
+    assert tables(tmp_path / "other", "full") == tables(tmp_path / "store", "patient")
