@@ -96,6 +96,11 @@ def table_artifact(name: str, table: pl.DataFrame, description: str) -> None:
     create_table_artifact(rounded.to_dicts(), key=_key(name), description=description)
 
 
+def markdown_artifact(name: str, text: str, description: str) -> None:
+    """Text for the UI."""
+    create_markdown_artifact(text, key=_key(name), description=description)
+
+
 def output_link(store: Store, run: str, file: str) -> None:
     """A link to an output, where something serves it; else where it lies."""
     place = store.path("runs", run, file)
@@ -105,7 +110,7 @@ def output_link(store: Store, run: str, file: str) -> None:
         create_link_artifact(link, link_text=file, key=_key(f"{run}-{file}"), description=place)
     else:
         text = f"`{place}`\n\n`opdscope serve` shows it in a browser."
-        create_markdown_artifact(text, key=_key(f"{run}-{file}"), description=file)
+        markdown_artifact(f"{run}-{file}", text, file)
 
 
 def summary_artifact(
@@ -119,10 +124,10 @@ def summary_artifact(
     for title, questions in (("left out", {k: v for k, v in left_out.items() if k not in failed}), ("failed", failed)):
         if questions:
             lines += ["", f"**{len(questions)} {title}**", ""]
-            lines += [f"* `{_plain(q)}`: {_plain(reason)}" for q, reason in _first(questions)]
+            lines += [f"* `{plain(q)}`: {plain(reason)}" for q, reason in _first(questions)]
             if len(questions) > _MOST:
                 lines.append(f"* and {len(questions) - _MOST} more")
-    create_markdown_artifact("\n".join(lines), key=_key(f"{run}-summary"), description=f"what run {run} did")
+    markdown_artifact(f"{run}-summary", "\n".join(lines), f"what run {run} did")
 
 
 _MOST = 50
@@ -132,7 +137,7 @@ def _first(questions: Mapping[str, str]) -> Sequence[tuple[str, str]]:
     return list(questions.items())[:_MOST]
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text that markdown shows as it is; questions and errors may hold anything."""
     return re.sub(r"([\\`*_{}\[\]<>()#+!|~-])", r"\\\1", " ".join(text.split()))
 

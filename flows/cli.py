@@ -82,6 +82,46 @@ def plan(config: Configuration, set_: Set = None, store: StoreUrl = None, name: 
     raise typer.Exit(plan_file(config, overrides(set_, store, name)))
 
 
+@app.command()
+def nightly(suite: Annotated[Path, typer.Argument(help="YAML file of a suite.", metavar="SUITE.yaml")]) -> None:
+    """Do every run of a suite that has something new, and mark what moved since the last nights."""
+    from flows.runs import run_nightly
+
+    raise typer.Exit(run_nightly(suite))
+
+
+@app.command()
+def serve(
+    config: Annotated[
+        Path | None, typer.Argument(help="YAML file that the forms are filled with.", metavar="CONFIG.yaml")
+    ] = None,
+    store: Annotated[str, typer.Option(help="Where runs write that name no store.", metavar="URL")] = ".opdscope",
+    suite: Annotated[Path | None, typer.Option(help="Suite of the nightly run.", metavar="SUITE.yaml")] = None,
+    cron: Annotated[str | None, typer.Option(help="When the suite is run, as '0 3 * * *'.")] = None,
+    timezone: Annotated[str, typer.Option(help="Time zone of the schedule.")] = "UTC",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Prefect's server and UI.")] = 4200,
+    reports_port: Annotated[int, typer.Option(min=1, max=65535, help="Reports of finished runs.")] = 4201,
+    host: Annotated[str, typer.Option(help="Address to listen on; this machine only unless set.")] = "127.0.0.1",
+    runs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+) -> None:
+    """Serve the UI: Prefect's server (unless PREFECT_API_URL names one), deployments, schedule, reports, a worker."""
+    from flows.runs import serve_all
+
+    raise typer.Exit(
+        serve_all(
+            config,
+            suite,
+            store=store,
+            cron=cron,
+            timezone=timezone,
+            port=port,
+            reports_port=reports_port,
+            host=host,
+            runs=runs,
+        )
+    )
+
+
 def overrides(assignments: list[str] | None, store: str | None, name: str | None) -> list[str]:
     """All overrides as assignments; --store and --name come last."""
     named = [f"{field}={json.dumps(value)}" for field, value in (("store", store), ("name", name)) if value is not None]

@@ -20,7 +20,7 @@ from flows.configuration import (
     read_configuration,
 )
 from flows.environment import prepare
-from schemas.config import CalibrateConfig, RunConfig
+from schemas.config import CalibrateConfig, NightlyConfig, RunConfig
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -213,6 +213,76 @@ def plan_file(path: Path, assignments: list[str]) -> int:
         from tasks.job import open_job
 
         _console.print(cost_table(cost(open_job(config))))
+        return OK
+
+    return guarded(action)
+
+
+def read_suite(path: Path) -> dict[str, Any]:
+    """The fields of a suite; runs that are given as paths are read, relative to the suite.
+
+    Raises:
+        ConfigurationError: a file that cannot be read.
+    """
+    fields = read_configuration(path)
+    runs = fields.get("runs")
+    if isinstance(runs, list):
+        fields["runs"] = [read_configuration(path.parent / run) if isinstance(run, str) else run for run in runs]
+    store = fields.get("store")
+    if isinstance(store, str) and isinstance(fields.get("runs"), list):
+        fields["runs"] = [{"store": store, **run} if isinstance(run, dict) else run for run in fields["runs"]]
+    return fields
+
+
+def checked_suite(fields: dict[str, Any]) -> NightlyConfig:
+    """A suite's configuration.
+
+    Raises:
+        ConfigurationError: naming every field that is wrong.
+    """
+    try:
+        return NightlyConfig.model_validate(fields)
+    except ValidationError as error:
+        raise ConfigurationError("\n".join(explain(error, NightlyConfig))) from error
+
+
+def run_nightly(path: Path) -> int:
+    """`opdscope nightly`; exit code 1 where something got worse."""
+
+    def action() -> int:
+        config = checked_suite(read_suite(path))
+        from flows.nightly import message, nightly
+        from flows.terminal import progress
+        from tasks.job import open_job
+
+        for run in config.runs:
+            open_job(run)
+        with progress(_errors):
+            result = nightly(config)
+        _console.print(f"computed: {', '.join(result['computed']) or 'nothing, as nothing has changed'}")
+        for line in result["moved"]:
+            _console.print(f"moved: {escape(line)}", soft_wrap=True)
+        if result["regressions"]:
+            _errors.print(escape(message(result)), style="red", soft_wrap=True)
+        return FAILED if result["regressions"] else OK
+
+    return guarded(action)
+
+
+def serve_all(config: Path | None, suite: Path | None, *, cron: str | None, **settings: Any) -> int:
+    """`opdscope serve`."""
+
+    def action() -> int:
+        if suite is None and cron is not None:
+            raise ConfigurationError(f"--cron: {cron!r} given, but no suite; name one with --suite")
+        # whole, as forms tell kinds apart by their fields
+        fields = checked(read_configuration(config)).model_dump(mode="json") if config is not None else {}
+        nights = checked_suite(read_suite(suite)).model_dump(mode="json") if suite is not None else {}
+        from flows.serve import ServeSettings, serve
+
+        serve(
+            ServeSettings(config=fields, suite=nights, cron=cron, **settings), lambda line: _console.print(escape(line))
+        )
         return OK
 
     return guarded(action)

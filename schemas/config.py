@@ -4,20 +4,73 @@ A field marked cosmetic cannot change a number and is left out of content keys (
 """
 
 import string
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import CoreSchema, PydanticCustomError, to_jsonable_python
 
 COSMETIC: dict[str, Any] = {"cosmetic": True}
+
+
+@dataclass(frozen=True)
+class ByKind:
+    """Marks a union whose members are told apart by `kind`, for forms that are made from the JSON schema.
+
+    Attributes:
+        flat: one object with the kind as a choice and the fields of all kinds, for lists, whose items such forms
+            cannot choose a member for, and for kinds that have no fields of their own; else a choice of members.
+    """
+
+    flat: bool = False
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        schema = handler(core)
+        schema.pop("discriminator", None)
+        if not self.flat:
+            return {"anyOf" if name == "oneOf" else name: value for name, value in schema.items()}
+        members = [handler.resolve_ref_schema(member) for member in schema.pop("oneOf")]
+        kinds = [member["properties"]["kind"]["const"] for member in members]
+        properties: dict[str, Any] = {"kind": {"title": "Kind", "type": "string", "enum": kinds}}
+        for name in dict.fromkeys(name for member in members for name in member["properties"] if name != "kind"):
+            having = {k: m["properties"][name] for k, m in zip(kinds, members, strict=True) if name in m["properties"]}
+            first = {key: value for key, value in next(iter(having.values())).items() if key != "default"}
+            if len(having) < len(kinds):
+                first["description"] = f"{', '.join(having)}: {first.get('description', name)}"
+            properties[name] = first
+        required = [n for n in properties if n == "kind" or all(n in m.get("required", []) for m in members)]
+        flat = {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+        return {**schema, **flat}
 
 
 class Settings(BaseModel):
     """Base of all settings: unknown fields are errors, values are final."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """What forms are made from: kinds are called by their names, and every default is shown."""
+        reference = handler(core)
+        schema = handler.resolve_ref_schema(reference)
+        kind = cls.model_fields.get("kind")
+        if kind is not None and len(get_args(kind.annotation)) == 1:
+            schema["title"] = kind.default
+        for name, field in cls.model_fields.items():
+            if field.default_factory is not None:
+                default = field.get_default(call_default_factory=True, validated_data={})
+                schema["properties"][name]["default"] = to_jsonable_python(default)
+        return reference
 
     def keyed(self) -> dict[str, Any]:
         """The settings that can change a number, as JSON values: what goes into content keys."""
@@ -169,7 +222,9 @@ class MathVerifier(Settings):
     workers: int = Field(2, ge=1, description="Worker processes", json_schema_extra=COSMETIC)
 
 
-Verifier = Annotated[ExactVerifier | NumericVerifier | ChoiceVerifier | MathVerifier, Field(discriminator="kind")]
+Verifier = Annotated[
+    MathVerifier | ExactVerifier | NumericVerifier | ChoiceVerifier, Field(discriminator="kind"), ByKind()
+]
 
 
 class Sampling(Settings):
@@ -286,7 +341,7 @@ class RecordedTree(Settings):
     )
 
 
-Tree = Annotated[AdaptiveTree | ForcedTree | WindowsTree | RecordedTree, Field(discriminator="kind")]
+Tree = Annotated[AdaptiveTree | ForcedTree | WindowsTree | RecordedTree, Field(discriminator="kind"), ByKind()]
 
 
 class ReverseKL(Settings):
@@ -339,7 +394,7 @@ class TopK(Settings):
     """A divergence summed over the top-k tokens only, as trainers truncate it."""
 
     kind: Literal["top_k"] = "top_k"
-    of: Annotated[ReverseKL | ForwardKL | JSD, Field(discriminator="kind")] = Field(
+    of: Annotated[ReverseKL | ForwardKL | JSD, Field(discriminator="kind"), ByKind(flat=True)] = Field(
         default_factory=ReverseKL, description="The divergence that is truncated"
     )
     k: int = Field(20, ge=1)
@@ -350,6 +405,7 @@ class TopK(Settings):
 Loss = Annotated[
     ReverseKL | ForwardKL | JSD | SkewKL | SkewReverseKL | TotalVariation | AlphaDivergence | TopK,
     Field(discriminator="kind"),
+    ByKind(flat=True),
 ]
 
 
@@ -589,7 +645,7 @@ class VLLMServerEngine(ScoringSettings):
         return [url.rstrip("/").removesuffix("/v1") for url in urls]
 
 
-Engine = Annotated[TransformersEngine | VLLMEngine | VLLMServerEngine, Field(discriminator="kind")]
+Engine = Annotated[TransformersEngine | VLLMEngine | VLLMServerEngine, Field(discriminator="kind"), ByKind()]
 
 
 class Execution(Settings):
@@ -659,7 +715,7 @@ class RunConfig(Settings):
     name: str = Field(
         "run",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
-        description="Folder of the outputs under <store>/runs",
+        description="Folder of the outputs, under runs/ in the store",
         json_schema_extra=COSMETIC,
     )
     store: str = Field(
@@ -672,7 +728,9 @@ class RunConfig(Settings):
     verifier: Verifier = Field(default_factory=MathVerifier)
     sampling: Sampling = Field(default_factory=Sampling)
     tree: Tree = Field(default_factory=AdaptiveTree)
-    teachers: list[Annotated[Teacher | RecordedTeacher, Field(discriminator="kind")]] = Field(min_length=1)
+    teachers: list[Annotated[Teacher | RecordedTeacher, Field(discriminator="kind"), ByKind(flat=True)]] = Field(
+        min_length=1
+    )
     losses: list[Loss] = Field(default_factory=default_losses, min_length=1)
     scores: Scores = Field(default_factory=Scores)
     ranking: Ranking = Field(default_factory=Ranking)
@@ -789,6 +847,30 @@ class CalibrateConfig(Settings):
             if length < 40:
                 raise _invalid("lengths", f"{length} is too short for the 32 decisions of a chain; 40 or more")
         return lengths
+
+
+class NightlyConfig(Settings):
+    """A suite of runs that is done again and again, each time compared with the nights before."""
+
+    name: str = Field("nightly", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="Name of the suite")
+    store: str = Field(".opdscope", description="Where its history is kept; any fsspec URL")
+    runs: list[RunConfig] = Field(min_length=1, description="Configurations of the runs, each with a name of its own")
+    calibrate: CalibrateConfig | None = Field(None, description="Also judge the estimators against the oracle")
+    nights: int = Field(7, ge=1, description="A score is compared with its last so many measurements")
+    slower: float = Field(
+        0.25, gt=0, lt=1, description="Share by which decoding may be slower than in these nights on the same machine"
+    )
+
+    @field_validator("store", mode="after")
+    @classmethod
+    def _no_secret(cls, store: str) -> str:
+        return without_secret("store", store)
+
+    @model_validator(mode="after")
+    def _unique_names(self) -> Self:
+        names = [run.name for run in self.runs]
+        _no_duplicates("runs", [*names, *([self.calibrate.name] if self.calibrate is not None else [])])
+        return self
 
 
 def is_local_folder(path: str) -> bool:

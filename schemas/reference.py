@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from schemas.config import RunConfig, is_cosmetic, settings_in
-from schemas.tables import RANKS, RUN_TABLES, Column
+from schemas.tables import HISTORY, RANKS, RUN_TABLES, Column
 
 BEGIN, END = "<!-- reference: made by `python -m schemas.reference README.md` -->", "<!-- end of reference -->"
 
@@ -30,7 +30,7 @@ def reference() -> str:
         done.add(model)
         parts.append(_section(place, model))
         queue += _children(f"{place.split(' ')[0]}.", model)
-    tables = {**RUN_TABLES, "ranks": RANKS}
+    tables = {**RUN_TABLES, "ranks": RANKS, "history": HISTORY}
     return "\n".join([*parts, *(_columns(f"{name}.parquet", columns) for name, columns in tables.items())])
 
 

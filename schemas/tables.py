@@ -142,6 +142,24 @@ RANKS: dict[str, Column] = {
     "rollouts": Column("Int64", "rollouts of all questions"),
 }
 
+HISTORY: dict[str, Column] = {
+    "night": Column("Datetime", "when the suite was started, UTC"),
+    "run": Column("String", "name of the run"),
+    "key": Column("String", "content key of all that the run's tables are made from"),
+    "teacher": Column("String", "name of the teacher"),
+    "context": Column("String", "name of its context"),
+    "loss": Column("String", "name of the loss"),
+    "rollouts": Column("String", "all, or those that are correct or incorrect"),
+    "alignment": Column("Float64", "as in summary.parquet; null where unresolved or undefined"),
+    "alignment_low": Column("Float64", "lower end of its interval"),
+    "alignment_high": Column("Float64", "upper end of its interval"),
+    "reference": Column("Float64", "mean of the measurements it is compared with; null where there are none"),
+    "reference_error": Column("Float64", "mean half-width of their intervals"),
+    "change": Column("String", "new, steady, up, down, lost (undefined now), or unchanged (nothing was computed)"),
+    "tokens_per_second": Column("Float64", "decoded in trees; null where nothing was decoded"),
+    "machine": Column("String", "name of the machine"),
+}
+
 RUN_TABLES = {
     "tokens": TOKENS,
     "summary": SUMMARY,

@@ -1,0 +1,76 @@
+"""The flows as deployments of a work pool: what the UI offers to run."""
+
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prefect import Flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.deployments.runner import RunnerDeployment
+from prefect.exceptions import ObjectAlreadyExists
+from prefect.schedules import Schedule
+from prefect.types.entrypoint import EntrypointType
+
+from flows.calibrate import calibrate
+from flows.diagnose import diagnose
+from flows.nightly import nightly
+from flows.rank import rank
+
+POOL = "opdscope"
+TAG = "opdscope"
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A flow with what its form is filled with."""
+
+    flow: Flow[..., Any]
+    description: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+
+def offers(config: dict[str, Any], suite: dict[str, Any], store: str) -> list[Offer]:
+    """The flows that people start.
+
+    Args:
+        config: fields of a run that the form is filled with.
+        suite: the same of a suite.
+        store: of whatever names none.
+    """
+    run = {"store": store, **config}
+    return [
+        Offer(diagnose, "Score every teacher, context and loss, token by token.", {"config": run}),
+        Offer(rank, "Rank teachers, contexts and losses from on-policy rollouts alone.", {"config": run}),
+        Offer(calibrate, "Judge the estimators against an exact oracle.", {"config": {"store": store}}),
+        Offer(nightly, "Do a suite again and mark what moved.", {"config": {"store": store, **suite}}),
+    ]
+
+
+def deploy(offered: list[Offer], folder: Path, schedule: Schedule | None, pool: str = POOL) -> list[str]:
+    """Make or renew the work pool and the deployments; returns their names.
+
+    Args:
+        folder: where runs work, so that relative paths mean what they mean there.
+        schedule: of `nightly`.
+    """
+    with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):
+        client.create_work_pool(WorkPoolCreate(name=pool, type="process", description="opdscope on this machine"))
+    names = []
+    for offer in offered:
+        deployment = RunnerDeployment.from_flow(
+            offer.flow,
+            name=offer.flow.name,
+            description=offer.description,
+            parameters=offer.parameters,
+            tags=[TAG],
+            entrypoint_type=EntrypointType.MODULE_PATH,
+            work_pool_name=pool,
+            job_variables={"working_dir": str(folder)},
+            schedule=schedule if offer.flow is nightly else None,
+            enforce_parameter_schema=True,
+        )
+        deployment.apply()
+        names.append(f"{offer.flow.name}/{offer.flow.name}")
+    return names

@@ -1,0 +1,185 @@
+"""The nightly suite: every run that has something new, compared with the nights before."""
+
+import io
+import json
+import platform
+from datetime import UTC, datetime
+from typing import Any
+
+import polars as pl
+from prefect import flow
+from prefect.events import emit_event
+from prefect.logging import get_run_logger
+
+from flows.artifacts import markdown_artifact, plain, table_artifact
+from flows.calibrate import calibrate
+from flows.diagnose import QuestionsFailedError, diagnose
+from schemas.config import NightlyConfig, RunConfig
+from tasks.calibration.judge import figures
+from tasks.history import MOVED, compared, no_history, slower, tonight, unchanged
+from tasks.job import forget_jobs, open_job
+from tasks.outputs import parquet_bytes, read_run, read_table
+from tasks.store.artefact import Store
+from tasks.store.claims import Claims
+
+FINISHED, REGRESSION = "opdscope.nightly.finished", "opdscope.nightly.regression"
+"""Names of the events that a night sends; the second only where something got worse."""
+
+
+class NightBusyError(RuntimeError):
+    """The same suite is at work in another process."""
+
+
+@flow(name="nightly", flow_run_name="{config.name}", persist_result=False)
+def nightly(config: NightlyConfig) -> dict[str, Any]:
+    """Do every run of a suite that has something new, and mark what moved beyond its interval.
+
+    Returns:
+        the content of `nightly.json`: what moved, what got slower, what failed.
+
+    Raises:
+        NightBusyError: the suite is at work in another process.
+    """
+    store = Store(config.store)
+    with Claims(store, 60.0).hold(f"nightly-{config.name}") as ours:
+        if not ours:
+            raise NightBusyError(f"suite {config.name!r} is at work in another process")
+        return _nightly(config, store)
+
+
+def _nightly(config: NightlyConfig, store: Store) -> dict[str, Any]:
+    night = datetime.now(UTC)
+    history = read_history(store, config.name)
+    parts: list[pl.DataFrame] = []
+    failed: dict[str, str] = {}
+    slow: list[str] = []
+    for run in config.runs:
+        key = finished_key(run)
+        rows = unchanged(history, run.name, key, night) if key is not None else None
+        if rows is None:
+            done, error = _diagnosed(run)
+            if error is not None:
+                failed[run.name] = error
+            if done is None:
+                continue
+            summary = read_table(Store(run.store), run.name, "summary")
+            rows = tonight(night, run.name, done["aggregate"], summary, done["stages"], platform.node())
+            rows = compared(history, rows, config.nights)
+            found = slower(history, rows, config.nights, config.slower)
+            slow += [found] if found is not None else []
+        parts.append(rows)
+    wrong = _calibrated(config, failed)
+    new = pl.concat([no_history(), *parts])
+    store.put_bytes(parquet_bytes(pl.concat([history, new])), "nightly", config.name, "history.parquet")
+    return _told(config, store, night, new, failed, slow, wrong)
+
+
+def finished_key(run: RunConfig) -> str | None:
+    """The key of a run's tables where they are there and nothing that they are made from has changed."""
+    try:
+        job = open_job(run)
+        written = read_run(job)
+        if written is None or written["failed"]:
+            return None
+        job.leave_out(written["left_out"])
+        key = job.aggregate_key(written["questions"])
+        return key if key == written["aggregate"] else None
+    finally:
+        forget_jobs()
+
+
+def _diagnosed(run: RunConfig) -> tuple[dict[str, Any] | None, str | None]:
+    """Content of `run.json` where there are outputs, and the error where there is one."""
+    state = diagnose(run, return_state=True)
+    result = state.result(raise_on_failure=False)
+    if isinstance(result, QuestionsFailedError):
+        return result.run, str(result)
+    if isinstance(result, BaseException):
+        return None, f"{type(result).__name__}: {result}"
+    return result, None
+
+
+def _calibrated(config: NightlyConfig, failed: dict[str, str]) -> list[str]:
+    """Figures of the calibration that are not what they must be."""
+    if config.calibrate is None:
+        return []
+    state = calibrate(config.calibrate, return_state=True)
+    rows = state.result(raise_on_failure=False)
+    if isinstance(rows, BaseException):
+        failed[config.calibrate.name] = f"{type(rows).__name__}: {rows}"
+        return []
+    return [
+        f"{f.name}: {f.value:.3f}, must be {f.wanted}"
+        for f in figures(rows)
+        if f.holds is False and f.value is not None
+    ]
+
+
+def read_history(store: Store, suite: str) -> pl.DataFrame:
+    """All nights of a suite so far."""
+    data = store.get_bytes("nightly", suite, "history.parquet")
+    return no_history() if data is None else pl.read_parquet(io.BytesIO(data))
+
+
+def _told(
+    config: NightlyConfig,
+    store: Store,
+    night: datetime,
+    new: pl.DataFrame,
+    failed: dict[str, str],
+    slow: list[str],
+    wrong: list[str],
+) -> dict[str, Any]:
+    """Write `nightly.json`, artifacts and events."""
+    moved = new.filter(pl.col("change").is_in(MOVED))
+    computed = new.filter(pl.col("change") != "unchanged")["run"].unique().sort().to_list()
+    result: dict[str, Any] = {
+        "name": config.name,
+        "night": night.isoformat(),
+        "computed": computed,
+        "moved": [sentence(row) for row in moved.iter_rows(named=True)],
+        "slower": slow,
+        "calibration": wrong,
+        "failed": failed,
+    }
+    worse = [sentence(row) for row in moved.filter(pl.col("change") != "up").iter_rows(named=True)]
+    result["regressions"] = [*worse, *slow, *wrong, *(f"{run}: {error}" for run, error in failed.items())]
+    store.put_bytes(json.dumps(result, indent=1).encode(), "nightly", config.name, "nightly.json")
+    table_artifact(f"{config.name}-scores", new.drop("key", "night", "machine"), f"scores of suite {config.name}")
+    markdown_artifact(f"{config.name}-night", night_page(result, new), f"suite {config.name}")
+    resource = {"prefect.resource.id": f"opdscope.suite.{config.name}", "prefect.resource.name": config.name}
+    emit_event(FINISHED, resource, payload=result)
+    if result["regressions"]:
+        emit_event(REGRESSION, resource, payload={**result, "message": message(result)})
+        get_run_logger().warning("%s", message(result))
+    return result
+
+
+def message(result: dict[str, Any]) -> str:
+    """One paragraph for a mail or a chat."""
+    return f"opdscope {result['name']}: {len(result['regressions'])} regressions\n" + "\n".join(result["regressions"])
+
+
+def sentence(row: dict[str, Any]) -> str:
+    """How a score moved."""
+    name = f"{row['run']}: {row['teacher']}/{row['context']} by {row['loss']}, {row['rollouts']} rollouts"
+    if row["alignment"] is None:
+        return f"{name}: no longer defined, was {row['reference']:.3f}"
+    half = (row["alignment_high"] - row["alignment_low"]) / 2
+    return f"{name}: {row['alignment']:.3f} ± {half:.3f}, was {row['reference']:.3f} ± {row['reference_error']:.3f}"
+
+
+def night_page(result: dict[str, Any], new: pl.DataFrame) -> str:
+    """The night as Markdown."""
+    counts = dict(new.group_by("change").len().sort("change").iter_rows())
+    lines = [f"{len(result['computed'])} of {new['run'].n_unique()} runs had something to compute.", ""]
+    lines.append(", ".join(f"{n} {change}" for change, n in counts.items()) or "No scores.")
+    for title, found in (
+        ("Moved beyond its interval", result["moved"]),
+        ("Slower", result["slower"]),
+        ("Calibration", result["calibration"]),
+        ("Failed", [f"{run}: {error}" for run, error in result["failed"].items()]),
+    ):
+        if found:
+            lines += ["", f"**{title}**", "", *(f"* {plain(line)}" for line in found)]
+    return "\n".join(lines)
