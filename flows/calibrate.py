@@ -1,6 +1,7 @@
 """The calibration: every planner and the ranking against the exact oracle, family by family."""
 
 import io
+import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -18,7 +19,7 @@ from tasks.calibration.judge import MAIN_DRAWS, WINDOWS_DRAWS
 from tasks.calibration.measure import Setting, measure
 from tasks.calibration.report import calibration_page
 from tasks.calibration.suite import Family
-from tasks.outputs import parquet_bytes
+from tasks.outputs import REFERENCES, parquet_bytes
 from tasks.progress import report
 from tasks.store.artefact import Store
 from tasks.store.keys import Recipe
@@ -60,14 +61,19 @@ def _measured(settings: Sequence[Setting], seed: int, run: int) -> list[dict[str
     return [row for setting in settings for row in measure(setting, seed, run)]
 
 
+def rows_key(config: CalibrateConfig, family: Family) -> str:
+    """Content key of a family's rows."""
+    versions = {**STAGE_VERSIONS, "calibration": VERSION}
+    settings = [repr(s) for s in settings_of(family)]
+    what: dict[str, object] = {"settings": settings, "seed": config.seed, "runs": config.runs, "versions": versions}
+    return Recipe("calibration", VERSION, what, [], {}).key
+
+
 @task(name="calibrate family", cache_policy=NO_CACHE, persist_result=False, task_run_name="{family.name}")
 def family_task(config: CalibrateConfig, family: Family) -> Any:
     """All runs of one family, in worker processes; `Cached` where its rows are in the store."""
     store = Store(config.store)
-    settings = settings_of(family)
-    versions = {**STAGE_VERSIONS, "calibration": VERSION}
-    what: dict[str, object] = {"settings": [repr(s) for s in settings], "seed": config.seed, "runs": config.runs}
-    key = Recipe("calibration", VERSION, {**what, "versions": versions}, [], {}).key
+    settings, key = settings_of(family), rows_key(config, family)
     data = store.get_bytes("calibration", key, "rows.parquet")
     if data is not None:
         report("calibrate", config.runs)
@@ -99,9 +105,11 @@ def calibrate(config: CalibrateConfig) -> pl.DataFrame:
         the rows of all runs, as `tasks.calibration.measure` gives them.
     """
     chosen = families(config)
+    store = Store(config.store)
+    references = [f"calibration/{rows_key(config, family)}" for family in chosen]
+    store.put_bytes(json.dumps(references).encode(), "runs", config.name, f"{REFERENCES}calibrate.json")
     report("calibrate", 0, len(chosen) * config.runs)
     rows: pl.DataFrame = pl.concat([family_task(config, family, return_state=True).result() for family in chosen])
-    store = Store(config.store)
     store.put_bytes(parquet_bytes(rows), "runs", config.name, "calibration.parquet")
     store.put_bytes(calibration_page(rows, config).encode(), "runs", config.name, "calibration.html")
     return rows

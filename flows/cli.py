@@ -13,6 +13,9 @@ app = typer.Typer(
     help="Before any training run: which teacher, context and loss push a reasoning model towards success.",
 )
 
+store_app = typer.Typer(no_args_is_help=True, help="The cache: what it holds, whether it is whole, what nothing needs.")
+app.add_typer(store_app, name="store")
+
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a field: tree.draws=128. May be repeated.", metavar="A.B=C"),
@@ -120,6 +123,41 @@ def serve(
             runs=runs,
         )
     )
+
+
+Kept = Annotated[str, typer.Option("--store", help="The store; any fsspec URL.", metavar="URL")]
+
+
+@store_app.command("ls")
+def store_ls(store: Kept = ".opdscope") -> None:
+    """Artefacts and bytes by stage, and the runs."""
+    from flows.runs import on_store
+
+    raise typer.Exit(on_store(store, "show"))
+
+
+@store_app.command("verify")
+def store_verify(
+    store: Kept = ".opdscope",
+    repair: Annotated[bool, typer.Option(help="Remove what is damaged; runs make it again.")] = False,
+) -> None:
+    """Check every object's SHA-256; exit code 1 where one is damaged."""
+    from flows.runs import on_store
+
+    raise typer.Exit(on_store(store, "verify", repair=repair))
+
+
+@store_app.command("gc")
+def store_gc(
+    store: Kept = ".opdscope",
+    days: Annotated[float, typer.Option("--older-than", min=0, help="Days since anything of it was written.")] = 1.0,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Say what would be removed, and remove nothing.")] = False,
+) -> None:
+    """Remove artefacts that no run under runs/ refers to; remove a run's folder first to free what it needs."""
+    from flows.runs import on_store
+
+    raise typer.Exit(on_store(store, "collect", days=days, yes=yes, dry_run=dry_run))
 
 
 def overrides(assignments: list[str] | None, store: str | None, name: str | None) -> list[str]:

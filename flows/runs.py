@@ -218,20 +218,27 @@ def plan_file(path: Path, assignments: list[str]) -> int:
     return guarded(action)
 
 
-def read_suite(path: Path) -> dict[str, Any]:
+def read_suite(path: Path, store: str | None = None) -> dict[str, Any]:
     """The fields of a suite; runs that are given as paths are read, relative to the suite.
+
+    Args:
+        store: of a suite that names none; runs that name none take the suite's.
 
     Raises:
         ConfigurationError: a file that cannot be read.
     """
-    fields = read_configuration(path)
+    fields = {**({} if store is None else {"store": store}), **read_configuration(path)}
     runs = fields.get("runs")
     if isinstance(runs, list):
         fields["runs"] = [read_configuration(path.parent / run) if isinstance(run, str) else run for run in runs]
-    store = fields.get("store")
-    if isinstance(store, str) and isinstance(fields.get("runs"), list):
-        fields["runs"] = [{"store": store, **run} if isinstance(run, dict) else run for run in fields["runs"]]
+        if "store" in fields:
+            fields["runs"] = [{"store": fields["store"], **r} if isinstance(r, dict) else r for r in fields["runs"]]
     return fields
+
+
+def absolute(store: str) -> str:
+    """A store that means the same wherever a run works."""
+    return store if "://" in store else str(Path(store).expanduser().resolve())
 
 
 def checked_suite(fields: dict[str, Any]) -> NightlyConfig:
@@ -275,14 +282,31 @@ def serve_all(config: Path | None, suite: Path | None, *, cron: str | None, **se
     def action() -> int:
         if suite is None and cron is not None:
             raise ConfigurationError(f"--cron: {cron!r} given, but no suite; name one with --suite")
+        store = settings["store"] = absolute(settings["store"])
         # whole, as forms tell kinds apart by their fields
-        fields = checked(read_configuration(config)).model_dump(mode="json") if config is not None else {}
-        nights = checked_suite(read_suite(suite)).model_dump(mode="json") if suite is not None else {}
+        fields = checked({"store": store, **read_configuration(config)}).model_dump(mode="json") if config else {}
+        nights = checked_suite(read_suite(suite, store)).model_dump(mode="json") if suite else {}
         from flows.serve import ServeSettings, serve
 
         serve(
             ServeSettings(config=fields, suite=nights, cron=cron, **settings), lambda line: _console.print(escape(line))
         )
         return OK
+
+    return guarded(action)
+
+
+def on_store(url: str, command: str, **options: Any) -> int:
+    """`opdscope store`: ls, verify or gc, by the name of the function that does it."""
+
+    def action() -> int:
+        from flows import collection
+        from tasks.store.artefact import Store
+
+        store = Store(url)
+        if not store.fs.exists(store.root):
+            raise ConfigurationError(f"--store: {url!r} is not there; give the store of a run")
+        done: int = getattr(collection, command)(store, _console, **options)
+        return done
 
     return guarded(action)

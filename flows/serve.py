@@ -84,11 +84,12 @@ def serve(settings: ServeSettings, say: Callable[[str], None]) -> None:
         api = os.environ["PREFECT_API_URL"].rstrip("/")
         check_version(api)
         shown = stack.enter_context(shown_reports(settings))
-        os.environ["OPDSCOPE_REPORTS_URL"] = shown
-
+        from flows.artifacts import REPORTS_URL
         from flows.deployments import POOL, deploy, offers
 
-        names = deploy(offers(settings.config, settings.suite, absolute(settings.store)), Path.cwd(), schedule)
+        os.environ[REPORTS_URL] = shown  # for the worker's runs
+        offered = offers(settings.config, settings.suite, settings.store)
+        names = deploy(offered, Path.cwd(), schedule)
         command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
         command += ["--limit", str(settings.runs), "--name", f"{socket.gethostname()}-{os.getpid()}"]
         worker, log = stack.enter_context(child("worker", command, {}))
@@ -105,11 +106,6 @@ def serve(settings: ServeSettings, say: Callable[[str], None]) -> None:
                 if process.poll() is not None:
                     raise ConfigurationError(f"{name} has ended by itself: {last_lines(log)}")
         say("stopping")
-
-
-def absolute(store: str) -> str:
-    """A store that means the same wherever a run works."""
-    return store if "://" in store else str(Path(store).expanduser().resolve())
 
 
 def parse_schedule(cron: str | None, timezone: str) -> Any:
@@ -229,7 +225,7 @@ def shown_reports(settings: ServeSettings) -> Iterator[str]:
     from flows.reports import reports
     from tasks.store.artefact import Store
 
-    app = reports(Store(absolute(settings.store)), [settings.host, "localhost"])
+    app = reports(Store(settings.store), [settings.host, "localhost"])
     config = uvicorn.Config(app, host=settings.host, port=settings.reports_port, log_level="warning", access_log=False)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)

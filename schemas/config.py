@@ -45,6 +45,8 @@ class ByKind:
         for name in dict.fromkeys(name for member in members for name in member["properties"] if name != "kind"):
             having = {k: m["properties"][name] for k, m in zip(kinds, members, strict=True) if name in m["properties"]}
             first = {key: value for key, value in next(iter(having.values())).items() if key != "default"}
+            if first.get("type") == "boolean":  # forms send an untouched switch as false, which other kinds refuse
+                first = {**{key: value for key, value in first.items() if key != "type"}, "enum": [True, False]}
             if len(having) < len(kinds):
                 first["description"] = f"{', '.join(having)}: {first.get('description', name)}"
             properties[name] = first
