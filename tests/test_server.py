@@ -1,0 +1,141 @@
+"""Prefect's server on a real PostgreSQL, and a server that is restarted in the middle of a run."""
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+pytestmark = pytest.mark.slow
+HERE = Path(__file__).parents[1]
+PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Server:
+    """Prefect's server on loopback, which can be killed and started again on its port and database."""
+
+    def __init__(self, home: Path, database: str | None = None) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}/api"
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+        self.environment = {
+            **clean,
+            "PREFECT_HOME": str(home),
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "DO_NOT_TRACK": "1",
+            "HF_HUB_OFFLINE": "1",
+            **({} if database is None else {"PREFECT_API_DATABASE_CONNECTION_URL": database}),
+        }
+        self._log = home / "log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.port)]
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen([*command, "--no-ui"], env=self.environment, stdout=log, stderr=log)
+        for _ in range(360):
+            try:
+                if httpx.get(f"{self.url}/health", timeout=2).status_code == 200:
+                    return
+            except httpx.HTTPError:
+                time.sleep(0.5)
+        raise RuntimeError(self._log.read_text()[-2000:])
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def run(self, config: dict[str, Any], path: Path) -> "subprocess.Popen[str]":
+        path.write_text(yaml.safe_dump(config))
+        return subprocess.Popen(
+            [sys.executable, "-m", "flows.cli", "run", str(path)],
+            env={**self.environment, "PREFECT_API_URL": self.url},
+            cwd=HERE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    made: list[Server] = []
+
+    def make(**options: Any) -> Server:
+        home = tmp_path / f"prefect{len(made)}"
+        home.mkdir()
+        made.append(Server(home, **options))
+        made[-1].start()
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.kill()
+
+
+@pytest.mark.skipif(not PROGRAMS, reason="needs PostgreSQL: apt-get install postgresql")
+def test_a_server_on_postgresql(server: Callable[..., Server], settings: dict[str, Any], tmp_path: Path) -> None:
+    port, data = free_port(), tmp_path / "database"
+    user = "postgres" if os.getuid() == 0 else pwd.getpwuid(os.getuid()).pw_name  # it refuses to run as root
+    data.mkdir()
+    if os.getuid() == 0:
+        shutil.chown(data, user)
+        for folder in (tmp_path, *list(tmp_path.parents)[:-2]):
+            folder.chmod(folder.stat().st_mode | 0o011)
+    as_user = ["runuser", "-u", user, "--"] if os.getuid() == 0 else []
+
+    def program(name: str, *arguments: str) -> None:
+        subprocess.run([*as_user, str(PROGRAMS[-1] / name), *arguments], check=True, cwd="/", stdout=subprocess.DEVNULL)
+
+    program("initdb", "-D", str(data), "-U", "prefect", "--auth", "trust")
+    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories=''"
+    program("pg_ctl", "-D", str(data), "-o", options, "-w", "-l", str(data / "log"), "start")
+    try:
+        served = server(database=f"postgresql+asyncpg://prefect@127.0.0.1:{port}/postgres")
+        process = served.run(settings, tmp_path / "config.yaml")
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        found = httpx.post(f"{served.url}/flow_runs/filter", json={}).json()
+        assert [run["state"]["type"] for run in found] == ["COMPLETED"]
+        tasks = httpx.post(f"{served.url}/task_runs/filter", json={}).json()
+        assert len(tasks) > 10 and {task["state"]["type"] for task in tasks} == {"COMPLETED"}
+    finally:
+        program("pg_ctl", "-D", str(data), "-m", "immediate", "stop")
+
+
+def test_a_server_that_is_restarted_during_a_run(
+    server: Callable[..., Server], settings: dict[str, Any], tmp_path: Path
+) -> None:
+    settings["execution"] = {"questions_per_task": 1, "round_draws": 24, "round_seconds": 0.0}
+    served = server()
+    whole = served.run({**settings, "store": str(tmp_path / "whole")}, tmp_path / "whole.yaml")
+    whole.communicate(timeout=300)
+    assert whole.returncode == 0
+    process = served.run({**settings, "store": str(tmp_path / "store")}, tmp_path / "config.yaml")
+    for _ in range(1200):
+        if any((tmp_path / "store" / "rounds").glob("*/*")):
+            break
+        time.sleep(0.05)
+    served.kill()
+    time.sleep(2)
+    served.start()
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    for path in (tmp_path / "whole" / "runs" / "small").glob("*.parquet"):
+        assert path.read_bytes() == (tmp_path / "store" / "runs" / "small" / path.name).read_bytes()
