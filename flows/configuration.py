@@ -111,24 +111,37 @@ def check_ranked(config: RunConfig) -> None:
 
 
 def check_execution(execution: Execution) -> None:
-    """Refuse to start on Ray without what it needs.
+    """Refuse to start on Ray, or under a limit on GPUs, without what that needs.
 
     Raises:
-        ConfigurationError: a package or a Prefect server is missing.
+        ConfigurationError: a package, a Prefect server or the limit is missing.
     """
-    if execution.task_runner != "ray":
+    on_ray, limit = execution.task_runner == "ray", execution.gpu_limit
+    if not on_ray and limit is None:
         return
-    if find_spec("prefect_ray") is None:
+    if on_ray and find_spec("prefect_ray") is None:
         raise ConfigurationError(
             "execution.task_runner: 'ray', but prefect-ray is not installed: pip install 'opdscope[ray]'"
         )
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
     from prefect.settings import get_current_settings
 
     if get_current_settings().api.url is None:
+        field = "task_runner: 'ray'" if on_ray else f"gpu_limit: {limit!r}"
         raise ConfigurationError(
-            "execution.task_runner: 'ray' needs a running Prefect server (each worker would start its own); "
+            f"execution.{field} needs a running Prefect server that all processes share; "
             "start `opdscope serve` and set PREFECT_API_URL"
         )
+    if limit is not None:
+        with get_client(sync_client=True) as client:
+            try:
+                client.read_global_concurrency_limit_by_name(limit)
+            except ObjectNotFound as error:
+                raise ConfigurationError(
+                    f"execution.gpu_limit: {limit!r} is no global concurrency limit of the Prefect server; make it "
+                    f"with `prefect gcl create {limit} --limit N`"
+                ) from error
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:

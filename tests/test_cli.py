@@ -75,6 +75,8 @@ def tables(questions: Path, tmp_path: Path) -> dict[str, str]:
             {"questions": {"path": "<no summary>"}, "teachers": {"1": {"contexts": ["summary"]}}},
             "teachers[1].contexts[0] (self, summary): needs {summary}, which question 'chain-001' lacks",
         ),
+        ({"execution": {"gpu_limit": "gpus"}}, "execution.gpu_limit: 'gpus' needs a running Prefect server"),
+        ({"store": "s3://me:word@bucket/x"}, "store: the URL holds a password"),
         ({"student": {"path": "/nowhere/model"}}, "student.path: '/nowhere/model' is not there"),
         ({"student": {"path": "nobody/nothing"}}, "student.path: 'nobody/nothing' is neither a folder here nor a hub"),
         ({"teachers": {"0": {"model": {"path": "<other>"}}}}, "has another tokenizer than the student"),

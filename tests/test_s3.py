@@ -189,3 +189,27 @@ def test_a_run_on_a_store_that_is_slow_and_refuses_writes_for_a_while(
     for path in store.fs.find(store.root):
         assert SECRET.encode() not in store.fs.cat_file(path), path
     assert SECRET not in out + err
+
+
+@pytest.mark.slow
+def test_credentials_from_a_block(
+    gate: Gate, settings: dict[str, Any], tmp_path: Path, prefect_environment: dict[str, str]
+) -> None:
+    make = (
+        "import sys; from prefect.filesystems import RemoteFileSystem\n"
+        "RemoteFileSystem(basepath='s3://bucket', settings={'key': 'someone', 'secret': sys.argv[2], "
+        "'endpoint_url': sys.argv[1]}).save('objects', overwrite=True)"
+    )
+    command = [sys.executable, "-c", make, gate.url, SECRET]
+    subprocess.run(command, env=prefect_environment, check=True, capture_output=True)
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        os.environ.pop(name)  # the fixture puts back what was there
+    settings["execution"] = {"storage_block": "objects"}
+    process = run(settings, tmp_path, {**prefect_environment, "AWS_EC2_METADATA_DISABLED": "true"}, "s3://bucket/block")
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert SECRET not in out + err
+    settings["execution"] = {"storage_block": "missing"}
+    process = run(settings, tmp_path, prefect_environment, "s3://bucket/block")
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 2 and "there is no block remote-file-system/missing" in err

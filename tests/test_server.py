@@ -139,3 +139,19 @@ def test_a_server_that_is_restarted_during_a_run(
     assert process.returncode == 0, err
     for path in (tmp_path / "whole" / "runs" / "small").glob("*.parquet"):
         assert path.read_bytes() == (tmp_path / "store" / "runs" / "small" / path.name).read_bytes()
+
+
+def test_a_limit_on_gpus_is_kept(server: Callable[..., Server], settings: dict[str, Any], tmp_path: Path) -> None:
+    served = server()
+    settings["execution"] = {"gpu_limit": "gpus", "retries": 0}
+    process = served.run(settings, tmp_path / "config.yaml")
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 2 and "execution.gpu_limit: 'gpus' is no global concurrency limit" in err
+    limit = httpx.post(f"{served.url}/v2/concurrency_limits/", json={"name": "gpus", "limit": 1}).raise_for_status()
+    process = served.run(settings, tmp_path / "config.yaml")
+    most = 0
+    while process.poll() is None:
+        found = httpx.get(f"{served.url}/v2/concurrency_limits/{limit.json()['id']}").json()
+        most = max(most, found["active_slots"])
+        time.sleep(0.05)
+    assert process.returncode == 0 and most == 1
