@@ -143,10 +143,12 @@ def run_stages(config: RunConfig, name: str, wanted: Sequence[str]) -> Progresse
             done.stages[stage] = Outcome()
             parts = sources(config) if stage in BY_SOURCE else [None]
             report(stage, 0, len(done.ids) * len(parts))
-            if stage == "trees":
+            here = config.execution.task_runner == "process"
+            if stage == "trees" and here:
                 report("draws", 0, len(done.ids) * most_draws(config.tree))
             size = len(done.ids) if stage in OF_RUN else config.execution.questions_per_task
             named = retried(stage_task.with_options(name=stage), config.execution)
+            work = [(source, batch) for source in parts for batch in batches(done.ids, size)]
             started = [
                 start(
                     named,
@@ -159,11 +161,12 @@ def run_stages(config: RunConfig, name: str, wanted: Sequence[str]) -> Progresse
                         "left_out": sorted(done.left_out),
                     },
                 )
-                for source in parts
-                for batch in batches(done.ids, size)
+                for source, batch in work
             ]
-            for finish in started:
+            for (_, batch), finish in zip(work, started, strict=True):
                 done.add(stage, finish().result())
+                if not here:  # what other processes report is not heard in this one
+                    report(stage, len(batch))
             done.drop(stage)
     return done
 

@@ -12,17 +12,28 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.progress import Task as RichTask
 from rich.table import Table
+from rich.text import Text
 
 from tasks.aggregate import headline
 from tasks.calibration.judge import Figure
 from tasks.progress import Step, listen
 
 SHOWN = {"all": "all rollouts", "correct": "correct", "incorrect": "incorrect"}
+
+
+class RateColumn(ProgressColumn):
+    """How much is done a second."""
+
+    def render(self, task: RichTask) -> Text:
+        """The rate, once it is known."""
+        return Text("" if task.speed is None else f"{task.speed:,.3g}/s", style="progress.data.speed")
 
 
 @contextmanager
@@ -33,6 +44,7 @@ def progress(console: Console) -> Iterator[None]:
         TextColumn("{task.description:12}"),
         BarColumn(),
         MofNCompleteColumn(),
+        RateColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
