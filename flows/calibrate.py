@@ -19,9 +19,10 @@ from tasks.calibration.judge import MAIN_DRAWS, WINDOWS_DRAWS
 from tasks.calibration.measure import Setting, measure
 from tasks.calibration.report import calibration_page
 from tasks.calibration.suite import Family
-from tasks.outputs import REFERENCES, parquet_bytes
+from tasks.outputs import parquet_bytes
 from tasks.progress import report
 from tasks.store.artefact import Store
+from tasks.store.collect import REFERENCES
 from tasks.store.keys import Recipe
 
 VERSION = 1

@@ -151,7 +151,9 @@ def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
         place = ".".join(_place(model, detail["loc"]))
         context = detail.get("ctx", {})
         if detail["type"] == "opdscope":
-            place = ".".join(part for part in (place, str(context["field"])) if part)
+            named = str(context["field"])
+            if place.rpartition(".")[2] != named:  # a field's own validator names the field that the place ends in
+                place = ".".join(part for part in (place, named) if part)
             lines.append(f"{place}: {context['message']}")
         elif detail["type"] == "extra_forbidden":
             known = sorted(_fields(model, detail["loc"][:-1]))

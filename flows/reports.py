@@ -13,6 +13,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from tasks.store.artefact import Store
+from tasks.store.collect import REFERENCES
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _TYPES = {"html": "text/html; charset=utf-8", "json": "application/json", "parquet": "application/octet-stream"}
@@ -65,5 +66,5 @@ def reports(store: Store, hosts: list[str]) -> Starlette:
 
 
 def _links(run: str, files: list[str]) -> str:
-    shown = [name for name in files if name.rpartition(".")[2] in _TYPES and not name.startswith("references-")]
+    shown = [name for name in files if name.rpartition(".")[2] in _TYPES and not name.startswith(REFERENCES)]
     return " ".join(f'<a href="/{escape(run)}/{escape(name)}">{escape(name)}</a>' for name in shown)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import urlsplit
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -120,17 +121,16 @@ def _invalid(field: str, message: str) -> PydanticCustomError:
     return PydanticCustomError("opdscope", "{field}: {message}", {"field": field, "message": message})
 
 
-def without_secret(field: str, url: str) -> str:
-    """A store's URL, which must not hold a password.
-
-    Raises:
-        PydanticCustomError: it does.
-    """
+def _without_secret(url: str) -> str:
     if "://" in url and urlsplit(url).password is not None:
         raise _invalid(
-            field, "the URL holds a password; put it in the environment or in the block that storage_block names"
+            "store", "the URL holds a password; put it in the environment or in the block that storage_block names"
         )
     return url
+
+
+StoreUrl = Annotated[str, AfterValidator(_without_secret)]
+"""Where a store is: a folder or any fsspec URL, without a password."""
 
 
 class Questions(Settings):
@@ -720,7 +720,7 @@ class RunConfig(Settings):
         description="Folder of the outputs, under runs/ in the store",
         json_schema_extra=COSMETIC,
     )
-    store: str = Field(
+    store: StoreUrl = Field(
         ".opdscope", description="Where everything is cached; any fsspec URL", json_schema_extra=COSMETIC
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of every draw and every bootstrap")
@@ -753,11 +753,6 @@ class RunConfig(Settings):
         if isinstance(value, list):
             return [{"kind": kind, **v} if isinstance(v, dict) else v for v in value]
         return {"kind": kind, **value} if isinstance(value, dict) else value
-
-    @field_validator("store", mode="after")
-    @classmethod
-    def _no_secret(cls, store: str) -> str:
-        return without_secret("store", store)
 
     @model_validator(mode="after")
     def _recorded_or_made(self) -> Self:
@@ -829,18 +824,13 @@ class CalibrateConfig(Settings):
     """Size of a calibration against the exact oracle."""
 
     name: str = Field("calibrate", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", json_schema_extra=COSMETIC)
-    store: str = Field(
+    store: StoreUrl = Field(
         ".opdscope", description="Where everything is cached; any fsspec URL", json_schema_extra=COSMETIC
     )
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of the questions and of every run")
     runs: int = Field(20, ge=2, description="Runs of each family")
     lengths: list[int] = Field([64, 256, 1024, 4096], min_length=1, description="Tokens of a rollout, in rising order")
     workers: int | None = Field(None, ge=1, description="Processes; all cores where null", json_schema_extra=COSMETIC)
-
-    @field_validator("store", mode="after")
-    @classmethod
-    def _no_secret(cls, store: str) -> str:
-        return without_secret("store", store)
 
     @field_validator("lengths", mode="after")
     @classmethod
@@ -855,18 +845,13 @@ class NightlyConfig(Settings):
     """A suite of runs that is done again and again, each time compared with the nights before."""
 
     name: str = Field("nightly", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="Name of the suite")
-    store: str = Field(".opdscope", description="Where its history is kept; any fsspec URL")
+    store: StoreUrl = Field(".opdscope", description="Where its history is kept; any fsspec URL")
     runs: list[RunConfig] = Field(min_length=1, description="Configurations of the runs, each with a name of its own")
     calibrate: CalibrateConfig | None = Field(None, description="Also judge the estimators against the oracle")
     nights: int = Field(7, ge=1, description="A score is compared with its last so many measurements")
     slower: float = Field(
         0.25, gt=0, lt=1, description="Share by which decoding may be slower than in these nights on the same machine"
     )
-
-    @field_validator("store", mode="after")
-    @classmethod
-    def _no_secret(cls, store: str) -> str:
-        return without_secret("store", store)
 
     @model_validator(mode="after")
     def _unique_names(self) -> Self:

@@ -31,9 +31,8 @@ from tasks.report.page import LeftOut, render
 from tasks.selection import CHOICES, selection_rows, sum_choices, sum_predicted
 from tasks.stages import Outcome
 from tasks.store.artefact import Store, StoreError
+from tasks.store.collect import REFERENCES
 
-REFERENCES = "references-"
-"""How the names of files in a run's folder begin that say what the run needs of the store."""
 PACKAGES = ("opdscope", "prefect", "torch", "transformers", "zarr", "polars", "numpy", "scipy")
 OF_SOURCE = ("kl", "js", "teacher_token_prob", "teacher_prob")
 

@@ -25,6 +25,13 @@ from tasks.demo.train import make_tokenizer
 torch.set_num_threads(2)
 
 
+def free_port() -> int:
+    """A port of the loopback that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def random_model(
     folder: Path,
     seed: int,
@@ -120,9 +127,7 @@ def config_file(settings: dict[str, Any], tmp_path: Path) -> Path:
 def prefect_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Environment of child processes, with a Prefect server of the session on loopback."""
     home = tmp_path_factory.mktemp("prefect")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     environment = {
         **os.environ,
         "PREFECT_HOME": str(home),

@@ -358,3 +358,8 @@ def test_defaults_are_documented() -> None:
     for member in vars(schema).values():
         if isinstance(member, type) and issubclass(member, Settings):
             assert member.__doc__, member
+
+
+def test_a_field_that_is_wrong_by_itself_is_named_once(base: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match=r"^store: the URL holds a password"):
+        checked({**base, "store": "s3://me:word@bucket/x"})

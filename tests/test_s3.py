@@ -1,7 +1,6 @@
 """A store on a real S3-compatible server: whole runs, claims, outages, delays, and no credentials anywhere."""
 
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -20,15 +19,10 @@ from tasks.failures import may_pass
 from tasks.store.artefact import Store, StoreError
 from tasks.store.claims import Claims
 from tasks.store.collect import holdings, remove, stored, unreferred
+from tests.conftest import free_port
 
 SECRET = "not-to-be-told-anywhere"  # noqa: S105
 HERE = Path(__file__).parents[1]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Gate(ThreadingHTTPServer):

@@ -20,14 +20,9 @@ import yaml
 from flows.configuration import ConfigurationError
 from flows.serve import check_port, check_version, parse_schedule
 from schemas.config import RunConfig
+from tests.conftest import free_port
 
 HERE = Path(__file__).parents[1]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_every_field_of_the_form_has_something_to_fill_in() -> None:

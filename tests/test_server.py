@@ -3,7 +3,6 @@
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -15,15 +14,11 @@ import httpx
 import pytest
 import yaml
 
+from tests.conftest import free_port
+
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parents[1]
 PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Server:

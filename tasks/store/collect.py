@@ -28,6 +28,8 @@ STAGES = (
     "ranking",
     "calibration",
 )
+REFERENCES = "references-"
+"""How the names of files in a run's folder begin that say what the run needs of the store."""
 _WORKERS = 32
 _AT_ONCE = 1000
 
@@ -142,7 +144,7 @@ def referred(store: Store) -> set[str]:
     out: set[str] = set()
     for run in store.names("runs"):
         for name in store.names("runs", run):
-            if name.startswith("references-") and name.endswith(".json"):
+            if name.startswith(REFERENCES) and name.endswith(".json"):
                 out.update(json.loads(store.get_bytes("runs", run, name) or b"[]"))
             elif name == "run.json":
                 content = json.loads(store.get_bytes("runs", run, name) or b"{}")
