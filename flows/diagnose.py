@@ -108,7 +108,7 @@ def diagnose(config: RunConfig) -> dict[str, Any]:
 
 def _diagnose(config: RunConfig) -> dict[str, Any]:
     done = run_stages(config, "diagnose", STAGES)
-    report("aggregate", 0, 1)
+    report("aggregate", 0, len(done.ids))
     aggregate = retried(aggregate_task, config.execution)
     finished = cast(State[Any], aggregate(config, done.ids, done.left_out, return_state=True))
     files, done.stages["aggregate"] = finished.result()

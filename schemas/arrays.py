@@ -138,12 +138,12 @@ STAGE_VERSIONS = {
     "rounds": 1,
     "trees": 2,
     "ideal": 2,
-    "prior": 1,
+    "prior": 2,
     "distillation": 2,
     "alignment": 2,
     "values": 1,
     "ranking": 1,
-    "aggregate": 2,
+    "aggregate": 3,
 }
 
 

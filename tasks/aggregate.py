@@ -1,6 +1,6 @@
 """Stage 6: pooled scores with bootstrap intervals, and the tables (statistics of section 7)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 from typing import Any
@@ -20,6 +20,23 @@ QUESTIONS_TO_RESAMPLE = 5
 """With fewer questions the bootstrap resamples rollouts."""
 
 _SUMS = ("inner", "g_sq", "g_sq_plain", "d_sq", "cosine", "cosines", "nodes")
+
+
+class Loaded(Mapping[str, AnyArray]):
+    """Arrays of an artefact, read when they are looked at."""
+
+    def __init__(self, read: Callable[[], Mapping[str, AnyArray]]) -> None:
+        """Read nothing yet; `read` keeps what it has read, or not."""
+        self._read = read
+
+    def __getitem__(self, name: str) -> AnyArray:
+        return self._read()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._read())
+
+    def __len__(self) -> int:
+        return len(self._read())
 
 
 @dataclass(frozen=True)
@@ -61,60 +78,62 @@ class QuestionScores:
         return out
 
 
-def tokens_table(
-    scored: Sequence[QuestionScores], signals: Sequence[Signal], texts: Mapping[int, str], level: float
-) -> pl.DataFrame:
-    """One row for node x teacher x loss; columns of `schemas.tables.TOKENS`.
+Texts = Callable[[Iterable[int]], Mapping[int, str]]
+"""Gives the text of token ids."""
+
+
+def tokens_table(q: QuestionScores, signals: Sequence[Signal], texts: Texts, level: float) -> pl.DataFrame:
+    """One row for node x teacher x loss of a question; columns of `schemas.tables.TOKENS`.
 
     What several rounds tell of a node is averaged by their weights, so that sums over the rows stay the pooled ones.
     """
+    node, of = np.unique(q.tree["node"], return_inverse=True)
+    rows = _Rows(of, len(node), q.weight, q.totals["draws"])
     frames = []
-    for q in scored:
-        node, of = np.unique(q.tree["node"], return_inverse=True)
-        rows = _Rows(of, len(node), q.weight, q.totals["draws"])
-        token = np.asarray(q.rollouts["tokens"])[node]
-        rollout = q.rollout_of_position[node]
-        plain = rows.mean(q.ideal["g_sq_plain"])
-        g_sq = rows.mean(q.ideal["g_sq"])
-        with np.errstate(divide="ignore", invalid="ignore"):
-            reliability = np.where(plain > 1e-12, g_sq / plain, np.nan)
-        common: dict[str, Any] = {
-            "question_id": [q.question_id] * len(node),
-            "rollout_id": rollout,
-            "position": q.place[node],
-            "token_id": token,
-            "token": [texts[int(t)] for t in token],
-            "correct": np.asarray(q.rollouts["correct"])[rollout],
-            "weight": rows.sum(q.weight),
-            "student_prob": q.tree["token_prob"][node],
-            "entropy": q.tree["entropy"][node],
-            "branches": rows.most(q.totals["branches"]),
-            "draws": rows.sum(q.totals["draws"]),
-            "truncated_draws": rows.sum(q.totals["truncations"]),
-            "tail_prob": rows.mean(q.tree["tail_prob"]),
-            "reliability": reliability,
-            "g_sq": g_sq,
-            "value": rows.mean(q.ideal["value"]),
-        }
-        for signal in signals:
-            d, a = q.distillation[signal], q.alignment[signal]
-            of_node = {name: np.asarray(values)[rows.first] for name, values in a.items()}
-            for name in ("inner", "cosine_plain", "teacher_advantage"):
-                of_node[name] = rows.mean(a[name])
-            frames.append(
-                _frame(
-                    {
-                        **common,
-                        **{name: [value] * len(node) for name, value in signal._asdict().items()},
-                        **of_node,
-                        **{n: d[n][node] for n in ("d_sq", "kl", "js")},
-                        "teacher_prob": d["teacher_token_prob"][node],
-                        "resolved": of_node["lfsr"] < 1 - level,
-                    },
-                    TOKENS,
-                )
+    token = np.asarray(q.rollouts["tokens"])[node]
+    text = texts(int(t) for t in token)
+    rollout = q.rollout_of_position[node]
+    plain = rows.mean(q.ideal["g_sq_plain"])
+    g_sq = rows.mean(q.ideal["g_sq"])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        reliability = np.where(plain > 1e-12, g_sq / plain, np.nan)
+    common: dict[str, Any] = {
+        "question_id": [q.question_id] * len(node),
+        "rollout_id": rollout,
+        "position": q.place[node],
+        "token_id": token,
+        "token": [text[int(t)] for t in token],
+        "correct": np.asarray(q.rollouts["correct"])[rollout],
+        "weight": rows.sum(q.weight),
+        "student_prob": q.tree["token_prob"][node],
+        "entropy": q.tree["entropy"][node],
+        "branches": rows.most(q.totals["branches"]),
+        "draws": rows.sum(q.totals["draws"]),
+        "truncated_draws": rows.sum(q.totals["truncations"]),
+        "tail_prob": rows.mean(q.tree["tail_prob"]),
+        "reliability": reliability,
+        "g_sq": g_sq,
+        "value": rows.mean(q.ideal["value"]),
+    }
+    for signal in signals:
+        d, a = q.distillation[signal], q.alignment[signal]
+        of_node = {name: np.asarray(values)[rows.first] for name, values in a.items()}
+        for name in ("inner", "cosine_plain", "teacher_advantage"):
+            of_node[name] = rows.mean(a[name])
+        frames.append(
+            _frame(
+                {
+                    **common,
+                    **{name: [value] * len(node) for name, value in signal._asdict().items()},
+                    **of_node,
+                    **{n: d[n][node] for n in ("d_sq", "kl", "js")},
+                    "teacher_prob": d["teacher_token_prob"][node],
+                    "resolved": of_node["lfsr"] < 1 - level,
+                },
+                TOKENS,
             )
-    return pl.concat(frames) if frames else _frame({name: [] for name in TOKENS}, TOKENS)
+        )
+    return pl.concat(frames)
 
 
 class _Rows:
@@ -170,13 +189,31 @@ class Bins:
         return [(self.group, label, ends[i], ends[i + 1]) for i, label in enumerate(self.labels)]
 
 
-def _quantile_bins(group: str, values: Floats, n: int) -> Bins:
-    """Bins of as many positions each, labelled by their percentiles; fewer where values tie or are not known."""
-    values = values[np.isfinite(values)]
-    quantiles = np.quantile(values, np.arange(1, n) / n, method="inverted_cdf")
-    edges, last = np.unique(quantiles[::-1], return_index=True)  # of tied edges, the highest percentile
-    ranks = (n - 1 - last)[edges > values.min()]
-    return Bins(group, edges[edges > values.min()], _percent_labels([0, *(ranks / n), 1]))
+class Histogram:
+    """Counts of numbers from 0 up, each rounded down by less than 1 in 8,192: quantiles of any amount in one pass."""
+
+    _DROPPED = 10  # of the 23 bits of a float32's fraction
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self._counts = np.zeros(1 << (31 - self._DROPPED), dtype=np.int64)
+
+    def add(self, values: Floats) -> None:
+        """Count the values that are known."""
+        known = np.maximum(values[np.isfinite(values)], 0.0).astype(np.float32) + np.float32(0)  # no -0
+        self._counts += np.bincount(known.view(np.uint32) >> self._DROPPED, minlength=len(self._counts))
+
+    def bins(self, group: str, n: int) -> Bins:
+        """Bins of as many values each, labelled by their percentiles; fewer where values tie or are not known."""
+        upto = np.cumsum(self._counts)
+        if upto[-1] == 0:
+            return Bins(group, np.empty(0), _percent_labels([0, 1]))
+        ranks = np.arange(1, n)
+        cells = np.searchsorted(upto, -(-upto[-1] * ranks // n), side="left")
+        cells, first = np.unique(cells, return_index=True)  # of tied edges, the lowest percentile
+        above = cells > np.flatnonzero(self._counts)[0]
+        edges = (cells[above].astype(np.uint32) << self._DROPPED).view(np.float32).astype(np.float64)
+        return Bins(group, edges, _percent_labels([0, *(ranks[first][above] / n), 1]))
 
 
 def _even_bins(group: str, n: int) -> Bins:
@@ -188,20 +225,32 @@ def _percent_labels(ends: Sequence[float]) -> list[str]:
     return [f"{a}-{b} %" for a, b in pairwise(texts)]
 
 
-def bins_for(grouping: Grouping, scored: Sequence[QuestionScores], source: Signal) -> Bins:
-    """Bins of a grouping; quantiles are those of all the student's positions."""
-    match grouping.by:
-        case "outcome":
-            return Bins("outcome", np.array([0.5]), ["incorrect", "correct"])
-        case "position":
-            return _even_bins("position", grouping.bins)
-        case "difficulty":
-            return _even_bins("difficulty", grouping.bins)
-        case "entropy":
-            values = [np.asarray(q.tree["entropy"]) for q in scored]
-        case "divergence":
-            values = [np.asarray(q.distillation[source]["kl"]) for q in scored]
-    return _quantile_bins(grouping.by, np.concatenate(values), grouping.bins)
+def all_bins(
+    groupings: Sequence[Grouping], scored: Iterable[QuestionScores], signals: Sequence[Signal]
+) -> dict[Signal, list[Bins]]:
+    """Bins of every grouping for every signal; quantiles are those of all the student's positions."""
+    by = {grouping.by for grouping in groupings}
+    entropy, divergence = Histogram(), {signal[:2]: Histogram() for signal in signals}
+    one_of_source = {signal[:2]: signal for signal in signals}
+    for q in scored if by & {"entropy", "divergence"} else ():
+        if "entropy" in by:
+            entropy.add(np.asarray(q.tree["entropy"]))
+        if "divergence" in by:
+            for source, signal in one_of_source.items():
+                divergence[source].add(np.asarray(q.distillation[signal]["kl"]))
+
+    def of(grouping: Grouping, signal: Signal) -> Bins:
+        match grouping.by:
+            case "outcome":
+                return Bins("outcome", np.array([0.5]), ["incorrect", "correct"])
+            case "position" | "difficulty":
+                return _even_bins(grouping.by, grouping.bins)
+            case "entropy":
+                return entropy.bins("entropy", grouping.bins)
+            case "divergence":
+                return divergence[signal[:2]].bins("divergence", grouping.bins)
+
+    return {signal: [of(grouping, signal) for grouping in groupings] for signal in signals}
 
 
 def _bin_values(by: str, q: QuestionScores, signal: Signal) -> Floats:
@@ -239,18 +288,17 @@ def sum_rollouts(q: QuestionScores, signal: Signal, bins: Sequence[Bins]) -> Flo
         ],
         axis=1,
     )
-    width = 1 + sum(len(b.labels) for b in bins)
-    out = np.zeros((len(q.rollouts["correct"]), width, len(_SUMS)))
+    width, rollouts = 1 + sum(len(b.labels) for b in bins), len(q.rollouts["correct"])
+    out = np.zeros((rollouts, width, len(_SUMS)))
     first = 1
     for b in [None, *bins]:
-        if b is None:
-            column = np.zeros(len(rollout), dtype=np.int64)
-        else:
-            column = first + b.of(_bin_values(b.group, q, signal))
+        cell = rollout * width
+        if b is not None:
+            cell += first + b.of(_bin_values(b.group, q, signal))
             first += len(b.labels)
-        np.add.at(out, (rollout[node], column[node]), by_node)
+        np.add.at(out.reshape(-1, len(_SUMS)), cell[node], by_node)
         if q.sampled:  # every position was scored
-            np.add.at(out[:, :, _SUMS.index("d_sq")], (rollout, column), d)
+            out[:, :, _SUMS.index("d_sq")] += np.bincount(cell, d, rollouts * width).reshape(rollouts, width)
     return out
 
 
@@ -298,30 +346,62 @@ class Pool:
         return defined and (score != "alignment" or self.resolved(signal, g))
 
 
-def make_pool(scored: Sequence[QuestionScores], signals: Sequence[Signal], scores: Scores, seed: int) -> Pool:
-    """Pool all questions, for every signal and group."""
-    units = len(scored) if len(scored) >= QUESTIONS_TO_RESAMPLE else sum(len(q.rollouts["correct"]) for q in scored)
-    counts = resample(units, scores.bootstrap, seed)
-    pool = Pool(scores.level, units, {}, {}, {}, {}, {}, {})
-    for signal in signals:
-        bins = [bins_for(g, scored, signal) for g in scores.groupings]
-        by_rollout = [sum_rollouts(q, signal, bins) for q in scored]
-        by_question = np.stack([s.sum(axis=0) for s in by_rollout])
-        by_unit = by_question if units == len(scored) else np.concatenate(by_rollout)
+class Sums:
+    """What pooled scores are made from, of questions added one by one: little of each is kept.
+
+    Units are questions; of a few, their rollouts.
+    """
+
+    def __init__(self, bins: Mapping[Signal, Sequence[Bins]], questions: int) -> None:
+        """Start with none of so many questions."""
+        self._bins = bins
+        self._of_rollouts = questions < QUESTIONS_TO_RESAMPLE
+        self._questions: dict[Signal, list[Floats]] = {signal: [] for signal in bins}
+        self._rollouts: dict[Signal, list[Floats]] = {signal: [] for signal in bins}
+
+    def add(self, q: QuestionScores) -> None:
+        """Add a question under every signal."""
+        for signal, bins in self._bins.items():
+            by_rollout = sum_rollouts(q, signal, bins)
+            self._questions[signal].append(by_rollout.sum(axis=0))
+            if self._of_rollouts:
+                self._rollouts[signal].append(by_rollout)
+
+    def pool(self, scores: Scores, seed: int) -> Pool:
+        """Pool what was added."""
+        questions = {signal: np.stack(sums) for signal, sums in self._questions.items()}
+        units = {signal: np.concatenate(s) for signal, s in self._rollouts.items()} if self._of_rollouts else questions
+        n = max((len(of_signal) for of_signal in units.values()), default=0)
+        counts = resample(n, scores.bootstrap, seed)
+        pool = Pool(scores.level, n, {}, {}, {}, {}, {}, {})
         nodes = _SUMS.index("nodes")
-        pool.places[signal] = [("all", "all", np.nan, np.nan), *(place for b in bins for place in b.places())]
-        pool.total[signal] = by_question.sum(axis=0)
-        pool.questions[signal] = (by_question[:, :, nodes] > 0).sum(axis=0)
-        pool.carrying[signal] = (by_unit[:, :, nodes] > 0).sum(axis=0)
-        pool.point[signal] = pooled(pool.total[signal])
-        pool.replicates[signal] = pooled(np.einsum("bu,ugk->bgk", counts, by_unit))
-    return pool
+        for signal, bins in self._bins.items():
+            pool.places[signal] = [("all", "all", np.nan, np.nan), *(place for b in bins for place in b.places())]
+            pool.total[signal] = questions[signal].sum(axis=0)
+            pool.questions[signal] = (questions[signal][:, :, nodes] > 0).sum(axis=0)
+            pool.carrying[signal] = (units[signal][:, :, nodes] > 0).sum(axis=0)
+            pool.point[signal] = pooled(pool.total[signal])
+            pool.replicates[signal] = pooled(resampled(counts, units[signal]))
+        return pool
+
+
+def make_pool(scored: Collection[QuestionScores], signals: Sequence[Signal], scores: Scores, seed: int) -> Pool:
+    """Pool all questions, for every signal and group."""
+    sums = Sums(all_bins(scores.groupings, scored, signals), len(scored))
+    for q in scored:
+        sums.add(q)
+    return sums.pool(scores, seed)
 
 
 def resample(units: int, replicates: int, seed: int) -> Floats:
     """How often each unit is in each bootstrap replicate, [replicates, units]."""
     rng = np.random.default_rng([seed, 6])
     return rng.multinomial(units, np.full(units, 1 / units), size=replicates).astype(np.float64)
+
+
+def resampled(counts: Floats, sums: Floats) -> Floats:
+    """Sums over the units of each replicate: [b, units] x [units, ...] -> [b, ...]."""
+    return np.asarray(np.tensordot(counts, sums, axes=1), dtype=np.float64)
 
 
 def percentiles(values: Floats, units: int, level: float) -> tuple[float, float]:

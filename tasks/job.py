@@ -183,9 +183,12 @@ class Job:
         """Text of token ids, as the tokenizer or the recorded table has it."""
         distinct = sorted(set(ids))
         if self.recorded:
-            known = {token: text for r in self.recorded.values() for token, text in r.texts.items()}
-            return {token: known.get(token, "" if token < 0 else f"#{token}") for token in distinct}
+            return {token: self._recorded_texts.get(token, "" if token < 0 else f"#{token}") for token in distinct}
         return dict(zip(distinct, self.tokenizer.batch_decode([[t] for t in distinct]), strict=True))
+
+    @cached_property
+    def _recorded_texts(self) -> dict[int, str]:
+        return {token: text for r in self.recorded.values() for token, text in r.texts.items()}
 
     def ranking_keys(self, question_id: str) -> dict[Signal, str]:
         """Keys of what a ranking reads of one question."""

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import lru_cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -19,48 +20,57 @@ from prefect.states import Completed
 from schemas.arrays import AnyArray
 from schemas.config import RecordedTree, RunConfig, WindowsTree
 from schemas.tables import PREDICTORS, RANKS, SELECTION
-from tasks.aggregate import QuestionScores, differences_table, frame, make_pool, summary_table, tokens_table
+from tasks.aggregate import (
+    Loaded,
+    QuestionScores,
+    Sums,
+    Texts,
+    all_bins,
+    differences_table,
+    frame,
+    summary_table,
+    tokens_table,
+)
 from tasks.engines.streams import stream_seed
 from tasks.job import Job, open_job
 from tasks.lineage import Signal
-from tasks.predictors import predictor_rows
+from tasks.predictors import AtNodes, predictor_rows
 from tasks.prior import Prior
 from tasks.progress import report
 from tasks.ranking import RankedQuestion, rank
-from tasks.report.page import LeftOut, render
+from tasks.report.page import Facts, LeftOut, render
 from tasks.selection import CHOICES, selection_rows, sum_choices, sum_predicted
 from tasks.stages import Outcome
 from tasks.store.artefact import Store, StoreError
 from tasks.store.collect import REFERENCES
 
 PACKAGES = ("opdscope", "prefect", "torch", "transformers", "zarr", "polars", "numpy", "scipy")
-OF_SOURCE = ("kl", "js", "teacher_token_prob", "teacher_prob")
 
 
 def load_scores(job: Job, ids: Sequence[str]) -> list[QuestionScores]:
-    """All artefacts of the questions."""
-    scored = []
-    for i in ids:
-        keys, need = job.keys[i], job.store.need
-        distillation: dict[Signal, dict[str, AnyArray]] = {}
-        of_source: dict[tuple[str, str], dict[str, AnyArray]] = {}
-        for signal, key in keys.distillation.items():
-            arrays = need("distillation", key).arrays
-            # what does not depend on the loss is held once a source
-            same = of_source.setdefault(signal[:2], {name: arrays[name] for name in OF_SOURCE})
-            distillation[signal] = {**arrays, **same}
-        scored.append(
-            QuestionScores(
-                i,
-                need("rollouts", keys.rollouts).arrays,
-                need("trees", keys.trees).arrays,
-                need("ideal", keys.ideal).arrays,
-                distillation,
-                {signal: need("alignment", key).arrays for signal, key in keys.alignment.items()},
-                sampled=not isinstance(job.config.tree, WindowsTree | RecordedTree),
-            )
+    """The artefacts of the questions, read when looked at; those of one question are held at a time."""
+    held = max((len(job.keys[i].all()) for i in ids), default=0)
+
+    @lru_cache(maxsize=held)
+    def read(stage: str, key: str) -> Mapping[str, AnyArray]:
+        return job.store.need(stage, key).arrays
+
+    def loaded(stage: str, key: str) -> Loaded:
+        return Loaded(partial(read, stage, key))
+
+    sampled = not isinstance(job.config.tree, WindowsTree | RecordedTree)
+    return [
+        QuestionScores(
+            i,
+            loaded("rollouts", keys.rollouts),
+            loaded("trees", keys.trees),
+            loaded("ideal", keys.ideal),
+            {signal: loaded("distillation", key) for signal, key in keys.distillation.items()},
+            {signal: loaded("alignment", key) for signal, key in keys.alignment.items()},
+            sampled,
         )
-    return scored
+        for i, keys in ((i, job.keys[i]) for i in ids)
+    ]
 
 
 def parquet_bytes(frame: pl.DataFrame) -> bytes:
@@ -71,38 +81,43 @@ def parquet_bytes(frame: pl.DataFrame) -> bytes:
 
 
 def make_tables(
-    config: RunConfig, scored: Sequence[QuestionScores], texts: Mapping[int, str], prior: Prior
-) -> dict[str, pl.DataFrame]:
-    """All tables of a run, by name."""
+    config: RunConfig, scored: Sequence[QuestionScores], texts: Texts, prior: Prior
+) -> tuple[dict[str, pl.DataFrame], list[Facts]]:
+    """All tables of a run, by name, and what the page says of each question; questions are gone through one by one."""
     names, scores = list(scored[0].distillation), config.scores
-    pool = make_pool(scored, names, scores, config.seed)
     temperature, limit = config.sampling.temperature, config.tree.tail_limit
-    chosen = np.stack(
-        [
-            sum_choices(
-                q, names, prior, scores, temperature, limit, stream_seed("selection", config.seed, q.question_id)
-            )
-            for q in scored
-        ]
-    )
+    sums = Sums(all_bins(scores.groupings, scored, names), len(scored))
+    tokens, chosen, facts = [], [], []
+    nodes: dict[Signal, list[AtNodes]] = {signal: [] for signal in names}
+    for q in scored:
+        sums.add(q)
+        tokens.append(tokens_table(q, names, texts, scores.level))
+        seed = stream_seed("selection", config.seed, q.question_id)
+        chosen.append(sum_choices(q, names, prior, scores, temperature, limit, seed))
+        for signal, kept in nodes.items():
+            kept.append(AtNodes.of(q, signal))
+        facts.append(Facts.of(q))
+        report("aggregate", 1)
+    choices = np.stack(chosen)
     for i, signal in enumerate(names):
-        chosen[:, i, CHOICES.index("predicted_positive")] = sum_predicted(scored, signal)
-    return {
-        "tokens": tokens_table(scored, names, texts, scores.level),
+        choices[:, i, CHOICES.index("predicted_positive")] = sum_predicted(nodes[signal])
+    pool = sums.pool(scores, config.seed)
+    tables = {
+        "tokens": pl.concat(tokens),
         "summary": summary_table(pool),
         "differences": differences_table(pool),
-        "predictors": frame(predictor_rows(scored, names, scores, config.seed), PREDICTORS),
-        "selection": frame(selection_rows(chosen, names, scores, config.seed), SELECTION),
+        "predictors": frame(predictor_rows(nodes, scores, config.seed), PREDICTORS),
+        "selection": frame(selection_rows(choices, names, scores, config.seed), SELECTION),
     }
+    return tables, facts
 
 
 def make_outputs(job: Job, ids: Sequence[str], left_out: LeftOut) -> dict[str, bytes]:
     """Tables and report, by file name."""
     scored = load_scores(job, ids)
-    texts = job.texts(int(t) for q in scored for t in np.unique(q.rollouts["tokens"]))
     prior = Prior.of(job.store.need("prior", job.keys[ids[0]].prior).arrays)
-    tables = make_tables(job.config, scored, texts, prior)
-    page = render(job.config, scored, tables, texts, left_out)
+    tables, facts = make_tables(job.config, scored, job.texts, prior)
+    page = render(job.config, scored, facts, tables, job.texts, left_out)
     return {**{f"{name}.parquet": parquet_bytes(table) for name, table in tables.items()}, "report.html": page.encode()}
 
 
@@ -131,14 +146,13 @@ def aggregate_task(config: RunConfig, ids: list[str], left_out: dict[str, str]) 
     key = job.aggregate_key(ids)
     run = read_run(job)
     if run is not None and run.get("aggregate") == key and run.get("left_out") == left_out:
-        report("aggregate", 1)
+        report("aggregate", len(ids))
         outcome = Outcome(cached=1, seconds=time.monotonic() - began)
         return Completed(name="Cached", message="the outputs are there", data=(run["files"], outcome))
     digests = {}
     for name, content in make_outputs(job, ids, left_out).items():
         job.store.put_bytes(content, "runs", config.name, name)
         digests[name] = hashlib.sha256(content).hexdigest()
-    report("aggregate", 1)
     get_run_logger().info("wrote %s", job.store.path("runs", config.name))
     return digests, Outcome(made=1, seconds=time.monotonic() - began)
 

@@ -1,13 +1,13 @@
 """How far what is known of a token without a draw tells its alignment, corrected for the noise of the draws."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import rankdata
 
 from schemas.config import Scores
-from tasks.aggregate import QuestionScores, percentiles, resample
+from tasks.aggregate import QuestionScores, percentiles, resample, resampled
 from tasks.lineage import Signal
 from tasks.ragged import Floats
 
@@ -24,7 +24,23 @@ PREDICTORS = (
 """`teacher_lead` is log T - log P of the sampled token, `position` is relative to the rollout, `signal_norm` is |d|."""
 
 
-def values(q: QuestionScores, signal: Signal) -> Floats:
+class AtNodes(NamedTuple):
+    """What is kept of one question's nodes under one signal to judge predictors by; [N] each."""
+
+    predictors: Floats  # [predictors, N]
+    weight: Floats
+    inner: Floats
+    inner_noise: Floats
+    d_sq: Floats
+
+    @classmethod
+    def of(cls, q: QuestionScores, signal: Signal) -> "AtNodes":
+        """From a question's arrays."""
+        a, d_sq = q.alignment[signal], q.distillation[signal]["d_sq"][q.tree["node"]]
+        return cls(_values(q, signal), q.weight, a["inner"], a["inner_noise"], d_sq)
+
+
+def _values(q: QuestionScores, signal: Signal) -> Floats:
     """The predictors at the nodes, [predictors, N]."""
     node, d = q.tree["node"], q.distillation[signal]
     lengths = np.diff(np.asarray(q.rollouts["offsets"], dtype=np.int64))
@@ -45,25 +61,25 @@ def values(q: QuestionScores, signal: Signal) -> Floats:
     )
 
 
-def predictor_rows(
-    scored: Sequence[QuestionScores], signals: Sequence[Signal], scores: Scores, seed: int
-) -> list[dict[str, Any]]:
-    """Rows of `schemas.tables.PREDICTORS`.
+def joined(questions: Sequence[AtNodes]) -> AtNodes:
+    """The nodes of all questions, one question after the other."""
+    return AtNodes(*(np.concatenate(arrays, axis=-1) for arrays in zip(*questions, strict=True)))
+
+
+def predictor_rows(nodes: Mapping[Signal, Sequence[AtNodes]], scores: Scores, seed: int) -> list[dict[str, Any]]:
+    """Rows of `schemas.tables.PREDICTORS`, from the nodes of every question.
 
     With y = <g, d> / |d| and x the predictor's rank, cov(x, y) is unbiased as it is, for noise knows nothing of x; the
     variance of y has its noise taken out.
     """
-    units = len(scored)
-    counts = resample(units, scores.bootstrap, seed)
     rows = []
-    for signal in signals:
-        x = np.concatenate([values(q, signal) for q in scored], axis=1)
-        owner = np.repeat(np.arange(units), [len(q.tree["node"]) for q in scored])
-        w = np.concatenate([q.weight for q in scored])
-        d_sq = np.concatenate([q.distillation[signal]["d_sq"][q.tree["node"]] for q in scored])
+    for signal, questions in nodes.items():
+        units = len(questions)
+        counts = resample(units, scores.bootstrap, seed)
+        x, w, inner, inner_noise, d_sq = joined(questions)
+        owner = np.repeat(np.arange(units), [len(q.weight) for q in questions])
         with np.errstate(divide="ignore", invalid="ignore"):
-            y = np.concatenate([q.alignment[signal]["inner"] for q in scored]) / np.sqrt(d_sq)
-            noise = np.concatenate([q.alignment[signal]["inner_noise"] for q in scored]) / d_sq
+            y, noise = inner / np.sqrt(d_sq), inner_noise / d_sq
         for name, column in zip(PREDICTORS, x, strict=True):
             use = np.isfinite(column) & np.isfinite(y) & (w > 0)
             sums = np.zeros((units, 7))
@@ -72,7 +88,7 @@ def predictor_rows(
                 v, t, e = w[use], y[use], noise[use]
                 np.add.at(sums, owner[use], np.stack([v, v * r, v * r**2, v * t, v * t**2, v * e, v * r * t], axis=1))
             corrected, plain = (float(v) for v in _correlations(sums.sum(axis=0)))
-            replicates = _correlations(counts @ sums)[0]
+            replicates = _correlations(resampled(counts, sums))[0]
             lost = not np.isfinite(corrected) or np.isnan(replicates).mean() > (1 - scores.level) / 2
             low, high = (np.nan, np.nan) if lost else percentiles(replicates, units, scores.level)
             rows.append(

@@ -14,11 +14,13 @@ from scipy.special import betaln, expit, logsumexp
 
 from schemas.arrays import AnyArray
 from tasks.outcomes import Outcomes
-from tasks.ragged import Floats, row_sums
+from tasks.ragged import Floats, Ints, row_sums
 
 MEANS = expit(np.linspace(-6, 6, 41))
 CONCENTRATIONS = np.concatenate([2.0 ** np.arange(-1, 11), [4096.0, 65536.0]])
 _ITERATIONS = 500
+MOST_NODES = 20_000
+"""Nodes that the prior is fitted to; more would hold more memory and make it hardly sharper."""
 _NO_DIFFERENCE = 10.0
 """Nodes' worth of weight that no difference at all has beside the data (Stephens 2017)."""
 
@@ -47,18 +49,34 @@ def log_likelihood(outcomes: Outcomes, mu: Floats, kappa: Floats) -> Floats:
 
 
 def fit(questions: Sequence[Outcomes]) -> Prior:
-    """The prior of the nodes of all questions, by EM from equal weights."""
+    """The prior of the nodes of all questions, by EM from equal weights; of very many nodes, of a systematic sample."""
     mu, kappa = (x.reshape(-1) for x in np.meshgrid(MEANS, CONCENTRATIONS, indexing="ij"))
-    likelihood = np.concatenate([log_likelihood(outcomes, mu, kappa) for outcomes in questions])
-    several = np.concatenate([np.diff(outcomes.offsets) > 1 for outcomes in questions])
-    likelihood = np.exp(likelihood - likelihood.max(axis=1, keepdims=True))[several]
+    likelihood = np.concatenate(
+        [
+            log_likelihood(outcomes, mu, kappa)[rows]
+            for outcomes, rows in zip(questions, _fitted(questions), strict=True)
+        ]
+    )
+    likelihood = np.exp(likelihood - likelihood.max(axis=1, keepdims=True))
     extra = np.where(kappa == CONCENTRATIONS[-1], _NO_DIFFERENCE / len(MEANS), 1e-3 / len(mu))
     weight = np.full(len(mu), 1 / len(mu))
     for _ in range(_ITERATIONS):
-        joint = likelihood * weight
-        weight = (joint / joint.sum(axis=1, keepdims=True)).sum(axis=0) + extra
+        weight = weight * (likelihood.T @ (1 / (likelihood @ weight))) + extra
         weight /= weight.sum()
     return Prior(mu, kappa, weight)
+
+
+def _fitted(questions: Sequence[Outcomes]) -> list[Ints]:
+    """The nodes of each question that the prior is fitted to: those of several branches, as many as are needed."""
+    several = [np.flatnonzero(np.diff(outcomes.offsets) > 1) for outcomes in questions]
+    ends = np.cumsum([len(rows) for rows in several])
+    if ends[-1] <= MOST_NODES:
+        return several
+    kept = np.arange(MOST_NODES) * ends[-1] // MOST_NODES
+    return [
+        rows[kept[(kept >= end - len(rows)) & (kept < end)] - (end - len(rows))]
+        for rows, end in zip(several, ends, strict=True)
+    ]
 
 
 def cells(prior: Prior, outcomes: Outcomes) -> Floats:

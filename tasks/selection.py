@@ -13,11 +13,11 @@ from scipy.stats import rankdata
 
 from schemas.arrays import AnyArray
 from schemas.config import Scores
-from tasks.aggregate import QuestionScores, percentiles, resample
+from tasks.aggregate import QuestionScores, percentiles, resample, resampled
 from tasks.alignment import node_scores, simulate
 from tasks.lineage import Signal
 from tasks.outcomes import Outcomes, merged
-from tasks.predictors import values
+from tasks.predictors import AtNodes, joined
 from tasks.prior import Prior
 from tasks.ragged import Floats
 
@@ -58,35 +58,30 @@ def sum_choices(
                 a = node_scores(rows, nodes, d, d_sq, posterior, temperature, scores.level, tail_limit)
             positive = np.nan_to_num(a["p_positive"], nan=0.0) > 0.5
             kept = (np.ones(len(d_sq), dtype=bool), positive, positive & (a["lfsr"] < 1 - scores.level))
-            terms = _terms(q, a["inner"], d_sq)
+            terms = _terms(q.weight, a["inner"], d_sq)
             out[i, :3] += [terms[k].sum(axis=0) for k in kept]
     return out
 
 
-def _terms(q: QuestionScores, inner: AnyArray, d_sq: AnyArray) -> Floats:
-    return np.stack([q.weight * inner, q.weight * d_sq, q.weight], axis=1)
+def _terms(weight: Floats, inner: AnyArray, d_sq: AnyArray) -> Floats:
+    return np.stack([weight * inner, weight * d_sq, weight], axis=1)
 
 
-def sum_predicted(scored: Sequence[QuestionScores], signal: Signal) -> Floats:
+def sum_predicted(questions: Sequence[AtNodes]) -> Floats:
     """Sums over the nodes of each question that cheap predictors expect to be positive, [Q, len(_SUMS)], twice over.
 
     A linear model of <g, d> / |d| on the predictors' ranks, fitted for each fold of questions on all others.
     """
-    x = np.concatenate([values(q, signal) for q in scored], axis=1)
-    owner = np.repeat(np.arange(len(scored)), [len(q.tree["node"]) for q in scored])
-    d_sq = np.concatenate([q.distillation[signal]["d_sq"][q.tree["node"]] for q in scored])
-    inner = np.concatenate([q.alignment[signal]["inner"] for q in scored])
-    weight = np.concatenate([q.weight for q in scored])
+    owner = np.repeat(np.arange(len(questions)), [len(q.weight) for q in questions])
+    x, weight, inner, _, d_sq = joined(questions)
     known = d_sq > 0
     ranks = rankdata(x, axis=1, nan_policy="omit") / max(1, x.shape[1]) - 0.5
     features = np.concatenate([np.ones((1, x.shape[1])), np.nan_to_num(ranks)]).T
     target = np.divide(inner, np.sqrt(d_sq), out=np.zeros(len(inner)), where=known)
     root = np.sqrt(np.maximum(weight, 0.0) * known)
-    out = np.zeros((len(scored), len(_SUMS)))
-    terms = np.concatenate(
-        [_terms(q, q.alignment[signal]["inner"], q.distillation[signal]["d_sq"][q.tree["node"]]) for q in scored]
-    )
-    for fold in range(min(FOLDS, len(scored))):
+    terms = _terms(weight, inner, d_sq)
+    out = np.zeros((len(questions), len(_SUMS)))
+    for fold in range(min(FOLDS, len(questions))):
         held = owner % FOLDS == fold
         rest = root * ~held
         solution = np.linalg.lstsq(features * rest[:, None], target * rest, rcond=None)[0]
@@ -99,7 +94,7 @@ def selection_rows(sums: Floats, signals: Sequence[Signal], scores: Scores, seed
     """Rows of `schemas.tables.SELECTION` from the sums of all questions, [Q, signals, choices, len(_SUMS)]."""
     units = len(sums)
     counts = resample(units, scores.bootstrap, seed)
-    point, replicates = _gains(sums.sum(axis=0)), _gains(np.einsum("bq,qsck->bsck", counts, sums))
+    point, replicates = _gains(sums.sum(axis=0)), _gains(resampled(counts, sums))
     weight = sums.sum(axis=0)[..., _SUMS.index("weight")]
     rows = []
     for i, signal in enumerate(signals):

@@ -162,7 +162,7 @@ def _make(
         return {absent[0]: make_values(job, question, job.store.need("rollouts", keys.rollouts))}
     if stage == "prior":
         # in an order that is in the key
-        trees = [read("trees", key) for key in sorted(job.keys[i].trees for i in ids)]
+        trees = (read("trees", key) for key in sorted(job.keys[i].trees for i in ids))
         return {keys.prior: fit([merged(tree).outcomes for tree in trees])._asdict()}
     temperature = job.config.sampling.temperature
     if stage == "ideal":

@@ -23,9 +23,9 @@ def page(texts: str, left_out: dict[str, str], **names: Any) -> str:
     by_id = dict.fromkeys(range(chain.tokens), texts)
     scores = Scores(bootstrap=200)
     config = job.config.model_copy(update={"scores": scores, "name": "run"})
-    tables = make_tables(config, [q], by_id, fit([merged(q.tree).outcomes]))
+    tables, facts = make_tables(config, [q], lambda _: by_id, fit([merged(q.tree).outcomes]))
     assert np.isfinite(tables["tokens"]["weight"].to_numpy()).all()
-    return render(config, [q], tables, by_id, left_out)
+    return render(config, [q], facts, tables, lambda _: by_id, left_out)
 
 
 def test_model_output_is_escaped_and_nothing_is_fetched() -> None:

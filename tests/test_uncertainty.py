@@ -17,7 +17,7 @@ from tasks.distillation import NO_NODES
 from tasks.ideal import ideal_gradients
 from tasks.lineage import Signal
 from tasks.outcomes import Outcomes, merged
-from tasks.predictors import PREDICTORS, predictor_rows
+from tasks.predictors import PREDICTORS, AtNodes, predictor_rows
 from tasks.prior import CONCENTRATIONS, Prior, cells, fit
 from tasks.ranking import RankedQuestion, advantages, contributions, rank
 from tasks.selection import CHOICES, selection_rows, split, sum_choices, sum_predicted
@@ -141,7 +141,7 @@ def selected(run: Run, trees: list[dict[str, Any]] | None) -> dict[str, dict[str
     questions, prior = scored(run, "fair", trees)
     signals = list(questions[0].alignment)
     sums = np.stack([sum_choices(q, signals, prior, SCORES, 1.0, 1e-3, 7) for q in questions])
-    sums[:, 0, CHOICES.index("predicted_positive")] = sum_predicted(questions, signals[0])
+    sums[:, 0, CHOICES.index("predicted_positive")] = sum_predicted([AtNodes.of(q, signals[0]) for q in questions])
     return {row["tokens"]: row for row in selection_rows(sums, signals, SCORES, 0)}
 
 
@@ -172,7 +172,9 @@ def test_predictors_are_corrected_for_noise(run: Run) -> None:
     """The corrected correlation is that with the exact <g, d> / |d|; the plain one falls short of it."""
     questions, _ = scored(run, "good")
     signal = next(iter(questions[0].alignment))
-    rows = {row["predictor"]: row for row in predictor_rows(questions, [signal], SCORES, 0)}
+    rows = {
+        row["predictor"]: row for row in predictor_rows({signal: [AtNodes.of(q, signal) for q in questions]}, SCORES, 0)
+    }
     assert set(rows) == set(PREDICTORS)
     y, x, w = [], [], []
     for q, (question, rolled, tree) in zip(questions, run, strict=True):

@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from schemas.config import RunConfig, is_local_folder
-from tasks.aggregate import QuestionScores, headline
+from tasks.aggregate import QuestionScores, Texts, headline
 from tasks.ragged import row_sums
 from tasks.report.charts import along, forest
 
@@ -47,6 +47,32 @@ class Cell(NamedTuple):
     resolved: bool
 
 
+class Facts(NamedTuple):
+    """What the page counts of one question; `tail_missing` is the largest tail of a node that was not drawn."""
+
+    rollouts: int
+    correct: int
+    truncated_rollouts: int
+    nodes: int
+    draws: int
+    truncated_draws: int
+    tail_missing: float
+
+    @classmethod
+    def of(cls, q: QuestionScores) -> "Facts":
+        """From a question's arrays."""
+        drawn = row_sums(np.asarray(q.tree["branch_tail"], dtype=np.float64), q.tree["branch_offsets"])
+        return cls(
+            rollouts=len(q.rollouts["correct"]),
+            correct=int(q.rollouts["correct"].sum()),
+            truncated_rollouts=int(q.rollouts["truncated"].sum()),
+            nodes=len(np.unique(q.tree["node"])),
+            draws=int(q.tree["draws"].sum()),
+            truncated_draws=int(q.tree["truncations"].sum()),
+            tail_missing=float(np.max(np.where(drawn > 0, 0.0, q.tree["tail_prob"]), initial=0.0)),
+        )
+
+
 class Shown(NamedTuple):
     """A rollout, token by token: a row of cells for each teacher."""
 
@@ -59,16 +85,18 @@ class Shown(NamedTuple):
 def render(
     config: RunConfig,
     scored: Sequence[QuestionScores],
+    facts: Sequence[Facts],
     tables: Mapping[str, pl.DataFrame],
-    texts: Mapping[int, str],
+    texts: Texts,
     left_out: LeftOut,
 ) -> str:
     """The page.
 
     Args:
-        scored: arrays of all questions.
+        scored: all questions; arrays are read of those that are shown.
+        facts: of the same questions.
         tables: those beside the page, by name.
-        texts: text of every token id in the rollouts.
+        texts: gives the text of token ids.
         left_out: questions that were left out, with the reason.
     """
     tokens, summary = tables["tokens"], tables["summary"]
@@ -78,21 +106,19 @@ def render(
     environment.filters.update(score=_score, estimate=_estimate)
     loss = str(summary["loss"][0]) if summary.height else ""
     charts = {title: svg for group, title in GROUPS.items() if (svg := along(summary, group, loss, title))}
-    correct = np.concatenate([q.rollouts["correct"] for q in scored])
-    draws = int(sum(q.tree["draws"].sum() for q in scored))
-    truncated = int(sum(q.tree["truncations"].sum() for q in scored))
+    rollouts = sum(f.rollouts for f in facts)
     return environment.get_template("report.html.jinja").render(
         name=config.name,
         level=f"{100 * config.scores.level:g} %",
         student=_student(config),
-        questions=len(scored),
-        rollouts=len(correct),
-        solved=f"{100 * correct.mean():.0f} %",
-        nodes=sum(len(np.unique(q.tree["node"])) for q in scored),
-        draws=draws,
-        truncated_draws=truncated,
-        truncated_rollouts=int(sum(q.rollouts["truncated"].sum() for q in scored)),
-        tail_missing=max((float(_undrawn(q)) for q in scored), default=0.0),
+        questions=len(facts),
+        rollouts=rollouts,
+        solved=f"{100 * sum(f.correct for f in facts) / rollouts:.0f} %",
+        nodes=sum(f.nodes for f in facts),
+        draws=sum(f.draws for f in facts),
+        truncated_draws=sum(f.truncated_draws for f in facts),
+        truncated_rollouts=sum(f.truncated_rollouts for f in facts),
+        tail_missing=max(f.tail_missing for f in facts),
         left_out=left_out,
         table=headline(summary),
         gaps=_gaps(tables["differences"]),
@@ -113,12 +139,6 @@ def _student(config: RunConfig) -> str:
     if config.student is None:
         return "recorded outcomes"
     return Path(config.student.path).name if is_local_folder(config.student.path) else config.student.path
-
-
-def _undrawn(q: QuestionScores) -> float:
-    """The largest tail of a node that was not drawn: a bound on its bias."""
-    sampled = row_sums(np.asarray(q.tree["branch_tail"], dtype=np.float64), q.tree["branch_offsets"])
-    return float(np.max(np.where(sampled > 0, 0.0, q.tree["tail_prob"]), initial=0.0))
 
 
 def _score(row: dict[str, Any] | None, name: str = "alignment") -> str:
@@ -154,9 +174,7 @@ def _by_source(table: pl.DataFrame, loss: str, name: str) -> dict[str, dict[str,
     return {source: rows for source, rows in out.items() if any(row[value] is not None for row in rows.values())}
 
 
-def _rollouts(
-    scored: Sequence[QuestionScores], tokens: pl.DataFrame, texts: Mapping[int, str], loss: str
-) -> list[Shown]:
+def _rollouts(scored: Sequence[QuestionScores], tokens: pl.DataFrame, texts: Texts, loss: str) -> list[Shown]:
     """Some rollouts, correct and incorrect in turn, those with the most nodes; one a question."""
     nodes = tokens.filter(pl.col("loss") == loss)
     counts = (
@@ -175,14 +193,14 @@ def _rollouts(
     return [_shown(by_id[question], rollout, nodes, texts) for question, rollout in chosen]
 
 
-def _shown(q: QuestionScores, rollout: int, nodes: pl.DataFrame, texts: Mapping[int, str]) -> Shown:
+def _shown(q: QuestionScores, rollout: int, nodes: pl.DataFrame, texts: Texts) -> Shown:
     offsets = q.rollouts["offsets"]
     ids = [int(t) for t in np.asarray(q.rollouts["tokens"])[int(offsets[rollout]) : int(offsets[rollout + 1])]]
     here = nodes.filter((pl.col("question_id") == q.question_id) & (pl.col("rollout_id") == rollout))
-    rows = []
+    rows, text = [], texts(ids[:TOKENS_SHOWN])
     for (teacher, context), part in here.group_by(["teacher", "context"], maintain_order=True):
         at = {row["position"]: row for row in part.iter_rows(named=True)}
-        cells = [_cell(texts[token], at.get(i)) for i, token in enumerate(ids[:TOKENS_SHOWN])]
+        cells = [_cell(text[token], at.get(i)) for i, token in enumerate(ids[:TOKENS_SHOWN])]
         rows.append((f"{teacher} / {context}", cells))
     correct = bool(np.asarray(q.rollouts["correct"])[rollout])
     title = f"question {q.question_id}, rollout {rollout}"
