@@ -2,13 +2,16 @@
 
     python -m tests.faults FAULT ARGUMENTS...
 
-FAULT is `question:ID` (its tree raises an error), `disk:N` (from the twentieth write on, N writes find no space), or
-`none`.
+FAULT is `question:ID` (its tree raises an error), `disk:N` (from the twentieth write on, N writes find no space),
+`meet:FOLDER` (before its first work, waits until another process with the same fault is there), or `none`.
 """
 
 import errno
+import os
 import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from flows.environment import prepare
@@ -44,10 +47,25 @@ def full_disk(writes: int) -> None:
     setattr(Store, "put_bytes", refusing)  # noqa: B010
 
 
+def meeting(folder: Path) -> None:
+    run: Callable[..., Any] = vars(tasks.stages)["run_stage"]
+
+    def meet(*args: Any) -> Any:
+        folder.mkdir(exist_ok=True)
+        (folder / str(os.getpid())).touch()
+        while len(list(folder.iterdir())) < 2:
+            time.sleep(0.01)
+        return run(*args)
+
+    setattr(tasks.stages, "run_stage", meet)  # noqa: B010
+
+
 if __name__ == "__main__":
     name, _, value = sys.argv[1].partition(":")
     if name == "question":
         failing_question(value)
     elif name == "disk":
         full_disk(int(value))
+    elif name == "meet":
+        meeting(Path(value))
     app(sys.argv[2:])

@@ -3,14 +3,11 @@
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import yaml
 from s3fs import S3FileSystem
@@ -19,91 +16,25 @@ from tasks.failures import may_pass
 from tasks.store.artefact import Store, StoreError
 from tasks.store.claims import Claims
 from tasks.store.collect import holdings, remove, stored, unreferred
-from tests.conftest import free_port
+from tests.s3 import SECRET, Gate, s3_server
 
-SECRET = "not-to-be-told-anywhere"  # noqa: S105
 HERE = Path(__file__).parents[1]
-
-
-class Gate(ThreadingHTTPServer):
-    """Passes requests on to the S3 server; may delay them, or refuse writes."""
-
-    def __init__(self, target: str) -> None:
-        self.delay, self.refusing, self.requests = 0.0, False, 0
-        gate, client = self, httpx.Client(base_url=target, timeout=60)
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def handle_any(self) -> None:
-                gate.requests += 1
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                time.sleep(gate.delay)
-                if gate.refusing and self.command in ("PUT", "POST", "DELETE"):
-                    self.send_response(503)
-                    self.send_header("Content-Length", "0")
-                    self.end_headers()
-                    return
-                headers = {name: value for name, value in self.headers.items() if name.lower() != "transfer-encoding"}
-                answer = client.request(self.command, self.path, headers=headers, content=body)
-                self.send_response(answer.status_code)
-                for name, value in answer.headers.items():
-                    if name.lower() not in ("transfer-encoding", "connection", "content-length", "content-encoding"):
-                        self.send_header(name, value)
-                length = (
-                    answer.headers.get("Content-Length", "0") if self.command == "HEAD" else str(len(answer.content))
-                )
-                self.send_header("Content-Length", length)
-                self.end_headers()
-                if self.command != "HEAD":
-                    self.wfile.write(answer.content)
-
-            do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_any  # noqa: N815
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        super().__init__(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
 
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
     """Address of a moto server."""
-    port = free_port()
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(120):
-            try:
-                httpx.get(url, timeout=1)
-                break
-            except httpx.HTTPError:
-                time.sleep(0.25)
+    with s3_server() as url:
         yield url
-    finally:
-        server.terminate()
-        server.wait(10)
 
 
 @pytest.fixture
 def gate(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     """A way to the server that can fail; the environment holds credentials for it."""
     gate = Gate(s3)
-    for name, value in {
-        "AWS_ENDPOINT_URL": gate.url,
-        "AWS_ACCESS_KEY_ID": "someone",
-        "AWS_SECRET_ACCESS_KEY": SECRET,
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
+    for name, value in gate.environment.items():
         monkeypatch.setenv(name, value)
     S3FileSystem.clear_instance_cache()  # they keep the address that the environment had
-    httpx.put(f"{s3}/bucket")
     yield gate
     gate.shutdown()
 
@@ -194,7 +125,7 @@ def test_credentials_from_a_block(
         "RemoteFileSystem(basepath='s3://bucket', settings={'key': 'someone', 'secret': sys.argv[2], "
         "'endpoint_url': sys.argv[1]}).save('objects', overwrite=True)"
     )
-    command = [sys.executable, "-c", make, gate.url, SECRET]
+    command = [sys.executable, "-c", make, gate.environment["AWS_ENDPOINT_URL"], SECRET]
     subprocess.run(command, env=prefect_environment, check=True, capture_output=True)
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         os.environ.pop(name)  # the fixture puts back what was there

@@ -111,7 +111,7 @@ def tables(store: Path, name: str) -> dict[str, bytes]:
 def test_two_runs_at_once_share_the_work(start: Start, settings: dict[str, Any], tmp_path: Path) -> None:
     settings["tree"]["draws"] = 240
     ended(start("alone", store="alone"))
-    both = [start("one"), start("two")]
+    both = [start(name, f"meet:{tmp_path / 'here'}") for name in ("one", "two")]
     for process in both:
         ended(process)
     alone = run_of(tmp_path / "alone", "alone")

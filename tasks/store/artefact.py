@@ -15,6 +15,7 @@ import uuid
 import zipfile
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,7 @@ class Store:
         name = f".probe-{uuid.uuid4().hex}"
         try:
             self.put_bytes(b"", name)
-            self.fs.rm_file(self.path(name))
+            self.remove(name)
         except Exception as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise StoreError(f"cannot write to {self.url!r}: {' '.join(str(reason).split())}") from error
@@ -197,9 +198,9 @@ class Store:
             return None
 
     def remove(self, *parts: str) -> None:
-        """Remove an object or folder if it is there."""
-        if self.fs.exists(self.path(*parts)):
-            self.fs.rm(self.path(*parts), recursive=True)
+        """Remove an object if it is there."""
+        with suppress(FileNotFoundError):
+            self.fs.rm_file(self.path(*parts))
 
     def commit(
         self,

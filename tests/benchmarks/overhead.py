@@ -10,11 +10,10 @@ Prefect's server, and what the flow's wall time holds beyond its stages.
 import os
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from flows.environment import prepare
+from tests.benchmarks.timing import add_time
 
 DRAWS = 1600
 
@@ -35,9 +34,9 @@ def main() -> None:
         from tasks.store.artefact import Store
 
         imports = time.monotonic() - began
-        storage = [0.0]
-        for name in ("put_bytes", "get_bytes", "commit", "has", "load", "names", "remove"):
-            _time(Store, name, storage)
+        storage = add_time(
+            [(Store, name) for name in ("put_bytes", "get_bytes", "commit", "has", "load", "names", "remove")]
+        )
 
         began = time.monotonic()
         demo, root = DemoConfig(), Path(folder)
@@ -76,26 +75,6 @@ def main() -> None:
         cost = server + flow - stages + storage[0]
         print(f"{'whole run':45} {total:7.1f}")
         print(f"{'orchestration and storage':45} {cost:7.1f} {100 * cost / total:6.1f} %")
-
-
-_inside = [0]
-
-
-def _time(owner: Any, name: str, total: list[float]) -> None:
-    """Add the time of outermost calls of a method to `total`."""
-    method: Callable[..., Any] = getattr(owner, name)
-
-    def timed(*args: Any, **kwargs: Any) -> Any:
-        _inside[0] += 1
-        began = time.monotonic()
-        try:
-            return method(*args, **kwargs)
-        finally:
-            _inside[0] -= 1
-            if not _inside[0]:
-                total[0] += time.monotonic() - began
-
-    setattr(owner, name, timed)
 
 
 if __name__ == "__main__":

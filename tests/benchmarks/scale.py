@@ -1,0 +1,308 @@
+"""What a run of very many, very long questions costs beside the models: measured in parts, and added up.
+
+    python -m tests.benchmarks.scale [--questions 10000] [--rollouts 200] [--tokens 32768]
+
+1. Many: a whole diagnosis of so many questions from recorded outcomes, every stage, task and artefact as in any run,
+   and no model; on a local disk. Gives Prefect's rows, artefacts, metadata, and seconds of orchestration and storage.
+2. Requests: the same for few questions on an S3-compatible server; what one more question adds.
+3. Long: one question of so many rollouts and tokens, its arrays made at random where a model would make them, through
+   the store, stage 5 and stage 6. Gives bytes, seconds and peak memory.
+
+The sum is printed as a share of what the models take, at tokens a second that are given.
+"""
+
+import argparse
+import os
+import resource
+import sqlite3
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from flows.environment import prepare
+from tests.benchmarks.timing import add_time
+
+SIGNALS = 2
+NODES = 64
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Measure the three parts, and print tables."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        prepare()
+        q, r, t = arguments.questions, arguments.rollouts, arguments.tokens
+        print(f"{q:,} questions x {r} rollouts x {t:,} tokens, {SIGNALS} signals\n", flush=True)
+        many = measure_many(Path(folder), q)
+        show(f"many: {q:,} questions from recorded outcomes, local disk", many)
+        requests = measure_requests(Path(folder), *arguments.on_s3)
+        show("requests that one more question makes", requests)
+        long = measure_long(Path(folder), r, t)
+        show(f"long: one question of {r} rollouts of {t:,} tokens", long)
+        show("all together", projection(arguments, many, requests, long))
+
+
+def show(title: str, rows: dict[str, float]) -> None:
+    """Print a table."""
+    print(title)
+    for name, value in rows.items():
+        text = f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:,.3g}"
+        print(f"  {name:58} {text:>16}")
+    print(flush=True)
+
+
+def outcomes(path: Path, questions: int) -> dict[str, Any]:
+    """Recorded outcomes of two rollouts a question, and a configuration that reads them."""
+    rng = np.random.default_rng(0)
+    rollouts, places, tokens = 2, 2, 3
+    n = questions * rollouts * places
+    index = np.arange(n * tokens)
+    probs = rng.dirichlet(np.ones(tokens), n).reshape(-1) * 0.999
+    keys = {
+        "question_id": [f"q{i}" for i in index // (rollouts * places * tokens)],
+        "rollout_id": index // (places * tokens) % rollouts,
+        "position": index // tokens % places,
+        "token_id": index % tokens,
+    }
+    pl.DataFrame(
+        {
+            **keys,
+            "student_prob": probs,
+            "successes": rng.binomial(8, rng.beta(1, 1, len(index))),
+            "draws": 8,
+            "correct": index // (places * tokens) % rollouts == 0,
+        }
+    ).write_parquet(path / "outcomes.parquet")
+    teacher = rng.dirichlet(np.ones(tokens), n).reshape(-1) * 0.999
+    pl.DataFrame({**keys, "teacher_prob": teacher}).write_parquet(path / "teacher.parquet")
+    return {
+        "tree": {"kind": "recorded", "path": str(path / "outcomes.parquet")},
+        "teachers": [{"kind": "recorded", "name": "teacher", "path": str(path / "teacher.parquet")}],
+        "losses": ["reverse_kl", "forward_kl"][:SIGNALS],
+        "scores": {"posterior": 100, "bootstrap": 200},
+    }
+
+
+def measure_many(folder: Path, questions: int) -> dict[str, float]:
+    """Run many questions, and once more with everything there."""
+    import tasks.outputs
+    import tasks.stages
+    from flows.configuration import checked
+    from flows.diagnose import diagnose
+    from tasks.job import Job
+    from tasks.store.artefact import OBJECT, Store
+
+    numerics = add_time([(vars(tasks.stages), "_make"), (vars(tasks.outputs), "make_outputs")])
+    reading = add_time([(Job, "__init__")])
+    storage = add_time([(Store, name) for name in ("put_bytes", "create_bytes", "commit", "has", "load", "remove")])
+    config = checked({**outcomes(folder, questions), "store": str(folder / "many")})
+    began = time.monotonic()
+    diagnose(config)
+    wall = time.monotonic() - began
+    first = {"numerics": numerics[0], "reading": reading[0], "storage": storage[0]}
+    artefacts = list((folder / "many").rglob(OBJECT))
+    rows = prefect_rows()
+    began = time.monotonic()
+    diagnose(config)
+    again = time.monotonic() - began
+    run = folder / "many" / "runs" / "run"
+    return {
+        "seconds": wall,
+        "  of which stages' own work": first["numerics"],
+        "  of which reading the tables of outcomes": first["reading"],
+        "  of which the rest: orchestration, keys, claims, store": wall - first["numerics"] - first["reading"],
+        "  store's calls, in both of these": first["storage"],
+        "seconds when all of it is there": again,
+        "peak memory, GiB": peak(),
+        "artefacts": len(artefacts),
+        "MB of artefacts": sum(a.stat().st_size for a in artefacts) / 1e6,
+        "MB of run.json": (run / "run.json").stat().st_size / 1e6,
+        "MB of references": (run / "references-diagnose.json").stat().st_size / 1e6,
+        **{f"Prefect's rows: {name}": n for name, n in rows.items()},
+    }
+
+
+def prefect_rows() -> dict[str, int]:
+    """Rows in the tables of Prefect's database that grow with runs."""
+    names = ("flow_run", "task_run", "task_run_state", "artifact", "log", "events")
+    with sqlite3.connect(Path(os.environ["PREFECT_HOME"]) / "prefect.db") as database:
+        return {name: database.execute(f"SELECT COUNT(*) FROM {name}").fetchone()[0] for name in names}  # noqa: S608
+
+
+def measure_requests(folder: Path, few: int, more: int) -> dict[str, float]:
+    """HTTP requests by method that a question adds."""
+    from flows.configuration import checked
+    from flows.diagnose import diagnose
+    from tests.s3 import Gate, s3_server
+
+    counted: list[Counter[str]] = []
+    with s3_server() as server:
+        gate = Gate(server)
+        os.environ |= gate.environment
+        for questions in (few, more):
+            config = checked({**outcomes(folder, questions), "store": f"s3://bucket/{questions}"})
+            for _ in range(2):
+                gate.requests.clear()
+                diagnose(config)
+                counted.append(gate.requests.copy())
+        gate.shutdown()
+    a, again_a, b, again_b = counted
+    made = {f"{name} to make it": (b[name] - a[name]) / (more - few) for name in sorted(b)}
+    found = {f"{name} to find it there": (again_b[name] - again_a[name]) / (more - few) for name in sorted(again_b)}
+    return made | found
+
+
+def measure_long(folder: Path, rollouts: int, tokens: int) -> dict[str, float]:
+    """One long question, and stage 6 over several of them."""
+    from schemas.config import RunConfig
+    from tasks.aggregate import Loaded, QuestionScores
+    from tasks.alignment import make_alignment
+    from tasks.ideal import ideal_gradients
+    from tasks.lineage import Signal
+    from tasks.outcomes import Outcomes, merged
+    from tasks.outputs import make_tables
+    from tasks.prior import fit
+    from tasks.store.artefact import Artefact, Store
+
+    store, rng, out = Store(str(folder / "long")), np.random.default_rng(0), {}
+    T, offsets = rollouts * tokens, np.arange(rollouts + 1) * tokens
+    node, branches = np.sort(rng.choice(T, NODES, replace=False)), 8
+    B = NODES * branches
+    made: dict[str, dict[str, Any]] = {}
+    made["rollouts"] = {
+        "prompt": np.arange(64, dtype=np.int32),
+        "tokens": rng.integers(0, 150_000, T).astype(np.int32),
+        "offsets": offsets,
+        "correct": rng.random(rollouts) < 0.5,
+        "truncated": np.zeros(rollouts, dtype=bool),
+    }
+    prob = rng.dirichlet(np.ones(branches), NODES)
+    made["trees"] = {
+        **{name: rng.random(T) for name in ("token_prob", "entropy", "leverage")},
+        "node": node,
+        "round": np.zeros(NODES, dtype=np.int32),
+        "inclusion": np.full(NODES, NODES / T),
+        "share": np.ones(NODES),
+        "p_sq": (prob**2).sum(1),
+        "tail_prob": np.zeros(NODES),
+        "branch_offsets": np.arange(NODES + 1) * branches,
+        "branch_token": np.tile(np.arange(branches, dtype=np.int32), NODES),
+        "branch_prob": prob.reshape(-1),
+        "branch_tail": np.zeros(B, dtype=bool),
+        "draws": np.full(B, 8, dtype=np.int32),
+        "successes": rng.binomial(8, 0.5, B).astype(np.int32),
+        "truncations": np.zeros(B, dtype=np.int32),
+    }
+    signals = [Signal("teacher", "none", f"loss{i}") for i in range(SIGNALS)]
+    for signal in signals:
+        made[f"distillation {signal.loss}"] = {
+            **{name: rng.random(T) for name in ("d_sq", "kl", "js", "teacher_token_prob", "d_token")},
+            "d_bar": np.zeros(NODES),
+            **{name: rng.normal(size=B) for name in ("d", "d_head")},
+            "teacher_prob": rng.dirichlet(np.ones(branches), NODES).reshape(-1),
+        }
+    began = time.monotonic()
+    for name, arrays in made.items():
+        store.commit(name.split()[0], name, arrays, {})
+    out["seconds to commit it"] = time.monotonic() - began
+    out["MB of its artefacts"] = sum(f.stat().st_size for f in (folder / "long").rglob("*.zip")) / 1e6
+    began = time.monotonic()
+    for name in made:
+        assert store.has(name.split()[0], name)
+    out["seconds to find it there, verified"] = time.monotonic() - began
+    outcomes_ = Outcomes.of(made["trees"])
+    ideal, prior = ideal_gradients(outcomes_, 1.0), fit([merged(made["trees"]).outcomes])
+    config = RunConfig.model_validate(
+        {"questions": {"path": "q"}, "student": {"path": "s"}, "teachers": [{"name": "teacher"}]}
+    )
+    began = time.monotonic()
+    tree = store.need("trees", "trees").arrays
+    taught = {s.loss: store.need("distillation", f"distillation {s.loss}").arrays for s in signals}
+    alignment = make_alignment(tree, taught, prior, config.scores, 1.0, 0.05, 0)
+    out["seconds of stage 5"] = time.monotonic() - began
+    del made, tree, taught
+
+    held: dict[str, tuple[int, Artefact]] = {}
+
+    def read(question: int, stage: str, name: str) -> Callable[[], dict[str, Any]]:
+        def arrays() -> dict[str, Any]:
+            if name not in held or held[name][0] != question:
+                held[name] = question, store.need(stage, name)
+            return held[name][1].arrays
+
+        return arrays
+
+    def scored(questions: int) -> list[QuestionScores]:
+        return [
+            QuestionScores(
+                str(i),
+                Loaded(read(i, "rollouts", "rollouts")),
+                Loaded(read(i, "trees", "trees")),
+                ideal,
+                {s: Loaded(read(i, "distillation", f"distillation {s.loss}")) for s in signals},
+                {s: alignment[s.loss] for s in signals},
+            )
+            for i in range(questions)
+        ]
+
+    seconds = []
+    for questions in (6, 12):
+        held.clear()
+        began = time.monotonic()
+        make_tables(config, scored(questions), lambda ids: dict.fromkeys(ids, "x"), prior)
+        seconds.append(time.monotonic() - began)
+        out[f"peak memory of stage 6 over {questions} such questions, GiB"] = peak()
+    out["seconds of stage 6 for one more"] = (seconds[1] - seconds[0]) / 6
+    return out
+
+
+def projection(
+    arguments: argparse.Namespace, many: dict[str, float], requests: dict[str, float], long: dict[str, float]
+) -> dict[str, float]:
+    """The whole, from its parts."""
+    q, tokens = arguments.questions, arguments.rollouts * arguments.tokens
+    beside = many["  of which the rest: orchestration, keys, claims, store"]
+    asked = sum(n for name, n in requests.items() if name.endswith("to make it")) * q
+    storing = (long["seconds to commit it"] + long["seconds to find it there, verified"]) * q
+    decoded = q * (tokens + arguments.draws * arguments.tokens / 2)
+    models = decoded / arguments.decoded + q * tokens * (1 + 1) / arguments.scored
+    orchestration = beside + asked * arguments.latency
+    return {
+        "artefacts": many["artefacts"],
+        "TB of artefacts": long["MB of its artefacts"] * q / 1e6,
+        "requests to the object store": asked,
+        "rows in Prefect's database": sum(n for name, n in many.items() if name.startswith("Prefect")),
+        "tokens decoded, billions": decoded / 1e9,
+        "hours of the models": models / 3600,
+        f"hours of orchestration, {1000 * arguments.latency:g} ms a request": orchestration / 3600,
+        "per cent of the models' time": 100 * orchestration / models,
+        "hours of hashing, packing and writing": storing / 3600,
+        "that, per cent of the models' time": 100 * storing / models,
+        "hours of stage 6": long["seconds of stage 6 for one more"] * q / 3600,
+    }
+
+
+def peak() -> float:
+    """Most memory that this process has had, GiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--questions", type=int, default=10_000)
+    parser.add_argument("--rollouts", type=int, default=200)
+    parser.add_argument("--tokens", type=int, default=32_768)
+    parser.add_argument(
+        "--on-s3", type=int, nargs=2, default=(10, 40), help="questions of the two runs that are compared"
+    )
+    parser.add_argument("--draws", type=int, default=4096, help="draws of a question's tree")
+    parser.add_argument("--decoded", type=float, default=100_000, help="tokens a second, of all GPUs")
+    parser.add_argument("--scored", type=float, default=400_000, help="tokens a second in forward passes, of all GPUs")
+    parser.add_argument("--latency", type=float, default=0.03, help="seconds of a request to the object store")
+    main(parser.parse_args())
