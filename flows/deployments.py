@@ -2,13 +2,18 @@
 
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import StateType
 from prefect.deployments.runner import RunnerDeployment
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.schedules import Schedule
 from prefect.types.entrypoint import EntrypointType
@@ -46,6 +51,43 @@ def offers(config: dict[str, Any], suite: dict[str, Any], store: str) -> list[Of
         Offer(calibrate, "Judge the estimators against an exact oracle.", {"config": {"store": store}}),
         Offer(nightly, "Do a suite again and mark what moved.", {"config": {"store": store, **suite}}),
     ]
+
+
+def lost_runs(seconds: int = 600) -> AutomationCore:
+    """What marks a run of these deployments as crashed whose machine is gone, so that the UI offers Retry.
+
+    Args:
+        seconds: without a sign of life; Prefect's runs give one every 180 unless told otherwise.
+    """
+    ends = ("Completed", "Failed", "Cancelled", "Crashed")
+    return AutomationCore(
+        name="opdscope lost runs",
+        description="A run that gives no sign of life any more is marked as crashed; Retry goes on from what it had.",
+        trigger=EventTrigger(
+            posture=Posture.Proactive,
+            after={"prefect.flow-run.heartbeat"},
+            expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{state}" for state in ends)},
+            match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
+            match_related=ResourceSpecification(
+                {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"}
+            ),
+            for_each={"prefect.resource.id"},
+            threshold=1,
+            within=timedelta(seconds=seconds),
+        ),
+        actions=[
+            ChangeFlowRunState(
+                name="Crashed", state=StateType.CRASHED, message="no sign of life; Retry goes on from what it had"
+            )
+        ],
+    )
+
+
+def watch(automation: AutomationCore) -> None:
+    """Make an automation, unless there is one of its name."""
+    with get_client(sync_client=True) as client:
+        if not client.read_automations_by_name(automation.name):
+            client.create_automation(automation)
 
 
 def deploy(offered: list[Offer], folder: Path, schedule: Schedule | None, pool: str = POOL) -> list[str]:

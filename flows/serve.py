@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 
+from flows.children import child, end_orphans, last_lines
 from flows.configuration import ConfigurationError
 
 _START = 180.0
@@ -61,7 +62,9 @@ def serve(settings: ServeSettings, say: Callable[[str], None]) -> None:
             that does not parse; or a part that has ended.
     """
     schedule = parse_schedule(settings.cron, settings.timezone)
-    configured = os.environ.get("PREFECT_API_URL")
+    configured, home = os.environ.get("PREFECT_API_URL"), Path(os.environ["PREFECT_HOME"])
+    for name in end_orphans(home):
+        say(f"ended a {name} that a killed `opdscope serve` had left")
     check_port("--reports-port", settings.host, settings.reports_port)
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -74,7 +77,7 @@ def serve(settings: ServeSettings, say: Callable[[str], None]) -> None:
             command = [sys.executable, "-m", "prefect", "server", "start"]
             command += ["--host", settings.host, "--port", str(settings.port)]
             environment = {"PREFECT_UI_API_URL": f"{url}/api", "PREFECT_SERVER_UI_API_URL": f"{url}/api"}
-            server, log = stack.enter_context(child("server", command, environment))
+            server, log = stack.enter_context(child(home, "server", command, environment))
             parts.append(("Prefect's server", server, log))
             os.environ["PREFECT_API_URL"] = f"{url}/api"
             say(f"Prefect's server is starting (log: {log})")
@@ -84,15 +87,19 @@ def serve(settings: ServeSettings, say: Callable[[str], None]) -> None:
         api = os.environ["PREFECT_API_URL"].rstrip("/")
         check_version(api)
         shown = stack.enter_context(shown_reports(settings))
+        from prefect.settings import PREFECT_API_URL, temporary_settings
+
         from flows.artifacts import REPORTS_URL
-        from flows.deployments import POOL, deploy, offers
+        from flows.deployments import POOL, deploy, lost_runs, offers, watch
 
         os.environ[REPORTS_URL] = shown  # for the worker's runs
+        stack.enter_context(temporary_settings({PREFECT_API_URL: api}))  # Prefect may have been imported before
         offered = offers(settings.config, settings.suite, settings.store)
         names = deploy(offered, Path.cwd(), schedule)
+        watch(lost_runs())
         command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
         command += ["--limit", str(settings.runs), "--name", f"{socket.gethostname()}-{os.getpid()}"]
-        worker, log = stack.enter_context(child("worker", command, {}))
+        worker, log = stack.enter_context(child(home, "worker", command, {}))
         parts.append(("the worker", worker, log))
         say(f"UI           {api.removesuffix('/api')}/deployments")
         say(f"reports      {shown}")
@@ -171,27 +178,6 @@ def _authorization() -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-@contextmanager
-def child(
-    name: str, command: list[str], environment: dict[str, str]
-) -> Iterator[tuple["subprocess.Popen[bytes]", Path]]:
-    """A process with a log beside Prefect's state, in a session of its own: Ctrl-C reaches only the command."""
-    log = Path(os.environ["PREFECT_HOME"]) / f"{name}.log"
-    with log.open("wb") as file:
-        process = subprocess.Popen(  # noqa: S603 - this project's own command line
-            command, env={**os.environ, **environment}, stdout=file, stderr=file, start_new_session=True
-        )
-    try:
-        yield process, log
-    finally:
-        process.terminate()
-        try:
-            process.wait(_STOP)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
 def wait_for(api: str, process: "subprocess.Popen[bytes]", log: Path, stopped: threading.Event) -> None:
     """Wait until a server answers.
 
@@ -210,11 +196,6 @@ def wait_for(api: str, process: "subprocess.Popen[bytes]", log: Path, stopped: t
         if time.monotonic() - began > _START:
             raise ConfigurationError(f"Prefect's server has not answered for {_START:.0f} s: {last_lines(log)}")
         stopped.wait(0.3)
-
-
-def last_lines(log: Path, lines: int = 5) -> str:
-    """The end of a log."""
-    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
 
 
 @contextmanager

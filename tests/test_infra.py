@@ -14,6 +14,9 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from prefect.events.schemas.automations import AutomationCore
+
+from flows.deployments import lost_runs
 
 ROOT = Path(__file__).parents[1]
 INFRA = ROOT / "infra"
@@ -95,6 +98,11 @@ def test_deployments_run_on_a_process_worker(prefect_environment: dict[str, str]
         call(prefect, "worker", "start", "--pool", "opdscope", "--run-once", environment=prefect_environment)
         assert api.get(f"/flow_runs/{run}").json()["state"]["type"] == "COMPLETED"
     assert (Path(settings["store"]) / "runs" / "small" / "report.html").exists()
+
+
+def test_the_automation_for_lost_runs_is_the_one_that_serve_makes() -> None:
+    _, automation = yaml.safe_load((INFRA / "automation.yaml").read_text())["automations"]
+    assert AutomationCore.model_validate(automation) == lost_runs()
 
 
 @pytest.mark.slow

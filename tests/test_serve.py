@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from flows.configuration import ConfigurationError
+from flows.deployments import lost_runs
 from flows.serve import check_port, check_version, parse_schedule
 from schemas.config import RunConfig
 from tests.conftest import free_port
@@ -82,8 +83,8 @@ class Served:
         command = [sys.executable, "-m", "flows.cli", "serve", "config.yaml", "--store", "store"]
         command += ["--suite", "suite.yaml", "--cron", "0 3 * * *", "--timezone", "Europe/Berlin"]
         command += ["--port", str(self.port), "--reports-port", str(self.reports)]
-        hidden = {name for name in os.environ if name.startswith("PREFECT_")}
-        environment = {name: value for name, value in os.environ.items() if name not in hidden}
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+        environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] = "30"
         self._log = folder / "log"
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -99,6 +100,10 @@ class Served:
     def deployment(self, name: str) -> dict[str, Any]:
         return dict(self.api.get(f"/deployments/name/{name}/{name}").raise_for_status().json())
 
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
     def start(self, config: dict[str, Any]) -> str:
         place = f"/deployments/{self.deployment('diagnose')['id']}/create_flow_run"
         return str(self.api.post(place, json={"parameters": {"config": config}}).raise_for_status().json()["id"])
@@ -106,13 +111,18 @@ class Served:
     def state(self, run: str) -> dict[str, Any]:
         return dict(self.api.get(f"/flow_runs/{run}").raise_for_status().json()["state"])
 
-    def wait(self, run: str, *types: str) -> dict[str, Any]:
-        for _ in range(600):
+    def wait(self, run: str, *types: str, seconds: int = 120) -> dict[str, Any]:
+        for _ in range(5 * seconds):
             state = self.state(run)
             if state["type"] in types:
                 return state
             time.sleep(0.2)
         raise AssertionError(f"{state}\n{self._log.read_text()[-2000:]}")
+
+    def retry(self, run: str) -> None:
+        """As the button does."""
+        state = {"state": {"type": "SCHEDULED", "name": "AwaitingRetry"}, "force": False}
+        self.api.post(f"/flow_runs/{run}/set_state", json=state).raise_for_status()
 
     def artifacts(self, run: str) -> dict[str, dict[str, Any]]:
         found = self.api.post("/artifacts/filter", json={"artifacts": {"flow_run_id": {"any_": [run]}}, "limit": 100})
@@ -141,6 +151,8 @@ def tables(store: Path, name: str) -> dict[str, bytes]:
 
 
 def test_a_run_from_the_ui_and_one_that_is_killed_and_retried(served: Served, folder: Path) -> None:
+    assert len(served.children) == 2  # a server and a worker, and nothing that was started by mistake
+
     # the deployments, filled in and scheduled
     config = served.deployment("diagnose")["parameters"]["config"]
     assert config["name"] == "small" and config["losses"] == [{"kind": "reverse_kl"}, {"kind": "forward_kl"}]
@@ -168,15 +180,11 @@ def test_a_run_from_the_ui_and_one_that_is_killed_and_retried(served: Served, fo
 
     # kill -9 in the middle of the trees, then Retry
     run = served.start({**config, "name": "killed", "store": "other"})
-    for _ in range(1200):
-        if len(list((folder / "other").glob("rounds/*/*"))) > 1:
-            break
-        time.sleep(0.05)
-    (victim,) = [p for p in psutil.process_iter(["cmdline"]) if run.replace("-", "") in _environment(p, run)]
+    in_trees(folder / "other")
+    (victim,) = processes(run)
     victim.kill()
     assert served.wait(run, "CRASHED", "FAILED", "COMPLETED")["type"] == "CRASHED"
-    retry = {"state": {"type": "SCHEDULED", "name": "AwaitingRetry"}, "force": False}
-    served.api.post(f"/flow_runs/{run}/set_state", json=retry).raise_for_status()
+    served.retry(run)
     served.wait(run, "COMPLETED")
     assert tables(folder / "other", "killed") == tables(folder / "store", "whole")
     stages = json.loads((folder / "other" / "runs" / "killed" / "run.json").read_text())["stages"]
@@ -189,9 +197,53 @@ def test_a_run_from_the_ui_and_one_that_is_killed_and_retried(served: Served, fo
     assert not (folder / ".prefect").exists() and (folder / ".opdscope" / "prefect").is_dir()
 
 
-def _environment(process: psutil.Process, run: str) -> str:
+@pytest.mark.slow
+def test_everything_but_the_server_is_killed(served: Served, settings: dict[str, Any], folder: Path) -> None:
+    """As when a machine dies: the run is marked as crashed; a new `serve` clears what is left, and Retry goes on."""
+    quick = lost_runs(45).model_copy(update={"name": "quick"}).model_dump(mode="json")
+    served.api.post("/automations/", json=quick).raise_for_status()
+    config = served.deployment("diagnose")["parameters"]["config"]
+    config["tree"]["draws"] = 48
+    run = served.start({**config, "name": "lost", "store": "lost"})
+    in_trees(folder / "lost")
+    served.process.kill()
+    (worker,) = [p for p in served.children if "worker" in p.cmdline()]
+    for process in (worker, *processes(run)):
+        process.kill()
+    assert served.state(run)["type"] == "RUNNING"
+    state = served.wait(run, "CRASHED", seconds=180)
+    assert "Retry goes on" in state["message"]
+    server = [p for p in served.children if p.is_running() and "server" in " ".join(p.cmdline())]
+    assert server
+    again = Served(folder, settings)
     try:
-        value = process.environ().get("PREFECT__FLOW_RUN_ID", "")
-        return value.replace("-", "") if process.ppid() != os.getpid() else ""
+        assert "ended a server that a killed `opdscope serve` had left" in again.log
+        assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in server)
+        again.retry(run)
+        assert again.wait(run, "COMPLETED", "FAILED")["type"] == "COMPLETED"
+        stages = json.loads((folder / "lost" / "runs" / "lost" / "run.json").read_text())["stages"]
+        assert stages["rollouts"]["made"] == 0
+    finally:
+        again.process.send_signal(signal.SIGINT)
+        again.process.wait(90)
+
+
+def in_trees(store: Path) -> None:
+    """Wait until a run has committed draws."""
+    for _ in range(1200):
+        if len(list(store.glob("rounds/*/*"))) > 1:
+            return
+        time.sleep(0.05)
+    raise AssertionError("no draws were committed")
+
+
+def processes(run: str) -> list[psutil.Process]:
+    """Those of a flow run."""
+    return [p for p in psutil.process_iter() if _flow_run(p) == run.replace("-", "")]
+
+
+def _flow_run(process: psutil.Process) -> str:
+    try:
+        return str(process.environ().get("PREFECT__FLOW_RUN_ID", "")).replace("-", "")
     except (psutil.Error, OSError):
         return ""

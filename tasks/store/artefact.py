@@ -102,7 +102,7 @@ async def _read_group(members: MemoryStore) -> tuple[dict[str, Any], dict[str, A
 
 def is_whole(data: bytes) -> bool:
     """True where the bytes end in the SHA-256 of what stands before."""
-    return len(data) > _HEX and hashlib.sha256(data[:-_HEX]).hexdigest().encode() == data[-_HEX:]
+    return len(data) > _HEX and hashlib.sha256(memoryview(data)[:-_HEX]).hexdigest().encode() == data[-_HEX:]
 
 
 def decode(stage: str, key: str, data: bytes) -> Artefact:

@@ -6,7 +6,6 @@ one process can. No clocks are compared: an observer measures on its own how lon
 """
 
 import json
-import os
 import platform
 import time
 import uuid
@@ -15,8 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
 
-import psutil
-
+from tasks.processes import is_gone, this_process
 from tasks.store.artefact import Store
 
 FOLDER = "claims"
@@ -31,14 +29,6 @@ def _machine() -> str:
         return f"{platform.node()} {uuid.getnode():x}"
 
 
-def _is_gone(process: int, started: float) -> bool:
-    try:
-        found = psutil.Process(process)
-        return bool(found.create_time() != started or found.status() == psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return True
-
-
 class Claims:
     """The claims of one process on one store."""
 
@@ -49,10 +39,11 @@ class Claims:
             lease: seconds without a sign of life after which others take a claim over.
         """
         self._store, self._lease = store, lease
+        process, started = this_process()
         self._holder = {
             "machine": _machine(),
-            "process": os.getpid(),
-            "started": psutil.Process().create_time(),
+            "process": process,
+            "started": started,
             "holder": uuid.uuid4().hex,
         }
         self._seen: dict[tuple[str, int], tuple[bytes, float]] = {}
@@ -101,7 +92,7 @@ class Claims:
             self._seen[name, generation] = content, now
         try:
             held = json.loads(content)
-            if held["machine"] == self._holder["machine"] and _is_gone(held["process"], held["started"]):
+            if held["machine"] == self._holder["machine"] and is_gone(held["process"], held["started"]):
                 return True
         except (ValueError, KeyError, TypeError):  # half written
             pass
