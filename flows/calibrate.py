@@ -13,9 +13,10 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 
+from flows.artifacts import markdown_artifact, output_link, plain, progress_artifacts, table_artifact
 from schemas.arrays import STAGE_VERSIONS
 from schemas.config import CalibrateConfig
-from tasks.calibration.judge import MAIN_DRAWS, WINDOWS_DRAWS
+from tasks.calibration.judge import MAIN_DRAWS, WINDOWS_DRAWS, failing, figures
 from tasks.calibration.measure import Setting, measure
 from tasks.calibration.report import calibration_page
 from tasks.calibration.suite import Family
@@ -105,6 +106,11 @@ def calibrate(config: CalibrateConfig) -> pl.DataFrame:
     Returns:
         the rows of all runs, as `tasks.calibration.measure` gives them.
     """
+    with progress_artifacts():
+        return _calibrate(config)
+
+
+def _calibrate(config: CalibrateConfig) -> pl.DataFrame:
     chosen = families(config)
     store = Store(config.store)
     references = [f"calibration/{rows_key(config, family)}" for family in chosen]
@@ -113,4 +119,10 @@ def calibrate(config: CalibrateConfig) -> pl.DataFrame:
     rows: pl.DataFrame = pl.concat([family_task(config, family, return_state=True).result() for family in chosen])
     store.put_bytes(parquet_bytes(rows), "runs", config.name, "calibration.parquet")
     store.put_bytes(calibration_page(rows, config).encode(), "runs", config.name, "calibration.html")
+    judged = pl.DataFrame(figures(rows), infer_schema_length=None)
+    table_artifact(f"{config.name}-figures", judged, "the estimators against the exact oracle")
+    output_link(store, config.name, "calibration.html")
+    wrong = [f"* {plain(text)}" for text in failing(rows)]
+    summary = "Every figure is what it must be." if not wrong else "\n".join(["**Not what they must be**", "", *wrong])
+    markdown_artifact(f"{config.name}-verdict", summary, f"calibration {config.name}")
     return rows

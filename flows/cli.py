@@ -1,6 +1,7 @@
 """The command line. Nothing heavy is imported before a command needs it."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -131,9 +132,10 @@ Kept = Annotated[str, typer.Option("--store", help="The store; any fsspec URL.",
 @store_app.command("ls")
 def store_ls(store: Kept = ".opdscope") -> None:
     """Artefacts and bytes by stage, and the runs."""
+    from flows.collection import show
     from flows.runs import on_store
 
-    raise typer.Exit(on_store(store, "show"))
+    raise typer.Exit(on_store(store, show))
 
 
 @store_app.command("verify")
@@ -142,9 +144,10 @@ def store_verify(
     repair: Annotated[bool, typer.Option(help="Remove what is damaged; runs make it again.")] = False,
 ) -> None:
     """Check every object's SHA-256; exit code 1 where one is damaged."""
+    from flows.collection import verify
     from flows.runs import on_store
 
-    raise typer.Exit(on_store(store, "verify", repair=repair))
+    raise typer.Exit(on_store(store, partial(verify, repair=repair)))
 
 
 @store_app.command("gc")
@@ -155,9 +158,10 @@ def store_gc(
     dry_run: Annotated[bool, typer.Option(help="Say what would be removed, and remove nothing.")] = False,
 ) -> None:
     """Remove artefacts that no run under runs/ refers to; remove a run's folder first to free what it needs."""
+    from flows.collection import collect
     from flows.runs import on_store
 
-    raise typer.Exit(on_store(store, "collect", days=days, yes=yes, dry_run=dry_run))
+    raise typer.Exit(on_store(store, partial(collect, days=days, yes=yes, dry_run=dry_run)))
 
 
 def overrides(assignments: list[str] | None, store: str | None, name: str | None) -> list[str]:

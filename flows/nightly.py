@@ -15,7 +15,7 @@ from flows.artifacts import markdown_artifact, plain, table_artifact
 from flows.calibrate import calibrate
 from flows.diagnose import QuestionsFailedError, diagnose
 from schemas.config import NightlyConfig, RunConfig
-from tasks.calibration.judge import figures
+from tasks.calibration.judge import failing
 from tasks.history import MOVED, compared, no_history, slower, tonight, unchanged
 from tasks.job import forget_jobs, open_job
 from tasks.outputs import parquet_bytes, read_run, read_table
@@ -108,11 +108,7 @@ def _calibrated(config: NightlyConfig, failed: dict[str, str]) -> list[str]:
     if isinstance(rows, BaseException):
         failed[config.calibrate.name] = f"{type(rows).__name__}: {rows}"
         return []
-    return [
-        f"{f.name}: {f.value:.3f}, must be {f.wanted}"
-        for f in figures(rows)
-        if f.holds is False and f.value is not None
-    ]
+    return failing(rows)
 
 
 def read_history(store: Store, suite: str) -> pl.DataFrame:

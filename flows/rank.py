@@ -5,7 +5,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows.artifacts import progress_artifacts, summary_artifact, table_artifact
+from flows.artifacts import output_link, progress_artifacts, summary_artifact, table_artifact
 from flows.configuration import check_ranked
 from flows.diagnose import QuestionsFailedError, run_stages
 from schemas.config import RunConfig
@@ -41,6 +41,7 @@ def _rank(config: RunConfig) -> dict[str, Any]:
     run["stages"] = {name: asdict(outcome) for name, outcome in done.stages.items()}
     store = open_job(config).store
     table_artifact(f"{config.name}-ranks", read_table(store, config.name, "ranks"), f"ranking of run {config.name}")
+    output_link(store, config.name, "rank.json")
     summary_artifact(f"{config.name}-rank", done.stages, done.left_out, done.failed)
     if done.failed:
         raise QuestionsFailedError(done.failed, run)

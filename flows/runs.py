@@ -296,17 +296,19 @@ def serve_all(config: Path | None, suite: Path | None, *, cron: str | None, **se
     return guarded(action)
 
 
-def on_store(url: str, command: str, **options: Any) -> int:
-    """`opdscope store`: ls, verify or gc, by the name of the function that does it."""
+def on_store(url: str, act: Callable[[Any, Console], int]) -> int:
+    """`opdscope store`.
+
+    Args:
+        act: does it to an open store; returns the exit code.
+    """
 
     def action() -> int:
-        from flows import collection
         from tasks.store.artefact import Store
 
         store = Store(url)
         if not store.fs.exists(store.root):
             raise ConfigurationError(f"--store: {url!r} is not there; give the store of a run")
-        done: int = getattr(collection, command)(store, _console, **options)
-        return done
+        return act(store, _console)
 
     return guarded(action)

@@ -184,7 +184,8 @@ class Job:
         distinct = sorted(set(ids))
         if self.recorded:
             return {token: self._recorded_texts.get(token, "" if token < 0 else f"#{token}") for token in distinct}
-        return dict(zip(distinct, self.tokenizer.batch_decode([[t] for t in distinct]), strict=True))
+        texts = self.tokenizer.batch_decode([[t] for t in distinct]) if distinct else []  # of none it makes one
+        return dict(zip(distinct, texts, strict=True))
 
     @cached_property
     def _recorded_texts(self) -> dict[int, str]:

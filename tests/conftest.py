@@ -5,15 +5,10 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports the hub's client
 
 import json
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import torch
 import yaml
@@ -21,15 +16,9 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from tasks.demo.chains import draw_questions
 from tasks.demo.train import make_tokenizer
+from tests.prefect_server import Server
 
 torch.set_num_threads(2)
-
-
-def free_port() -> int:
-    """A port of the loopback that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def random_model(
@@ -124,43 +113,17 @@ def config_file(settings: dict[str, Any], tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def prefect_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Environment of child processes, with a Prefect server of the session on loopback."""
-    home = tmp_path_factory.mktemp("prefect")
-    port = free_port()
-    environment = {
-        **os.environ,
-        "PREFECT_HOME": str(home),
-        "PREFECT_SERVER_MEMO_STORE_PATH": str(home / "memo_store.toml"),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
-    command = [
-        sys.executable,
-        "-m",
-        "prefect",
-        "server",
-        "start",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--no-ui",
-    ]
-    with (home / "server.log").open("wb") as log:
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-    url = f"http://127.0.0.1:{port}/api"
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A Prefect server of the session on loopback."""
+    server = Server(tmp_path_factory.mktemp("prefect"))
     try:
-        for _ in range(240):
-            try:
-                if httpx.get(f"{url}/health", timeout=2).status_code == 200:
-                    break
-            except httpx.HTTPError:
-                time.sleep(0.5)
-        else:
-            raise RuntimeError(f"Prefect's server did not start: {(home / 'server.log').read_text()[-2000:]}")
-        yield {**environment, "PREFECT_API_URL": url}
+        server.start()
+        yield server
     finally:
-        server.terminate()
-        server.wait(30)
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def prefect_environment(prefect_server: Server) -> dict[str, str]:
+    """Environment of child processes that use it."""
+    return prefect_server.client_environment

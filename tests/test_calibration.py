@@ -19,6 +19,7 @@ from tasks.calibration.report import calibration_page
 from tasks.calibration.simulate import draw, roll
 from tasks.calibration.suite import Family, equal_teacher, make_question
 from tasks.trees.plan import plan_round
+from tests.prefect_server import Server
 
 
 def test_a_jump_to_the_end_has_the_law_of_a_walk() -> None:
@@ -111,7 +112,9 @@ def test_windows_rows_say_what_it_is() -> None:
 
 
 @pytest.mark.slow
-def test_calibrate_as_a_user_calls_it(prefect_environment: dict[str, str], tmp_path: Path) -> None:
+def test_calibrate_as_a_user_calls_it(
+    prefect_server: Server, prefect_environment: dict[str, str], tmp_path: Path
+) -> None:
     """Too few runs to judge by, but all of the command: rows, page, table; the second time from the store."""
     command = [
         sys.executable,
@@ -132,3 +135,8 @@ def test_calibrate_as_a_user_calls_it(prefect_environment: dict[str, str], tmp_p
         assert "wrong signs" in done.stdout and "calibration.html" in done.stdout
     assert len(list((tmp_path / "calibration").glob("*/rows.parquet"))) == 4
     assert pl.read_parquet(tmp_path / "runs" / "calibrate" / "calibration.parquet")["run"].n_unique() == 2
+    artifacts = prefect_server.artifacts()
+    assert artifacts["progress-calibrate"]["data"] == 100.0
+    assert "wrong signs" in artifacts["calibrate-figures"]["data"]
+    assert "calibration.html" in artifacts["calibrate-calibration-html"]["data"]
+    assert artifacts["calibrate-verdict"]["type"] == "markdown"

@@ -21,7 +21,7 @@ from flows.configuration import ConfigurationError
 from flows.deployments import lost_runs
 from flows.serve import check_port, check_version, parse_schedule
 from schemas.config import RunConfig
-from tests.conftest import free_port
+from tests.ports import free_port
 
 HERE = Path(__file__).parents[1]
 

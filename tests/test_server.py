@@ -14,58 +14,24 @@ import httpx
 import pytest
 import yaml
 
-from tests.conftest import free_port
+from tests.ports import free_port
+from tests.prefect_server import Server
 
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parents[1]
 PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 
 
-class Server:
-    """Prefect's server on loopback, which can be killed and started again on its port and database."""
-
-    def __init__(self, home: Path, database: str | None = None) -> None:
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}/api"
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-        self.environment = {
-            **clean,
-            "PREFECT_HOME": str(home),
-            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            "DO_NOT_TRACK": "1",
-            "HF_HUB_OFFLINE": "1",
-            **({} if database is None else {"PREFECT_API_DATABASE_CONNECTION_URL": database}),
-        }
-        self._log = home / "log"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.port)]
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen([*command, "--no-ui"], env=self.environment, stdout=log, stderr=log)
-        for _ in range(360):
-            try:
-                if httpx.get(f"{self.url}/health", timeout=2).status_code == 200:
-                    return
-            except httpx.HTTPError:
-                time.sleep(0.5)
-        raise RuntimeError(self._log.read_text()[-2000:])
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-
-    def run(self, config: dict[str, Any], path: Path) -> "subprocess.Popen[str]":
-        path.write_text(yaml.safe_dump(config))
-        return subprocess.Popen(
-            [sys.executable, "-m", "flows.cli", "run", str(path)],
-            env={**self.environment, "PREFECT_API_URL": self.url},
-            cwd=HERE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+def run(server: Server, config: dict[str, Any], path: Path) -> "subprocess.Popen[str]":
+    path.write_text(yaml.safe_dump(config))
+    return subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", "run", str(path)],
+        env=server.client_environment,
+        cwd=HERE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 @pytest.fixture
@@ -103,7 +69,7 @@ def test_a_server_on_postgresql(server: Callable[..., Server], settings: dict[st
     program("pg_ctl", "-D", str(data), "-o", options, "-w", "-l", str(data / "log"), "start")
     try:
         served = server(database=f"postgresql+asyncpg://prefect@127.0.0.1:{port}/postgres")
-        process = served.run(settings, tmp_path / "config.yaml")
+        process = run(served, settings, tmp_path / "config.yaml")
         _, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
         found = httpx.post(f"{served.url}/flow_runs/filter", json={}).json()
@@ -119,10 +85,10 @@ def test_a_server_that_is_restarted_during_a_run(
 ) -> None:
     settings["execution"] = {"questions_per_task": 1, "round_draws": 24, "round_seconds": 0.0}
     served = server()
-    whole = served.run({**settings, "store": str(tmp_path / "whole")}, tmp_path / "whole.yaml")
+    whole = run(served, {**settings, "store": str(tmp_path / "whole")}, tmp_path / "whole.yaml")
     whole.communicate(timeout=300)
     assert whole.returncode == 0
-    process = served.run({**settings, "store": str(tmp_path / "store")}, tmp_path / "config.yaml")
+    process = run(served, {**settings, "store": str(tmp_path / "store")}, tmp_path / "config.yaml")
     for _ in range(1200):
         if any((tmp_path / "store" / "rounds").glob("*/*")):
             break
@@ -139,11 +105,11 @@ def test_a_server_that_is_restarted_during_a_run(
 def test_a_limit_on_gpus_is_kept(server: Callable[..., Server], settings: dict[str, Any], tmp_path: Path) -> None:
     served = server()
     settings["execution"] = {"gpu_limit": "gpus", "retries": 0}
-    process = served.run(settings, tmp_path / "config.yaml")
+    process = run(served, settings, tmp_path / "config.yaml")
     _, err = process.communicate(timeout=300)
     assert process.returncode == 2 and "execution.gpu_limit: 'gpus' is no global concurrency limit" in err
     limit = httpx.post(f"{served.url}/v2/concurrency_limits/", json={"name": "gpus", "limit": 1}).raise_for_status()
-    process = served.run(settings, tmp_path / "config.yaml")
+    process = run(served, settings, tmp_path / "config.yaml")
     most = 0
     while process.poll() is None:
         found = httpx.get(f"{served.url}/v2/concurrency_limits/{limit.json()['id']}").json()

@@ -56,6 +56,15 @@ def figures(rows: pl.DataFrame) -> list[Figure]:
     return out
 
 
+def failing(rows: pl.DataFrame) -> list[str]:
+    """The figures that are not what they must be, in words."""
+    return [
+        f"{f.name}: {f.value:.3f}, must be {f.wanted}"
+        for f in figures(rows)
+        if f.holds is False and f.value is not None
+    ]
+
+
 def by_planner(rows: pl.DataFrame) -> pl.DataFrame:
     """Every planner at as many decoded tokens, over all families of fixed decisions, as shares.
 
