@@ -1,5 +1,6 @@
 """Prefect's server on a real PostgreSQL, and a server that is restarted in the middle of a run."""
 
+import json
 import os
 import pwd
 import shutil
@@ -11,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 import yaml
 
+from flows.configuration import checked
 from tests.ports import free_port
 from tests.prefect_server import Server
 
@@ -116,3 +119,74 @@ def test_a_limit_on_gpus_is_kept(server: Callable[..., Server], settings: dict[s
         most = max(most, found["active_slots"])
         time.sleep(0.05)
     assert process.returncode == 0 and most == 1
+
+
+def test_two_workers_on_one_store(server: Callable[..., Server], settings: dict[str, Any], tmp_path: Path) -> None:
+    """Each takes one of two runs: they share the work; where one is killed with its run, the other does it all."""
+    settings["execution"] = {"questions_per_task": 2, "round_draws": 24, "round_seconds": 0.0}
+    settings["tree"]["draws"] = 480
+    served = server()
+    api = httpx.Client(base_url=served.url, timeout=30)
+    environment = {**served.client_environment, "PREFECT_WORKER_QUERY_SECONDS": "1", "PYTHONPATH": str(HERE)}
+    make = "from flows.deployments import *; deploy(offers({}, {}, 'store'), Path.cwd(), None)"
+    subprocess.run([sys.executable, "-c", make], check=True, env=environment, cwd=tmp_path)
+    place = api.get("/deployments/name/diagnose/diagnose").json()["id"]
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "opdscope", "--limit", "1", "--name"]
+    workers = [subprocess.Popen([*command, name], env=environment, cwd=tmp_path) for name in ("one", "two")]
+
+    def start(name: str, store: str) -> str:
+        config = checked({**settings, "name": name, "store": str(tmp_path / store)}).model_dump(mode="json")
+        made = api.post(f"/deployments/{place}/create_flow_run", json={"parameters": {"config": config}})
+        return str(made.raise_for_status().json()["id"])
+
+    def wait(run: str) -> dict[str, Any]:
+        for _ in range(1200):
+            found = dict(api.get(f"/flow_runs/{run}").json())
+            if found["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED"):
+                return found
+            time.sleep(0.2)
+        raise AssertionError(found["state"])
+
+    def of(store: str, name: str) -> tuple[dict[str, bytes], int, int]:
+        """Tables, artefacts made and tokens decoded."""
+        folder = tmp_path / store / "runs" / name
+        stages = json.loads((folder / "run.json").read_text())["stages"]
+        made, decoded = (
+            sum(stage[what] for stage_name, stage in stages.items() if stage_name != "aggregate")
+            for what in ("made", "decoded_tokens")
+        )
+        return {path.name: path.read_bytes() for path in folder.glob("*.parquet")}, made, decoded
+
+    try:
+        both = [wait(run) for run in [start("a", "shared"), start("b", "shared")]]
+        assert [run["state"]["type"] for run in both] == ["COMPLETED", "COMPLETED"]
+        assert max(run["start_time"] for run in both) < min(run["end_time"] for run in both)  # at the same time
+        assert wait(start("alone", "own"))["state"]["type"] == "COMPLETED"
+        (a, made_a, decoded_a), (b, made_b, decoded_b) = of("shared", "a"), of("shared", "b")
+        alone, made, decoded = of("own", "alone")
+        assert a == b == alone
+        assert (made_a + made_b, decoded_a + decoded_b) == (made, decoded)
+
+        first, second = start("c", "other"), start("d", "other")
+        assert _first(tmp_path / "other", "rounds/*/*")
+        family = psutil.Process(workers[0].pid)
+        for process in [family, *family.children(recursive=True)]:
+            process.kill()
+        workers[0].wait()
+        state = {run: api.get(f"/flow_runs/{run}").json()["state"]["type"] for run in (first, second)}
+        assert set(state.values()) == {"RUNNING"}  # both were at work; of one nobody is left to tell
+        ended = [json_file.parent.name for json_file in _first(tmp_path / "other" / "runs", "*/run.json")]
+        assert [of("other", name)[0] for name in ended] == [alone]
+    finally:
+        for worker in workers:
+            worker.terminate()
+            worker.wait(60)
+
+
+def _first(folder: Path, pattern: str) -> list[Path]:
+    """Files of a pattern, as soon as there is one."""
+    for _ in range(1200):
+        if found := list(folder.glob(pattern)):
+            return found
+        time.sleep(0.1)
+    return []
