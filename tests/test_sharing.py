@@ -1,11 +1,12 @@
 """Processes that share a store compute nothing twice, and take over from one that is gone; failures stay small."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +157,30 @@ def test_a_full_disk_is_waited_for_and_else_told(start: Start, tmp_path: Path) -
     assert "No space left on device; what is done is kept, run again to continue" in err and "Traceback" not in err
     ended(start("full", store="other"))
     assert tables(tmp_path / "other", "full") == tables(tmp_path / "store", "patient")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system that one artefact more or less fills."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_really_full(start: Start, settings: dict[str, Any], small_disk: Path, tmp_path: Path) -> None:
+    ended(start("alone", store="alone"))
+    settings["execution"] |= {"retries": 0}
+    _, err = ended(start("full", store="disk/store"), 1)
+    assert "No space left on device" in err and "what is done is kept" in err and "Traceback" not in err
+    settings["execution"] |= {"retries": 3, "retry_seconds": 2.0}
+    process = start("full", store="disk/store")
+    time.sleep(15)
+    assert process.poll() is None  # waits for room
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    ended(process)
+    assert tables(small_disk / "store", "full") == tables(tmp_path / "alone", "alone")
