@@ -1,13 +1,9 @@
 """`opdscope serve` as a user has it: one command, forms, a run from the UI's API, a kill and a retry, a clean end."""
 
 import json
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,15 +11,13 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-import yaml
 
 from flows.configuration import ConfigurationError
 from flows.deployments import lost_runs
 from flows.serve import check_port, check_version, parse_schedule
 from schemas.config import RunConfig
 from tests.ports import free_port
-
-HERE = Path(__file__).parents[1]
+from tests.served import Served, in_trees, processes, tables
 
 
 def test_every_field_of_the_form_has_something_to_fill_in() -> None:
@@ -71,64 +65,6 @@ def test_what_cannot_be_served_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
         check_version("http://127.0.0.1:4200/api")
 
 
-class Served:
-    """`opdscope serve` in a folder of its own."""
-
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        self.port, self.reports = free_port(), free_port()
-        self.api = httpx.Client(base_url=f"http://127.0.0.1:{self.port}/api", timeout=30)
-        self.store = folder / "store"
-        (folder / "config.yaml").write_text(yaml.safe_dump({k: v for k, v in settings.items() if k != "store"}))
-        (folder / "suite.yaml").write_text(yaml.safe_dump({"runs": ["config.yaml"], "store": str(self.store)}))
-        command = [sys.executable, "-m", "flows.cli", "serve", "config.yaml", "--store", "store"]
-        command += ["--suite", "suite.yaml", "--cron", "0 3 * * *", "--timezone", "Europe/Berlin"]
-        command += ["--port", str(self.port), "--reports-port", str(self.reports)]
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-        environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] = "30"
-        self._log = folder / "log"
-        with self._log.open("wb") as log:
-            self.process = subprocess.Popen(
-                command, cwd=folder, env={**environment, "PYTHONPATH": str(HERE)}, stdout=log, stderr=log
-            )
-        for _ in range(360):
-            if "Ctrl-C stops" in self._log.read_text():
-                break
-            assert self.process.poll() is None, self._log.read_text()[-2000:]
-            time.sleep(0.5)
-        self.children = psutil.Process(self.process.pid).children(recursive=True)
-
-    def deployment(self, name: str) -> dict[str, Any]:
-        return dict(self.api.get(f"/deployments/name/{name}/{name}").raise_for_status().json())
-
-    @property
-    def log(self) -> str:
-        return self._log.read_text()
-
-    def start(self, config: dict[str, Any]) -> str:
-        place = f"/deployments/{self.deployment('diagnose')['id']}/create_flow_run"
-        return str(self.api.post(place, json={"parameters": {"config": config}}).raise_for_status().json()["id"])
-
-    def state(self, run: str) -> dict[str, Any]:
-        return dict(self.api.get(f"/flow_runs/{run}").raise_for_status().json()["state"])
-
-    def wait(self, run: str, *types: str, seconds: int = 120) -> dict[str, Any]:
-        for _ in range(5 * seconds):
-            state = self.state(run)
-            if state["type"] in types:
-                return state
-            time.sleep(0.2)
-        raise AssertionError(f"{state}\n{self._log.read_text()[-2000:]}")
-
-    def retry(self, run: str) -> None:
-        """As the button does."""
-        state = {"state": {"type": "SCHEDULED", "name": "AwaitingRetry"}, "force": False}
-        self.api.post(f"/flow_runs/{run}/set_state", json=state).raise_for_status()
-
-    def artifacts(self, run: str) -> dict[str, dict[str, Any]]:
-        found = self.api.post("/artifacts/filter", json={"artifacts": {"flow_run_id": {"any_": [run]}}, "limit": 100})
-        return {a["key"]: a for a in found.raise_for_status().json()}
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("served")
@@ -141,13 +77,7 @@ def served(folder: Path, settings: dict[str, Any]) -> Iterator[Served]:
     try:
         yield one
     finally:
-        if one.process.poll() is None:
-            one.process.send_signal(signal.SIGINT)
-            one.process.wait(90)
-
-
-def tables(store: Path, name: str) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (store / "runs" / name).glob("*.parquet")}
+        one.stop()
 
 
 def test_a_run_from_the_ui_and_one_that_is_killed_and_retried(served: Served, folder: Path) -> None:
@@ -224,26 +154,4 @@ def test_everything_but_the_server_is_killed(served: Served, settings: dict[str,
         stages = json.loads((folder / "lost" / "runs" / "lost" / "run.json").read_text())["stages"]
         assert stages["rollouts"]["made"] == 0
     finally:
-        again.process.send_signal(signal.SIGINT)
-        again.process.wait(90)
-
-
-def in_trees(store: Path) -> None:
-    """Wait until a run has committed draws."""
-    for _ in range(1200):
-        if len(list(store.glob("rounds/*/*"))) > 1:
-            return
-        time.sleep(0.05)
-    raise AssertionError("no draws were committed")
-
-
-def processes(run: str) -> list[psutil.Process]:
-    """Those of a flow run."""
-    return [p for p in psutil.process_iter() if _flow_run(p) == run.replace("-", "")]
-
-
-def _flow_run(process: psutil.Process) -> str:
-    try:
-        return str(process.environ().get("PREFECT__FLOW_RUN_ID", "")).replace("-", "")
-    except (psutil.Error, OSError):
-        return ""
+        again.stop()

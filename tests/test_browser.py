@@ -1,0 +1,109 @@
+"""Prefect's UI as people use it, in headless Chromium: fill the form, run, look, retry.
+
+Needs Chromium and `pip install playwright`; screenshots go to the folder that OPDSCOPE_SCREENSHOTS names.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.served import Served, in_trees, processes, tables
+
+sync_api = pytest.importorskip("playwright.sync_api")
+pytestmark = pytest.mark.slow
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.fixture
+def served(tmp_path: Path, settings: dict[str, Any]) -> Iterator[Served]:
+    settings["execution"] = {"questions_per_task": 3, "round_draws": 24, "round_seconds": 0.0}
+    settings["tree"]["draws"] = 48
+    one = Served(tmp_path, settings)
+    try:
+        yield one
+    finally:
+        one.stop()
+
+
+@pytest.fixture
+def page(served: Served) -> Iterator[Any]:
+    with sync_api.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-quic"])
+        page = browser.new_page(viewport={"width": 1300, "height": 900}, base_url=f"http://127.0.0.1:{served.port}")
+        page.set_default_timeout(30_000)
+        yield page
+        browser.close()
+
+
+def shot(page: Any, name: str) -> None:
+    folder = os.environ.get("OPDSCOPE_SCREENSHOTS")
+    if folder:
+        page.wait_for_timeout(1500)  # charts and tables fade in
+        page.screenshot(path=str(Path(folder) / f"{name}.png"))
+
+
+def submit(page: Any, served: Served, **fields: str) -> str:
+    """Fill text fields of the form, told by what they hold, and start the run; gives its id."""
+    page.goto(f"/deployments/deployment/{served.deployment('diagnose')['id']}/run")
+    page.get_by_text("Everything a diagnosis needs").first.wait_for()
+    for old, new in fields.items():
+        (box,) = [box for box in page.locator("textarea").all() if box.input_value() == old]
+        box.fill(new)
+    shot(page, f"form-{next(iter(fields.values()))}")
+    before = set(runs(served))
+    page.get_by_role("button", name="Submit").click()
+    for _ in range(100):
+        if new_ones := set(runs(served)) - before:
+            return new_ones.pop()
+        page.wait_for_timeout(200)
+    raise AssertionError("no run was started")
+
+
+def runs(served: Served) -> list[str]:
+    """Those that are not of the schedule."""
+    found = served.api.post("/flow_runs/filter", json={}).raise_for_status().json()
+    return [run["id"] for run in found if not run["auto_scheduled"]]
+
+
+def test_a_run_from_the_form_and_a_retry(page: Any, served: Served, tmp_path: Path) -> None:
+    asked: set[str] = set()
+    page.on("request", lambda request: asked.add(request.url))
+
+    page.goto("/deployments")
+    page.get_by_text("nightly", exact=True).first.wait_for()
+    shot(page, "deployments")
+
+    run = submit(page, served, small="from-the-form")
+    page.goto(f"/runs/flow-run/{run}")
+    page.get_by_text("Completed", exact=True).first.wait_for(timeout=180_000)
+    shot(page, "finished")
+    page.get_by_text("Artifacts", exact=True).first.click()
+    page.get_by_text("alignment with the ideal gradient", exact=False).first.wait_for()
+    shot(page, "artifacts")
+    page.get_by_text("from-the-form-report-html", exact=True).first.click()
+    page.goto(page.locator("a[href$='/from-the-form/report.html']").first.get_attribute("href"))
+    page.get_by_role("heading", name="from-the-form").wait_for()
+    shot(page, "report")
+    page.goto("/")
+    outside = [url for url in asked if not url.startswith(("http://127.0.0.1:", "data:", "blob:", "ws://127.0.0.1:"))]
+    assert outside == []
+
+    killed = submit(page, served, **{"small": "killed", str(tmp_path / "store"): str(tmp_path / "other")})
+    page.goto(f"/runs/flow-run/{killed}")
+    in_trees(tmp_path / "other")
+    (victim,) = processes(killed)
+    victim.kill()
+    page.get_by_text("Crashed", exact=True).first.wait_for(timeout=60_000)
+    shot(page, "crashed")
+    page.get_by_role("button", name="Retry").first.click()
+    page.wait_for_timeout(500)
+    shot(page, "retry")
+    page.get_by_role("dialog").get_by_role("button", name="Retry").click()
+    served.wait(killed, "COMPLETED", seconds=180)
+    page.get_by_text("Completed", exact=True).first.wait_for()
+    shot(page, "retried")
+    assert tables(tmp_path / "other", "killed") == tables(tmp_path / "store", "from-the-form")
