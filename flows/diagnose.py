@@ -16,8 +16,7 @@ from tasks.lineage import sources
 from tasks.outputs import aggregate_task, write_references, write_run
 from tasks.progress import report
 from tasks.questions import InputError
-from tasks.stages import BY_SOURCE, OF_RUN, STAGES, Outcome, stage_task
-from tasks.trees.tree import most_draws
+from tasks.stages import BY_SOURCE, OF_RUN, STAGES, Outcome, draws_shown, stage_task
 
 MOST_BATCHES = 25
 """A flow has tens to a few hundred task runs at any size."""
@@ -144,8 +143,9 @@ def run_stages(config: RunConfig, name: str, wanted: Sequence[str]) -> Progresse
             parts = sources(config) if stage in BY_SOURCE else [None]
             report(stage, 0, len(done.ids) * len(parts))
             here = config.execution.task_runner == "process"
-            if stage == "trees" and here:
-                report("draws", 0, len(done.ids) * most_draws(config.tree))
+            if here:
+                for name, most in draws_shown(config, stage).items():
+                    report(name, 0, len(done.ids) * most)
             size = len(done.ids) if stage in OF_RUN else config.execution.questions_per_task
             named = retried(stage_task.with_options(name=stage), config.execution)
             work = [(source, batch) for source in parts for batch in batches(done.ids, size)]

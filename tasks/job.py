@@ -208,9 +208,24 @@ class Job:
 
     def references(self, stages: Sequence[str]) -> list[tuple[str, str]]:
         """Every (stage, key) that a run of some stages may read or make."""
-        wanted = [*stages, *(["rounds"] if "trees" in stages else [])]
-        found = ((stage, key) for i in self.keys for stage in wanted for key in self.stage_keys(stage, i).values())
+        found: list[tuple[str, str]] = []
+        for i in self.keys:
+            for stage in stages:
+                found += [(stage, key) for key in self.stage_keys(stage, i).values()]
+                found += [("rounds", key) for key in self.rounds_keys(stage, i)]
         return list(dict.fromkeys(found))
+
+    def rounds_keys(self, stage: str, question_id: str) -> list[str]:
+        """Under which a stage keeps its draws while it makes them; none where it draws nothing."""
+        match stage:
+            case "rollouts":
+                return [self.keys[question_id].rollouts]
+            case "values":
+                return [self.values_key(question_id)]
+            case "trees":
+                return [self.keys[question_id].rounds]
+            case _:
+                return []
 
     def recipe(self, key: str) -> Recipe:
         """What stands behind a key."""

@@ -12,38 +12,68 @@ from tasks.engines.protocol import Continuation, Draw, Sampler, Trunk
 from tasks.engines.streams import stream_seed
 from tasks.job import Job
 from tasks.questions import Question
+from tasks.rounds import Unit, decoded_round, equal_units
 from tasks.store.artefact import Artefact
 from tasks.verifiers.verifier import Attempt
 
+COMPLETIONS = "completions"
+"""What progress calls them."""
+
 
 def sample_rollouts(
-    sampler: Sampler, prompt: Sequence[int], sampling: Sampling, seed: int, question_id: str
+    sampler: Sampler, prompt: Sequence[int], sampling: Sampling, seed: int, question_id: str, unit: Unit | None = None
 ) -> list[Continuation]:
-    """R completions of one prompt."""
+    """R completions of one prompt, or some of them."""
+    first, last = unit or (0, sampling.rollouts)
     draws = [
-        Draw(0, 0, None, sampling.max_tokens, stream_seed(seed, question_id, "rollout", r))
-        for r in range(sampling.rollouts)
+        Draw(0, 0, None, sampling.max_tokens, stream_seed(seed, question_id, "rollout", r)) for r in range(first, last)
     ]
     return sampler.continue_prefixes([Trunk(tuple(prompt))], draws, sampling.temperature)
 
 
 def make_rollouts(job: Job, question: Question) -> dict[str, AnyArray]:
-    """The arrays of one question's rollouts."""
+    """The arrays of one question's rollouts; what is committed of them is not decoded again."""
     if job.recorded:
         return job.recorded[question.id].rollouts
-    config = job.config
+    config, key = job.config, job.keys[question.id].rollouts
     prompt = job.prompt_ids(question)
-    rollouts = sample_rollouts(job.sampler, prompt, config.sampling, config.seed, question.id)
-    texts = job.tokenizer.batch_decode([r.tokens for r in rollouts], skip_special_tokens=True)
-    correct = job.verifier.check_all(
-        [Attempt(text, question.answer, r.cut) for text, r in zip(texts, rollouts, strict=True)]
-    )
+
+    def decode(unit: Unit) -> dict[str, AnyArray]:
+        ends = sample_rollouts(job.sampler, prompt, config.sampling, config.seed, question.id, unit)
+        return continuations(job, question, [()] * len(ends), ends)
+
+    units = equal_units(config.sampling.rollouts, config.execution.round_draws)
+    rollouts = decoded_round(job, key, 0, units, decode, "continuations", shown=COMPLETIONS, kept=False)
     return {
         "prompt": np.array(prompt, dtype=np.int32),
-        "tokens": np.concatenate([r.tokens for r in rollouts]),
-        "offsets": np.cumsum([0, *(len(r.tokens) for r in rollouts)]).astype(np.int64),
-        "correct": np.array(correct, dtype=bool),
-        "truncated": np.array([r.cut for r in rollouts], dtype=bool),
+        "tokens": rollouts["tokens"],
+        "offsets": rollouts["offsets"],
+        "correct": rollouts["success"],
+        "truncated": rollouts["truncated"],
+    }
+
+
+def outcomes(
+    job: Job, question: Question, begun: Sequence[Sequence[int]], ends: Sequence[Continuation]
+) -> dict[str, AnyArray]:
+    """What became of continuations, as the layout "rounds" has it; `begun` is what stands before each."""
+    return {
+        "success": verified(job, question, begun, ends),
+        "truncated": np.array([end.cut for end in ends], dtype=bool),
+        "length": np.array([len(end.tokens) for end in ends], dtype=np.int32),
+    }
+
+
+def continuations(
+    job: Job, question: Question, begun: Sequence[Sequence[int]], ends: Sequence[Continuation]
+) -> dict[str, AnyArray]:
+    """The same with their tokens, as the layout "continuations" has it."""
+    of_each = outcomes(job, question, begun, ends)
+    return {
+        "success": of_each["success"],
+        "truncated": of_each["truncated"],
+        "tokens": np.concatenate([np.empty(0, dtype=np.int32), *(end.tokens for end in ends)]).astype(np.int32),
+        "offsets": np.cumsum([0, *of_each["length"]]).astype(np.int64),
     }
 
 

@@ -15,7 +15,7 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed
 
 from schemas.arrays import AnyArray
-from schemas.config import RunConfig
+from schemas.config import RecordedTree, RunConfig
 from tasks.alignment import make_alignment
 from tasks.distillation import make_distillation, make_ranking
 from tasks.engines.streams import stream_seed
@@ -26,10 +26,11 @@ from tasks.lineage import Signal, Source, losses
 from tasks.outcomes import Outcomes, merged
 from tasks.prior import Prior, fit
 from tasks.progress import report
-from tasks.rollouts import failure, make_rollouts
+from tasks.rollouts import COMPLETIONS, failure, make_rollouts
+from tasks.rounds import clear
 from tasks.store.keys import digest
-from tasks.trees.tree import clear_rounds, make_tree
-from tasks.values import make_values
+from tasks.trees.tree import clear_rounds, make_tree, most_draws
+from tasks.values import VALUE_DRAWS, make_values
 
 _log = logging.getLogger(__name__)
 
@@ -61,6 +62,21 @@ BY_SOURCE = ("distillation", "ranking")
 """Stages whose tasks are of one teacher with one context."""
 _WAIT = 0.2
 """Seconds between two looks at what another process works on."""
+
+
+def draws_shown(config: RunConfig, stage: str) -> dict[str, int]:
+    """What progress calls the draws of a stage, and how many a question takes at most."""
+    if isinstance(config.tree, RecordedTree):
+        return {}
+    match stage:
+        case "rollouts":
+            return {COMPLETIONS: config.sampling.rollouts}
+        case "values":
+            return {VALUE_DRAWS: config.sampling.rollouts * (config.ranking.segments - 1) * config.ranking.draws}
+        case "trees":
+            return {"draws": most_draws(config.tree)}
+        case _:
+            return {}
 
 
 def run_stage(job: Job, stage: str, ids: Sequence[str], source: Source | None = None) -> Outcome:
@@ -110,6 +126,9 @@ def _make_part(job: Job, stage: str, part: Sequence[str], source: Source | None,
             absent = [key for key in absent if not job.store.has(stage, key)]  # made since then
             if absent:
                 _commit(job, stage, part, absent, source, outcome)
+                if stage in ("rollouts", "values"):
+                    for key in job.rounds_keys(stage, part[0]):
+                        clear(job, key)
     outcome.cached += len(keys) - len(absent)
     if stage == "trees":
         clear_rounds(job, job.keys[part[0]].rounds)

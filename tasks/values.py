@@ -10,8 +10,12 @@ from tasks.engines.streams import stream_seed
 from tasks.job import Job
 from tasks.questions import Question
 from tasks.ragged import Ints
-from tasks.rollouts import trunks, verified
+from tasks.rollouts import outcomes, trunks
+from tasks.rounds import Unit, decoded_round, equal_units
 from tasks.store.artefact import Artefact
+
+VALUE_DRAWS = "draws of values"
+"""What progress calls them."""
 
 
 def boundaries(offsets: Ints, segments: int) -> Ints:
@@ -24,21 +28,26 @@ def boundaries(offsets: Ints, segments: int) -> Ints:
 
 
 def make_values(job: Job, question: Question, rollouts: Artefact) -> dict[str, AnyArray]:
-    """The values of one question's rollouts."""
+    """The values of one question's rollouts; what is committed of their draws is not decoded again."""
     settings, offsets = job.config.ranking, rollouts["offsets"]
     ends = boundaries(offsets, settings.segments)
-    draws, begun = [], []
-    for end in ends.tolist():
-        r = int(np.searchsorted(offsets, end, side="right")) - 1
-        depth = end - int(offsets[r])
-        for index in range(settings.draws):
-            identity = stream_seed(job.config.seed, question.id, "value", r, depth, index)
-            draws.append(Draw(r, depth, None, job.config.sampling.max_tokens - depth, identity))
-            begun.append(rollouts["tokens"][offsets[r] : end].tolist())
-    continued = job.sampler.continue_prefixes(trunks(rollouts), draws, job.config.sampling.temperature)
-    success = verified(job, question, begun, continued)
+
+    def decode(unit: Unit) -> dict[str, AnyArray]:
+        draws, begun = [], []
+        for end in ends[unit.first : unit.last].tolist():
+            r = int(np.searchsorted(offsets, end, side="right")) - 1
+            depth = end - int(offsets[r])
+            for index in range(settings.draws):
+                identity = stream_seed(job.config.seed, question.id, "value", r, depth, index)
+                draws.append(Draw(r, depth, None, job.config.sampling.max_tokens - depth, identity))
+                begun.append(rollouts["tokens"][offsets[r] : end].tolist())
+        continued = job.sampler.continue_prefixes(trunks(rollouts), draws, job.config.sampling.temperature)
+        return outcomes(job, question, begun, continued)
+
+    units = equal_units(len(ends), max(1, job.config.execution.round_draws // settings.draws))
+    made = decoded_round(job, job.values_key(question.id), 0, units, decode, shown=VALUE_DRAWS, kept=False)
     return {
         "boundary": ends,
         "draws": np.full(len(ends), settings.draws, dtype=np.int32),
-        "successes": success.reshape(len(ends), settings.draws).sum(axis=1).astype(np.int32),
+        "successes": made["success"].reshape(len(ends), settings.draws).sum(axis=1).astype(np.int32),
     }

@@ -2,7 +2,8 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import Any, cast
+from types import SimpleNamespace
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pytest
@@ -22,9 +23,9 @@ from tasks.outcomes import Outcomes, merged
 from tasks.prior import fit
 from tasks.questions import Question
 from tasks.rollouts import make_rollouts
+from tasks.rounds import Unit
 from tasks.store.artefact import Artefact
 from tasks.trees.plan import assembled
-from tasks.trees.rounds import Unit
 from tasks.trees.tree import draw_unit, next_round, survey, with_outcomes
 from tasks.verifiers.verifier import Attempt, Verifier
 from tests.conftest import random_model
@@ -46,6 +47,7 @@ class SmallJob:
     """What stages ask of a job."""
 
     recorded = None
+    keys: ClassVar = {"q": SimpleNamespace(rollouts="")}
 
     def __init__(self, engine: TransformersScorer, config: RunConfig) -> None:
         self.student, self.config, self.tokenizer = engine, config, Words()

@@ -16,11 +16,11 @@ from tasks.ideal import ideal_gradients
 from tasks.lineage import Signal
 from tasks.outcomes import Outcomes, merged, squared_norm
 from tasks.prior import fit
+from tasks.rounds import Unit
 from tasks.store.artefact import Artefact
 from tasks.trees.branches import allocate
 from tasks.trees.nodes import inclusion_probabilities, systematic_sample
 from tasks.trees.plan import Drawn, Plan, assembled
-from tasks.trees.rounds import Unit
 from tasks.trees.tree import count, draw_unit, next_round, survey, with_outcomes
 from tests.oracle import (
     PROMPT,

@@ -18,13 +18,13 @@ from tasks.engines.streams import stream_seed
 from tasks.job import Job
 from tasks.questions import Question
 from tasks.ragged import Ints, owners
-from tasks.rollouts import trunks, verified
+from tasks.rollouts import continuations, outcomes, trunks
+from tasks.rounds import Unit, clear, decoded_round
 from tasks.store.artefact import Artefact
 from tasks.trees.adaptive import adaptive_plan
 from tasks.trees.forced import forced_plan
 from tasks.trees.nodes import leverage
 from tasks.trees.plan import Drawn, Ground, Plan, assembled, locate
-from tasks.trees.rounds import Unit, clear, decoded_round
 from tasks.trees.windows import Window, count_visits, windows, windows_tree
 
 Done = Counter[tuple[int, int]]
@@ -122,11 +122,7 @@ def draw_unit(
             draws.append(Draw(rollout, depth, token, limit - depth - 1, identity))
             begun.append([*prefix, token])
     ends = job.sampler.continue_prefixes(trunks(rollouts), draws, job.config.sampling.temperature)
-    return {
-        "success": verified(job, question, begun, ends),
-        "truncated": np.array([end.cut for end in ends], dtype=bool),
-        "length": np.array([len(end.tokens) for end in ends], dtype=np.int32),
-    }
+    return outcomes(job, question, begun, ends)
 
 
 def make_tree(job: Job, question: Question, rollouts: Artefact) -> dict[str, AnyArray]:
@@ -195,12 +191,7 @@ def _draw_windows(
             draws.append(Draw(w.rollout, w.depth, None, limit, identity))
             begun.append(rollouts["tokens"][offsets[w.rollout] : offsets[w.rollout] + w.depth].tolist())
     ends = job.sampler.continue_prefixes(trunks(rollouts), draws, job.config.sampling.temperature)
-    return {
-        "success": verified(job, question, begun, ends),
-        "truncated": np.array([end.cut for end in ends], dtype=bool),
-        "tokens": np.concatenate([np.empty(0, dtype=np.int32), *(end.tokens for end in ends)]).astype(np.int32),
-        "offsets": np.cumsum([0, *(len(end.tokens) for end in ends)]).astype(np.int64),
-    }
+    return continuations(job, question, begun, ends)
 
 
 def clear_rounds(job: Job, key: str) -> None:

@@ -1,4 +1,4 @@
-"""Decodes a round in units and commits what is done from time to time, so that a kill loses little."""
+"""Decodes many draws in units and commits what is done from time to time, so that a kill loses little."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,10 +15,16 @@ SUFFIX = ".zarr.zip"
 
 
 class Unit(NamedTuple):
-    """What is decoded together: branches, or windows, `first:last`."""
+    """What is decoded together: rollouts, branches, or windows, `first:last`."""
 
     first: int
     last: int
+
+
+def equal_units(total: int, most: int) -> list[Unit]:
+    """Units of at most so many, as equal as can be."""
+    n = -(-total // most)
+    return [Unit(total * i // n, total * (i + 1) // n) for i in range(n)]
 
 
 def decoded_round(
@@ -28,6 +34,9 @@ def decoded_round(
     units: Sequence[Unit],
     decode: Callable[[Unit], Mapping[str, AnyArray]],
     layout: str = "rounds",
+    *,
+    shown: str = "draws",
+    kept: bool = True,
 ) -> dict[str, AnyArray]:
     """The outcomes of one round, unit after unit; what the store holds of it is not decoded again.
 
@@ -35,13 +44,16 @@ def decoded_round(
         key: under which rounds are kept.
         index: of the round.
         decode: decodes and verifies one unit; its arrays are laid out as `layout` declares.
+        shown: what progress calls the draws.
+        kept: the finished round is kept, for rounds after it; else what was committed of it stays until the caller has
+            committed what comes of it, and calls `clear`.
     """
     name, total = f"round-{index:04d}", units[-1].last if units else 0
-    whole = job.store.load("rounds", key, name=name + SUFFIX, layout=layout)
+    whole = job.store.load("rounds", key, name=name + SUFFIX, layout=layout) if kept else None
     if whole is not None and whole.meta["last"] == total:
-        report("draws", len(whole["success"]))
+        report(shown, len(whole["success"]))
         return dict(whole.arrays)
-    parts = {p.meta["first"]: p for p in _parts(job, key, index, layout)}
+    parts = {p.meta["first"]: p for p in _parts(job, key, index, layout)} if len(units) > 1 else {}
     ends = {unit.last for unit in units}
     done: list[Mapping[str, AnyArray]] = []
     pending: list[Mapping[str, AnyArray]] = []
@@ -67,9 +79,10 @@ def decoded_round(
                 commit(f"part-{index:04d}-{first:09d}", pending, first, reached)
                 pending, first, committed = [], reached, time.monotonic()
         done.append(outcome)
-        report("draws", len(outcome["success"]))
-    commit(name, done, 0, total)
-    clear(job, key, f"part-{index:04d}-")
+        report(shown, len(outcome["success"]))
+    if kept:
+        commit(name, done, 0, total)
+        clear(job, key, f"part-{index:04d}-")
     return joined(done, layout)
 
 
