@@ -52,7 +52,7 @@ def progress_artifacts() -> Iterator[None]:
             bars[step.stage] = _Bar(cast(UUID, made), step.total)
         elif step.stage in bars:
             bar = bars[step.stage]
-            bar.done += step.done
+            bar.done = min(bar.total, bar.done + step.done)  # a task that is tried again tells some of it again
             if bar.done >= bar.total or time.monotonic() - bar.shown >= _PAUSE:
                 _update(step.stage, bar)
 
@@ -68,7 +68,7 @@ def progress_artifacts() -> Iterator[None]:
 def _update(stage: str, bar: _Bar, finished: bool = False) -> None:
     bar.shown = time.monotonic()
     seconds = bar.shown - bar.began
-    share = 1.0 if finished else min(1.0, bar.done / max(1, bar.total))
+    share = 1.0 if finished else bar.done / max(1, bar.total)
     text = f"{stage}: {bar.done:,} of {bar.total:,}, {seconds:.0f} s"
     if bar.done and seconds > 0:
         text += f", {bar.done / seconds:.3g}/s"
