@@ -119,10 +119,11 @@ def _calibrate(config: CalibrateConfig) -> pl.DataFrame:
     rows: pl.DataFrame = pl.concat([family_task(config, family, return_state=True).result() for family in chosen])
     store.put_bytes(parquet_bytes(rows), "runs", config.name, "calibration.parquet")
     store.put_bytes(calibration_page(rows, config).encode(), "runs", config.name, "calibration.html")
-    judged = pl.DataFrame(figures(rows), infer_schema_length=None)
-    table_artifact(f"{config.name}-figures", judged, "the estimators against the exact oracle")
+    judged = figures(rows)
+    table = pl.DataFrame(judged, infer_schema_length=None)
+    table_artifact(f"{config.name}-figures", table, "the estimators against the exact oracle")
     output_link(store, config.name, "calibration.html")
-    wrong = [f"* {plain(text)}" for text in failing(rows)]
+    wrong = [f"* {plain(text)}" for text in failing(judged)]
     summary = "Every figure is what it must be." if not wrong else "\n".join(["**Not what they must be**", "", *wrong])
     markdown_artifact(f"{config.name}-verdict", summary, f"calibration {config.name}")
     return rows

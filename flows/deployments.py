@@ -84,9 +84,12 @@ def lost_runs(seconds: int = 600) -> AutomationCore:
 
 
 def watch(automation: AutomationCore) -> None:
-    """Make an automation, unless there is one of its name."""
+    """Make or renew an automation; one that was switched off stays so."""
     with get_client(sync_client=True) as client:
-        if not client.read_automations_by_name(automation.name):
+        there = client.read_automations_by_name(automation.name)
+        if there:
+            client.update_automation(there[0].id, automation.model_copy(update={"enabled": there[0].enabled}))
+        else:
             client.create_automation(automation)
 
 

@@ -144,8 +144,8 @@ def run_stages(config: RunConfig, name: str, wanted: Sequence[str]) -> Progresse
             report(stage, 0, len(done.ids) * len(parts))
             here = config.execution.task_runner == "process"
             if here:
-                for name, most in draws_shown(config, stage).items():
-                    report(name, 0, len(done.ids) * most)
+                for shown, most in draws_shown(config, stage).items():
+                    report(shown, 0, len(done.ids) * most)
             size = len(done.ids) if stage in OF_RUN else config.execution.questions_per_task
             named = retried(stage_task.with_options(name=stage), config.execution)
             work = [(source, batch) for source in parts for batch in batches(done.ids, size)]

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import polars as pl
-from prefect import flow
+from prefect import flow, runtime, tags
 from prefect.events import emit_event
 from prefect.logging import get_run_logger
 
@@ -15,7 +15,7 @@ from flows.artifacts import markdown_artifact, plain, table_artifact
 from flows.calibrate import calibrate
 from flows.diagnose import QuestionsFailedError, diagnose
 from schemas.config import NightlyConfig, RunConfig
-from tasks.calibration.judge import failing
+from tasks.calibration.judge import failing, figures
 from tasks.history import MOVED, compared, no_history, slower, tonight, unchanged
 from tasks.job import forget_jobs, open_job
 from tasks.outputs import parquet_bytes, read_run, read_table
@@ -44,7 +44,8 @@ def nightly(config: NightlyConfig) -> dict[str, Any]:
     with Claims(store, 60.0).hold(f"nightly-{config.name}") as ours:
         if not ours:
             raise NightBusyError(f"suite {config.name!r} is at work in another process")
-        return _nightly(config, store)
+        with tags(*runtime.flow_run.tags):  # those of the deployment, for the runs within
+            return _nightly(config, store)
 
 
 def _nightly(config: NightlyConfig, store: Store) -> dict[str, Any]:
@@ -108,7 +109,7 @@ def _calibrated(config: NightlyConfig, failed: dict[str, str]) -> list[str]:
     if isinstance(rows, BaseException):
         failed[config.calibrate.name] = f"{type(rows).__name__}: {rows}"
         return []
-    return failing(rows)
+    return failing(figures(rows))
 
 
 def read_history(store: Store, suite: str) -> pl.DataFrame:

@@ -22,7 +22,7 @@ from flows.configuration import ConfigurationError
 _START = 180.0
 """Seconds that a server may take to answer; the first start makes its database."""
 _STOP = 30.0
-"""Seconds that a child may take to end."""
+"""Seconds that the reports may take to end."""
 
 
 @dataclass(frozen=True)

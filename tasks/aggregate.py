@@ -1,6 +1,6 @@
 """Stage 6: pooled scores with bootstrap intervals, and the tables (statistics of section 7)."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 from typing import Any
@@ -20,23 +20,6 @@ QUESTIONS_TO_RESAMPLE = 5
 """With fewer questions the bootstrap resamples rollouts."""
 
 _SUMS = ("inner", "g_sq", "g_sq_plain", "d_sq", "cosine", "cosines", "nodes")
-
-
-class Loaded(Mapping[str, AnyArray]):
-    """Arrays of an artefact, read when they are looked at."""
-
-    def __init__(self, read: Callable[[], Mapping[str, AnyArray]]) -> None:
-        """Read nothing yet; `read` keeps what it has read, or not."""
-        self._read = read
-
-    def __getitem__(self, name: str) -> AnyArray:
-        return self._read()[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._read())
-
-    def __len__(self) -> int:
-        return len(self._read())
 
 
 @dataclass(frozen=True)
@@ -190,7 +173,7 @@ class Bins:
 
 
 class Histogram:
-    """Counts of numbers from 0 up, each rounded down by less than 1 in 8,192: quantiles of any amount in one pass."""
+    """Counts of numbers from 0 up, each cut to its 14 leading bits: quantiles of any amount of them in one pass."""
 
     _DROPPED = 10  # of the 23 bits of a float32's fraction
 
@@ -371,7 +354,7 @@ class Sums:
         """Pool what was added."""
         questions = {signal: np.stack(sums) for signal, sums in self._questions.items()}
         units = {signal: np.concatenate(s) for signal, s in self._rollouts.items()} if self._of_rollouts else questions
-        n = max((len(of_signal) for of_signal in units.values()), default=0)
+        n = len(next(iter(units.values())))
         counts = resample(n, scores.bootstrap, seed)
         pool = Pool(scores.level, n, {}, {}, {}, {}, {}, {})
         nodes = _SUMS.index("nodes")

@@ -217,6 +217,8 @@ class Job:
 
     def rounds_keys(self, stage: str, question_id: str) -> list[str]:
         """Under which a stage keeps its draws while it makes them; none where it draws nothing."""
+        if self.recorded:
+            return []
         match stage:
             case "rollouts":
                 return [self.keys[question_id].rollouts]

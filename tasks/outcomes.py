@@ -47,6 +47,21 @@ class Outcomes(NamedTuple):
             floats["tail_prob"],
         )
 
+    def at(self, nodes: Ints) -> "Outcomes":
+        """Those of some nodes, in their order."""
+        sizes = np.diff(self.offsets)[nodes]
+        offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        branch = np.repeat(self.offsets[nodes] - offsets[:-1], sizes) + np.arange(int(offsets[-1]))
+        return Outcomes(
+            offsets,
+            self.prob[branch],
+            self.tail[branch],
+            self.draws[branch],
+            self.successes[branch],
+            self.p_sq[nodes],
+            self.tail_prob[nodes],
+        )
+
     @property
     def rate(self) -> Floats:
         """Q_hat of the branches, [B]."""

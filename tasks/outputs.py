@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import lru_cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -17,11 +16,9 @@ from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 from prefect.states import Completed
 
-from schemas.arrays import AnyArray
 from schemas.config import RecordedTree, RunConfig, WindowsTree
 from schemas.tables import PREDICTORS, RANKS, SELECTION
 from tasks.aggregate import (
-    Loaded,
     QuestionScores,
     Sums,
     Texts,
@@ -34,6 +31,7 @@ from tasks.aggregate import (
 from tasks.engines.streams import stream_seed
 from tasks.job import Job, open_job
 from tasks.lineage import Signal
+from tasks.loading import OneQuestion
 from tasks.predictors import AtNodes, predictor_rows
 from tasks.prior import Prior
 from tasks.progress import report
@@ -49,24 +47,16 @@ PACKAGES = ("opdscope", "prefect", "torch", "transformers", "zarr", "polars", "n
 
 def load_scores(job: Job, ids: Sequence[str]) -> list[QuestionScores]:
     """The artefacts of the questions, read when looked at; those of one question are held at a time."""
-    held = max((len(job.keys[i].all()) for i in ids), default=0)
-
-    @lru_cache(maxsize=held)
-    def read(stage: str, key: str) -> Mapping[str, AnyArray]:
-        return job.store.need(stage, key).arrays
-
-    def loaded(stage: str, key: str) -> Loaded:
-        return Loaded(partial(read, stage, key))
-
+    held = OneQuestion(job.store)
     sampled = not isinstance(job.config.tree, WindowsTree | RecordedTree)
     return [
         QuestionScores(
             i,
-            loaded("rollouts", keys.rollouts),
-            loaded("trees", keys.trees),
-            loaded("ideal", keys.ideal),
-            {signal: loaded("distillation", key) for signal, key in keys.distillation.items()},
-            {signal: loaded("alignment", key) for signal, key in keys.alignment.items()},
+            held.loaded(i, "rollouts", keys.rollouts),
+            held.loaded(i, "trees", keys.trees),
+            held.loaded(i, "ideal", keys.ideal),
+            {signal: held.loaded(i, "distillation", key) for signal, key in keys.distillation.items()},
+            {signal: held.loaded(i, "alignment", key) for signal, key in keys.alignment.items()},
             sampled,
         )
         for i, keys in ((i, job.keys[i]) for i in ids)
@@ -161,11 +151,12 @@ def aggregate_task(config: RunConfig, ids: list[str], left_out: dict[str, str]) 
 def rank_task(config: RunConfig, ids: list[str]) -> dict[str, Any]:
     """Rank all signals; writes `ranks.parquet` and `rank.json`, and returns the latter's content."""
     job = open_job(config)
+    held = OneQuestion(job.store)
     questions = [
         RankedQuestion(
-            job.store.need("rollouts", job.keys[i].rollouts).arrays,
-            {signal: job.store.need("ranking", key).arrays for signal, key in job.ranking_keys(i).items()},
-            job.store.need("values", job.values_key(i)).arrays if config.ranking.segments > 1 else None,
+            held.loaded(i, "rollouts", job.keys[i].rollouts),
+            {signal: held.loaded(i, "ranking", key) for signal, key in job.ranking_keys(i).items()},
+            held.loaded(i, "values", job.values_key(i)) if config.ranking.segments > 1 else None,
         )
         for i in ids
     ]

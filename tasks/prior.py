@@ -49,12 +49,12 @@ def log_likelihood(outcomes: Outcomes, mu: Floats, kappa: Floats) -> Floats:
 
 
 def fit(questions: Sequence[Outcomes]) -> Prior:
-    """The prior of the nodes of all questions, by EM from equal weights; of very many nodes, of a systematic sample."""
+    """The prior of the nodes of all questions, by EM from equal weights; of very many nodes, of a sample of them."""
     mu, kappa = (x.reshape(-1) for x in np.meshgrid(MEANS, CONCENTRATIONS, indexing="ij"))
     likelihood = np.concatenate(
         [
-            log_likelihood(outcomes, mu, kappa)[rows]
-            for outcomes, rows in zip(questions, _fitted(questions), strict=True)
+            log_likelihood(outcomes.at(rows), mu, kappa)
+            for outcomes, rows in zip(questions, fitted(questions), strict=True)
         ]
     )
     likelihood = np.exp(likelihood - likelihood.max(axis=1, keepdims=True))
@@ -66,13 +66,14 @@ def fit(questions: Sequence[Outcomes]) -> Prior:
     return Prior(mu, kappa, weight)
 
 
-def _fitted(questions: Sequence[Outcomes]) -> list[Ints]:
+def fitted(questions: Sequence[Outcomes]) -> list[Ints]:
     """The nodes of each question that the prior is fitted to: those of several branches, as many as are needed."""
     several = [np.flatnonzero(np.diff(outcomes.offsets) > 1) for outcomes in questions]
     ends = np.cumsum([len(rows) for rows in several])
     if ends[-1] <= MOST_NODES:
         return several
-    kept = np.arange(MOST_NODES) * ends[-1] // MOST_NODES
+    # not every so-manieth: questions have as many nodes each, in order of position
+    kept = np.sort(np.random.default_rng(0).choice(ends[-1], MOST_NODES, replace=False))
     return [
         rows[kept[(kept >= end - len(rows)) & (kept < end)] - (end - len(rows))]
         for rows, end in zip(several, ends, strict=True)

@@ -15,7 +15,7 @@ from scipy.stats import norm
 
 from schemas.arrays import AnyArray
 from schemas.config import Scores
-from tasks.aggregate import QUESTIONS_TO_RESAMPLE, percentiles, resample
+from tasks.aggregate import QUESTIONS_TO_RESAMPLE, percentiles, resample, resampled
 from tasks.lineage import Signal
 from tasks.ragged import Floats, row_sums
 
@@ -89,18 +89,20 @@ class Ranking:
 def rank(questions: Sequence[RankedQuestion], temperature: float, scores: Scores, seed: int) -> Ranking:
     """Rank the signals of some questions; those without a direction come last, without a rank's numbers."""
     signals = list(questions[0].signals)
-    by_rollout = [contributions(q, temperature) for q in questions]
+    by_rollout, tokens = [], 0
+    for q in questions:  # one by one: each may be read when it is looked at
+        by_rollout.append(contributions(q, temperature))
+        tokens += int(q.rollouts["offsets"][-1])
     units = np.stack([c.sum(axis=0) for c in by_rollout])
     if len(units) < QUESTIONS_TO_RESAMPLE:
         units = np.concatenate(by_rollout)
     total = units.sum(axis=0)
     point = gains(total)
-    replicates = gains(np.einsum("bu,usk->bsk", resample(len(units), scores.bootstrap, seed), units))
+    replicates = gains(resampled(resample(len(units), scores.bootstrap, seed), units))
     order = np.argsort(-np.nan_to_num(point, nan=-np.inf), kind="stable")
     first = order[0]
     leads = np.nanargmax(np.where(np.isfinite(replicates), replicates, -np.inf), axis=1)
-    rollouts = sum(len(q.rollouts["correct"]) for q in questions)
-    tokens = sum(int(q.rollouts["offsets"][-1]) for q in questions)
+    rollouts = sum(len(c) for c in by_rollout)
     rows = []
     for place, i in enumerate(order.tolist(), 1):
         known = bool(np.isfinite(point[i]))

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from schemas.arrays import LAYOUTS, AnyArray
+from schemas.config import AdaptiveTree
 from tasks.job import Job
 from tasks.progress import report
 from tasks.store.artefact import Artefact
@@ -45,8 +46,8 @@ def decoded_round(
         index: of the round.
         decode: decodes and verifies one unit; its arrays are laid out as `layout` declares.
         shown: what progress calls the draws.
-        kept: the finished round is kept, for rounds after it; else what was committed of it stays until the caller has
-            committed what comes of it, and calls `clear`.
+        kept: the finished round is kept, for rounds after it; else what was committed of it stays until the artefact
+            that comes of it is committed, and `clear_rounds` called.
     """
     name, total = f"round-{index:04d}", units[-1].last if units else 0
     whole = job.store.load("rounds", key, name=name + SUFFIX, layout=layout) if kept else None
@@ -82,7 +83,7 @@ def decoded_round(
         report(shown, len(outcome["success"]))
     if kept:
         commit(name, done, 0, total)
-        clear(job, key, f"part-{index:04d}-")
+        _clear(job, key, f"part-{index:04d}-")
     return joined(done, layout)
 
 
@@ -104,8 +105,15 @@ def _parts(job: Job, key: str, index: int, layout: str) -> list[Artefact]:
     return [part for part in found if part is not None]
 
 
-def clear(job: Job, key: str, start: str = "") -> None:
+def _clear(job: Job, key: str, start: str = "") -> None:
     """Remove rounds, or parts of one, whose names start so."""
     for name in job.store.names("rounds", key):
         if name.startswith(start):
             job.store.remove("rounds", key, name)
+
+
+def clear_rounds(job: Job, stage: str, question_id: str) -> None:
+    """Remove what a finished artefact no longer needs; an adaptive tree keeps its rounds, for a larger budget."""
+    extends = stage == "trees" and isinstance(job.config.tree, AdaptiveTree)
+    for key in job.rounds_keys(stage, question_id):
+        _clear(job, key, "part-" if extends else "")

@@ -27,9 +27,9 @@ from tasks.outcomes import Outcomes, merged
 from tasks.prior import Prior, fit
 from tasks.progress import report
 from tasks.rollouts import COMPLETIONS, failure, make_rollouts
-from tasks.rounds import clear
+from tasks.rounds import clear_rounds
 from tasks.store.keys import digest
-from tasks.trees.tree import clear_rounds, make_tree, most_draws
+from tasks.trees.tree import make_tree, most_draws
 from tasks.values import VALUE_DRAWS, make_values
 
 _log = logging.getLogger(__name__)
@@ -126,12 +126,8 @@ def _make_part(job: Job, stage: str, part: Sequence[str], source: Source | None,
             absent = [key for key in absent if not job.store.has(stage, key)]  # made since then
             if absent:
                 _commit(job, stage, part, absent, source, outcome)
-                if stage in ("rollouts", "values"):
-                    for key in job.rounds_keys(stage, part[0]):
-                        clear(job, key)
+                clear_rounds(job, stage, part[0])
     outcome.cached += len(keys) - len(absent)
-    if stage == "trees":
-        clear_rounds(job, job.keys[part[0]].rounds)
     return True
 
 

@@ -1,19 +1,24 @@
 """Stage 6 of many questions: quantiles in one pass, one question held at a time, a prior of a sample of nodes."""
 
 import weakref
-from collections import Counter, UserDict
+from collections import Counter
 from dataclasses import replace
-from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 import pytest
 
+from flows.configuration import checked
 from schemas.arrays import AnyArray
 from schemas.config import Scores
 from tasks import prior
-from tasks.aggregate import Histogram, Loaded, QuestionScores, make_pool
-from tasks.outcomes import Outcomes, merged
-from tasks.outputs import make_tables
+from tasks.aggregate import Histogram, make_pool
+from tasks.job import Job
+from tasks.lineage import sources
+from tasks.outcomes import Outcomes
+from tasks.outputs import make_outputs
+from tasks.stages import BY_SOURCE, STAGES, run_stage
+from tasks.store.artefact import Artefact, Store
 from tests.oracle import OracleJob, oracle_config, oracle_rollouts, random_chain, teacher_of
 from tests.test_estimators import scored, tree_of
 
@@ -48,41 +53,37 @@ def test_quantiles_that_tie(values: list[float], edges: list[float], labels: lis
     assert (bins.edges.tolist(), bins.labels) == (edges, labels)
 
 
-class Held(UserDict[str, AnyArray]):
-    """Arrays that tell whether something still holds them."""
-
-    __hash__ = object.__hash__
-
-
-def test_questions_are_gone_through_one_by_one() -> None:
-    """However many questions there are: the arrays of one at a time, each read twice."""
-    chain = random_chain(3, length=10)
-    job = OracleJob(chain, oracle_config(chain, rollouts=6, nodes=30, head=4, tail=2, draws=40))
-    rollouts = oracle_rollouts(job)
-    whole = scored(job, teacher_of(chain, 4, 2.0, 0.5), rollouts, tree_of(job, rollouts))
+def test_questions_are_gone_through_one_by_one(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many questions and signals there are: the artefacts of one are held, each read at most twice."""
+    job = Job(checked(settings))
+    ids = list(job.questions)
+    for stage in STAGES:
+        for source in sources(job.config) if stage in BY_SOURCE else [None]:
+            run_stage(job, stage, ids, source)
     reads: Counter[str] = Counter()
-    alive: weakref.WeakSet[Held] = weakref.WeakSet()
     most = 0
+    need = Store.need
 
-    @lru_cache(maxsize=1)
-    def read(question: str) -> Held:
+    class Kept(dict[str, AnyArray]):
+        """Arrays that can be watched."""
+
+    def watched(store: Store, stage: str, key: str) -> Artefact:
         nonlocal most
-        reads[question] += 1
-        arrays = Held(whole.tree)
-        alive.add(arrays)
-        most = max(most, len(alive))
-        return arrays
+        found = need(store, stage, key)
+        reads[f"{stage}/{key}"] += 1
+        kept = Kept(found.arrays)
+        finalizers.append(weakref.finalize(kept, lambda: None))
+        most = max(most, sum(f.alive for f in finalizers))
+        return replace(found, arrays=kept)
 
-    def stored(question: str) -> QuestionScores:
-        return replace(whole, question_id=question, tree=Loaded(partial(read, question)))
-
-    config = job.config.model_copy(update={"scores": Scores(bootstrap=200, posterior=100)})
-    texts = dict.fromkeys(range(chain.tokens), "x")
-    fitted = prior.fit([merged(whole.tree).outcomes])
-    tables, facts = make_tables(config, [stored(str(n)) for n in range(9)], lambda _: texts, fitted)
-    assert len(facts) == 9 and tables["tokens"]["question_id"].n_unique() == 9
-    assert set(reads.values()) == {2} and len(reads) == 9  # quantiles need a look before
-    assert most <= 2  # the last one and the one that is being read
+    finalizers: list[weakref.finalize[Any, Any]] = []
+    monkeypatch.setattr(Store, "need", watched)
+    outputs = make_outputs(job, ids, {})
+    assert {"tokens.parquet", "report.html"} <= set(outputs)
+    of_question = len(job.keys[ids[0]].all())
+    assert most <= of_question + 1  # the prior is held beside them
+    shown = 4
+    assert sum(n > 2 for n in reads.values()) <= shown * of_question and max(reads.values()) <= 3
 
 
 def test_rollouts_are_the_units_of_a_few_questions() -> None:
@@ -113,4 +114,6 @@ def test_the_prior_of_very_many_nodes_is_that_of_a_sample(monkeypatch: pytest.Mo
     likelihood = np.exp(np.concatenate([prior.log_likelihood(q, full.mu, full.kappa) for q in questions]))
     a, b = (float(np.log(likelihood @ p.weight).mean()) for p in (full, part))
     assert a - 0.02 < b < a  # nats a node; the one fitted to all nodes is the likeliest
-    assert sum(len(rows) for rows in prior._fitted(questions)) == 1000
+    places = np.concatenate(prior.fitted([question(64) for _ in range(100)]))
+    assert len(places) == 1000 and len(np.unique(places)) == 64  # of all places within the questions
+    assert sum(len(rows) for rows in prior.fitted(questions)) == 1000

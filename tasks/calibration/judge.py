@@ -1,5 +1,6 @@
 """What the runs of a calibration come to: figures with what they must be, and error against decoded tokens."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import polars as pl
@@ -56,13 +57,9 @@ def figures(rows: pl.DataFrame) -> list[Figure]:
     return out
 
 
-def failing(rows: pl.DataFrame) -> list[str]:
-    """The figures that are not what they must be, in words."""
-    return [
-        f"{f.name}: {f.value:.3f}, must be {f.wanted}"
-        for f in figures(rows)
-        if f.holds is False and f.value is not None
-    ]
+def failing(figures: Sequence[Figure]) -> list[str]:
+    """Those that are not what they must be, in words."""
+    return [f"{f.name}: {f.value:.3f}, must be {f.wanted}" for f in figures if f.holds is False and f.value is not None]
 
 
 def by_planner(rows: pl.DataFrame) -> pl.DataFrame:

@@ -19,7 +19,7 @@ from tasks.job import Job
 from tasks.questions import Question
 from tasks.ragged import Ints, owners
 from tasks.rollouts import continuations, outcomes, trunks
-from tasks.rounds import Unit, clear, decoded_round
+from tasks.rounds import Unit, decoded_round
 from tasks.store.artefact import Artefact
 from tasks.trees.adaptive import adaptive_plan
 from tasks.trees.forced import forced_plan
@@ -192,8 +192,3 @@ def _draw_windows(
             begun.append(rollouts["tokens"][offsets[w.rollout] : offsets[w.rollout] + w.depth].tolist())
     ends = job.sampler.continue_prefixes(trunks(rollouts), draws, job.config.sampling.temperature)
     return continuations(job, question, begun, ends)
-
-
-def clear_rounds(job: Job, key: str) -> None:
-    """Remove what a finished tree no longer needs; an adaptive one keeps its rounds, for a larger budget."""
-    clear(job, key, "part-" if isinstance(job.config.tree, AdaptiveTree) else "")

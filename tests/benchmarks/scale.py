@@ -2,11 +2,12 @@
 
     python -m tests.benchmarks.scale [--questions 10000] [--rollouts 200] [--tokens 32768]
 
-1. Many: a whole diagnosis of so many questions from recorded outcomes, every stage, task and artefact as in any run,
-   and no model; on a local disk. Gives Prefect's rows, artefacts, metadata, and seconds of orchestration and storage.
-2. Requests: the same for few questions on an S3-compatible server; what one more question adds.
-3. Long: one question of so many rollouts and tokens, its arrays made at random where a model would make them, through
-   the store, stage 5 and stage 6. Gives bytes, seconds and peak memory.
+1. Many: a whole diagnosis of so many questions from recorded outcomes, every task and artefact as in any run but the
+   rounds of draws, and no model; on a local disk. Gives Prefect's rows, artefacts, metadata, and seconds of
+   orchestration and storage.
+2. Requests: the same for few questions on an S3-compatible server; what one more question adds, and one round of draws.
+3. Long: questions of so many rollouts and tokens, their arrays made at random where a model would make them, through
+   the store, stage 5 and, in a process of its own, stage 6. Gives bytes, seconds and peak memory.
 
 The sum is printed as a share of what the models take, at tokens a second that are given.
 """
@@ -15,11 +16,14 @@ import argparse
 import os
 import resource
 import sqlite3
+import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -91,15 +95,15 @@ def outcomes(path: Path, questions: int) -> dict[str, Any]:
 
 def measure_many(folder: Path, questions: int) -> dict[str, float]:
     """Run many questions, and once more with everything there."""
+    import tasks.job
     import tasks.outputs
     import tasks.stages
     from flows.configuration import checked
     from flows.diagnose import diagnose
-    from tasks.job import Job
     from tasks.store.artefact import OBJECT, Store
 
     numerics = add_time([(vars(tasks.stages), "_make"), (vars(tasks.outputs), "make_outputs")])
-    reading = add_time([(Job, "__init__")])
+    reading = add_time([(vars(tasks.job), "read_recorded")])
     storage = add_time([(Store, name) for name in ("put_bytes", "create_bytes", "commit", "has", "load", "remove")])
     config = checked({**outcomes(folder, questions), "store": str(folder / "many")})
     began = time.monotonic()
@@ -151,41 +155,43 @@ def measure_requests(folder: Path, few: int, more: int) -> dict[str, float]:
                 gate.requests.clear()
                 diagnose(config)
                 counted.append(gate.requests.copy())
+        gate.requests.clear()
+        one_round(f"s3://bucket/{few}")
+        of_round = gate.requests.total()
         gate.shutdown()
     a, again_a, b, again_b = counted
     made = {f"{name} to make it": (b[name] - a[name]) / (more - few) for name in sorted(b)}
     found = {f"{name} to find it there": (again_b[name] - again_a[name]) / (more - few) for name in sorted(again_b)}
-    return made | found
+    return made | found | {"in a round of draws": of_round}
 
 
-def measure_long(folder: Path, rollouts: int, tokens: int) -> dict[str, float]:
-    """One long question, and stage 6 over several of them."""
-    from schemas.config import RunConfig
-    from tasks.aggregate import Loaded, QuestionScores
+def one_round(url: str) -> None:
+    """A round as a tree decodes it, with nothing to decode."""
+    from schemas.config import Execution
+    from tasks.rounds import Unit, decoded_round
+    from tasks.store.artefact import Store
+
+    job: Any = SimpleNamespace(store=Store(url), config=SimpleNamespace(execution=Execution()))
+    nothing = {"success": np.zeros(1, bool), "truncated": np.zeros(1, bool), "length": np.zeros(1, np.int32)}
+    decoded_round(job, "key", 0, [Unit(0, 1), Unit(1, 2)], lambda unit: nothing)
+
+
+def write_long(url: str, question: int, rollouts: int, tokens: int) -> dict[str, float]:
+    """Commit every artefact of one long question; seconds of it, and of stage 5."""
+    from schemas.config import Scores
     from tasks.alignment import make_alignment
     from tasks.ideal import ideal_gradients
-    from tasks.lineage import Signal
     from tasks.outcomes import Outcomes, merged
-    from tasks.outputs import make_tables
-    from tasks.prior import fit
-    from tasks.store.artefact import Artefact, Store
+    from tasks.prior import Prior, fit
+    from tasks.store.artefact import Store
 
-    store, rng, out = Store(str(folder / "long")), np.random.default_rng(0), {}
-    T, offsets = rollouts * tokens, np.arange(rollouts + 1) * tokens
-    node, branches = np.sort(rng.choice(T, NODES, replace=False)), 8
+    store, rng = Store(url), np.random.default_rng(question)
+    T, branches = rollouts * tokens, 8
     B = NODES * branches
-    made: dict[str, dict[str, Any]] = {}
-    made["rollouts"] = {
-        "prompt": np.arange(64, dtype=np.int32),
-        "tokens": rng.integers(0, 150_000, T).astype(np.int32),
-        "offsets": offsets,
-        "correct": rng.random(rollouts) < 0.5,
-        "truncated": np.zeros(rollouts, dtype=bool),
-    }
     prob = rng.dirichlet(np.ones(branches), NODES)
-    made["trees"] = {
+    tree = {
         **{name: rng.random(T) for name in ("token_prob", "entropy", "leverage")},
-        "node": node,
+        "node": np.sort(rng.choice(T, NODES, replace=False)),
         "round": np.zeros(NODES, dtype=np.int32),
         "inclusion": np.full(NODES, NODES / T),
         "share": np.ones(NODES),
@@ -199,66 +205,95 @@ def measure_long(folder: Path, rollouts: int, tokens: int) -> dict[str, float]:
         "successes": rng.binomial(8, 0.5, B).astype(np.int32),
         "truncations": np.zeros(B, dtype=np.int32),
     }
-    signals = [Signal("teacher", "none", f"loss{i}") for i in range(SIGNALS)]
-    for signal in signals:
-        made[f"distillation {signal.loss}"] = {
+    taught = {
+        f"distillation-{i}": {
             **{name: rng.random(T) for name in ("d_sq", "kl", "js", "teacher_token_prob", "d_token")},
             "d_bar": np.zeros(NODES),
             **{name: rng.normal(size=B) for name in ("d", "d_head")},
             "teacher_prob": rng.dirichlet(np.ones(branches), NODES).reshape(-1),
         }
+        for i in range(SIGNALS)
+    }
+    made: dict[str, Mapping[str, Any]] = {
+        "rollouts": {
+            "prompt": np.arange(64, dtype=np.int32),
+            "tokens": rng.integers(0, 150_000, T).astype(np.int32),
+            "offsets": np.arange(rollouts + 1) * tokens,
+            "correct": rng.random(rollouts) < 0.5,
+            "truncated": np.zeros(rollouts, dtype=bool),
+        },
+        "trees": tree,
+        "ideal": ideal_gradients(Outcomes.of(tree), 1.0),
+        **taught,
+    }
+    prior = fit([merged(tree).outcomes])
+    began = time.monotonic()
+    aligned = make_alignment(tree, taught, Prior.of(prior._asdict()), Scores(), 1.0, 0.05, 0)
+    stage5 = time.monotonic() - began
+    made |= {name.replace("distillation", "alignment"): arrays for name, arrays in aligned.items()}
     began = time.monotonic()
     for name, arrays in made.items():
-        store.commit(name.split()[0], name, arrays, {})
-    out["seconds to commit it"] = time.monotonic() - began
-    out["MB of its artefacts"] = sum(f.stat().st_size for f in (folder / "long").rglob("*.zip")) / 1e6
-    began = time.monotonic()
-    for name in made:
-        assert store.has(name.split()[0], name)
-    out["seconds to find it there, verified"] = time.monotonic() - began
-    outcomes_ = Outcomes.of(made["trees"])
-    ideal, prior = ideal_gradients(outcomes_, 1.0), fit([merged(made["trees"]).outcomes])
+        store.commit(name.split("-")[0], f"{name}-{question}", arrays, {})
+    committing = time.monotonic() - began
+    store.commit("prior", f"prior-{question}", prior._asdict(), {})
+    return {"stage 5": stage5, "commit": committing}
+
+
+def stage6(url: str, questions: int) -> None:
+    """Print seconds of the tables of so many long questions, and the process's peak memory in GiB."""
+    from schemas.config import RunConfig
+    from tasks.lineage import QuestionKeys, Signal
+    from tasks.outputs import load_scores, make_tables
+    from tasks.prior import Prior
+    from tasks.store.artefact import Store
+
+    store = Store(url)
     config = RunConfig.model_validate(
         {"questions": {"path": "q"}, "student": {"path": "s"}, "teachers": [{"name": "teacher"}]}
     )
+    signals = [Signal("teacher", "none", f"loss{i}") for i in range(SIGNALS)]
+    keys = {
+        str(q): QuestionKeys(
+            f"rollouts-{q}",
+            "",
+            f"trees-{q}",
+            f"ideal-{q}",
+            "prior-0",
+            {signal: f"distillation-{i}-{q}" for i, signal in enumerate(signals)},
+            {signal: f"alignment-{i}-{q}" for i, signal in enumerate(signals)},
+        )
+        for q in range(questions)
+    }
+    job: Any = SimpleNamespace(store=store, config=config, keys=keys)
+    prior = Prior.of(store.need("prior", "prior-0").arrays)
     began = time.monotonic()
-    tree = store.need("trees", "trees").arrays
-    taught = {s.loss: store.need("distillation", f"distillation {s.loss}").arrays for s in signals}
-    alignment = make_alignment(tree, taught, prior, config.scores, 1.0, 0.05, 0)
-    out["seconds of stage 5"] = time.monotonic() - began
-    del made, tree, taught
+    make_tables(config, load_scores(job, list(keys)), lambda ids: dict.fromkeys(ids, "x"), prior)
+    print(time.monotonic() - began, peak())
 
-    held: dict[str, tuple[int, Artefact]] = {}
 
-    def read(question: int, stage: str, name: str) -> Callable[[], dict[str, Any]]:
-        def arrays() -> dict[str, Any]:
-            if name not in held or held[name][0] != question:
-                held[name] = question, store.need(stage, name)
-            return held[name][1].arrays
+def measure_long(folder: Path, rollouts: int, tokens: int) -> dict[str, float]:
+    """Some long questions, and stage 6 over half and all of them."""
+    from tasks.store.artefact import Store
 
-        return arrays
-
-    def scored(questions: int) -> list[QuestionScores]:
-        return [
-            QuestionScores(
-                str(i),
-                Loaded(read(i, "rollouts", "rollouts")),
-                Loaded(read(i, "trees", "trees")),
-                ideal,
-                {s: Loaded(read(i, "distillation", f"distillation {s.loss}")) for s in signals},
-                {s: alignment[s.loss] for s in signals},
-            )
-            for i in range(questions)
-        ]
-
+    url, few, more = str(folder / "long"), 6, 12
+    written = [write_long(url, q, rollouts, tokens) for q in range(more)]
+    files = list((folder / "long").rglob("*.zip"))
+    out = {
+        "MB of its artefacts": sum(f.stat().st_size for f in files) / 1e6 / more,
+        "seconds to commit it": sum(w["commit"] for w in written) / more,
+        "seconds of stage 5": sum(w["stage 5"] for w in written) / more,
+    }
+    began = time.monotonic()
+    for file in files:
+        assert Store(url).has(file.parts[-3], file.parts[-2])
+    out["seconds to find it there, verified"] = (time.monotonic() - began) / more
     seconds = []
-    for questions in (6, 12):
-        held.clear()
-        began = time.monotonic()
-        make_tables(config, scored(questions), lambda ids: dict.fromkeys(ids, "x"), prior)
-        seconds.append(time.monotonic() - began)
-        out[f"peak memory of stage 6 over {questions} such questions, GiB"] = peak()
-    out["seconds of stage 6 for one more"] = (seconds[1] - seconds[0]) / 6
+    for questions in (few, more):
+        command = [sys.executable, "-m", "tests.benchmarks.scale", "--stage6", url, str(questions)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+        seconds.append(float(done[-2]))
+        out[f"peak memory of stage 6 over {questions} such questions, GiB"] = float(done[-1])
+    out["seconds of stage 6 for one more"] = (seconds[1] - seconds[0]) / (more - few)
     return out
 
 
@@ -269,6 +304,7 @@ def projection(
     q, tokens = arguments.questions, arguments.rollouts * arguments.tokens
     beside = many["  of which the rest: orchestration, keys, claims, store"]
     asked = sum(n for name, n in requests.items() if name.endswith("to make it")) * q
+    asked += requests["in a round of draws"] * arguments.rounds * q
     storing = (long["seconds to commit it"] + long["seconds to find it there, verified"]) * q
     decoded = q * (tokens + arguments.draws * arguments.tokens / 2)
     models = decoded / arguments.decoded + q * tokens * (1 + 1) / arguments.scored
@@ -289,7 +325,7 @@ def projection(
 
 
 def peak() -> float:
-    """Most memory that this process has had, GiB."""
+    """Most memory that this process has had, GiB (on Linux, which counts in KiB)."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
@@ -301,8 +337,14 @@ if __name__ == "__main__":
     parser.add_argument(
         "--on-s3", type=int, nargs=2, default=(10, 40), help="questions of the two runs that are compared"
     )
+    parser.add_argument("--rounds", type=int, default=16, help="rounds of a question's draws")
     parser.add_argument("--draws", type=int, default=4096, help="draws of a question's tree")
     parser.add_argument("--decoded", type=float, default=100_000, help="tokens a second, of all GPUs")
     parser.add_argument("--scored", type=float, default=400_000, help="tokens a second in forward passes, of all GPUs")
     parser.add_argument("--latency", type=float, default=0.03, help="seconds of a request to the object store")
-    main(parser.parse_args())
+    parser.add_argument("--stage6", nargs=2, metavar=("STORE", "QUESTIONS"), help="what the third part calls")
+    given = parser.parse_args()
+    if given.stage6 is not None:
+        stage6(given.stage6[0], int(given.stage6[1]))
+    else:
+        main(given)
