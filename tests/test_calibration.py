@@ -13,7 +13,7 @@ from flows.calibrate import families, settings_of
 from flows.cli import app
 from schemas.config import Branching, CalibrateConfig, ForwardKL, ReverseKL
 from tasks.calibration.chain import exact_scores, expected, walk
-from tasks.calibration.judge import by_planner, figures, ranking_table
+from tasks.calibration.judge import Figure, by_planner, failing, figures, ranking_table
 from tasks.calibration.measure import EQUAL_COSINE, Setting, measure
 from tasks.calibration.report import calibration_page
 from tasks.calibration.simulate import draw, roll
@@ -109,6 +109,15 @@ def test_windows_rows_say_what_it_is() -> None:
     found = measure(Setting(Family(64, "clear", "even"), "windows", 600), 0, 0)
     assert {row["planner"] for row in found} == {"windows"}
     assert all(row["estimate"] is not None for row in found)
+
+
+def test_figures_that_fail_are_named() -> None:
+    judged = [
+        Figure("bias of gain", 0.5, 0.01, 20, "within .01", False),
+        Figure("wrong signs", 0.01, None, 20, "at most 5 %", True),
+        Figure("resolved", None, None, 0, "", None),
+    ]
+    assert failing(judged) == ["bias of gain: 0.500, must be within .01"]
 
 
 @pytest.mark.slow
