@@ -7,6 +7,8 @@ from rich.table import Table
 from tasks.job import Job
 from tasks.lineage import Signal, losses, sources
 from tasks.stages import STAGES
+from tasks.store.artefact import OBJECT
+from tasks.store.collect import stored
 from tasks.trees.tree import most_draws
 
 
@@ -26,14 +28,16 @@ def cost(job: Job) -> list[StageCost]:
     """Cost of every stage.
 
     `tokens` is an upper bound on decoded tokens: every completion as long as the limit; `forwards` counts passes
-    over a whole prompt and completion, student and teachers.
+    over a whole prompt and completion, student and teachers. What the store holds is listed, not read: a damaged
+    artefact counts as there.
     """
     config = job.config
     rollouts, limit = config.sampling.rollouts, config.sampling.max_tokens
     costs = []
     for stage in STAGES:
+        there = {item.key for item in stored(job.store, stage) if item.name == OBJECT}
         keys_here = {key for keys in job.keys.values() for key in keys.of_stage(stage)}
-        total, absent = len(keys_here), sum(not job.store.has(stage, key) for key in keys_here)
+        total, absent = len(keys_here), len(keys_here - there)
         sequences = tokens = forwards = 0
         if job.recorded:
             pass  # nothing is decoded, no model is asked
@@ -46,7 +50,7 @@ def cost(job: Job) -> list[StageCost]:
         elif stage == "distillation":
             by_source = {
                 source: sum(
-                    any(not job.store.has(stage, keys.distillation[Signal(*source, loss)]) for loss in losses(config))
+                    any(keys.distillation[Signal(*source, loss)] not in there for loss in losses(config))
                     for keys in job.keys.values()
                 )
                 for source in sources(config)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from flows.configuration import checked, merged
+from flows.plan import cost
 from schemas.config import AdaptiveTree, ReverseKL, WindowsTree
 from tasks.calibration.chain import exact_scores
 from tasks.calibration.simulate import Rolled, Taught, draw, roll
@@ -16,6 +17,7 @@ from tasks.outcomes import Outcomes, completed, linear, squared_norm
 from tasks.outcomes import merged as merged_nodes
 from tasks.ragged import owners, row_sums
 from tasks.stages import run_stage
+from tasks.store.artefact import Store
 from tasks.trees.adaptive import half_width, outcome_variance
 from tasks.trees.plan import Drawn, assembled
 from tasks.trees.tree import next_round
@@ -126,6 +128,15 @@ def test_a_larger_budget_decodes_only_what_it_adds(settings: dict[str, Any]) -> 
     for i in ids:
         a, b = (j.store.need("trees", j.keys[i].trees).arrays for j in (large, alone))
         assert all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_a_plan_reads_nothing_of_what_is_there(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job(checked(settings))
+    run_stage(job, "rollouts", list(job.questions)[:4])
+    monkeypatch.setattr(Store, "get_bytes", lambda *_: pytest.fail("an artefact was read"))
+    rollouts, trees = cost(job)[:2]
+    assert (rollouts.cached, rollouts.missing, rollouts.sequences) == (4, 2, 2 * 4)
+    assert (trees.cached, trees.missing, trees.sequences) == (0, 6, 6 * 6 * 12)
 
 
 def test_windows_start_at_powers_of_two_and_share_the_budget() -> None:
