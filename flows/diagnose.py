@@ -142,13 +142,10 @@ def run_stages(config: RunConfig, name: str, wanted: Sequence[str]) -> Progresse
             done.stages[stage] = Outcome()
             parts = sources(config) if stage in BY_SOURCE else [None]
             report(stage, 0, len(done.ids) * len(parts))
-            here = config.execution.task_runner == "process"
-            if here:
-                for shown, most in draws_shown(config, stage).items():
-                    report(shown, 0, len(done.ids) * most)
+            for shown, most in draws_shown(config, stage).items():
+                report(shown, 0, len(done.ids) * most)
             size = len(done.ids) if stage in OF_RUN else config.execution.questions_per_task
             named = retried(stage_task.with_options(name=stage), config.execution)
-            work = [(source, batch) for source in parts for batch in batches(done.ids, size)]
             started = [
                 start(
                     named,
@@ -161,12 +158,15 @@ def run_stages(config: RunConfig, name: str, wanted: Sequence[str]) -> Progresse
                         "left_out": sorted(done.left_out),
                     },
                 )
-                for source, batch in work
+                for source in parts
+                for batch in batches(done.ids, size)
             ]
-            for (_, batch), finish in zip(work, started, strict=True):
-                done.add(stage, finish().result())
-                if not here:  # what other processes report is not heard in this one
-                    report(stage, len(batch))
+            for finish in started:
+                outcome: Outcome = finish().result()
+                done.add(stage, outcome)
+                if config.execution.task_runner != "process":  # what other processes report is not heard in this one
+                    for shown, n in outcome.told.items():
+                        report(shown, n)
             done.drop(stage)
     return done
 

@@ -1,6 +1,5 @@
 """The ranking: rollouts, one forward pass a teacher, no trees."""
 
-from dataclasses import asdict
 from typing import Any
 
 from prefect import flow
@@ -38,7 +37,7 @@ def _rank(config: RunConfig) -> dict[str, Any]:
     report("rank", 0, 1)
     result: dict[str, Any] = rank_task(config, done.ids)
     run = {**result, "left_out": done.left_out, "failed": list(done.failed)}
-    run["stages"] = {name: asdict(outcome) for name, outcome in done.stages.items()}
+    run["stages"] = {name: outcome.figures for name, outcome in done.stages.items()}
     store = open_job(config).store
     table_artifact(f"{config.name}-ranks", read_table(store, config.name, "ranks"), f"ranking of run {config.name}")
     output_link(store, config.name, "rank.json")

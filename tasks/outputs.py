@@ -5,7 +5,6 @@ import io
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -219,10 +218,7 @@ def write_run(
         "failed": list(failed),
         "artefacts": {i: [list(pair) for pair in job.keys[i].all()] for i in ids},
         "versions": {package: _version(package) for package in PACKAGES},
-        "stages": {
-            stage: {name: value for name, value in asdict(outcome).items() if name not in ("left_out", "failed")}
-            for stage, outcome in stages.items()
-        },
+        "stages": {stage: outcome.figures for stage, outcome in stages.items()},
     }
     job.store.put_bytes(json.dumps(run, indent=1).encode(), "runs", job.config.name, "run.json")
     return run

@@ -1,6 +1,8 @@
 """How far the work is: stages tell, whoever listens shows."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 
@@ -26,3 +28,14 @@ def report(stage: str, done: int, total: int | None = None) -> None:
     """Tell all listeners."""
     for listener in _listeners:
         listener(Step(stage, done, total))
+
+
+@contextmanager
+def heard() -> Iterator[Counter[str]]:
+    """What is done while the block runs, by stage: for a process in which nobody listens."""
+    told: Counter[str] = Counter()
+    stop = listen(lambda step: told.update({step.stage: step.done}))
+    try:
+        yield told
+    finally:
+        stop()

@@ -25,7 +25,7 @@ from tasks.job import Job, open_job
 from tasks.lineage import Signal, Source, losses
 from tasks.outcomes import Outcomes, merged
 from tasks.prior import Prior, fit
-from tasks.progress import report
+from tasks.progress import heard, report
 from tasks.rollouts import COMPLETIONS, failure, make_rollouts
 from tasks.rounds import clear_rounds
 from tasks.store.keys import digest
@@ -44,6 +44,7 @@ class Outcome:
     Attributes:
         left_out: questions that cannot be diagnosed, with the reason.
         failed: questions that an error ended, with the error; the next run tries them again.
+        told: progress that the task reported, by what it is of.
     """
 
     made: int = 0
@@ -52,6 +53,12 @@ class Outcome:
     seconds: float = 0.0
     left_out: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    told: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def figures(self) -> dict[str, int | float]:
+        """What it made, found and decoded, and how long that took."""
+        return {name: getattr(self, name) for name in ("made", "cached", "decoded_tokens", "seconds")}
 
 
 OF_RUN = ("prior",)
@@ -217,10 +224,11 @@ def stage_task(
     """One stage for a batch of questions. `Cached` where the store has it all, verified, and nothing was made."""
     logger = get_run_logger()
     limit = config.execution.gpu_limit if stage in WITH_MODEL else None
-    with concurrency(limit, strict=True) if limit is not None else nullcontext():
+    with concurrency(limit, strict=True) if limit is not None else nullcontext(), heard() as told:
         job = open_job(config)
         job.leave_out(left_out)
         outcome = run_stage(job, stage, ids, Source(*source) if source is not None else None)
+    outcome.told = dict(told)
     for question, reason in outcome.left_out.items():
         logger.warning("question %s is left out: %s", question, reason)
     for question, reason in outcome.failed.items():

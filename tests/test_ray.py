@@ -11,6 +11,8 @@ import psutil
 import pytest
 import yaml
 
+from tests.prefect_server import Server
+
 pytest.importorskip("prefect_ray")
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parents[1]
@@ -39,7 +41,7 @@ def outputs(store: Path, name: str) -> tuple[dict[str, bytes], dict[str, Any]]:
 
 
 def test_two_workers_and_one_that_is_killed(
-    settings: dict[str, Any], prefect_environment: dict[str, str], tmp_path: Path
+    settings: dict[str, Any], prefect_server: Server, prefect_environment: dict[str, str], tmp_path: Path
 ) -> None:
     settings["tree"]["draws"] = 240
     settings["engine"] = {"threads": 1}  # as each of Ray's workers has; another number rounds sums otherwise
@@ -55,6 +57,11 @@ def test_two_workers_and_one_that_is_killed(
     assert theirs == tables
     for stage, done in stages.items():
         assert (spread[stage]["made"], spread[stage]["decoded_tokens"]) == (done["made"], done["decoded_tokens"]), stage
+
+    artifacts = prefect_server.artifacts()  # progress of the workers is told in the flow
+    draws = 6 * 6 * settings["tree"]["draws"]
+    assert f"draws: {draws:,} of {draws:,}" in artifacts["progress-draws"]["description"]
+    assert "trees: 6 of 6" in artifacts["progress-trees"]["description"]
 
     killed = run(settings, prefect_environment, tmp_path, "killed", "ray")
     victim: psutil.Process | None = None
