@@ -1,7 +1,6 @@
 """The calibration: every planner and the ranking against the exact oracle, family by family."""
 
 import io
-import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -23,7 +22,7 @@ from tasks.calibration.suite import Family
 from tasks.outputs import parquet_bytes
 from tasks.progress import report
 from tasks.store.artefact import Store
-from tasks.store.collect import REFERENCES
+from tasks.store.collect import refer
 from tasks.store.keys import Recipe
 
 VERSION = 1
@@ -113,8 +112,7 @@ def calibrate(config: CalibrateConfig) -> pl.DataFrame:
 def _calibrate(config: CalibrateConfig) -> pl.DataFrame:
     chosen = families(config)
     store = Store(config.store)
-    references = [f"calibration/{rows_key(config, family)}" for family in chosen]
-    store.put_bytes(json.dumps(references).encode(), "runs", config.name, f"{REFERENCES}calibrate.json")
+    refer(store, config.name, "calibrate", (f"calibration/{rows_key(config, family)}" for family in chosen))
     report("calibrate", 0, len(chosen) * config.runs)
     rows: pl.DataFrame = pl.concat([family_task(config, family, return_state=True).result() for family in chosen])
     store.put_bytes(parquet_bytes(rows), "runs", config.name, "calibration.parquet")

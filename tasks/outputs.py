@@ -39,7 +39,7 @@ from tasks.report.page import Facts, LeftOut, render
 from tasks.selection import CHOICES, selection_rows, sum_choices, sum_predicted
 from tasks.stages import Outcome
 from tasks.store.artefact import Store, StoreError
-from tasks.store.collect import REFERENCES
+from tasks.store.collect import refer
 
 PACKAGES = ("opdscope", "prefect", "torch", "transformers", "zarr", "polars", "numpy", "scipy")
 
@@ -183,8 +183,7 @@ def _version(package: str) -> str:
 
 def write_references(job: Job, flow: str, stages: Sequence[str]) -> None:
     """Tell the store's clean-up what a run needs, before it has made it."""
-    found = [f"{stage}/{key}" for stage, key in job.references(stages)]
-    job.store.put_bytes(json.dumps(found).encode(), "runs", job.config.name, f"{REFERENCES}{flow}.json")
+    refer(job.store, job.config.name, flow, (f"{stage}/{key}" for stage, key in job.references(stages)))
 
 
 def read_table(store: Store, run: str, name: str) -> pl.DataFrame:

@@ -34,6 +34,11 @@ _WORKERS = 32
 _AT_ONCE = 1000
 
 
+def refer(store: Store, run: str, flow: str, needed: Iterable[str]) -> None:
+    """Tell the clean-up what a run needs, as `stage/key`, before it has made it."""
+    store.put_bytes(json.dumps(list(needed)).encode(), "runs", run, f"{REFERENCES}{flow}.json")
+
+
 @dataclass(frozen=True)
 class Stored:
     """One object of an artefact.
