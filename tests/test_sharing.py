@@ -15,6 +15,7 @@ import yaml
 
 from tasks.store.artefact import Store
 from tasks.store.claims import Claims
+from tests.served import tables
 
 HERE = Path(__file__).parents[1]
 
@@ -103,10 +104,6 @@ def run_of(store: Path, name: str) -> dict[str, Any]:
 
 def count(run: dict[str, Any], what: str) -> int:
     return sum(stage[what] for name, stage in run["stages"].items() if name != "aggregate")
-
-
-def tables(store: Path, name: str) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (store / "runs" / name).glob("*.parquet")}
 
 
 def test_two_runs_at_once_share_the_work(start: Start, settings: dict[str, Any], tmp_path: Path) -> None:
