@@ -22,7 +22,7 @@ from prefect.artifacts import (
 from flows.terminal import SHOWN, number, score
 from tasks.aggregate import headline
 from tasks.outputs import read_table
-from tasks.progress import Step, listen
+from tasks.progress import Amount, Step, listen
 from tasks.stages import Outcome
 from tasks.store.artefact import Store
 
@@ -35,9 +35,7 @@ _PAUSE = 2.0
 @dataclass
 class _Bar:
     artifact: UUID
-    total: int
-    done: int = 0
-    began: float = field(default_factory=time.monotonic)
+    amount: Amount
     shown: float = field(default_factory=time.monotonic)
 
 
@@ -49,11 +47,11 @@ def progress_artifacts() -> Iterator[None]:
     def show(step: Step) -> None:
         if step.total is not None:
             made = create_progress_artifact(0.0, key=_key(f"progress-{step.stage}"), description=step.stage)
-            bars[step.stage] = _Bar(cast(UUID, made), step.total)
+            bars[step.stage] = _Bar(cast(UUID, made), Amount(step.total))
         elif step.stage in bars:
             bar = bars[step.stage]
-            bar.done = min(bar.total, bar.done + step.done)  # a task that is tried again tells some of it again
-            if bar.done >= bar.total or time.monotonic() - bar.shown >= _PAUSE:
+            bar.amount.add(step.done)
+            if bar.amount.complete or time.monotonic() - bar.shown >= _PAUSE:
                 _update(step.stage, bar)
 
     stop = listen(show)
@@ -66,15 +64,9 @@ def progress_artifacts() -> Iterator[None]:
 
 
 def _update(stage: str, bar: _Bar, finished: bool = False) -> None:
-    bar.shown = time.monotonic()
-    seconds = bar.shown - bar.began
-    share = 1.0 if finished else bar.done / max(1, bar.total)
-    text = f"{stage}: {bar.done:,} of {bar.total:,}, {seconds:.0f} s"
-    if bar.done and seconds > 0:
-        text += f", {bar.done / seconds:.3g}/s"
-        if not finished and bar.done < bar.total:
-            text += f", about {(bar.total - bar.done) * seconds / bar.done:.0f} s left"
-    update_progress_artifact(bar.artifact, round(100 * share, 1), description=text)
+    bar.shown, bar.amount.over = time.monotonic(), finished
+    share = 1.0 if finished else bar.amount.done / max(1, bar.amount.total)
+    update_progress_artifact(bar.artifact, round(100 * share, 1), description=f"{stage}: {bar.amount}")
 
 
 def scores_artifact(store: Store, run: str) -> None:

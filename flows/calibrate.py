@@ -15,7 +15,7 @@ from prefect.states import Completed
 from flows.artifacts import markdown_artifact, output_link, plain, progress_artifacts, table_artifact
 from schemas.arrays import STAGE_VERSIONS
 from schemas.config import CalibrateConfig
-from tasks.calibration.judge import MAIN_DRAWS, WINDOWS_DRAWS, failing, figures
+from tasks.calibration.judge import MAIN_DRAWS, WINDOWS_DRAWS, Figure, figures, judged_as
 from tasks.calibration.measure import Setting, measure
 from tasks.calibration.report import calibration_page
 from tasks.calibration.suite import Family
@@ -25,7 +25,7 @@ from tasks.store.artefact import Store
 from tasks.store.collect import refer
 from tasks.store.keys import Recipe
 
-VERSION = 1
+VERSION = 2
 WINDOWS_UP_TO = 1024
 """Chains as long are the longest that `windows` is judged on: its continuations are walked token by token."""
 ROLLOUTS_TO_RANK = (2, 4, 8, 16, 32)
@@ -118,10 +118,20 @@ def _calibrate(config: CalibrateConfig) -> pl.DataFrame:
     store.put_bytes(parquet_bytes(rows), "runs", config.name, "calibration.parquet")
     store.put_bytes(calibration_page(rows, config).encode(), "runs", config.name, "calibration.html")
     judged = figures(rows)
-    table = pl.DataFrame(judged, infer_schema_length=None)
+    table = pl.DataFrame([f.row for f in judged], infer_schema_length=None)
     table_artifact(f"{config.name}-figures", table, "the estimators against the exact oracle")
     output_link(store, config.name, "calibration.html")
-    wrong = [f"* {plain(text)}" for text in failing(judged)]
-    summary = "Every figure is what it must be." if not wrong else "\n".join(["**Not what they must be**", "", *wrong])
-    markdown_artifact(f"{config.name}-verdict", summary, f"calibration {config.name}")
+    markdown_artifact(f"{config.name}-verdict", _verdicts(judged), f"calibration {config.name}")
     return rows
+
+
+def _verdicts(judged: Sequence[Figure]) -> str:
+    """What fails and what these runs cannot tell, as Markdown."""
+    lines: list[str] = []
+    for title, found in (
+        ("Not what they must be", judged_as("fail", judged)),
+        ("Not told by so few runs", judged_as("inconclusive", judged)),
+    ):
+        if found:
+            lines += [f"**{title}**", "", *(f"* {plain(text)}" for text in found), ""]
+    return "\n".join(lines) or "Every figure is what it must be."

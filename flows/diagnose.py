@@ -45,12 +45,15 @@ class Progressed:
     Attributes:
         ids: questions that are left.
         left_out: those that are not, with the reason; `failed` by an error.
+        not_pooled: those of them that what is made of all questions together was made without; a question that is lost
+            later stays part of it, so that the keys of the others stay what they are.
         stages: what each stage did.
     """
 
     ids: list[str]
     left_out: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    not_pooled: list[str] = field(default_factory=list)
     stages: dict[str, Outcome] = field(default_factory=dict)
 
     def add(self, stage: str, part: Outcome) -> None:
@@ -74,6 +77,8 @@ class Progressed:
         self.failed |= of_stage.failed
         self.left_out |= of_stage.left_out | of_stage.failed
         self.ids = [i for i in self.ids if i not in self.left_out]
+        if not any(done in OF_RUN for done in self.stages):
+            self.not_pooled = sorted(self.left_out)
         if self.ids:
             return
         if self.failed:
@@ -109,10 +114,10 @@ def _diagnose(config: RunConfig) -> dict[str, Any]:
     done = run_stages(config, "diagnose", STAGES)
     report("aggregate", 0, len(done.ids))
     aggregate = retried(aggregate_task, config.execution)
-    finished = cast(State[Any], aggregate(config, done.ids, done.left_out, return_state=True))
+    finished = cast(State[Any], aggregate(config, done.ids, done.left_out, done.not_pooled, return_state=True))
     files, done.stages["aggregate"] = finished.result()
     job = open_job(config)
-    job.leave_out(done.left_out)
+    job.leave_out(done.not_pooled)
     run = write_run(job, done.ids, done.left_out, list(done.failed), files, done.stages)
     get_run_logger().info("outputs in %s", job.store.path("runs", config.name))
     scores_artifact(job.store, config.name)
@@ -155,7 +160,7 @@ def run_stages(config: RunConfig, name: str, wanted: Sequence[str]) -> Progresse
                         "stage": stage,
                         "ids": batch,
                         "source": tuple(source) if source is not None else None,
-                        "left_out": sorted(done.left_out),
+                        "left_out": done.not_pooled,
                     },
                 )
                 for source in parts

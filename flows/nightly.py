@@ -15,11 +15,13 @@ from flows.artifacts import markdown_artifact, plain, table_artifact
 from flows.calibrate import calibrate
 from flows.diagnose import QuestionsFailedError, diagnose
 from schemas.config import NightlyConfig, RunConfig
-from tasks.calibration.judge import failing, figures
+from tasks.calibration.judge import figures, judged_as
+from tasks.engines.protocol import EngineError
 from tasks.history import MOVED, compared, no_history, slower, tonight, unchanged
 from tasks.job import forget_jobs, open_job
 from tasks.outputs import parquet_bytes, read_run, read_table
-from tasks.store.artefact import Store
+from tasks.questions import InputError
+from tasks.store.artefact import Store, StoreError
 from tasks.store.claims import Claims
 
 FINISHED, REGRESSION = "opdscope.nightly.finished", "opdscope.nightly.regression"
@@ -55,7 +57,11 @@ def _nightly(config: NightlyConfig, store: Store) -> dict[str, Any]:
     failed: dict[str, str] = {}
     slow: list[str] = []
     for run in config.runs:
-        key = finished_key(run)
+        try:
+            key = finished_key(run)
+        except (InputError, EngineError, StoreError, OSError) as error:  # the other runs can be done all the same
+            failed[run.name] = f"{type(error).__name__}: {error}"
+            continue
         rows = unchanged(history, run.name, key, night) if key is not None else None
         if rows is None:
             done, error = _diagnosed(run)
@@ -76,7 +82,13 @@ def _nightly(config: NightlyConfig, store: Store) -> dict[str, Any]:
 
 
 def finished_key(run: RunConfig) -> str | None:
-    """The key of a run's tables where they are there and nothing that they are made from has changed."""
+    """The key of a run's tables where they are there and nothing that they are made from has changed.
+
+    Raises:
+        InputError: the run cannot be begun; naming the field and the value.
+        EngineError: neither can its model be looked at.
+        StoreError: nor its store be used.
+    """
     try:
         job = open_job(run)
         written = read_run(job)
@@ -109,7 +121,7 @@ def _calibrated(config: NightlyConfig, failed: dict[str, str]) -> list[str]:
     if isinstance(rows, BaseException):
         failed[config.calibrate.name] = f"{type(rows).__name__}: {rows}"
         return []
-    return failing(figures(rows))
+    return judged_as("fail", figures(rows))
 
 
 def read_history(store: Store, suite: str) -> pl.DataFrame:

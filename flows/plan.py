@@ -9,7 +9,7 @@ from tasks.lineage import Signal, losses, sources
 from tasks.stages import STAGES
 from tasks.store.artefact import OBJECT
 from tasks.store.collect import stored
-from tasks.trees.tree import most_draws
+from tasks.trees.tree import most_draws, most_forwards
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def cost(job: Job) -> list[StageCost]:
             tokens = sequences * limit
         elif stage == "trees":
             sequences = absent * most_draws(config.tree)
-            tokens, forwards = sequences * (limit - 1), absent * rollouts
+            tokens, forwards = sequences * (limit - 1), absent * most_forwards(config.tree, rollouts)
         elif stage == "distillation":
             by_source = {
                 source: sum(

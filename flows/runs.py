@@ -110,7 +110,7 @@ def run_calibration(fields: dict[str, object]) -> int:
             raise ConfigurationError("\n".join(explain(error, CalibrateConfig))) from error
         from flows.calibrate import calibrate
         from flows.terminal import figure_table, planner_table, progress, ranking_shares
-        from tasks.calibration.judge import by_planner, figures, ranking_table
+        from tasks.calibration.judge import by_planner, figures, judged_as, ranking_table
         from tasks.store.artefact import Store
 
         store = Store(config.store)
@@ -125,7 +125,7 @@ def run_calibration(fields: dict[str, object]) -> int:
             f"{time.monotonic() - began:.0f} s\n{escape(store.path('runs', config.name, 'calibration.html'))}",
             soft_wrap=True,
         )
-        return FAILED if any(f.holds is False for f in judged) else OK
+        return FAILED if judged_as("fail", judged) else OK
 
     return guarded(action)
 
@@ -260,10 +260,7 @@ def run_nightly(path: Path) -> int:
         config = checked_suite(read_suite(path))
         from flows.nightly import message, nightly
         from flows.terminal import progress
-        from tasks.job import open_job
 
-        for run in config.runs:
-            open_job(run)
         with progress(_errors):
             result = nightly(config)
         _console.print(f"computed: {', '.join(result['computed']) or 'nothing, as nothing has changed'}")

@@ -1,5 +1,6 @@
 """What a run shows in a terminal: progress with the time that is left, and the table at its end."""
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -23,7 +24,7 @@ from rich.text import Text
 
 from tasks.aggregate import headline
 from tasks.calibration.judge import Figure
-from tasks.progress import Step, listen
+from tasks.progress import Amount, Step, listen
 
 SHOWN = {"all": "all rollouts", "correct": "correct", "incorrect": "incorrect"}
 
@@ -36,9 +37,23 @@ class RateColumn(ProgressColumn):
         return Text("" if task.speed is None else f"{task.speed:,.3g}/s", style="progress.data.speed")
 
 
+_PAUSE = 30.0
+"""Seconds between two lines of a stage where the output is no terminal, at most."""
+
+
 @contextmanager
-def progress(console: Console) -> Iterator[None]:
-    """Show every stage's progress; where the output is no terminal, a line when a stage begins."""
+def progress(console: Console, pause: float = _PAUSE) -> Iterator[None]:
+    """Show every stage's progress: bars in a terminal, and elsewhere lines, such as in a log file.
+
+    Args:
+        pause: seconds after which a line is written again, where the output is no terminal.
+    """
+    with _bars(console) if console.is_terminal else _lines(console, pause):
+        yield
+
+
+@contextmanager
+def _bars(console: Console) -> Iterator[None]:
     bars: dict[str, Any] = {}
     display = Progress(
         TextColumn("{task.description:12}"),
@@ -48,19 +63,16 @@ def progress(console: Console) -> Iterator[None]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
-        disable=not console.is_terminal,
     )
 
     def show(step: Step) -> None:
-        if step.total is not None:
-            if not console.is_terminal:
-                console.print(f"{step.stage}: {step.total}")
+        if step.total is None:
             if step.stage in bars:
-                display.reset(bars[step.stage], total=step.total)
-            else:
-                bars[step.stage] = display.add_task(step.stage, total=step.total)
+                display.advance(bars[step.stage], step.done)
         elif step.stage in bars:
-            display.advance(bars[step.stage], step.done)
+            display.reset(bars[step.stage], total=step.total)
+        else:
+            bars[step.stage] = display.add_task(step.stage, total=step.total)
 
     stop = listen(show)
     try:
@@ -70,6 +82,44 @@ def progress(console: Console) -> Iterator[None]:
                 display.update(bar.id, total=bar.completed if bar.completed else bar.total)
     finally:
         stop()
+
+
+@contextmanager
+def _lines(console: Console, pause: float) -> Iterator[None]:
+    """A line when a stage begins and when it is done, and every `pause` seconds between."""
+    begun: dict[str, Amount] = {}
+    told: dict[str, int] = {}
+    over, guard = threading.Event(), threading.Lock()
+
+    def tell(stage: str) -> None:
+        told[stage] = begun[stage].done
+        console.print(escape(f"{stage}: {begun[stage]}"), soft_wrap=True)
+
+    def show(step: Step) -> None:
+        with guard:
+            if step.total is not None:
+                begun.pop(step.stage, None)  # so that the last one is the one that works
+                begun[step.stage] = Amount(step.total)
+            elif step.stage in begun:
+                begun[step.stage].add(step.done)
+            if step.stage in begun and (step.total is not None or begun[step.stage].complete):
+                tell(step.stage)
+
+    def tell_again() -> None:
+        while not over.wait(pause):
+            with guard:
+                moved = [stage for stage, amount in begun.items() if amount.done > told[stage]]
+                for stage in moved or list(begun)[-1:]:
+                    tell(stage)
+
+    stop, teller = listen(show), threading.Thread(target=tell_again, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        stop()
+        over.set()
+        teller.join()
 
 
 def score_table(summary: pl.DataFrame, level: float) -> Table:
@@ -126,8 +176,7 @@ def figure_table(figures: Sequence[Figure]) -> Table:
     table.add_column("", no_wrap=True)
     for f in figures:
         value = "-" if f.value is None else f"{f.value:.3f}" + ("" if f.error is None else f" ± {f.error:.3f}")
-        verdict = "" if f.holds is None else "holds" if f.holds else "fails"
-        table.add_row(f.name, value, f"{f.n:,}", f.wanted, verdict)
+        table.add_row(f.name, value, f"{f.n:,}", f.must_be, f.verdict or "")
     return table
 
 

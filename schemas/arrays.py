@@ -134,16 +134,16 @@ LAYOUTS: dict[str, dict[str, Array]] = {
 
 # raised whenever a stage's code gives other numbers or another layout: the keys change with it
 STAGE_VERSIONS = {
-    "rollouts": 2,
-    "rounds": 1,
-    "trees": 2,
+    "rollouts": 3,
+    "rounds": 2,
+    "trees": 3,
     "ideal": 2,
     "prior": 2,
     "distillation": 2,
     "alignment": 2,
-    "values": 1,
+    "values": 2,
     "ranking": 1,
-    "aggregate": 3,
+    "aggregate": 4,
 }
 
 

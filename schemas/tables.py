@@ -58,12 +58,21 @@ SUMMARY: dict[str, Column] = {
     "alignment": Column("Float64", "pooled, noise-corrected cosine; null where unresolved or undefined"),
     "alignment_low": Column("Float64", "lower end of its interval"),
     "alignment_high": Column("Float64", "upper end of its interval"),
-    "gain": Column("Float64", "success probability gained for a unit step along the distillation direction"),
+    "gain": Column(
+        "Float64",
+        "success probability gained a rollout, to first order, for a step of unit length (root mean square) a rollout "
+        "along the distillation direction; null where all draws end alike",
+    ),
     "gain_low": Column("Float64", "lower end of its interval"),
     "gain_high": Column("Float64", "upper end of its interval"),
     "mean_cosine": Column("Float64", "mean of the uncorrected node cosines, the paper's score"),
-    "nodes": Column("Int64", "nodes in the group"),
+    "nodes": Column("Int64", "nodes in the group, each once"),
     "questions": Column("Int64", "questions with a node in the group"),
+    "carrying": Column(
+        "Int64",
+        "of them, those whose draws there did not all end alike, which intervals go by (rollouts where fewer than 5 "
+        "questions are such); fewer than 5 have no interval",
+    ),
     "reliability": Column("Float64", "share of the pooled |g|^2 as drawn that is signal"),
     "resolved": Column("Boolean", "the pooled |g|^2 is above 0, in the replicates too"),
     "mean_cosine_low": Column("Float64", "lower end of its interval"),
@@ -116,7 +125,8 @@ SELECTION: dict[str, Column] = {
     "loss": Column("String", "name of the loss"),
     "share": Column("Float64", "share of all tokens that are kept"),
     "gain": Column(
-        "Float64", "gain of a unit step along the kept part of the signal, scored on draws that did not select"
+        "Float64",
+        "gain a rollout of a unit step along the kept part of the signal, scored on draws that did not select",
     ),
     "gain_low": Column("Float64", "lower end of its interval"),
     "gain_high": Column("Float64", "upper end of its interval"),
@@ -126,19 +136,27 @@ SELECTION: dict[str, Column] = {
 }
 
 RANKS: dict[str, Column] = {
-    "rank": Column("Int32", "by gain, from 1"),
+    "rank": Column("Int32", "by gain, from 1; equal gains share it"),
     "teacher": Column("String", "name of the teacher"),
     "context": Column("String", "name of its context"),
     "loss": Column("String", "name of the loss"),
-    "gain": Column("Float64", "success probability gained, to first order, for a unit step along the signal"),
+    "gain": Column(
+        "Float64",
+        "success probability gained a rollout, to first order, for a step of unit length (root mean square) a rollout "
+        "along the signal; null where nothing is known",
+    ),
     "gain_low": Column("Float64", "lower end of its interval"),
     "gain_high": Column("Float64", "upper end of its interval"),
-    "p_best": Column("Float64", "probability that no other signal has a larger gain"),
+    "p_best": Column(
+        "Float64",
+        "probability that no other signal has a larger gain, shared among equal ones; null where too little is known",
+    ),
     "behind": Column("Float64", "gain of the first less this one's"),
     "behind_low": Column("Float64", "lower end of its interval, paired by question"),
     "behind_high": Column("Float64", "upper end of its interval"),
     "d_sq": Column("Float64", "mean |d|^2 of a token"),
     "questions": Column("Int64", "questions"),
+    "carrying": Column("Int64", "of them, those with right and wrong rollouts, which intervals go by (or rollouts)"),
     "rollouts": Column("Int64", "rollouts of all questions"),
 }
 

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 from scipy.stats import norm
 from scipy.stats import t as student_t
@@ -16,10 +18,12 @@ from schemas.tables import DIFFERENCES, SUMMARY, TOKENS, Column
 from tasks.lineage import Signal
 from tasks.ragged import Floats, Ints, owners, row_sums
 
-QUESTIONS_TO_RESAMPLE = 5
-"""With fewer questions the bootstrap resamples rollouts."""
+LEAST_UNITS = 5
+"""Units that carry signal, at the least, for an interval: fewer do not tell their own spread. With fewer questions that
+do, the bootstrap resamples rollouts."""
 
-_SUMS = ("inner", "g_sq", "g_sq_plain", "d_sq", "cosine", "cosines", "nodes")
+_SUMS = ("inner", "g_sq", "g_sq_plain", "d_sq", "cosine", "cosines", "nodes", "open", "rollouts")
+"""What is summed: `open` counts nodes whose draws did not all end alike, `rollouts` those with a position there."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +55,23 @@ class QuestionScores:
         """Share of the round / inclusion probability in it, of the nodes by round, [N]."""
         return np.asarray(self.tree["share"] / self.tree["inclusion"], dtype=np.float64)
 
+    @cached_property
+    def open(self) -> npt.NDArray[np.bool_]:
+        """Whether the draws of each row's node, of all rounds that count, ended in more than one way, [N].
+
+        Where they did not, as at a node of one branch, nothing is known of any direction.
+        """
+        _, of = np.unique(self.tree["node"], return_inverse=True)
+        counts, totals = self.weight > 0, self.totals
+        wins, draws = (np.bincount(of, counts * totals[name])[of] for name in ("successes", "draws"))
+        return np.asarray((totals["branches"] > 1) & (wins > 0) & (wins < draws), dtype=np.bool_)
+
     @property
     def totals(self) -> dict[str, Ints]:
-        """Branches, draws and truncated draws of the nodes by round, [N] each."""
+        """Branches, draws, successes and truncated draws of the nodes by round, [N] each."""
         offsets = np.asarray(self.tree["branch_offsets"], dtype=np.int64)
         out = {"branches": np.diff(offsets)}
-        for name in ("draws", "truncations"):
+        for name in ("draws", "successes", "truncations"):
             out[name] = row_sums(np.asarray(self.tree[name], dtype=np.float64), offsets).astype(np.int64)
         return out
 
@@ -70,8 +85,8 @@ def tokens_table(q: QuestionScores, signals: Sequence[Signal], texts: Texts, lev
 
     What several rounds tell of a node is averaged by their weights, so that sums over the rows stay the pooled ones.
     """
-    node, of = np.unique(q.tree["node"], return_inverse=True)
-    rows = _Rows(of, len(node), q.weight, q.totals["draws"])
+    rows = _Rows(q)
+    node = rows.node
     frames = []
     token = np.asarray(q.rollouts["tokens"])[node]
     text = texts(int(t) for t in token)
@@ -120,19 +135,23 @@ def tokens_table(q: QuestionScores, signals: Sequence[Signal], texts: Texts, lev
 
 
 class _Rows:
-    """What the rows of each node come to; `of` leads from rows to nodes."""
+    """What the rows of each node come to, a row being a node in one round.
 
-    def __init__(self, of: Ints, nodes: int, weight: Floats, draws: Ints) -> None:
-        self._of, self._nodes = of, nodes
-        self.first = np.unique(of, return_index=True)[1]
+    Attributes:
+        node: positions of the nodes, increasing, [n].
+        first: the first row of each, [n].
+    """
+
+    def __init__(self, q: QuestionScores) -> None:
+        self.node, self.first, self._of = np.unique(q.tree["node"], return_index=True, return_inverse=True)
         # a node drawn for its own sake alone has no weight: its rows count by their draws
-        self._weight = np.where(self.sum(weight)[of] > 0, weight, draws)
+        self._weight = np.where(self.sum(q.weight)[self._of] > 0, q.weight, q.totals["draws"])
 
     def sum(self, values: AnyArray) -> AnyArray:
-        return np.bincount(self._of, values, self._nodes)
+        return np.bincount(self._of, values, len(self.node))
 
     def most(self, values: AnyArray) -> AnyArray:
-        out = np.zeros(self._nodes, dtype=np.int64)
+        out = np.zeros(len(self.node), dtype=np.int64)
         np.maximum.at(out, self._of, values)
         return out
 
@@ -255,22 +274,30 @@ def _bin_values(by: str, q: QuestionScores, signal: Signal) -> Floats:
 
 
 def sum_rollouts(q: QuestionScores, signal: Signal, bins: Sequence[Bins]) -> Floats:
-    """Sums over each rollout and bin, [R, 1 + all bins, len(_SUMS)]; bin 0 is all positions."""
-    rollout, node, w = q.rollout_of_position, q.tree["node"], q.weight
+    """Sums over each rollout and bin, [R, 1 + all bins, len(_SUMS)]; bin 0 is all positions.
+
+    A node that several rounds drew counts once, one that was drawn for its own sake alone not at all.
+    """
     a, d = q.alignment[signal], np.asarray(q.distillation[signal]["d_sq"], dtype=np.float64)
-    plain = np.asarray(a["cosine_plain"], dtype=np.float64)
+    rows, w = _Rows(q), q.weight
+    counts = rows.sum(w) > 0
+    node = rows.node[counts]
+    cosine = rows.mean(np.asarray(a["cosine_plain"], dtype=np.float64))
     by_node = np.stack(
         [
-            w * np.asarray(a["inner"]),
-            w * np.asarray(q.ideal["g_sq"]),
-            w * np.asarray(q.ideal["g_sq_plain"]),
-            np.zeros(len(w)) if q.sampled else w * d[node],
-            np.nan_to_num(plain),
-            np.isfinite(plain).astype(np.float64),
-            np.ones(len(w)),
+            rows.sum(w * np.asarray(a["inner"])),
+            rows.sum(w * np.asarray(q.ideal["g_sq"])),
+            rows.sum(w * np.asarray(q.ideal["g_sq_plain"])),
+            np.zeros(len(counts)) if q.sampled else rows.sum(w) * d[rows.node],
+            np.nan_to_num(cosine),
+            np.isfinite(cosine),
+            np.ones(len(counts)),
+            q.open[rows.first],
+            np.zeros(len(counts)),
         ],
         axis=1,
-    )
+    )[counts]
+    rollout = q.rollout_of_position
     width, rollouts = 1 + sum(len(b.labels) for b in bins), len(q.rollouts["correct"])
     out = np.zeros((rollouts, width, len(_SUMS)))
     first = 1
@@ -282,22 +309,38 @@ def sum_rollouts(q: QuestionScores, signal: Signal, bins: Sequence[Bins]) -> Flo
         np.add.at(out.reshape(-1, len(_SUMS)), cell[node], by_node)
         if q.sampled:  # every position was scored
             out[:, :, _SUMS.index("d_sq")] += np.bincount(cell, d, rollouts * width).reshape(rollouts, width)
+        there = cell if q.sampled else cell[node]
+        out[..., _SUMS.index("rollouts")] += np.bincount(there, minlength=rollouts * width).reshape(rollouts, width) > 0
     return out
 
 
 def pooled(sums: Floats) -> dict[str, Floats]:
-    """Scores from sums over units: [..., len(_SUMS)] -> [...] each; NaN where undefined."""
+    """Scores from sums over units: [..., len(_SUMS)] -> [...] each; NaN where undefined.
+
+    Where all draws of every node ended alike nothing is known of any direction, so no score is 0 there.
+    """
     s = dict(zip(_SUMS, np.moveaxis(sums, -1, 0), strict=True))
     with np.errstate(divide="ignore", invalid="ignore"):
-        teaches = s["d_sq"] > 0
-        gain = np.where(teaches & (s["nodes"] > 0), s["inner"] / np.sqrt(s["d_sq"]), np.nan)
-        known = teaches & (s["g_sq"] > 0)
+        told = (s["d_sq"] > 0) & (s["open"] > 0)
         return {
-            "alignment": np.where(known, s["inner"] / np.sqrt(s["g_sq"] * s["d_sq"]), np.nan),
-            "gain": gain,
+            "alignment": np.where(told & (s["g_sq"] > 0), s["inner"] / np.sqrt(s["g_sq"] * s["d_sq"]), np.nan),
+            "gain": np.where(told, gain(s["inner"], s["d_sq"], s["rollouts"]), np.nan),
             "mean_cosine": np.where(s["cosines"] > 0, s["cosine"] / s["cosines"], np.nan),
             "reliability": np.where(s["g_sq_plain"] > 0, s["g_sq"] / s["g_sq_plain"], np.nan),
         }
+
+
+def gain(inner: Floats, d_sq: Floats, rollouts: Floats) -> Floats:
+    """Success probability gained a rollout, to first order, for a step of unit length (root mean square) a rollout.
+
+    Statistics of section 7. NaN where |d| is 0.
+
+    Args:
+        inner, d_sq: sums of <g, d> and |d|^2 over rollouts, [...].
+        rollouts: how many, [...].
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(d_sq > 0, inner / np.sqrt(rollouts * d_sq), np.nan)
 
 
 @dataclass(frozen=True)
@@ -305,11 +348,11 @@ class Pool:
     """Pooled scores of every signal with their bootstrap replicates, the same ones for all: differences are paired.
 
     places: group, bin, lower and upper edge of each column G; total: sums [G, K] by signal; point: [G] and replicates:
-    [b, G] by signal and score; carrying: units with a node, [G].
+    [b, G] by signal and score; questions: with a node there, [G]; carrying: units that carry signal there, questions
+    or, of a few, rollouts, [G].
     """
 
     level: float
-    units: int
     places: dict[Signal, list[tuple[str, str, float, float]]]
     total: dict[Signal, Floats]
     questions: dict[Signal, Ints]
@@ -321,56 +364,85 @@ class Pool:
         """True where the pooled |g|^2 is above 0, in the replicates too."""
         undefined = np.isnan(self.replicates[signal]["alignment"][:, g]).mean()
         told = np.isfinite(self.point[signal]["alignment"][g]) and undefined <= (1 - self.level) / 2
-        return bool(told and self.carrying[signal][g] > 1)
+        return bool(told and self.carrying[signal][g] >= LEAST_UNITS)
 
     def known(self, signal: Signal, g: int, score: str) -> bool:
         """True where the score is defined and, if it divides by |g|, resolved."""
         defined = bool(np.isfinite(self.point[signal][score][g]))
         return defined and (score != "alignment" or self.resolved(signal, g))
 
+    def estimate(self, signal: Signal, g: int, score: str) -> tuple[float, float, float]:
+        """A score and the ends of its interval; NaN where not known."""
+        if not self.known(signal, g, score):
+            return np.nan, np.nan, np.nan
+        replicates = self.replicates[signal][score][:, g]
+        interval = bootstrap_interval(replicates, int(self.carrying[signal][g]), self.level)
+        return float(self.point[signal][score][g]), *interval
+
+    def difference(self, a: Signal, g: int, b: Signal, h: int, score: str) -> tuple[float, float, float]:
+        """A score of one signal and group less that of another, with a paired interval; NaN where one is not known."""
+        if not (self.known(a, g, score) and self.known(b, h, score)):
+            return np.nan, np.nan, np.nan
+        replicates = self.replicates[a][score][:, g] - self.replicates[b][score][:, h]
+        units = min(int(self.carrying[a][g]), int(self.carrying[b][h]))
+        value = float(self.point[a][score][g] - self.point[b][score][h])
+        return value, *bootstrap_interval(replicates, units, self.level)
+
 
 class Sums:
     """What pooled scores are made from, of questions added one by one: little of each is kept.
 
-    Units are questions; of a few, their rollouts.
+    Units are questions; where fewer than `LEAST_UNITS` of them carry signal, the rollouts of those that do, beside the
+    other questions.
     """
 
-    def __init__(self, bins: Mapping[Signal, Sequence[Bins]], questions: int) -> None:
-        """Start with none of so many questions."""
+    def __init__(self, bins: Mapping[Signal, Sequence[Bins]]) -> None:
+        """Start with none."""
         self._bins = bins
-        self._of_rollouts = questions < QUESTIONS_TO_RESAMPLE
         self._questions: dict[Signal, list[Floats]] = {signal: [] for signal in bins}
-        self._rollouts: dict[Signal, list[Floats]] = {signal: [] for signal in bins}
+        self._carrying: dict[int, dict[Signal, Floats]] = {}
+        self._enough = False
 
     def add(self, q: QuestionScores) -> None:
         """Add a question under every signal."""
-        for signal, bins in self._bins.items():
-            by_rollout = sum_rollouts(q, signal, bins)
-            self._questions[signal].append(by_rollout.sum(axis=0))
-            if self._of_rollouts:
-                self._rollouts[signal].append(by_rollout)
+        by_rollout = {signal: sum_rollouts(q, signal, bins) for signal, bins in self._bins.items()}
+        number = len(next(iter(self._questions.values())))
+        for signal, sums in by_rollout.items():
+            self._questions[signal].append(sums.sum(axis=0))
+        open_nodes = next(iter(by_rollout.values()))[:, 0, _SUMS.index("open")].sum()
+        if not self._enough and open_nodes > 0:
+            self._carrying[number] = by_rollout
+            self._enough = len(self._carrying) >= LEAST_UNITS
+            if self._enough:
+                self._carrying.clear()
+
+    def _units(self, signal: Signal) -> Floats:
+        """Sums of each unit, [units, G, K]."""
+        parts = [
+            self._carrying[n][signal] if n in self._carrying else whole[None]
+            for n, whole in enumerate(self._questions[signal])
+        ]
+        return np.concatenate(parts)
 
     def pool(self, scores: Scores, seed: int) -> Pool:
         """Pool what was added."""
-        questions = {signal: np.stack(sums) for signal, sums in self._questions.items()}
-        units = {signal: np.concatenate(s) for signal, s in self._rollouts.items()} if self._of_rollouts else questions
-        n = len(next(iter(units.values())))
-        counts = resample(n, scores.bootstrap, seed)
-        pool = Pool(scores.level, n, {}, {}, {}, {}, {}, {})
-        nodes = _SUMS.index("nodes")
+        pool = Pool(scores.level, {}, {}, {}, {}, {}, {})
+        counts: Floats | None = None
         for signal, bins in self._bins.items():
+            units, questions = self._units(signal), np.stack(self._questions[signal])
+            counts = resample(len(units), scores.bootstrap, seed) if counts is None else counts
             pool.places[signal] = [("all", "all", np.nan, np.nan), *(place for b in bins for place in b.places())]
-            pool.total[signal] = questions[signal].sum(axis=0)
-            pool.questions[signal] = (questions[signal][:, :, nodes] > 0).sum(axis=0)
-            pool.carrying[signal] = (units[signal][:, :, nodes] > 0).sum(axis=0)
+            pool.total[signal] = questions.sum(axis=0)
+            pool.questions[signal] = (questions[:, :, _SUMS.index("nodes")] > 0).sum(axis=0)
+            pool.carrying[signal] = (units[:, :, _SUMS.index("open")] > 0).sum(axis=0)
             pool.point[signal] = pooled(pool.total[signal])
-            pool.replicates[signal] = pooled(resampled(counts, units[signal]))
+            pool.replicates[signal] = pooled(resampled(counts, units))
         return pool
 
 
 def make_pool(scored: Collection[QuestionScores], signals: Sequence[Signal], scores: Scores, seed: int) -> Pool:
     """Pool all questions, for every signal and group."""
-    sums = Sums(all_bins(scores.groupings, scored, signals), len(scored))
+    sums = Sums(all_bins(scores.groupings, scored, signals))
     for q in scored:
         sums.add(q)
     return sums.pool(scores, seed)
@@ -387,18 +459,29 @@ def resampled(counts: Floats, sums: Floats) -> Floats:
     return np.asarray(np.tensordot(counts, sums, axes=1), dtype=np.float64)
 
 
-def percentiles(values: Floats, units: int, level: float) -> tuple[float, float]:
+def bootstrap_interval(values: Floats, units: int, level: float) -> tuple[float, float]:
     """Bootstrap interval of a score: percentiles, moved out for few units as Student's t and n/(n-1) ask for.
 
-    Hesterberg 2015, "What Teachers Should Know About the Bootstrap", section 5.3. Undefined replicates
-    are left out.
+    Hesterberg 2015, "What Teachers Should Know About the Bootstrap", section 5.3. The replicates of few units have
+    shorter tails than Student's t, so an end is never nearer than t puts it from their middle, the standard deviation
+    read there from the quantiles of either side. Undefined replicates are left out.
+
+    Args:
+        values: replicates.
+        units: those resampled that carry signal; the others only dilute it. NaN below `LEAST_UNITS`.
     """
     finite = values[np.isfinite(values)]
-    if units < 2 or not len(finite):
+    if units < LEAST_UNITS or not len(finite):
         return np.nan, np.nan
-    alpha = float(norm.cdf(np.sqrt(units / (units - 1)) * student_t.ppf((1 - level) / 2, units - 1)))
-    low, high = np.quantile(finite, [alpha, 1 - alpha])
-    return float(low), float(high)
+    c = critical_value(units, level)
+    shares = norm.cdf([-c, -1, 0, 1, c])
+    low, below, middle, above, high = (float(q) for q in np.quantile(finite, shares))
+    return min(low, middle - c * (middle - below)), max(high, middle + c * (above - middle))
+
+
+def critical_value(units: int, level: float) -> float:
+    """Standard deviations of the replicates from their middle to either end of an interval."""
+    return float(np.sqrt(units / (units - 1)) * student_t.ppf((1 + level) / 2, units - 1))
 
 
 def summary_table(pool: Pool) -> pl.DataFrame:
@@ -416,6 +499,7 @@ def summary_table(pool: Pool) -> pl.DataFrame:
                 **signal._asdict(),
                 "nodes": nodes,
                 "questions": int(pool.questions[signal][g]),
+                "carrying": int(pool.carrying[signal][g]),
                 "reliability": point["reliability"][g],
                 "resolved": pool.resolved(signal, g),
                 "d_sq": total[g, _SUMS.index("d_sq")],
@@ -423,11 +507,7 @@ def summary_table(pool: Pool) -> pl.DataFrame:
                 "bin_high": bin_high,
             }
             for name in ("alignment", "gain", "mean_cosine"):
-                known = pool.known(signal, g, name)
-                low = high = np.nan
-                if known and pool.carrying[signal][g] > 1:  # one unit alone says nothing of its spread
-                    low, high = percentiles(pool.replicates[signal][name][:, g], pool.units, pool.level)
-                row |= {name: point[name][g] if known else np.nan, f"{name}_low": low, f"{name}_high": high}
+                row |= zip((name, f"{name}_low", f"{name}_high"), pool.estimate(signal, g, name), strict=True)
             rows.append(row)
     return frame(rows, SUMMARY)
 
@@ -451,13 +531,7 @@ def differences_table(pool: Pool) -> pl.DataFrame:
         row: dict[str, Any] = {"group": group, "bin": label, **a._asdict(), "other_bin": pool.places[b][h][1]}
         row |= {f"other_{name}": value for name, value in b._asdict().items()}
         for name in ("alignment", "gain"):
-            known = pool.known(a, g, name) and pool.known(b, h, name)
-            low = high = np.nan
-            if known and min(pool.carrying[a][g], pool.carrying[b][h]) > 1:
-                values = pool.replicates[a][name][:, g] - pool.replicates[b][name][:, h]
-                low, high = percentiles(values, pool.units, pool.level)
-            value = pool.point[a][name][g] - pool.point[b][name][h] if known else np.nan
-            row |= {name: value, f"{name}_low": low, f"{name}_high": high}
+            row |= zip((name, f"{name}_low", f"{name}_high"), pool.difference(a, g, b, h, name), strict=True)
         rows.append(row)
     return frame(rows, DIFFERENCES)
 

@@ -75,7 +75,7 @@ def make_tables(
     """All tables of a run, by name, and what the page says of each question; questions are gone through one by one."""
     names, scores = list(scored[0].distillation), config.scores
     temperature, limit = config.sampling.temperature, config.tree.tail_limit
-    sums = Sums(all_bins(scores.groupings, scored, names), len(scored))
+    sums = Sums(all_bins(scores.groupings, scored, names))
     tokens, chosen, facts = [], [], []
     nodes: dict[Signal, list[AtNodes]] = {signal: [] for signal in names}
     for q in scored:
@@ -127,11 +127,16 @@ def read_run(job: Job) -> dict[str, Any] | None:
 
 
 @task(name="aggregate", cache_policy=NO_CACHE, persist_result=False, task_run_name="aggregate and report")
-def aggregate_task(config: RunConfig, ids: list[str], left_out: dict[str, str]) -> Any:
-    """Stage 6 and the outputs; `Cached` where they are there, verified, and made from the same artefacts."""
+def aggregate_task(config: RunConfig, ids: list[str], left_out: dict[str, str], not_pooled: list[str]) -> Any:
+    """Stage 6 and the outputs; `Cached` where they are there, verified, and made from the same artefacts.
+
+    Args:
+        left_out: questions that the tables are without, with the reason.
+        not_pooled: those of them that the prior is without.
+    """
     began = time.monotonic()
     job = open_job(config)
-    job.leave_out(left_out)
+    job.leave_out(not_pooled)
     key = job.aggregate_key(ids)
     run = read_run(job)
     if run is not None and run.get("aggregate") == key and run.get("left_out") == left_out:

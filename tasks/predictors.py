@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from scipy.stats import rankdata
 
 from schemas.config import Scores
-from tasks.aggregate import QuestionScores, percentiles, resample, resampled
+from tasks.aggregate import QuestionScores, bootstrap_interval, resample, resampled
 from tasks.lineage import Signal
 from tasks.ragged import Floats
 
@@ -32,12 +33,13 @@ class AtNodes(NamedTuple):
     inner: Floats
     inner_noise: Floats
     d_sq: Floats
+    open: npt.NDArray[np.bool_]
 
     @classmethod
     def of(cls, q: QuestionScores, signal: Signal) -> "AtNodes":
         """From a question's arrays."""
         a, d_sq = q.alignment[signal], q.distillation[signal]["d_sq"][q.tree["node"]]
-        return cls(_values(q, signal), q.weight, a["inner"], a["inner_noise"], d_sq)
+        return cls(_values(q, signal), q.weight, a["inner"], a["inner_noise"], d_sq, q.open)
 
 
 def _values(q: QuestionScores, signal: Signal) -> Floats:
@@ -76,7 +78,8 @@ def predictor_rows(nodes: Mapping[Signal, Sequence[AtNodes]], scores: Scores, se
     for signal, questions in nodes.items():
         units = len(questions)
         counts = resample(units, scores.bootstrap, seed)
-        x, w, inner, inner_noise, d_sq = joined(questions)
+        x, w, inner, inner_noise, d_sq, _ = joined(questions)
+        carrying = sum(bool(((q.weight > 0) & q.open).any()) for q in questions)
         owner = np.repeat(np.arange(units), [len(q.weight) for q in questions])
         with np.errstate(divide="ignore", invalid="ignore"):
             y, noise = inner / np.sqrt(d_sq), inner_noise / d_sq
@@ -90,7 +93,7 @@ def predictor_rows(nodes: Mapping[Signal, Sequence[AtNodes]], scores: Scores, se
             corrected, plain = (float(v) for v in _correlations(sums.sum(axis=0)))
             replicates = _correlations(resampled(counts, sums))[0]
             lost = not np.isfinite(corrected) or np.isnan(replicates).mean() > (1 - scores.level) / 2
-            low, high = (np.nan, np.nan) if lost else percentiles(replicates, units, scores.level)
+            low, high = (np.nan, np.nan) if lost else bootstrap_interval(replicates, carrying, scores.level)
             rows.append(
                 {
                     "predictor": name,

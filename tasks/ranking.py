@@ -11,11 +11,10 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from scipy.stats import norm
 
 from schemas.arrays import AnyArray
 from schemas.config import Scores
-from tasks.aggregate import QUESTIONS_TO_RESAMPLE, percentiles, resample, resampled
+from tasks.aggregate import LEAST_UNITS, bootstrap_interval, critical_value, gain, resample, resampled
 from tasks.lineage import Signal
 from tasks.ragged import Floats, row_sums
 
@@ -55,29 +54,35 @@ def token_advantages(q: RankedQuestion) -> Floats:
     return out
 
 
+_SUMS = ("inner", "d_sq", "open", "rollouts")
+"""What is summed: `open` counts rollouts with an advantage, which alone tell of a direction."""
+
+
 def contributions(q: RankedQuestion, temperature: float) -> Floats:
-    """Unbiased pieces of <g, d>, and |d|^2, of each rollout by signal: [R, signals, 2]."""
+    """Unbiased pieces of <g, d>, |d|^2 and counts of each rollout by signal: [R, signals, len(_SUMS)]."""
     offsets = np.asarray(q.rollouts["offsets"], dtype=np.int64)
     advantage = token_advantages(q) / temperature
+    differs = row_sums(np.abs(advantage), offsets) > 0
     out = []
     for arrays in q.signals.values():
-        leads = row_sums(advantage * np.asarray(arrays["d_token"]), offsets)
-        out.append(np.stack([leads, row_sums(np.asarray(arrays["d_sq"]), offsets)], axis=1))
+        leads, d_sq = (row_sums(np.asarray(x), offsets) for x in (advantage * arrays["d_token"], arrays["d_sq"]))
+        out.append(np.stack([leads, d_sq, differs, np.ones(len(differs))], axis=1))
     return np.stack(out, axis=1)
 
 
 def gains(sums: Floats) -> Floats:
-    """sum <g, d> / sqrt(sum |d|^2): [..., 2] -> [...]; NaN where |d| is 0."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(sums[..., 1] > 0, sums[..., 0] / np.sqrt(sums[..., 1]), np.nan)
+    """Gain of a unit step: [..., len(_SUMS)] -> [...]; NaN where |d| is 0, or no rollout tells of a direction."""
+    inner, d_sq, open_, rollouts = np.moveaxis(sums, -1, 0)
+    return np.where(open_ > 0, gain(inner, d_sq, rollouts), np.nan)
 
 
 @dataclass(frozen=True)
 class Ranking:
     """Signals by gain: rows of `schemas.tables.RANKS`, and what it would take to settle the first two.
 
-    settled: their difference's interval leaves 0 out. more_questions: questions to add, with as many rollouts each;
-    more_rollouts: rollouts to add to each of these questions instead, None where that cannot be enough.
+    settled: their difference's interval leaves 0 out; None where there are no two signals whose gain is known.
+    more_questions: questions to add, with as many rollouts each; more_rollouts: rollouts to add to each of these
+    questions instead; None where that cannot be told, or cannot be enough.
     """
 
     rows: list[dict[str, Any]]
@@ -87,50 +92,74 @@ class Ranking:
 
 
 def rank(questions: Sequence[RankedQuestion], temperature: float, scores: Scores, seed: int) -> Ranking:
-    """Rank the signals of some questions; those without a direction come last, without a rank's numbers."""
+    """Rank the signals of some questions; those whose gain is not known come last, without a rank's numbers."""
     signals = list(questions[0].signals)
     by_rollout, tokens = [], 0
     for q in questions:  # one by one: each may be read when it is looked at
         by_rollout.append(contributions(q, temperature))
         tokens += int(q.rollouts["offsets"][-1])
-    units = np.stack([c.sum(axis=0) for c in by_rollout])
-    if len(units) < QUESTIONS_TO_RESAMPLE:
-        units = np.concatenate(by_rollout)
+    units, carrying = _units(by_rollout)
     total = units.sum(axis=0)
     point = gains(total)
     replicates = gains(resampled(resample(len(units), scores.bootstrap, seed), units))
     order = np.argsort(-np.nan_to_num(point, nan=-np.inf), kind="stable")
-    first = order[0]
-    leads = np.nanargmax(np.where(np.isfinite(replicates), replicates, -np.inf), axis=1)
-    rollouts = sum(len(c) for c in by_rollout)
-    rows = []
+    first, p_best = order[0], _shares_of_lead(replicates)
+    rows: list[dict[str, Any]] = []
     for place, i in enumerate(order.tolist(), 1):
         known = bool(np.isfinite(point[i]))
-        low, high = percentiles(replicates[:, i], len(units), scores.level)
-        behind = percentiles(replicates[:, first] - replicates[:, i], len(units), scores.level)
+        tied = bool(rows) and _equal(point[i], rows[-1]["gain"])
+        low, high = bootstrap_interval(replicates[:, i], carrying, scores.level)
+        behind = bootstrap_interval(replicates[:, first] - replicates[:, i], carrying, scores.level)
         rows.append(
             {
-                "rank": place if known else None,
+                "rank": (rows[-1]["rank"] if tied else place) if known else None,
                 **signals[i]._asdict(),
                 "gain": point[i],
                 "gain_low": low,
                 "gain_high": high,
-                "p_best": float((leads == i).mean()) if known else np.nan,
+                "p_best": p_best[i] if known and carrying >= LEAST_UNITS else np.nan,
                 "behind": point[first] - point[i],
                 "behind_low": behind[0],
                 "behind_high": behind[1],
-                "d_sq": total[i, 1] / tokens,
+                "d_sq": total[i, _SUMS.index("d_sq")] / tokens,
                 "questions": len(questions),
-                "rollouts": rollouts,
+                "carrying": carrying,
+                "rollouts": sum(len(c) for c in by_rollout),
             }
         )
-    return Ranking(rows, *_to_settle(by_rollout, point, replicates, order, scores.level))
+    return Ranking(rows, *_to_settle(by_rollout, carrying, point, replicates, order, scores.level))
+
+
+def _units(by_rollout: Sequence[Floats]) -> tuple[Floats, int]:
+    """What is resampled, [units, signals, len(_SUMS)], and how many of them carry signal.
+
+    Questions; where fewer than `LEAST_UNITS` of them carry signal, the rollouts of those that do, beside the others.
+    """
+    column = _SUMS.index("open")
+    carrying = [bool(c[:, 0, column].any()) for c in by_rollout]
+    if sum(carrying) >= LEAST_UNITS:
+        return np.stack([c.sum(axis=0) for c in by_rollout]), sum(carrying)
+    units = np.concatenate([c if open_ else c.sum(axis=0)[None] for c, open_ in zip(by_rollout, carrying, strict=True)])
+    return units, int((units[:, 0, column] > 0).sum())
+
+
+def _equal(a: float, b: float) -> bool:
+    """True for gains that differ by rounding alone, as those of teachers of the same content do."""
+    return bool(np.isclose(a, b, rtol=1e-9, atol=0.0))
+
+
+def _shares_of_lead(replicates: Floats) -> Floats:
+    """In which share of the replicates each signal has the largest gain, [b, signals] -> [signals]; ties are shared."""
+    most = np.max(replicates, axis=1, keepdims=True, initial=-np.inf, where=np.isfinite(replicates))
+    leads = np.isclose(replicates, most, rtol=1e-9, atol=0.0)
+    n = leads.sum(axis=1, keepdims=True)
+    return np.asarray(np.divide(leads, n, out=np.zeros(leads.shape), where=n > 0).mean(axis=0), dtype=np.float64)
 
 
 def _to_settle(
-    by_rollout: Sequence[Floats], point: Floats, replicates: Floats, order: AnyArray, level: float
+    by_rollout: Sequence[Floats], carrying: int, point: Floats, replicates: Floats, order: AnyArray, level: float
 ) -> tuple[bool | None, int | None, int | None]:
-    """Whether the first two are told apart, and if not, what more it would take.
+    """Whether the interval of the first two's difference leaves 0 out, and if not, what more it would take.
 
     The variance of their difference is that between rollouts of one question, which falls with rollouts, and that
     between questions, which falls with questions alone.
@@ -138,17 +167,21 @@ def _to_settle(
     if np.isfinite(point).sum() < 2:
         return None, None, None
     a, b = order[:2]
-    lead = point[a] - point[b]
-    variance = float(np.nanvar(replicates[:, a] - replicates[:, b], ddof=1))
-    wanted = (lead / norm.ppf((1 + level) / 2)) ** 2
-    if variance <= wanted:
-        return True, 0, 0
-    if wanted <= 0:
+    if carrying < LEAST_UNITS or _equal(point[a], point[b]):
         return False, None, None
-    scale = np.sqrt(np.sum([c[:, :, 1].sum(axis=0) for c in by_rollout], axis=0))
+    lead, differences = point[a] - point[b], replicates[:, a] - replicates[:, b]
+    if bootstrap_interval(differences, carrying, level)[0] > 0:
+        return True, 0, 0
+    variance = float(np.nanvar(differences, ddof=1))
+    wanted = (lead / critical_value(carrying, level)) ** 2
+    scale = np.sqrt(np.sum([c[:, :, 1:].sum(axis=0) for c in by_rollout], axis=0))[:, [0, 2]].prod(axis=1)
     pieces = [c[:, a, 0] / scale[a] - c[:, b, 0] / scale[b] for c in by_rollout]
     within = min(variance, float(sum(len(x) * x.var(ddof=1) for x in pieces if len(x) > 1)))
     questions, rollouts = len(by_rollout), np.mean([len(c) for c in by_rollout])
-    more_questions = int(np.ceil(questions * (variance / wanted - 1)))
     room = wanted - (variance - within)
-    return False, more_questions, int(np.ceil(rollouts * (within / room - 1))) if room > 0 else None
+    return False, _more(questions, variance, wanted), _more(rollouts, within, room) if room > 0 else None
+
+
+def _more(n: float, variance: float, wanted: float) -> int:
+    """What to add to n for a variance that falls as 1/n to be as wanted; at least one."""
+    return max(1, int(np.ceil(n * (variance / wanted - 1))))

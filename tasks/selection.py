@@ -13,7 +13,7 @@ from scipy.stats import rankdata
 
 from schemas.arrays import AnyArray
 from schemas.config import Scores
-from tasks.aggregate import QuestionScores, percentiles, resample, resampled
+from tasks.aggregate import QuestionScores, bootstrap_interval, gain, resample, resampled
 from tasks.alignment import node_scores, simulate
 from tasks.lineage import Signal
 from tasks.outcomes import Outcomes, merged
@@ -24,7 +24,8 @@ from tasks.ragged import Floats
 CHOICES = ("all", "likely_positive", "resolved_positive", "predicted_positive")
 """Likelier positive than not, and known to be, by the posterior; expected to be, by the cheap predictors."""
 FOLDS = 5
-_SUMS = ("inner", "d_sq", "weight")
+_SUMS = ("inner", "d_sq", "weight", "open", "rollouts")
+"""What is summed, of both halves; `open` counts nodes whose draws did not all end alike."""
 
 
 def split(tree: Mapping[str, AnyArray], rng: np.random.Generator) -> tuple[dict[str, AnyArray], dict[str, AnyArray]]:
@@ -58,13 +59,14 @@ def sum_choices(
                 a = node_scores(rows, nodes, d, d_sq, posterior, temperature, scores.level, tail_limit)
             positive = np.nan_to_num(a["p_positive"], nan=0.0) > 0.5
             kept = (np.ones(len(d_sq), dtype=bool), positive, positive & (a["lfsr"] < 1 - scores.level))
-            terms = _terms(q.weight, a["inner"], d_sq)
+            terms = _terms(q.weight, a["inner"], d_sq, q.open)
             out[i, :3] += [terms[k].sum(axis=0) for k in kept]
+    out[..., _SUMS.index("rollouts")] = 2 * len(q.rollouts["correct"])
     return out
 
 
-def _terms(weight: Floats, inner: AnyArray, d_sq: AnyArray) -> Floats:
-    return np.stack([weight * inner, weight * d_sq, weight], axis=1)
+def _terms(weight: Floats, inner: AnyArray, d_sq: AnyArray, open_: AnyArray) -> Floats:
+    return np.stack([weight * inner, weight * d_sq, weight, (weight > 0) & open_, np.zeros(len(weight))], axis=1)
 
 
 def sum_predicted(questions: Sequence[AtNodes]) -> Floats:
@@ -73,13 +75,13 @@ def sum_predicted(questions: Sequence[AtNodes]) -> Floats:
     A linear model of <g, d> / |d| on the predictors' ranks, fitted for each fold of questions on all others.
     """
     owner = np.repeat(np.arange(len(questions)), [len(q.weight) for q in questions])
-    x, weight, inner, _, d_sq = joined(questions)
+    x, weight, inner, _, d_sq, open_ = joined(questions)
     known = d_sq > 0
     ranks = rankdata(x, axis=1, nan_policy="omit") / max(1, x.shape[1]) - 0.5
     features = np.concatenate([np.ones((1, x.shape[1])), np.nan_to_num(ranks)]).T
     target = np.divide(inner, np.sqrt(d_sq), out=np.zeros(len(inner)), where=known)
     root = np.sqrt(np.maximum(weight, 0.0) * known)
-    terms = _terms(weight, inner, d_sq)
+    terms = _terms(weight, inner, d_sq, open_)
     out = np.zeros((len(questions), len(_SUMS)))
     for fold in range(min(FOLDS, len(questions))):
         held = owner % FOLDS == fold
@@ -92,16 +94,16 @@ def sum_predicted(questions: Sequence[AtNodes]) -> Floats:
 
 def selection_rows(sums: Floats, signals: Sequence[Signal], scores: Scores, seed: int) -> list[dict[str, Any]]:
     """Rows of `schemas.tables.SELECTION` from the sums of all questions, [Q, signals, choices, len(_SUMS)]."""
-    units = len(sums)
-    counts = resample(units, scores.bootstrap, seed)
+    counts = resample(len(sums), scores.bootstrap, seed)
     point, replicates = _gains(sums.sum(axis=0)), _gains(resampled(counts, sums))
     weight = sums.sum(axis=0)[..., _SUMS.index("weight")]
+    carrying = (sums[..., _SUMS.index("open")] > 0).sum(axis=0)
     rows = []
     for i, signal in enumerate(signals):
         for c, tokens in enumerate(CHOICES):
-            low, high = percentiles(replicates[:, i, c], units, scores.level)
-            more = percentiles(replicates[:, i, c] - replicates[:, i, 0], units, scores.level)
-            known = np.isfinite(point[i, c])
+            units, known = int(carrying[i, c]), np.isfinite(point[i, c])
+            low, high = bootstrap_interval(replicates[:, i, c], units, scores.level)
+            more = bootstrap_interval(replicates[:, i, c] - replicates[:, i, 0], units, scores.level)
             rows.append(
                 {
                     "tokens": tokens,
@@ -119,6 +121,9 @@ def selection_rows(sums: Floats, signals: Sequence[Signal], scores: Scores, seed
 
 
 def _gains(sums: Floats) -> Floats:
-    """Gain for a unit step, [..., len(_SUMS)] -> [...]; NaN where nothing is kept. Both halves scored every token."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(sums[..., 1] > 0, sums[..., 0] / np.sqrt(2 * sums[..., 1]), np.nan)
+    """Gain of a unit step, [..., choices, len(_SUMS)] -> [..., choices]; NaN where nothing is kept, or known.
+
+    Both halves scored every token, so all sums are twice over; rollouts are those of all tokens, whatever is kept.
+    """
+    inner, d_sq, open_, rollouts = (sums[..., _SUMS.index(name)] for name in ("inner", "d_sq", "open", "rollouts"))
+    return np.where(open_ > 0, gain(inner, d_sq, rollouts[..., :1]), np.nan)

@@ -2,7 +2,8 @@
 
     python -m tests.faults FAULT ARGUMENTS...
 
-FAULT is `question:ID` (its tree raises an error), `disk:N` (from the twentieth write on, N writes find no space),
+FAULT is `trees:ID` or another stage's (that stage of question ID raises an error), `disk:N` (from the twentieth write
+on, N writes find no space),
 `meet:FOLDER` (before its first work, waits until another process with the same fault is there), or `none`.
 """
 
@@ -23,15 +24,15 @@ from flows.cli import app  # noqa: E402
 from tasks.store.artefact import Store  # noqa: E402
 
 
-def failing_question(wanted: str) -> None:
-    make: Callable[..., Any] = vars(tasks.stages)["make_tree"]
+def failing_question(wanted: str, question: str) -> None:
+    make: Callable[..., Any] = vars(tasks.stages)["_make"]
 
-    def broken(job: Any, question: Any, rollouts: Any) -> Any:
-        if question.id == wanted:
-            raise ValueError(f"no tree grows for {question.id}")
-        return make(job, question, rollouts)
+    def broken(job: Any, stage: str, ids: Any, *args: Any) -> Any:
+        if stage == wanted and question in ids:
+            raise ValueError(f"no {stage} for {question}")
+        return make(job, stage, ids, *args)
 
-    setattr(tasks.stages, "make_tree", broken)  # noqa: B010
+    setattr(tasks.stages, "_make", broken)  # noqa: B010
 
 
 def full_disk(writes: int) -> None:
@@ -62,8 +63,8 @@ def meeting(folder: Path) -> None:
 
 if __name__ == "__main__":
     name, _, value = sys.argv[1].partition(":")
-    if name == "question":
-        failing_question(value)
+    if name in tasks.stages.STAGES:
+        failing_question(name, value)
     elif name == "disk":
         full_disk(int(value))
     elif name == "meet":

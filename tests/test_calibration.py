@@ -13,7 +13,17 @@ from flows.calibrate import families, settings_of
 from flows.cli import app
 from schemas.config import Branching, CalibrateConfig, ForwardKL, ReverseKL
 from tasks.calibration.chain import exact_scores, expected, walk
-from tasks.calibration.judge import Figure, by_planner, failing, figures, ranking_table
+from tasks.calibration.judge import (
+    COVERS,
+    WITHIN_01,
+    Figure,
+    Range,
+    _share,
+    by_planner,
+    figures,
+    judged_as,
+    ranking_table,
+)
 from tasks.calibration.measure import EQUAL_COSINE, Setting, measure
 from tasks.calibration.report import calibration_page
 from tasks.calibration.simulate import draw, roll
@@ -92,8 +102,8 @@ def test_a_biased_estimate_fails(rows: pl.DataFrame) -> None:
         pl.when(pl.col("score") == "gain").then(pl.col("estimate") + 0.3).otherwise("estimate").alias("estimate"),
         pl.when(pl.col("score") == "alignment").then(pl.col("truth") + 9).otherwise("high").alias("low"),
     )
-    found = {f.name: f.holds for f in figures(shifted)}
-    assert found["bias of gain, adaptive"] is False and found["coverage, alignment"] is False
+    found = {f.name: f.verdict for f in figures(shifted)}
+    assert found["bias of gain, adaptive"] == "fail" and found["coverage, alignment"] == "fail"
 
 
 def test_families_and_bad_lengths() -> None:
@@ -112,12 +122,45 @@ def test_windows_rows_say_what_it_is() -> None:
 
 
 def test_figures_that_fail_are_named() -> None:
-    judged = [
-        Figure("bias of gain", 0.5, 0.01, 20, "within .01", False),
-        Figure("wrong signs", 0.01, None, 20, "at most 5 %", True),
-        Figure("resolved", None, None, 0, "", None),
-    ]
-    assert failing(judged) == ["bias of gain: 0.500, must be within .01"]
+    judged = [Figure("bias of gain", 0.5, 0.01, 20, WITHIN_01), Figure("resolved", None, None, 0)]
+    assert judged_as("fail", judged) == ["bias of gain: 0.500 ± 0.010, must be within .01"]
+    assert judged_as("inconclusive", judged) == judged_as("pass", judged) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "wanted", "verdict"),
+    [
+        (0.95, 0.01, COVERS, "pass"),
+        (0.965, 0.013, COVERS, "inconclusive"),  # inside, but no nearer told than its error
+        (0.990, 0.025, COVERS, "inconclusive"),
+        (0.990, 0.005, COVERS, "fail"),
+        (0.90, 0.01, COVERS, "fail"),
+        (2.1, 1.1, Range(-np.inf, 1.0, "at most 1"), "inconclusive"),
+        (2.1, 0.5, Range(-np.inf, 1.0, "at most 1"), "fail"),
+        (0.5, 1.1, Range(-np.inf, 1.0, "at most 1"), "inconclusive"),
+        (0.5, 0.2, Range(-np.inf, 1.0, "at most 1"), "pass"),
+        (0.0, None, WITHIN_01, "pass"),
+        (None, None, WITHIN_01, None),
+        (0.5, 0.1, None, None),
+    ],
+)
+def test_verdicts_look_at_the_error_both_ways(
+    value: float | None, error: float | None, wanted: Range | None, verdict: str | None
+) -> None:
+    assert Figure("a figure", value, error, 20, wanted).verdict == verdict
+
+
+def test_shares_have_the_error_that_runs_show() -> None:
+    """Counts of one run hang together: the error is that of as many runs, not of as many counts."""
+    blank = {"length": 64, "signal": "clear", "student": "even", "decisions": "fixed"}
+    rng = np.random.default_rng(0)
+    rows = [{**blank, "run": r, "estimate": float(p), "count": 1000} for r, p in enumerate(rng.uniform(0.9, 1, 50))]
+    found = _share("a share", pl.DataFrame(rows), COVERS)
+    assert found.value == pytest.approx(0.95, abs=0.01) and found.error == pytest.approx(
+        0.1 / 12**0.5 / 50**0.5, rel=0.2
+    )
+    alike = _share("a share", pl.DataFrame([{**row, "estimate": 1.0} for row in rows[:2]]), COVERS)
+    assert alike.error == pytest.approx(1 / 3) and alike.verdict == "inconclusive"
 
 
 @pytest.mark.slow

@@ -122,3 +122,16 @@ def test_three_nights(settings: dict[str, Any], prefect_environment: dict[str, s
     assert code == 1 and "moved: small: large/none by reverse_kl" in out and "regressions" in err, out + err
     told = json.loads((store / "nightly" / "suite" / "nightly.json").read_text())
     assert told["regressions"] and told["computed"] == ["small"] and not told["failed"]
+
+
+def test_a_run_that_cannot_begin_does_not_end_the_night(
+    settings: dict[str, Any], prefect_environment: dict[str, str], tmp_path: Path
+) -> None:
+    lost = {**settings, "name": "lost", "questions": {"path": str(tmp_path / "gone.jsonl")}}
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(yaml.safe_dump({"name": "suite", "store": settings["store"], "runs": [lost, settings]}))
+    done = cli("nightly", str(suite), environment=prefect_environment, cwd=tmp_path)
+    assert done.returncode == 1 and "computed: small" in done.stdout, done.stderr
+    assert "lost: InputError: questions.path:" in done.stderr and "gone.jsonl" in done.stderr
+    told = json.loads((Path(settings["store"]) / "nightly" / "suite" / "nightly.json").read_text())
+    assert list(told["failed"]) == ["lost"] and told["computed"] == ["small"]

@@ -12,7 +12,10 @@ from schemas.config import AdaptiveTree, ReverseKL, WindowsTree
 from tasks.calibration.chain import exact_scores
 from tasks.calibration.simulate import Rolled, Taught, draw, roll
 from tasks.calibration.suite import Family, make_question
+from tasks.engines.transformers import TransformersScorer
+from tasks.engines.trunks import TransformersSampler
 from tasks.job import Job
+from tasks.lineage import sources, taught
 from tasks.outcomes import Outcomes, completed, linear, squared_norm
 from tasks.outcomes import merged as merged_nodes
 from tasks.ragged import owners, row_sums
@@ -137,6 +140,48 @@ def test_a_plan_reads_nothing_of_what_is_there(settings: dict[str, Any], monkeyp
     rollouts, trees = cost(job)[:2]
     assert (rollouts.cached, rollouts.missing, rollouts.sequences) == (4, 2, 2 * 4)
     assert (trees.cached, trees.missing, trees.sequences) == (0, 6, 6 * 6 * 12)
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"kind": "forced", "nodes": 6, "head": 3, "tail": 2, "draws": 12},
+        {"kind": "windows", "draws": 200, "min_visits": 3},
+        {"kind": "adaptive", "head": 3, "tail": 2, "node_draws": 16, "round": 25, "draws": 74},
+        {"kind": "adaptive", "head": 3, "tail": 2, "node_draws": 12, "round": 48, "draws": 240},
+        {"kind": "adaptive", "head": 3, "tail": 2, "node_draws": 12, "round": 24, "draws": 96, "target": "tokens"},
+    ],
+)
+def test_a_plan_is_what_is_done_at_most(
+    tree: dict[str, Any], settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted: completions decoded and sequences scored, by stage."""
+    done = {"sequences": 0, "forwards": 0}
+    hidden, decode = TransformersScorer.hidden, TransformersSampler.continue_prefixes
+
+    def scored(self: TransformersScorer, sequences: Any, starts: Any) -> Any:
+        done["forwards"] += len(sequences)
+        return hidden(self, sequences, starts)
+
+    def decoded(self: TransformersSampler, trunks: Any, draws: Any, temperature: float) -> Any:
+        done["sequences"] += len(draws)
+        return decode(self, trunks, draws, temperature)
+
+    job = Job(checked({**settings, "tree": tree}))
+    planned = {c.stage: c for c in cost(job)}
+    assert job.sampler and job.student  # loaded, with their self-tests
+    monkeypatch.setattr(TransformersScorer, "hidden", scored)
+    monkeypatch.setattr(TransformersSampler, "continue_prefixes", decoded)
+    for stage in ("rollouts", "trees", "ideal", "prior", "distillation"):
+        for source in sources(job.config) if stage == "distillation" else [None]:
+            if source is not None:
+                job.teacher_scorer(taught(job.config)[source][0])
+            done.update(sequences=0, forwards=0)
+            run_stage(job, stage, list(job.questions), source)
+            parts = len(sources(job.config)) if source is not None else 1
+            for what, n in done.items():
+                most = getattr(planned[stage], what) / parts
+                assert most / 2 <= n <= most, (stage, source, what)
 
 
 def test_windows_start_at_powers_of_two_and_share_the_budget() -> None:

@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import rankdata
 
 from schemas.config import ForcedTree, ReverseKL, Scores
-from tasks.aggregate import QuestionScores, differences_table, make_pool, percentiles
+from tasks.aggregate import QuestionScores, bootstrap_interval, differences_table, make_pool
 from tasks.alignment import interval, make_alignment
 from tasks.calibration.chain import Sums, exact_scores, expected
 from tasks.calibration.simulate import Rolled, Taught, draw, roll
@@ -194,10 +194,10 @@ def test_predictors_are_corrected_for_noise(run: Run) -> None:
 
 def test_percentiles_widen_for_few_units() -> None:
     values = np.random.default_rng(0).standard_normal(100_000)
-    assert percentiles(values, 10_000, 0.95) == pytest.approx((-1.96, 1.96), abs=0.03)
-    low, high = percentiles(values, 8, 0.95)
+    assert bootstrap_interval(values, 10_000, 0.95) == pytest.approx((-1.96, 1.96), abs=0.03)
+    low, high = bootstrap_interval(values, 8, 0.95)
     assert high == pytest.approx(2.365 * np.sqrt(8 / 7), abs=0.06) and low == pytest.approx(-high, abs=0.08)
-    assert np.isnan(percentiles(values, 1, 0.95)).all()
+    assert np.isnan(bootstrap_interval(values, 1, 0.95)).all()
 
 
 def test_differences_are_paired(run: Run) -> None:
@@ -215,7 +215,7 @@ def test_differences_are_paired(run: Run) -> None:
     assert (pair["teacher"], pair["other_teacher"]) == ("good", "fair")
     points = [pool.point[s]["alignment"][0] for s in signals]
     assert pair["alignment"] == pytest.approx(points[0] - points[1])
-    widths = [np.subtract(*percentiles(pool.replicates[s]["alignment"][:, 0], 16, 0.95)) for s in signals]
+    widths = [np.subtract(*bootstrap_interval(pool.replicates[s]["alignment"][:, 0], 16, 0.95)) for s in signals]
     assert pair["alignment_high"] - pair["alignment_low"] < np.hypot(*widths)
     outcome = table.filter(table["group"] == "outcome").row(0, named=True)
     assert (outcome["bin"], outcome["other_bin"]) == ("correct", "incorrect")

@@ -22,7 +22,7 @@ from schemas.config import (
     WindowsTree,
 )
 from schemas.config import Scores as ScoreSettings
-from tasks.aggregate import Pool, QuestionScores, make_pool, percentiles
+from tasks.aggregate import Pool, QuestionScores, make_pool
 from tasks.alignment import make_alignment
 from tasks.calibration.chain import Chain, Sums, exact_scores, expected
 from tasks.calibration.chain import Scores as Exact
@@ -157,7 +157,7 @@ def _row(score: str, teacher: str, estimate: float, truth: float, **more: float)
 
 
 def _ranks(drawn: Sequence[Member], rolled: Sequence[Rolled], run: int) -> Iterator[dict[str, Any]]:
-    """The ranking's gains, in the unit of alignments: divided by the exact sqrt(sum |g|^2)."""
+    """The ranking's gains, in the unit of alignments: divided by the exact sqrt(sum |g|^2) of a rollout."""
     signals = {name: Signal(name, "none", "reverse_kl") for name in TEACHERS}
     questions = [
         RankedQuestion(
@@ -169,7 +169,7 @@ def _ranks(drawn: Sequence[Member], rolled: Sequence[Rolled], run: int) -> Itera
     ranking = rank(questions, 1.0, SCORES, run)
     for row in ranking.rows:
         own = truth(drawn, row["teacher"], "all")
-        scale = np.sqrt(own.g_sq * len(rolled[0].ground.correct))
+        scale = np.sqrt(own.g_sq / len(drawn))
         yield _row("rank gain", row["teacher"], row["gain"] / scale, own.alignment)
 
 
@@ -199,13 +199,12 @@ def _scores(
             )
         )
     pool = make_pool(scored, list(signals.values()), SCORES, run)
-    yield from _pooled(setting, pool, signals, members, drawn)
+    yield from _pooled(pool, signals, members, drawn)
     for name, signal in signals.items():
         yield from _nodes(name, [q.alignment[signal] for q in scored], drawn, rolled, trees)
 
 
 def _pooled(
-    setting: Setting,
     pool: Pool,
     signals: Mapping[str, Signal],
     members: Sequence[Member],
@@ -214,44 +213,27 @@ def _pooled(
     """Pooled scores, and differences of groups and teachers; `own` is the truth of the very questions."""
     groups = ("all", "incorrect", "correct")  # places 0, 1, 2 of the pool
 
-    def difference(a: Signal, g: int, b: Signal, h: int) -> dict[str, float]:
-        if not (pool.known(a, g, "alignment") and pool.known(b, h, "alignment")):
-            return {"estimate": np.nan}
-        values = pool.replicates[a]["alignment"][:, g] - pool.replicates[b]["alignment"][:, h]
-        low, high = percentiles(values, pool.units, pool.level)
-        return {"estimate": pool.point[a]["alignment"][g] - pool.point[b]["alignment"][h], "low": low, "high": high}
+    def row(score: str, teacher: str, found: tuple[float, float, float], truth: float, **more: float) -> dict[str, Any]:
+        return {**_row(score, teacher, found[0], truth, **more), "low": found[1], "high": found[2]}
 
     for name, signal in signals.items():
         whole, own = ({g: truth(of, name, g) for g in groups} for of in (members, drawn))
-        scale = np.sqrt(len(drawn) * setting.rollouts * truth(members, name, "all").g_sq / len(members))
         for score in ("alignment", "gain", "mean_cosine"):
-            known = pool.known(signal, 0, score)
-            unit = scale if score == "gain" else 1.0  # a gain over the exact sqrt(sum |g|^2) is an alignment
-            low, high = percentiles(pool.replicates[signal][score][:, 0], pool.units, pool.level)
-            yield _row(
-                score,
-                name,
-                float(pool.point[signal][score][0] / unit) if known else np.nan,
-                whole["all"].alignment,
-                low=low / unit if known else np.nan,
-                high=high / unit if known else np.nan,
-                own=own["all"].alignment,
-            )
+            # a gain over the exact sqrt(sum |g|^2) of a rollout is an alignment
+            unit = np.sqrt(truth(members, name, "all").g_sq / len(members)) if score == "gain" else 1.0
+            value, low, high = (float(x / unit) for x in pool.estimate(signal, 0, score))
+            yield row(score, name, (value, low, high), whole["all"].alignment, own=own["all"].alignment)
         places = pool.places[signal]
         correct, incorrect = (
             next(i for i, place in enumerate(places) if place[:2] == ("outcome", g)) for g in ("correct", "incorrect")
         )
         score = "equal groups" if name == EQUAL else "group difference"
-        yield {
-            **_row(score, name, np.nan, whole["correct"].alignment - whole["incorrect"].alignment),
-            **difference(signal, correct, signal, incorrect),
-        }
+        gap = pool.difference(signal, correct, signal, incorrect, "alignment")
+        yield row(score, name, gap, whole["correct"].alignment - whole["incorrect"].alignment)
     for a, b in (("good", "fair"), ("fair", "other"), ("other", "random")):
         exact_difference = truth(members, a, "all").alignment - truth(members, b, "all").alignment
-        yield {
-            **_row("teacher difference", f"{a} - {b}", np.nan, exact_difference),
-            **difference(signals[a], 0, signals[b], 0),
-        }
+        gap = pool.difference(signals[a], 0, signals[b], 0, "alignment")
+        yield row("teacher difference", f"{a} - {b}", gap, exact_difference)
 
 
 def _nodes(

@@ -1,7 +1,8 @@
 """The adaptive plan: rounds of the same size, each a sample of nodes of its own with known probabilities.
 
-A round's nodes and draws may follow from all that earlier rounds showed. Its own draws are fresh, so its estimates are
-unbiased whatever was learned before; the mean over rounds is too, since every round counts the same.
+A round's inclusion probabilities may follow from all that earlier rounds showed. The sample that it takes with them and
+its draws are fresh, so its estimates are unbiased whatever was learned before; the mean over rounds is too, since every
+round counts the same.
 """
 
 from collections.abc import Sequence
@@ -16,8 +17,6 @@ from tasks.trees.plan import Drawn, Ground, Plan, assembled, plan_round
 
 _KNOWN = 0.95
 """Share of |g|^2 as drawn that is signal, from which on a node is left alone."""
-_PHI = (np.sqrt(5) - 1) / 2
-"""Starts of the rounds' systematic samples follow the golden ratio, so that together they spread evenly."""
 _LEAST_VARIANCE = 0.1
 """Share of a question's outcome variance that any position is thought to have: nothing is ever ruled out."""
 
@@ -40,7 +39,7 @@ def adaptive_plan(tree: AdaptiveTree, ground: Ground, drawn: Sequence[Drawn], se
     inclusion = inclusion_probabilities(sizes, tree.round // tree.node_draws)
     if drawn and not inclusion.any():
         return None  # the student is certain of every token: nothing to branch
-    nodes = systematic_sample(inclusion, float((ground.start() + len(drawn) * _PHI) % 1.0))
+    nodes = systematic_sample(inclusion, ground.start(len(drawn)))
     return plan_round(ground, nodes, inclusion[nodes], tree, tree.node_draws, len(drawn))
 
 

@@ -11,5 +11,5 @@ def forced_plan(tree: ForcedTree, ground: Ground) -> Plan:
     """The only round."""
     sizes = ground.leverage if tree.node_choice == "leverage" else np.ones(len(ground.leverage))
     inclusion = inclusion_probabilities(sizes, tree.nodes)
-    nodes = systematic_sample(inclusion, ground.start())
+    nodes = systematic_sample(inclusion, ground.start(0))
     return plan_round(ground, nodes, inclusion[nodes], tree, tree.draws)

@@ -41,9 +41,9 @@ class Ground:
         """[T]."""
         return self.by_position["leverage"]
 
-    def start(self) -> float:
-        """The uniform that starts the systematic sample of nodes."""
-        seed = stream_seed(self.seed, self.question, "nodes")
+    def start(self, round_: int) -> float:
+        """The uniform that starts the systematic sample of a round's nodes, independent of that of any other round."""
+        seed = stream_seed(self.seed, self.question, "nodes", round_)
         return float(uniforms(np.array([seed], dtype=np.uint64), 0)[0])
 
     def tail_uniforms(self, positions: Ints, n: int, round_: int) -> torch.Tensor:

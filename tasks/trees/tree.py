@@ -65,10 +65,26 @@ def most_draws(tree: Tree) -> int:
     match tree:
         case ForcedTree():
             return tree.nodes * tree.draws
-        case AdaptiveTree():
-            return tree.draws // tree.round * tree.round
+        case AdaptiveTree():  # a round is of whole nodes; the last one begins where a whole round still fits
+            return tree.draws - tree.round + tree.round // tree.node_draws * tree.node_draws
         case WindowsTree():
             return tree.draws
+        case _:
+            return 0
+
+
+def most_forwards(tree: Tree, rollouts: int) -> int:
+    """Passes over a whole prompt and completion for one question's tree, at most.
+
+    All rollouts are scored to choose nodes; then, in each round, those that hold a node of it.
+    """
+    match tree:
+        case ForcedTree():
+            return rollouts + min(rollouts, tree.nodes)
+        case AdaptiveTree():
+            return rollouts + most_draws(tree) // tree.node_draws
+        case WindowsTree():
+            return 2 * rollouts
         case _:
             return 0
 

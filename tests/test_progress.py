@@ -1,0 +1,62 @@
+"""What a log file shows of a run: what is done of how much, how fast, and what is left, while it works."""
+
+import io
+import re
+import time
+
+import pytest
+from rich.console import Console
+
+from flows.terminal import progress
+from tasks.progress import Amount, report
+
+
+def test_a_log_file_says_every_so_often_how_far_the_work_is() -> None:
+    out = io.StringIO()
+    with progress(Console(file=out), pause=0.05):
+        report("rollouts", 0, 2)
+        report("completions", 0, 16)
+        time.sleep(0.12)  # nothing is done yet: it says so all the same
+        for _ in range(2):
+            report("completions", 8)
+            report("rollouts", 1)
+        report("trees", 0, 4)
+        report("trees", 1)
+        time.sleep(0.12)
+    lines = out.getvalue().splitlines()
+    assert lines[0] == "rollouts: 0 of 2, 0 s" and lines[1] == "completions: 0 of 16, 0 s"
+    waiting = lines[2 : lines.index(next(line for line in lines if "16 of 16" in line))]
+    assert waiting and set(waiting) == {"completions: 0 of 16, 0 s"}  # of the last to begin
+    assert any(re.fullmatch(r"rollouts: 2 of 2, 0 s, \S+/s", line) for line in lines)
+    trees = [line for line in lines if line.startswith("trees: 1 of 4")]
+    assert trees and all(re.fullmatch(r"trees: 1 of 4, 0 s, \S+/s, about \d+ s left", line) for line in trees)
+    assert not any(line.startswith("rollouts") for line in lines[lines.index("trees: 0 of 4, 0 s") :])
+
+
+def test_nothing_is_written_after_the_end() -> None:
+    out = io.StringIO()
+    with progress(Console(file=out), pause=0.01):
+        report("trees", 0, 4)
+    ended = out.getvalue()
+    time.sleep(0.05)
+    report("trees", 4)
+    assert out.getvalue() == ended
+
+
+@pytest.mark.parametrize(
+    ("done", "over", "text"),
+    [(0, False, "0 of 1,200, 10 s"), (300, False, "300 of 1,200, 10 s, 30/s, about 30 s left"), (300, True, "30/s")],
+)
+def test_amounts_in_words(done: int, over: bool, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    amount = Amount(1200, began=0.0)
+    monkeypatch.setattr(time, "monotonic", lambda: 10.0)
+    amount.add(done)
+    amount.over = over
+    assert str(amount).endswith(text)
+
+
+def test_what_is_told_twice_counts_up_to_the_total() -> None:
+    amount = Amount(10)
+    amount.add(8)
+    amount.add(8)
+    assert amount.complete and amount.done == 10
