@@ -4,14 +4,15 @@ FROM python:3.11-slim-bookworm
 RUN apt-get update \
     && apt-get install -y --no-install-recommends gcc=4:12.2.0-3 libc6-dev=2.36-9* \
     && rm -rf /var/lib/apt/lists/*
+ENV PATH=/opt/opdscope/.venv/bin:$PATH
 WORKDIR /opt/opdscope
 COPY constraints.txt pyproject.toml README.md ./
+COPY infra/setup.sh infra/
 COPY schemas schemas
 COPY tasks tasks
 COPY flows flows
 ARG EXTRAS=s3
-RUN pip install --no-cache-dir -c constraints.txt "torch==2.13.0" \
-    && pip install --no-cache-dir -c constraints.txt -e ".[${EXTRAS}]" \
+RUN PIP_NO_CACHE_DIR=1 UV_NO_CACHE=1 sh -c '. infra/setup.sh && setup "[$EXTRAS]"' infra/image \
     && useradd --create-home --uid 1000 opdscope
 
 USER 1000

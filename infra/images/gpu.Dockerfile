@@ -1,5 +1,5 @@
 # docker build -f infra/images/gpu.Dockerfile -t opdscope:gpu .
-FROM nvidia/cuda:12.8.1-devel-ubuntu22.04
+FROM nvidia/cuda:13.0.2-devel-ubuntu22.04
 
 RUN apt-get update \
     && apt-get install -y --no-install-recommends software-properties-common=0.99.22.9 \
