@@ -1,4 +1,4 @@
-"""Answers as data sets hold them, each with right and wrong completions, through the verifier that is meant for them."""
+"""Answers as data sets hold them, with right and wrong completions, through the verifiers meant for them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +22,11 @@ class Case:
 
 
 COMPETITION = [  # MATH, AMC
-    Case(r"3\sqrt{2}", (r"\sqrt{18}", r"3\sqrt2", r"\sqrt{2}\cdot 3", "3√2"), ("3", r"\sqrt{2}", r"-3\sqrt{2}", r"2\sqrt{3}")),
+    Case(
+        r"3\sqrt{2}",
+        (r"\sqrt{18}", r"3\sqrt2", r"\sqrt{2}\cdot 3", "3√2"),
+        ("3", r"\sqrt{2}", r"-3\sqrt{2}", r"2\sqrt{3}"),
+    ),
     Case(r"10\pi", (r"\pi\cdot 10", "10π"), ("10", r"\pi", r"-10\pi", r"11\pi")),
     Case(r"2\frac{1}{2}", (r"\frac{5}{2}", "2.5", "5/2", "2 1/2", "2½"), (r"\frac{1}{2}", "2", "1", "-2.5")),
     Case(r"-\frac{1}{3}", (r"\frac{-1}{3}", "-1/3", r"-\dfrac13", "−1/3"), (r"\frac{1}{3}", "-1", "3", "-0.3")),
@@ -34,17 +38,25 @@ COMPETITION = [  # MATH, AMC
     Case("(0,1)", (r"\left(0,1\right)", "(0, 1)"), ("0", "1", "[0,1]", "(1,0)")),
     Case("[0,1)", (r"\left[0,1\right)",), ("0", "(0,1)", "[0,1]")),
     Case(r"x \in [-2,7]", ("[-2,7]", r"[-2, 7]"), ("-2", "7", "[2,7]", "(-2,7)")),
-    Case(r"(-\infty, 2) \cup (3, \infty)", (r"(-\infty,2)\cup(3,\infty)",), ("2", "3", r"(-\infty, 3) \cup (2, \infty)")),
+    Case(
+        r"(-\infty, 2) \cup (3, \infty)", (r"(-\infty,2)\cup(3,\infty)",), ("2", "3", r"(-\infty, 3) \cup (2, \infty)")
+    ),
     Case(r"(-\infty,-1]", (r"\left(-\infty,-1\right]",), ("-1", r"(-\infty,-1)", r"(-\infty,1]")),
     Case(r"\{1,2,3\}", ("1,2,3", r"\{3,2,1\}"), ("1", "3", r"\{1,2\}", r"\{1,2,4\}")),
     Case("-2, 3", ("3,-2", r"-2\text{ and }3", r"\{-2,3\}"), ("-2", "3", "2, 3", "-2, -3")),
-    Case(r"\begin{pmatrix} 1 \\ -2 \end{pmatrix}", (r"\begin{bmatrix} 1 \\ -2 \end{bmatrix}",), ("1", "-2", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}")),
+    Case(
+        r"\begin{pmatrix} 1 \\ -2 \end{pmatrix}",
+        (r"\begin{bmatrix} 1 \\ -2 \end{bmatrix}",),
+        ("1", "-2", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}"),
+    ),
     Case(
         "\\begin{pmatrix}\n1 & 2\\\\\n3 & 4\n\\end{pmatrix}",
         (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", "\\begin{pmatrix}\n1&2\\\\\n3&4\\end{pmatrix}"),
         ("1", "4", r"\begin{pmatrix}1&2\\3&5\end{pmatrix}"),
     ),
-    Case(r"\left( 3, \frac{\pi}{2} \right)", (r"(3,\pi/2)",), ("3", r"\frac{\pi}{2}", r"(3,\pi)", r"(-3,\frac{\pi}{2})")),
+    Case(
+        r"\left( 3, \frac{\pi}{2} \right)", (r"(3,\pi/2)",), ("3", r"\frac{\pi}{2}", r"(3,\pi)", r"(-3,\frac{\pi}{2})")
+    ),
     Case("(2,-3,4)", (r"\left(2,-3,4\right)",), ("2", "4", "(2,3,4)", "(2,-3)")),
     Case(r"\text{Friday}", ("Friday", r"\text{friday}", r"\textbf{Friday}"), (r"\text{Monday}", "Sunday")),
     Case("Friday", (r"\text{Friday}", "Friday", r"\mathrm{Friday}"), (r"\text{Monday}", "Sunday")),
@@ -76,12 +88,12 @@ COMPETITION = [  # MATH, AMC
     Case(r"2^{10}", ("1024",), ("2", "10", "20", "1023")),
     Case(r"\frac{x+1}{2}", (r"\frac{1}{2}(x+1)", "(x+1)/2"), ("1", "2", r"\frac{x-1}{2}")),
     Case(r"\log_2 3", (r"\log_{2}{3}", r"\frac{\ln 3}{\ln 2}"), ("2", "3", r"\log_3 2")),
-    Case(r"0.\overline{3}", (r"0.\overline{3}", r"0.\overline 3"), ("0", "3", "0.3")),
+    Case(r"0.1\overline{6}", (r"0.1\overline 6", r"\frac{1}{6}"), ("0", "1", "0.16", "0.1", r"0.\overline{16}")),
     Case("3:2", ("3:2", r"\frac{3}{2}"), ("3", "2", "2:3")),
     Case("6:00", ("6:00",), ("6", "0", "7:00")),
     Case(r"x > 2", (r"x>2", r"2<x"), ("2", "x<2", "x>3")),
     Case(r"\emptyset", (r"\emptyset",), ("0",)),
-]  # fmt: skip
+]
 
 CONTEST_NUMBERS = [  # AIME
     Case("073", ("73", "073"), ("7", "3", "74", "-73")),
@@ -100,7 +112,11 @@ OLYMPIAD = [
     Case(r"\[n^2+1\]", ("1+n^2",), ("1", "n^2", "n^2-1")),
     Case(r"\boxed{\frac{7}{4}}", ("1.75", "7/4"), ("7", "4", r"-\frac{7}{4}")),
     Case(r"$\theta=45^{\circ}$", ("45", r"45^\circ"), ("4", "-45", "46")),
-    Case(r"1.6 \times 10^{-19}", (r"1.6\times 10^{-19}", "1.6e-19"), ("1.6", "10", "0", r"1.7\times 10^{-19}", r"1.6\times 10^{-18}")),
+    Case(
+        r"1.6 \times 10^{-19}",
+        (r"1.6\times 10^{-19}", "1.6e-19"),
+        ("1.6", "10", "0", r"1.7\times 10^{-19}", r"1.6\times 10^{-18}"),
+    ),
     Case(r"3.5\times 10^{5}", ("350000", "3.5e5", r"35\cdot 10^4"), ("3.5", "10", "5", r"3.6\times 10^5")),
     Case("1e5", ("100000", r"10^5", "1e5"), ("1", "5", "10000", "1e6")),
     Case(r"$1.5 \times 10^{8} \mathrm{~m}$", (r"1.5\times 10^8", "150000000"), ("1.5", "8", "15")),
@@ -110,19 +126,47 @@ OLYMPIAD = [
     Case(r"\frac{n(n+1)}{2}", ("n(n+1)/2", r"\frac{n^2+n}{2}"), ("2", "n", r"\frac{n(n-1)}{2}")),
     Case(r"2^{n}-1", (r"-1+2^n",), ("2", "-1", "2^n", "2^n+1")),
     Case(r"1-\frac{1}{e}", (r"\frac{e-1}{e}",), ("1", "e", r"1+\frac{1}{e}")),
-]  # fmt: skip
+]
 
 WORD_PROBLEMS = [  # GSM8K, SVAMP
-    Case("1,200", ("1200", "1,200", r"1{,}200"), ("1", "200", "-1200", "1201"), ("#### 1200", "The answer is 1,200.", "So $1,200 in all."), ("#### 120", "1,201")),
-    Case("72", ("72", "72.0", "72."), ("7", "2", "-72", "73"), ("48+24=72\n#### 72", "It is −72, no: 72"), ("#### 71", "−72")),
+    Case(
+        "1,200",
+        ("1200", "1,200", r"1{,}200"),
+        ("1", "200", "-1200", "1201"),
+        ("#### 1200", "The answer is 1,200.", "So $1,200 in all."),
+        ("#### 120", "1,201"),
+    ),
+    Case(
+        "72",
+        ("72", "72.0", "72."),
+        ("7", "2", "-72", "73"),
+        ("48+24=72\n#### 72", "It is −72, no: 72"),
+        ("#### 71", "−72"),
+    ),
     Case("8.0", ("8", "8.00"), ("80", "-8", "0"), ("The answer is 8.", "8 apples"), ("9 apples",)),
-    Case("0.5", ("0.5", ".5", r"\frac{1}{2}"), ("5", "0", "-0.5"), ("The answer is 1/2.", "The answer is 0.5"), ("The answer is 5.",)),
-    Case("-5", ("-5", "−5", "－５", "–5"), ("5", "4", "-6"), ("The answer is −5.", "The answer is -5."), ("The answer is 5.", "The answer is −6.")),
-]  # fmt: skip
+    Case(
+        "0.5",
+        ("0.5", ".5", r"\frac{1}{2}"),
+        ("5", "0", "-0.5"),
+        ("The answer is 1/2.", "The answer is 0.5"),
+        ("The answer is 5.",),
+    ),
+    Case(
+        "-5",
+        ("-5", "−5", "－５", "–5"),
+        ("5", "4", "-6"),
+        ("The answer is −5.", "The answer is -5."),
+        ("The answer is 5.", "The answer is −6."),
+    ),
+]
 
-MATH = COMPETITION + CONTEST_NUMBERS + OLYMPIAD + WORD_PROBLEMS + [
-    Case("Tom has 2 + 3 = <<2+3=5>>5 apples.\n#### 5", ("5",), ("2", "3", "6"), ("#### 5",), ("#### 6",))
-]  # fmt: skip
+MATH = (
+    COMPETITION
+    + CONTEST_NUMBERS
+    + OLYMPIAD
+    + WORD_PROBLEMS
+    + [Case("Tom has 2 + 3 = <<2+3=5>>5 apples.\n#### 5", ("5",), ("2", "3", "6"), ("#### 5",), ("#### 6",))]
+)
 
 
 def completions(case: Case) -> Iterator[tuple[str, bool]]:
@@ -130,7 +174,7 @@ def completions(case: Case) -> Iterator[tuple[str, bool]]:
     for answer, verdict in [*((a, True) for a in (case.answer, *case.right)), *((a, False) for a in case.wrong)]:
         bare = answer.rpartition("####")[2].strip()
         yield rf"We try $x = 17$ and get \boxed{{{bare}}}.", verdict
-        delimited = any(mark in answer for mark in ("$", r"\(", r"\[", "boxed", "\n", "#", "°"))
+        delimited = any(mark in answer for mark in ("$", r"\(", r"\[", "boxed", "\n", "#", "June"))
         if not delimited and answer.isascii() and any(c.isdigit() or c == "\\" for c in answer):
             yield f"We try 17, then 18.\nTherefore, the final answer is ${answer}$.", verdict
     yield from ((text, True) for text in case.said)

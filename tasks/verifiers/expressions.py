@@ -15,6 +15,7 @@ _THOUSANDS = re.compile(r"(?<![0-9.])[0-9]{1,3}(?:(?:,?\\[,!; ]|[ \u00a0\u2007\u
 _MIXED = re.compile(r"(?<![0-9.,/])([0-9]+) ([0-9]+)/([0-9]+)(?![0-9/])")
 _SCIENTIFIC = re.compile(r"(?<![\w.])[0-9]+(?:\.[0-9]+)?[eE][-+]?[0-9]{1,2}(?!\w)")
 _ROOT = re.compile(r"√\s*(?:([0-9]+|[A-Za-z])|\(([^()]*)\))")
+_REPEATING = re.compile(r"(?<![0-9.])([0-9]{1,15})\.([0-9]{0,15})\\(?:overline|bar)\s*(?=[0-9{])\{?([0-9]{1,15})\}?")
 _SUPERSCRIPTS = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+")
 _FRACTIONS = re.compile("[¼½¾⅐-⅞]")
 _TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
@@ -22,30 +23,33 @@ _NO_MEANING = re.compile(r"\\(?:left|right|displaystyle)(?![A-Za-z])|\\[,!;: ]|\
 
 
 def last_box(text: str) -> str | None:
-    """What the last `\\boxed{}` holds, with the boxes just before it; None without one, or where it is not closed."""
+    """What the last `\\boxed{}` holds, with the boxes just before it; nothing where it is not closed; None without one."""
     starts = list(_BOX.finditer(text))
-    if not starts or _end_of_group(text, starts[-1].end()) is None:
+    if not starts:
         return None
+    if not _is_closed(text, starts[-1].end()):
+        return ""
     from math_verify.parser import NormalizationConfig, normalize_latex
 
     return str(normalize_latex(text, NormalizationConfig(basic_latex=False, boxed="last")))
 
 
-def _end_of_group(text: str, start: int) -> int | None:
-    """Where the brace that was opened just before `start` is closed."""
+def _is_closed(text: str, start: int) -> bool:
+    """Whether the brace that was opened just before `start` is closed."""
     depth = 1
-    for place in range(start, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[place], 0)
+    for character in text[start:]:
+        depth += {"{": 1, "}": -1}.get(character, 0)
         if depth == 0:
-            return place
-    return None
+            return True
+    return False
 
 
 def read_completion(text: str) -> list[object]:
     """The final expression of a completion without a box, as math-verify finds it; empty where there is none."""
     from math_verify import parse
 
-    return list(parse(_in_latex(text), parsing_timeout=None))
+    plain = _DELIMITED.sub(lambda found: _in_mixed_form(found[0]), _in_latex(text))
+    return list(parse(plain, parsing_timeout=None))
 
 
 @lru_cache(maxsize=256)
@@ -70,14 +74,14 @@ def answer_text(answer: str) -> str:
 def read_expression(text: str) -> list[object]:
     """An expression as a whole, with or without delimiters, as math-verify reads it: its value, and its text."""
     plain = " ".join(_DELIMITER.sub("", _in_latex(text)).split())
-    plain = _MIXED.sub(r"\1\\frac{\2}{\3}", re.sub(r"(?<!\\right)\.$", "", plain))
-    return _parse_latex(f"${plain}$")
+    plain = re.sub(r"(?<!\\right)\.$", "", plain)
+    return _parse_latex(f"${_in_mixed_form(plain)}$")
 
 
 def same_text(text: str, other: str) -> bool:
     """Whether two expressions are written alike, up to spaces, fonts and, in words, case."""
     a, b = _written(text), _written(other)
-    return a == b or (len(a) > 1 and a.casefold() == b.casefold())
+    return bool(a) and (a == b or (len(a) > 1 and a.casefold() == b.casefold()))
 
 
 def _parse_latex(text: str) -> list[object]:
@@ -95,9 +99,21 @@ def _in_latex(text: str) -> str:
     """The text with characters and ways of writing numbers that math-verify misreads in LaTeX or plain digits."""
     text = _FRACTIONS.sub(_fraction, plain_characters(text))
     text = _SUPERSCRIPTS.sub(lambda found: "^{" + plain_characters(unicodedata.normalize("NFKC", found[0])) + "}", text)
+    text = _REPEATING.sub(_repeating, text).replace("°", r"^\circ")
     text = _ROOT.sub(lambda found: r"\sqrt{" + (found[1] or found[2]) + "}", text)
     text = _THOUSANDS.sub(lambda found: re.sub("[^0-9]", "", found[0]), text)
     return _SCIENTIFIC.sub(lambda found: format(Decimal(found[0]), "f"), text)
+
+
+def _in_mixed_form(text: str) -> str:
+    return _MIXED.sub(r"\1\\frac{\2}{\3}", text)
+
+
+def _repeating(found: re.Match[str]) -> str:
+    """0.1\\overline{6} as a fraction."""
+    before, after, repeated = found.groups()
+    over = int(before + after + repeated) - int(before + after)
+    return rf"\frac{{{over}}}{{{10 ** len(after) * (10 ** len(repeated) - 1)}}}"
 
 
 def _fraction(found: re.Match[str]) -> str:

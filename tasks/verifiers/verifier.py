@@ -10,7 +10,9 @@ from tasks.verifiers.math import MEMORY, MathPool
 from tasks.verifiers.numbers import parse_number
 from tasks.verifiers.text import choice, exact, label_of, numeric
 
-_PLAIN_NUMBER = re.compile(r"-?[0-9]{1,15}(?:\.[0-9]{1,15})?")  # read by math-verify without fail
+_PLAIN_NUMBER = re.compile(
+    r"-?(?:[0-9]{1,15}|[0-9]{1,3}(?:,[0-9]{3}){1,4})(?:\.[0-9]{1,15})?"
+)  # read by math-verify without fail
 
 
 class Attempt(NamedTuple):
@@ -89,10 +91,8 @@ def _find_unreadable(settings: MathVerifier, answers: Iterable[str]) -> tuple[st
     try:
         for answer, readable in zip(answers, pool.readable(answers), strict=True):
             if readable is None:
-                return answer, (
-                    f"is not read by math-verify within {settings.seconds:g} s (verifier.seconds) and {MEMORY >> 30} GiB; "
-                    "simplify it, or choose another verifier"
-                )
+                limits = f"verifier.seconds ({settings.seconds:g} s) and {MEMORY >> 30} GiB"
+                return answer, f"is not read by math-verify within {limits}; simplify it, or choose another verifier"
             if not readable:
                 return answer, "holds no mathematics that math-verify can read; choose another verifier"
     finally:
