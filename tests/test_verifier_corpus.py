@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import pytest
 
-from schemas.config import MathVerifier, NumericVerifier
-from schemas.config import Verifier as Settings
-from tasks.verifiers.verifier import Attempt, Verifier, find_bad_answer
+from schemas.config import ChoiceVerifier, MathVerifier, NumericVerifier
+from tasks.verifiers.math import check_math
+from tasks.verifiers.text import Check, choice, numeric
+from tasks.verifiers.verifier import find_bad_answer
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ WORD_PROBLEMS = [  # GSM8K, SVAMP
         "-5",
         ("-5", "−5", "－５", "–5"),
         ("5", "4", "-6"),
-        ("The answer is −5.", "The answer is -5."),
+        ("The answer is −5.", "The answer is -5.", "答案是−5。"),
         ("The answer is 5.", "The answer is −6."),
     ),
 ]
@@ -181,28 +182,42 @@ def completions(case: Case) -> Iterator[tuple[str, bool]]:
     yield from ((text, False) for text in case.missed)
 
 
-def mistakes(settings: Settings, cases: list[Case]) -> list[str]:
+def mistakes(check: Check, case: Case) -> list[str]:
     """Every verdict that is not as it should be."""
-    attempts = [(Attempt(text, case.answer, False), right) for case in cases for text, right in completions(case)]
-    verifier = Verifier(settings)
-    try:
-        verdicts = verifier.check_all([attempt for attempt, _ in attempts])
-    finally:
-        verifier.close()
     return [
-        f"{attempt.answer!r}: {attempt.completion!r} {'accepted' if verdict else 'rejected'}"
-        for (attempt, right), verdict in zip(attempts, verdicts, strict=True)
-        if verdict is not right
+        f"{case.answer!r}: {text!r} {'rejected' if right else 'accepted'}"
+        for text, right in completions(case)
+        if check(text, case.answer, False) is not right
     ]
 
 
-def test_math_accepts_what_is_right_and_nothing_else() -> None:
-    assert len(MATH) >= 80
-    settings = MathVerifier(seconds=30)
-    assert find_bad_answer(settings, [case.answer for case in MATH]) is None
-    assert mistakes(settings, MATH) == []
+@pytest.mark.parametrize("case", MATH, ids=lambda case: case.answer)
+def test_math_accepts_what_is_right_and_nothing_else(case: Case) -> None:
+    assert mistakes(check_math, case) == []
+
+
+def test_math_reads_every_reference_answer() -> None:
+    assert len({case.answer for case in MATH}) >= 80
+    assert find_bad_answer(MathVerifier(seconds=30), [case.answer for case in MATH]) is None
 
 
 @pytest.mark.parametrize("case", WORD_PROBLEMS + CONTEST_NUMBERS, ids=lambda case: case.answer)
 def test_numeric_accepts_what_is_right_and_nothing_else(case: Case) -> None:
-    assert mistakes(NumericVerifier(), [case]) == []
+    assert mistakes(numeric(NumericVerifier()), case) == []
+
+
+@pytest.mark.parametrize("label", "ABCDE")
+def test_choice_accepts_what_is_right_and_nothing_else(label: str) -> None:
+    check = choice(ChoiceVerifier(labels=list("ABCDE")))
+    other = "ABCDE"["BCDEA".index(label)]
+    for form in (
+        r"\boxed{\text{%s}}",
+        r"\textbf{(%s)}\ 12",
+        "The answer is %s.",
+        "Answer: (%s)",
+        "**%s**",
+        "答案是%s。",
+        "故选%s",
+    ):
+        assert check(f"Not {other}. " + form % label, label, False), form
+        assert not check(f"Not {label}. " + form % other, label, False), form

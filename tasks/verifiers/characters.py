@@ -5,7 +5,15 @@ import re
 _PLAIN: dict[int, int | str] = {0xFF01 + i: 0x21 + i for i in range(94)}  # full-width forms of ASCII
 _PLAIN |= dict.fromkeys((0x2212, 0xFE63), "-")  # minus signs
 
-_DASH = re.compile(r"(?<![\w)\]}])[\u2010-\u2013](?=[0-9.\\$])")
+UNSPACED = (
+    r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\ua4cf\uac00-\ud7af\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+)
+"""Letters that are written beside other words without a space, such as Chinese ones, as a class of an expression."""
+
+NO_SIGN_AFTER = rf"(?<!(?![{UNSPACED}])[\w)\]}}%])"
+"""Where a minus is a sign: not after a word, a number or a closing bracket, where it joins or subtracts."""
+
+_DASH = re.compile(NO_SIGN_AFTER + r"[\u2010-\u2013](?=[0-9.\\$])")
 
 
 def plain_characters(text: str) -> str:

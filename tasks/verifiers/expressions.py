@@ -5,11 +5,12 @@ import unicodedata
 from decimal import Decimal
 from functools import lru_cache
 
-from tasks.verifiers.characters import plain_characters
+from tasks.verifiers.characters import UNSPACED, plain_characters
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _DELIMITED = re.compile(r"(?<!\\)(?:\$\$.+?\$\$|\$.+?(?<!\\)\$|\\\(.+?\\\)|\\\[.+?\\\])", re.DOTALL)
 _DELIMITER = re.compile(r"(?<!\\)(?:\$+|\\[()\[\]])")
+_AFTER_WORD = re.compile(rf"(?<=[{UNSPACED}])(?=-?[0-9.])")
 _WORD = re.compile(r"(?!and\b|or\b)\b[A-Za-z]{2,}")
 _THOUSANDS = re.compile(r"(?<![0-9.])[0-9]{1,3}(?:(?:,?\\[,!; ]|[ \u00a0\u2007\u2009\u202f])[0-9]{3})+(?![0-9])")
 _MIXED = re.compile(r"(?<![0-9.,/])([0-9]+) ([0-9]+)/([0-9]+)(?![0-9/])")
@@ -23,7 +24,7 @@ _NO_MEANING = re.compile(r"\\(?:left|right|displaystyle)(?![A-Za-z])|\\[,!;: ]|\
 
 
 def last_box(text: str) -> str | None:
-    """What the last `\\boxed{}` holds, with the boxes just before it; nothing where it is not closed; None without one."""
+    """What the last `\\boxed{}` holds, and those just before it; nothing where it is open; None without one."""
     starts = list(_BOX.finditer(text))
     if not starts:
         return None
@@ -48,7 +49,8 @@ def read_completion(text: str) -> list[object]:
     """The final expression of a completion without a box, as math-verify finds it; empty where there is none."""
     from math_verify import parse
 
-    plain = _DELIMITED.sub(lambda found: _in_mixed_form(found[0]), _in_latex(text))
+    plain = _AFTER_WORD.sub(" ", _in_latex(text))  # math-verify wants white space before a number
+    plain = _DELIMITED.sub(lambda found: _in_mixed_form(found[0]), plain)
     return list(parse(plain, parsing_timeout=None))
 
 

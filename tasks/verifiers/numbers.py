@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tasks.verifiers.characters import plain_characters
+from tasks.verifiers.characters import NO_SIGN_AFTER, plain_characters
 
 _THOUSANDS = r"(?:,|\{,\}|,?\\[,!; ]|[\u00a0\u2007\u2009\u202f])"
 _DIGITS = rf"(?:[0-9]{{1,3}}(?:{_THOUSANDS}[0-9]{{3}})+(?![0-9])|[0-9]+)"
@@ -13,8 +13,8 @@ _PLAIN = rf"(?:{_DIGITS}(?:\.[0-9]+)?|(?<![0-9])\.[0-9]+)"
 _PART = rf"(?:\{{\s*-?{_PLAIN}\s*\}}|[0-9])"
 _NUMBER = re.compile(
     rf"""
-    (?<!\^)(?<!\^\{{)                                                # no exponent
-    (?:(?<![\w)\]}}%])(?P<sign>[-+])(?:\\?[$€£¥])?)?                 # after a word or a bracket, "-" joins or subtracts
+    (?<!\^)(?<!\^\{{)  # not the exponent of something else
+    (?:{NO_SIGN_AFTER}(?P<sign>[-+])(?:\\?[$€£¥])?)?
     (?:
         (?:(?P<whole>[0-9]+)\ ?)?\\[dtc]?frac\s*(?P<over>{_PART})\s*(?P<under>{_PART})
       | (?P<count>[0-9]+)\ (?P<numerator>[0-9]+)/(?P<denominator>[0-9]+)

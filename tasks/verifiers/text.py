@@ -9,15 +9,12 @@ import unicodedata
 from collections.abc import Callable
 
 from schemas.config import ChoiceVerifier, ExactVerifier, NumericVerifier
-from tasks.verifiers.characters import plain_characters
+from tasks.verifiers.characters import UNSPACED, plain_characters
 from tasks.verifiers.numbers import find_numbers, parse_number
 
 Check = Callable[[str, str, bool], bool]
 
-_UNSPACED = (
-    r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\ua4cf\uac00-\ud7af\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
-)
-_WORD = rf"(?![{_UNSPACED}_])\w"  # a letter or digit that forms a word with the letter beside it
+_WORD = rf"(?![{UNSPACED}_])\w"  # a letter or digit that forms a word with the letter beside it
 _MAY_GO_ON = re.compile(r"[ \t.,/^\\]*")
 
 
