@@ -1,5 +1,6 @@
 """Answers as data sets hold them, with right and wrong completions, through the verifiers meant for them."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -178,6 +179,8 @@ def completions(case: Case) -> Iterator[tuple[str, bool]]:
         delimited = any(mark in answer for mark in ("$", r"\(", r"\[", "boxed", "\n", "#", "June"))
         if not delimited and answer.isascii() and any(c.isdigit() or c == "\\" for c in answer):
             yield f"We try 17, then 18.\nTherefore, the final answer is ${answer}$.", verdict
+        if verdict and re.fullmatch(r"-?[0-9.]+\\[A-Za-z]+(?:\{ ?\w+\})*", answer):
+            yield f"We try 17. The answer is {answer}.", verdict
     yield from ((text, True) for text in case.said)
     yield from ((text, False) for text in case.missed)
 

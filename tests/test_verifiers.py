@@ -242,13 +242,14 @@ def test_the_kind_and_version_of_a_verifier_are_in_keys() -> None:
     [
         ("I get 7, so \\boxed{}", "7"),  # nothing in the box: nothing said
         (r"I get 7, so \boxed{\frac{}", "7"),
+        (r"The answer is 7\sqrt{2}.", "7"),
         (r"I get $7$, so \boxed{\text{no idea @#}}", "7"),
         (r"\boxed{1.7\times 10^{-19}}", r"1.6\times 10^{-19}"),
         (r"\boxed{" * 2000, "7"),
         ("\ud800 \\boxed{\ud800}", "7"),
     ],
 )
-def test_math_looks_at_the_box_alone(completion: str, answer: str) -> None:
+def test_math_takes_nothing_but_the_answer(completion: str, answer: str) -> None:
     assert check_math(completion, answer, False) is False
 
 

@@ -9,6 +9,8 @@ from tasks.verifiers.characters import UNSPACED, plain_characters
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _DELIMITED = re.compile(r"(?<!\\)(?:\$\$.+?\$\$|\$.+?(?<!\\)\$|\\\(.+?\\\)|\\\[.+?\\\])", re.DOTALL)
+_PRODUCT = re.compile(r"(?<!\S)-?[0-9.]+\\[A-Za-z](?:[^\s{}$]|\{[^{}$]*\})*(?=[.,;:]?(?:\s|$))")
+_DELIMITED_OR_PRODUCT = re.compile(rf"{_DELIMITED.pattern}|(?P<product>{_PRODUCT.pattern})", re.DOTALL)
 _DELIMITER = re.compile(r"(?<!\\)(?:\$+|\\[()\[\]])")
 _AFTER_WORD = re.compile(rf"(?<=[{UNSPACED}])(?=-?[0-9.])")
 _WORD = re.compile(r"(?!and\b|or\b)\b[A-Za-z]{2,}")
@@ -50,8 +52,7 @@ def read_completion(text: str) -> list[object]:
     from math_verify import parse
 
     plain = _AFTER_WORD.sub(" ", _in_latex(text))  # math-verify wants white space before a number
-    plain = _DELIMITED.sub(lambda found: _in_mixed_form(found[0]), plain)
-    return list(parse(plain, parsing_timeout=None))
+    return list(parse(_DELIMITED_OR_PRODUCT.sub(_as_a_whole, plain), parsing_timeout=None))
 
 
 @lru_cache(maxsize=256)
@@ -105,6 +106,13 @@ def _in_latex(text: str) -> str:
     text = _ROOT.sub(lambda found: r"\sqrt{" + (found[1] or found[2]) + "}", text)
     text = _THOUSANDS.sub(lambda found: re.sub("[^0-9]", "", found[0]), text)
     return _SCIENTIFIC.sub(lambda found: format(Decimal(found[0]), "f"), text)
+
+
+def _as_a_whole(found: re.Match[str]) -> str:
+    """An expression in a completion such that no number is taken out of it: a bare 3\\sqrt{2} gets delimiters."""
+    if found["product"] is not None:
+        return f"${found[0].rstrip('.,;:')}$"
+    return _in_mixed_form(found[0])
 
 
 def _in_mixed_form(text: str) -> str:

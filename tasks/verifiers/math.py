@@ -104,7 +104,7 @@ class MathPool:
 
 def warm_up() -> None:
     """Import math-verify before the first check, so that no check's time limit pays for it, and limit the memory."""
-    check_math("$1$", "1", False)
+    check_math(r"\boxed{\sqrt{2}}", "3", False)
     if sys.platform == "linux":
         import resource
 
