@@ -3,13 +3,15 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date, time, timedelta
+from decimal import Decimal
 from typing import Any
 
 import fsspec
 import polars as pl
 
 from schemas.config import RunConfig, template_fields
-from tasks.verifiers.verifier import answer_error
+from tasks.verifiers.verifier import find_bad_answer
 
 
 class InputError(ValueError):
@@ -92,9 +94,12 @@ def load_questions(config: RunConfig) -> list[Question]:
         if row[source.id] in seen:
             raise InputError("questions.id", f"{row[source.id]!r} stands twice in {source.path!r}; ids must be unique")
         seen.add(row[source.id])
-        problem = answer_error(config.verifier, row[source.answer])
-        if problem is not None:
-            raise InputError("questions.answer", f"{row[source.answer]!r} of question {row[source.id]!r} {problem}")
+    bad = find_bad_answer(config.verifier, [row[source.answer] for row in rows])
+    if bad is not None:
+        row, problem = rows[bad[0]], bad[1]
+        answer = row[source.answer]
+        shown = answer if len(answer) <= 100 else answer[:100] + "..."
+        raise InputError("questions.answer", f"{shown!r} of question {row[source.id]!r} {problem}")
     questions = [Question(row[source.id], row[source.answer], {**row, "answer": row[source.answer]}) for row in rows]
     _need_fields("prompt.template", template_fields(config.prompt.template), questions)
     for t, teacher in enumerate(config.model_teachers):
@@ -105,7 +110,14 @@ def load_questions(config: RunConfig) -> list[Question]:
 
 
 def _text(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    """A cell as text: decimals in plain digits, dates and times in ISO form, the rest as JSON."""
+    if isinstance(value, Decimal):
+        return format(value, "f")
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, str | timedelta):
+        return str(value)
+    return json.dumps(value, ensure_ascii=False, default=_text)
 
 
 def _need_fields(where: str, names: Sequence[str], questions: Sequence[Question]) -> None:

@@ -1,6 +1,8 @@
 """Questions from every kind of file, prompts, and tokenizers compared by content."""
 
 import json
+from datetime import date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +78,25 @@ def test_numbers_keep_their_own_form_and_the_answer_its_name(settings: dict[str,
     first, second = load_questions(checked(merged(settings, override)))
     assert (first.id, first.answer, second.answer) == ("1", "7", "7.5")
     assert first.fields["answer"] == "7"  # what a context shows is the reference answer
+
+
+def test_decimals_and_dates_of_a_parquet_table_are_plain_text(settings: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "q.parquet"
+    row = {
+        "id": date(2026, 11, 24),
+        "question": "start 3",
+        "answer": Decimal("18.90"),
+        "at": datetime(2026, 11, 24, 1, 2, 3),
+        "prices": [Decimal("1.50")],
+    }
+    pl.DataFrame([row]).write_parquet(path)
+    question = load_questions(checked(merged(settings, {"questions": {"path": str(path)}})))[0]
+    assert (question.id, question.answer) == ("2026-11-24", "18.90")
+    assert (question.fields["at"], question.fields["prices"]) == ("2026-11-24T01:02:03", '["1.50"]')
+
+
+def test_a_reference_answer_that_cannot_be_verified_is_named(settings: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"id": "a", "question": "x", "answer": "5"}\n{"id": "b", "question": "x", "answer": "1e999"}\n')
+    with pytest.raises(InputError, match=r"questions.answer: '1e999' of question 'b' is not a finite number"):
+        load_questions(checked(merged(settings, {"questions": {"path": str(path)}})))

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from schemas.config import Model, is_local_folder
+from tasks.verifiers import VERIFIER_VERSIONS
 
 
 def canonical(value: object) -> str:
@@ -69,8 +70,9 @@ def installed_version(*names: str) -> str:
 
 
 def verifier_fingerprint(kind: str) -> str:
-    """Versions of what gives the verdicts, where it is not this project's own code."""
-    return f"math-verify {version('math-verify')} sympy {version('sympy')}" if kind == "math" else ""
+    """Versions of what gives the verdicts: this project's verifier, and what it calls."""
+    own = f"{kind} {VERIFIER_VERSIONS[kind]}"
+    return f"{own} math-verify {version('math-verify')} sympy {version('sympy')}" if kind == "math" else own
 
 
 def model_fingerprint(model: Model) -> str:

@@ -1,46 +1,73 @@
-"""math-verify in worker processes, under a time limit kept by the parent.
+"""math-verify in worker processes, under limits of time and memory kept from outside.
 
-math-verify's own limit is a signal, which works on a main thread only, and sympy can hang in C code: so each check
-runs in a process that is killed when its time is over (pebble's pool), and counts as wrong.
+math-verify's own time limit is a signal, which works on a main thread only, and sympy can hang in C code: so each
+check runs in a process that is killed when its time is over (pebble's pool). A completion is what a model wrote, so
+one that uses up time, memory or stack is wrong, as is one that math-verify fails on (it gives no error then, but
+reads nothing). Any other error of a worker is this project's own and ends the run.
 """
 
 import logging
 import multiprocessing
-from collections.abc import Sequence
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import TimeoutError as CheckTimeout
+from typing import Any
 
+import psutil
 from pebble import ProcessExpired, ProcessPool
 
 from schemas.config import MathVerifier
+from tasks.verifiers.expressions import answer_text, last_box, read_answer, read_completion, read_expression, same_text
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that the time limit is left to us, as it is
 
+MEMORY = 2 << 30
+"""Bytes that a worker may use beyond what it has when it starts."""
+
+SMALL, RELATIVE = 1e-3, 2e-3
+"""Numbers below the first must agree to the second, relative to the answer: what six decimals are at that size."""
+
+_LARGE = re.compile(r"!|\\[dtc]?binom|\\(?:sum|prod|int)|\^\s*(?:\w\s*\^|[0-9]{3}|[{(][^{}]*(?:\^|[0-9]{3}))")
+
 
 def check_math(completion: str, answer: str, cut: bool) -> bool:
-    """True where the completion's final expression is equivalent to the answer. Runs in a worker."""
-    from math_verify import parse, verify
+    """True where the completion's last box, else its final expression, is the answer. Runs in a worker."""
+    box = last_box(completion)
+    if box is None:
+        return not cut and _equal(read_answer(answer), read_completion(completion))
+    return same_text(box, answer_text(answer)) or _equal(read_answer(answer), read_expression(box))
 
-    if cut and not _has_closed_box(completion):
+
+def is_readable(answer: str) -> bool:
+    """True where math-verify reads the reference answer. Runs in a worker.
+
+    One that may take long to evaluate is also compared with a number, so that it takes that long here already.
+    """
+    expressions = read_answer(answer)
+    if _LARGE.search(answer):
+        _equal(expressions, read_expression("1"))
+    return bool(expressions)
+
+
+def _equal(answer: Sequence[object], found: Sequence[object]) -> bool:
+    """Whether math-verify calls two readings equal; small numbers must be so relative to their size too.
+
+    math-verify looks at six decimals, and so takes 1.6e-19 for 1.7e-19.
+    """
+    from math_verify import verify
+
+    if not verify(list(answer), list(found), timeout_seconds=None):
         return False
-    return bool(verify(parse_answer(answer), parse(completion, parsing_timeout=None), timeout_seconds=None))
+    return not answer or not found or _same_size(answer[0], found[0])
 
 
-def parse_answer(answer: str) -> list[object]:
-    """The reference answer as math-verify reads it; empty where it sees no mathematics."""
-    from math_verify import parse
-
-    return list(parse(answer, parsing_timeout=None) or parse(f"${answer}$", parsing_timeout=None))
-
-
-def _has_closed_box(text: str) -> bool:
-    """True where the last `\\boxed{` is closed again."""
-    _, found, rest = text.rpartition("\\boxed{")
-    depth = 1
-    for character in rest if found else "":
-        depth += {"{": 1, "}": -1}.get(character, 0)
-        if depth == 0:
-            return True
-    return False
+def _same_size(answer: Any, found: Any) -> bool:
+    """False for two real numbers that are small and differ relative to their size."""
+    if not all(getattr(reading, "is_comparable", False) for reading in (answer, found)):
+        return True
+    a, b = answer.evalf(), found.evalf()
+    return bool(abs(a) >= SMALL or abs(a - b) <= RELATIVE * abs(a))
 
 
 class MathPool:
@@ -54,16 +81,20 @@ class MathPool:
 
     def check_all(self, attempts: Sequence[tuple[str, str, bool]]) -> list[bool]:
         """Verdicts on (completion, answer, cut), in order."""
-        futures = [
-            self._pool.schedule(check_math, args=list(attempt), timeout=self._settings.seconds) for attempt in attempts
-        ]
-        verdicts = []
+        return [verdict is True for verdict in self._results(check_math, attempts)]
+
+    def readable(self, answers: Iterable[str]) -> Iterator[bool | None]:
+        """Whether each reference answer can be read, in order; None where that uses up time, memory or stack."""
+        return self._results(is_readable, ((answer,) for answer in answers))
+
+    def _results(self, function: Callable[..., bool], calls: Iterable[Sequence[object]]) -> Iterator[bool | None]:
+        """What each call gives, in order; None where it used up time, memory or stack."""
+        futures = [self._pool.schedule(function, args=list(call), timeout=self._settings.seconds) for call in calls]
         for future in futures:
             try:
-                verdicts.append(bool(future.result()))
-            except (CheckTimeout, ProcessExpired):
-                verdicts.append(False)
-        return verdicts
+                yield bool(future.result())
+            except (CheckTimeout, ProcessExpired, MemoryError, RecursionError):
+                yield None
 
     def close(self) -> None:
         """End the processes."""
@@ -72,5 +103,10 @@ class MathPool:
 
 
 def warm_up() -> None:
-    """Import math-verify before the first check, so that no check's time limit pays for it."""
-    check_math("$1$", "1", False)
+    """Import math-verify before the first check, so that no check's time limit pays for it, and limit the memory."""
+    check_math(r"\boxed{\sqrt{2}}", "3", False)
+    if sys.platform == "linux":
+        import resource
+
+        limit = psutil.Process().memory_info().vms + MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))

@@ -5,13 +5,17 @@ completion passes only where something after its answer shows that the answer wa
 """
 
 import re
+import unicodedata
 from collections.abc import Callable
 
 from schemas.config import ChoiceVerifier, ExactVerifier, NumericVerifier
+from tasks.verifiers.characters import UNSPACED, plain_characters
+from tasks.verifiers.numbers import find_numbers, parse_number
 
 Check = Callable[[str, str, bool], bool]
 
-_NUMBER = re.compile(r"[-+]?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?:\s*/\s*\d+)?%?")
+_WORD = rf"(?![{UNSPACED}_])\w"  # a letter or digit that forms a word with the letter beside it
+_MAY_GO_ON = re.compile(r"[ \t.,/^\\]*")
 
 
 def after_marker(text: str, marker: str | None) -> str | None:
@@ -23,62 +27,71 @@ def after_marker(text: str, marker: str | None) -> str | None:
 
 
 def exact(settings: ExactVerifier) -> Check:
-    """Equal texts, up to white space and, if asked, case."""
+    """Equal texts, up to white space, the composition of accents (Unicode NFC) and, if asked, case."""
 
     def check(completion: str, answer: str, cut: bool) -> bool:
         found = after_marker(completion, settings.marker)
         if found is None or cut:
             return False
-        a, b = " ".join(found.split()), " ".join(answer.split())
+        a, b = (" ".join(unicodedata.normalize("NFC", text).split()) for text in (found, answer))
         return a.casefold() == b.casefold() if settings.ignore_case else a == b
 
     return check
 
 
-def parse_number(text: str) -> float:
-    """The value of a number as people write it: 1,234.5, 3/4, 12%.
-
-    Raises:
-        ValueError: not a number.
-    """
-    plain = text.replace(",", "").replace(" ", "")
-    scale = 0.01 if plain.endswith("%") else 1.0
-    numerator, _, denominator = plain.rstrip("%").partition("/")
-    if denominator and float(denominator) == 0:
-        raise ValueError(f"{text!r} divides by zero")
-    return scale * float(numerator) / (float(denominator) if denominator else 1.0)
-
-
 def numeric(settings: NumericVerifier) -> Check:
-    """The last number equals the answer, within the relative tolerance."""
+    """The last number equals the answer, within the relative tolerance; see `Number.equals` for percentages.
+
+    A last number that is no finite value, such as 1/0 or 1e999, is wrong.
+    """
 
     def check(completion: str, answer: str, cut: bool) -> bool:
         found = after_marker(completion, settings.marker)
-        numbers = list(_NUMBER.finditer(found)) if found is not None else []
-        if found is None or not numbers or (cut and numbers[-1].end() == len(found)):
+        if found is None or (cut and settings.marker is None):
             return False
-        if cut and settings.marker is None:
+        found = plain_characters(found)
+        numbers = list(find_numbers(found))
+        if not numbers:
+            return False
+        text, end = numbers[-1]
+        if cut and _MAY_GO_ON.fullmatch(found, end):
             return False
         try:
-            value = parse_number(numbers[-1].group())
+            value = parse_number(text)
         except ValueError:
             return False
-        target = parse_number(answer)
-        return abs(value - target) <= settings.tolerance * max(1.0, abs(target))
+        return value.equals(parse_number(answer), settings.tolerance)
 
     return check
 
 
 def choice(settings: ChoiceVerifier) -> Check:
-    """The last stand-alone label equals the answer."""
-    labels = "|".join(re.escape(label) for label in sorted(settings.labels, key=len, reverse=True))
-    pattern = re.compile(rf"(?<!\w)(?:{labels})(?!\w)")
+    """The last stand-alone label equals the answer.
+
+    Letters that are written without spaces between words, such as Chinese ones, and markup do not join a label to a
+    word. A label that is a word of the language, such as the article A, is a label wherever it stands.
+    """
+    labels = "|".join(re.escape(plain_characters(label)) for label in sorted(settings.labels, key=len, reverse=True))
+    pattern = re.compile(rf"(?<!{_WORD})(?:{labels})(?!{_WORD})", re.IGNORECASE if settings.ignore_case else 0)
 
     def check(completion: str, answer: str, cut: bool) -> bool:
         found = after_marker(completion, settings.marker)
-        matches = list(pattern.finditer(found)) if found is not None else []
-        if found is None or not matches or (cut and (settings.marker is None or matches[-1].end() == len(found))):
+        if found is None or (cut and settings.marker is None):
             return False
-        return matches[-1].group() == answer.strip()
+        found = plain_characters(found)
+        matches = list(pattern.finditer(found))
+        if not matches or (cut and matches[-1].end() == len(found)):
+            return False
+        text, label = matches[-1].group(), plain_characters(label_of(settings, answer) or answer)
+        return text.casefold() == label.casefold() if settings.ignore_case else text == label
 
     return check
+
+
+def label_of(settings: ChoiceVerifier, answer: str) -> str | None:
+    """The label that a reference answer stands for: the same text, else the only one equal up to case; None: none."""
+    text = answer.strip()
+    alike = [label for label in settings.labels if label.casefold() == text.casefold()]
+    if text in alike:
+        return text
+    return alike[0] if len(alike) == 1 else None

@@ -1,12 +1,18 @@
 """The one call that stages use, whatever the kind of verifier."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from schemas.config import ChoiceVerifier, ExactVerifier, MathVerifier, NumericVerifier
 from schemas.config import Verifier as VerifierSettings
-from tasks.verifiers.math import MathPool, parse_answer
-from tasks.verifiers.text import choice, exact, numeric, parse_number
+from tasks.verifiers.math import MEMORY, MathPool
+from tasks.verifiers.numbers import parse_number
+from tasks.verifiers.text import choice, exact, label_of, numeric
+
+_PLAIN_NUMBER = re.compile(
+    r"-?(?:[0-9]{1,15}|[0-9]{1,3}(?:,[0-9]{3}){1,4})(?:\.[0-9]{1,15})?"
+)  # read by math-verify without fail
 
 
 class Attempt(NamedTuple):
@@ -51,17 +57,44 @@ class Verifier:
             self._pool = None
 
 
-def answer_error(settings: VerifierSettings, answer: str) -> str | None:
-    """Why the verifier could never accept this reference answer; None where it could."""
+def find_bad_answer(settings: VerifierSettings, answers: Sequence[str]) -> tuple[int, str] | None:
+    """The first reference answer that the verifier could never accept, as its index and why; None where all are fine.
+
+    The math verifier's answers are read in worker processes, each under the time limit of a check.
+    """
+    bad = next(((i, error) for i, a in enumerate(answers) if (error := _answer_error(settings, a))), None)
+    if bad is not None or not isinstance(settings, MathVerifier):
+        return bad
+    unread = _find_unreadable(settings, dict.fromkeys(a for a in answers if not _PLAIN_NUMBER.fullmatch(a)))
+    return None if unread is None else (answers.index(unread[0]), unread[1])
+
+
+def _answer_error(settings: VerifierSettings, answer: str) -> str | None:
     if not answer.strip():
         return "is empty"
-    if isinstance(settings, ChoiceVerifier) and answer.strip() not in settings.labels:
+    if isinstance(settings, ChoiceVerifier) and label_of(settings, answer) is None:
         return f"is not one of the labels {settings.labels}"
-    if isinstance(settings, MathVerifier) and not parse_answer(answer):
-        return "holds no mathematics that math-verify can read; choose another verifier"
     if isinstance(settings, NumericVerifier):
         try:
             parse_number(answer)
         except ValueError:
-            return "is not a number; choose another verifier"
+            return "is not a finite number; choose another verifier"
+    return None
+
+
+def _find_unreadable(settings: MathVerifier, answers: Iterable[str]) -> tuple[str, str] | None:
+    """The first answer that math-verify does not read within the time limit, and why."""
+    answers = list(answers)
+    if not answers:
+        return None
+    pool = MathPool(settings)
+    try:
+        for answer, readable in zip(answers, pool.readable(answers), strict=True):
+            if readable is None:
+                limits = f"verifier.seconds ({settings.seconds:g} s) and {MEMORY >> 30} GiB"
+                return answer, f"is not read by math-verify within {limits}; simplify it, or choose another verifier"
+            if not readable:
+                return answer, "holds no mathematics that math-verify can read; choose another verifier"
+    finally:
+        pool.close()
     return None

@@ -1,0 +1,131 @@
+"""Mathematical expressions in completions and reference answers, as math-verify reads them."""
+
+import re
+import unicodedata
+from decimal import Decimal
+from functools import lru_cache
+
+from tasks.verifiers.characters import UNSPACED, plain_characters
+
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_DELIMITED = re.compile(r"(?<!\\)(?:\$\$.+?\$\$|\$.+?(?<!\\)\$|\\\(.+?\\\)|\\\[.+?\\\])", re.DOTALL)
+_PRODUCT = re.compile(r"(?<!\S)-?[0-9.]+\\[A-Za-z](?:[^\s{}$]|\{[^{}$]*\})*(?=[.,;:]?(?:\s|$))")
+_DELIMITED_OR_PRODUCT = re.compile(rf"{_DELIMITED.pattern}|(?P<product>{_PRODUCT.pattern})", re.DOTALL)
+_DELIMITER = re.compile(r"(?<!\\)(?:\$+|\\[()\[\]])")
+_AFTER_WORD = re.compile(rf"(?<=[{UNSPACED}])(?=-?[0-9.])")
+_WORD = re.compile(r"(?!and\b|or\b)\b[A-Za-z]{2,}")
+_THOUSANDS = re.compile(r"(?<![0-9.])[0-9]{1,3}(?:(?:,?\\[,!; ]|[ \u00a0\u2007\u2009\u202f])[0-9]{3})+(?![0-9])")
+_MIXED = re.compile(r"(?<![0-9.,/])([0-9]+) ([0-9]+)/([0-9]+)(?![0-9/])")
+_SCIENTIFIC = re.compile(r"(?<![\w.])[0-9]+(?:\.[0-9]+)?[eE][-+]?[0-9]{1,2}(?!\w)")
+_ROOT = re.compile(r"√\s*(?:([0-9]+|[A-Za-z])|\(([^()]*)\))")
+_REPEATING = re.compile(r"(?<![0-9.])([0-9]{1,15})\.([0-9]{0,15})\\(?:overline|bar)\s*(?=[0-9{])\{?([0-9]{1,15})\}?")
+_SUPERSCRIPTS = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+")
+_FRACTIONS = re.compile("[¼½¾⅐-⅞]")
+_TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
+_NO_MEANING = re.compile(r"\\(?:left|right|displaystyle)(?![A-Za-z])|\\[,!;: ]|\s")
+
+
+def last_box(text: str) -> str | None:
+    """What the last `\\boxed{}` holds, and those just before it; nothing where it is open; None without one."""
+    starts = list(_BOX.finditer(text))
+    if not starts:
+        return None
+    if not _is_closed(text, starts[-1].end()):
+        return ""
+    from math_verify.parser import NormalizationConfig, normalize_latex
+
+    return str(normalize_latex(text, NormalizationConfig(basic_latex=False, boxed="last")))
+
+
+def _is_closed(text: str, start: int) -> bool:
+    """Whether the brace that was opened just before `start` is closed."""
+    depth = 1
+    for character in text[start:]:
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        if depth == 0:
+            return True
+    return False
+
+
+def read_completion(text: str) -> list[object]:
+    """The final expression of a completion without a box, as math-verify finds it; empty where there is none."""
+    from math_verify import parse
+
+    plain = _AFTER_WORD.sub(" ", _in_latex(text))  # math-verify wants white space before a number
+    return list(parse(_DELIMITED_OR_PRODUCT.sub(_as_a_whole, plain), parsing_timeout=None))
+
+
+@lru_cache(maxsize=256)
+def read_answer(answer: str) -> tuple[object, ...]:
+    """A reference answer: its box, what follows `####`, or all of it, read as LaTeX; empty where nothing is read.
+
+    Never only a part of it: 3\\sqrt{2} is not 3. Of a sentence with expressions between delimiters those are read.
+    """
+    text = answer_text(answer)
+    outside, delimited = _DELIMITED.subn(" ", text)
+    if delimited and _WORD.search(outside):
+        return tuple(_parse_latex(_in_latex(text)))
+    return tuple(read_expression(text))
+
+
+def answer_text(answer: str) -> str:
+    """The part of a reference answer that is the answer: its box, else what follows the last `####`, else all."""
+    box = last_box(answer)
+    return (answer.rpartition("####")[2] if box is None else box).strip()
+
+
+def read_expression(text: str) -> list[object]:
+    """An expression as a whole, with or without delimiters, as math-verify reads it: its value, and its text."""
+    plain = " ".join(_DELIMITER.sub("", _in_latex(text)).split())
+    plain = re.sub(r"(?<!\\right)\.$", "", plain)
+    return _parse_latex(f"${_in_mixed_form(plain)}$")
+
+
+def same_text(text: str, other: str) -> bool:
+    """Whether two expressions are written alike, up to spaces, fonts and, in words, case."""
+    a, b = _written(text), _written(other)
+    return bool(a) and (a == b or (len(a) > 1 and a.casefold() == b.casefold()))
+
+
+def _parse_latex(text: str) -> list[object]:
+    from math_verify import LatexExtractionConfig, parse
+
+    return list(parse(text, [LatexExtractionConfig()], parsing_timeout=None))
+
+
+def _written(text: str) -> str:
+    plain = _DELIMITER.sub("", plain_characters(text))
+    return _NO_MEANING.sub("", _TEXT.sub(r"\1", plain)).rstrip(".")
+
+
+def _in_latex(text: str) -> str:
+    """The text with characters and ways of writing numbers that math-verify misreads in LaTeX or plain digits."""
+    text = _FRACTIONS.sub(_fraction, plain_characters(text))
+    text = _SUPERSCRIPTS.sub(lambda found: "^{" + plain_characters(unicodedata.normalize("NFKC", found[0])) + "}", text)
+    text = _REPEATING.sub(_repeating, text).replace("°", r"^\circ")
+    text = _ROOT.sub(lambda found: r"\sqrt{" + (found[1] or found[2]) + "}", text)
+    text = _THOUSANDS.sub(lambda found: re.sub("[^0-9]", "", found[0]), text)
+    return _SCIENTIFIC.sub(lambda found: format(Decimal(found[0]), "f"), text)
+
+
+def _as_a_whole(found: re.Match[str]) -> str:
+    """An expression in a completion such that no number is taken out of it: a bare 3\\sqrt{2} gets delimiters."""
+    if found["product"] is not None:
+        return f"${found[0].rstrip('.,;:')}$"
+    return _in_mixed_form(found[0])
+
+
+def _in_mixed_form(text: str) -> str:
+    return _MIXED.sub(r"\1\\frac{\2}{\3}", text)
+
+
+def _repeating(found: re.Match[str]) -> str:
+    """0.1\\overline{6} as a fraction."""
+    before, after, repeated = found.groups()
+    over = int(before + after + repeated) - int(before + after)
+    return rf"\frac{{{over}}}{{{10 ** len(after) * (10 ** len(repeated) - 1)}}}"
+
+
+def _fraction(found: re.Match[str]) -> str:
+    over, _, under = unicodedata.normalize("NFKC", found[0]).partition("\u2044")
+    return rf"\frac{{{over}}}{{{under}}}"
