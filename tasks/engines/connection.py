@@ -1,0 +1,336 @@
+"""HTTP requests that end: within a time, within a number of bytes, and with JSON or with one line that says why not.
+
+The time limits of HTTP clients hold for each read, and so start anew with each byte; here the network stream itself
+counts the time and the bytes of a whole request, its headers too. Nothing is decompressed, no redirect is followed, no
+cookie or proxy is used.
+"""
+
+import contextlib
+import json
+import os
+import re
+import socket
+import ssl
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from types import TracebackType
+from typing import Any, NoReturn
+
+import httpcore
+import httpx
+from pydantic import SecretStr
+
+from tasks.engines.protocol import EngineError
+
+_CONNECT_SECONDS = 10.0
+_IDLE_SECONDS = 2.0
+"""A connection is not used again later; vLLM closes it after 5 s."""
+_LONGEST = 1e8
+"""Seconds; sockets take no more than a C integer of nanoseconds."""
+_TRY_AGAIN = {408, 409, 425, 429}
+_SHOWN = 300
+_REQUEST_COPIES, _BYTES_A_TOKEN, _BYTES_BESIDE = 2, 512, 2**20
+
+
+class NoAnswerError(Exception):
+    """A server is away, overloaded or broken; it may answer another time."""
+
+
+def api_key(variable: str) -> SecretStr | None:
+    """The key that an environment variable holds; whitespace around it belongs to the file it came from.
+
+    Raises:
+        EngineError: it cannot be sent; the message names the variable alone.
+    """
+    key = os.environ.get(variable, "").strip()
+    if not re.fullmatch(r"[!-~]*", key):
+        raise EngineError(
+            f"the key in {variable} holds a space, a control character or one outside ASCII; "
+            "set it to printable ASCII characters without spaces"
+        )
+    return SecretStr(key) if key else None
+
+
+def answer_limit(request: int, tokens: int) -> int:
+    """Most bytes that an answer, its headers included, can rightly have.
+
+    vLLM returns the prompt's ids, and errors quote the request, some twice. Of each token that it scores or samples it
+    gives the id, the text, the log-probability and the rank: about 100 bytes, but the longest tokens of vocabularies
+    (128 spaces or line breaks, in JSON) take 256 alone. The rest is for headers, usage, proxies' pages of errors and
+    lists of models.
+
+    Args:
+        request: bytes of the request's body.
+        tokens: that are sampled, and scored.
+    """
+    return _BYTES_BESIDE + _REQUEST_COPIES * request + _BYTES_A_TOKEN * tokens
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a server answered, and how to complain of it."""
+
+    url: str
+    value: object
+    key: SecretStr | None = None
+
+    def wrong(self, what: str, part: object = None) -> EngineError:
+        """The error that tells where an answer breaks vLLM's contract; `part` of it is shown."""
+        try:
+            shown = repr(self.value if part is None else part)
+        except RecursionError:
+            shown = "nested too deeply"
+        return EngineError(f"{self.url} {what}: {excerpt(shown, self.key)}")
+
+
+def excerpt(text: str | bytes, key: SecretStr | None) -> str:
+    """A server's text as a part of a message: one printable line, not long, without the key, escaped or not."""
+    if isinstance(text, bytes):
+        text = text.decode(errors="replace")
+    if key is not None:
+        text = re.sub(r"\\*".join(map(re.escape, key.get_secret_value())), "***", text)
+    cut = text[:_SHOWN] + ("..." if len(text) > _SHOWN else "")
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in cut)
+
+
+class Connection:
+    """A connection to one server, for one thread; opened with a request, and again where the server has closed it."""
+
+    def __init__(self, url: str, key: SecretStr | None = None) -> None:
+        """Note the address.
+
+        Raises:
+            EngineError: it is none.
+        """
+        self.url, self._key = url, key
+        try:
+            parts = httpx.URL(url)
+        except (httpx.InvalidURL, UnicodeError) as error:
+            raise EngineError(f"{url!r} is no server's address ({error}); write http://host:port") from None
+        if parts.port is not None and not 0 < parts.port < 2**16:
+            raise EngineError(f"{url!r} is no server's address (port {parts.port}); ports are 1 to 65535")
+        self._host_header, self._path = parts.netloc, parts.raw_path.rstrip(b"/")
+        self._origin = httpcore.Origin(
+            parts.raw_scheme, parts.raw_host, parts.port or (443, 80)[parts.scheme == "http"]
+        )
+        self._bounds = _Bounds(url)
+        self._open: httpcore.HTTPConnection | None = None
+
+    def __enter__(self) -> "Connection":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def ask(self, path: str, body: Mapping[str, Any] | None = None, *, seconds: float, tokens: int = 0) -> Answer:
+        """The JSON that answers a GET, or the POST of `body`.
+
+        Args:
+            path: below the server's address, such as `/version`.
+            seconds: for all of it, from the connection to the last byte.
+            tokens: that the answer tells of.
+
+        Raises:
+            EngineError: the server refuses, or answers what it would answer again.
+            NoAnswerError: it is away, too slow, overloaded or broken.
+        """
+        content = b"" if body is None else json.dumps(body).encode()
+        self._bounds.start(seconds, answer_limit(len(content), tokens))
+        connection = self._connection()
+        target = httpcore.URL(
+            scheme=self._origin.scheme,
+            host=self._origin.host,
+            port=self._origin.port,
+            target=self._path + path.encode(),
+        )
+        try:
+            response = connection.request(
+                b"GET" if body is None else b"POST", target, headers=self._headers(), content=content
+            )
+        except (httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError, OSError) as error:
+            self.close()
+            reason = excerpt(f"{type(error).__name__}: {error}".rstrip(": "), self._key)
+            raise NoAnswerError(f"{self.url}: {reason}") from None  # the cause may quote the server, and it our key
+        self._check_status(path, response)
+        return Answer(self.url, self._json(path, response), self._key)
+
+    def stop(self) -> None:
+        """End what is under way, from another thread; every request from now on has no answer."""
+        self._bounds.stop()
+
+    def close(self) -> None:
+        """Close; the next request opens it again."""
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+
+    def _connection(self) -> httpcore.HTTPConnection:
+        if self._open is None or not self._open.is_available() or self._open.has_expired():
+            self.close()
+            self._open = httpcore.HTTPConnection(
+                self._origin,
+                ssl_context=_certificates() if self._origin.scheme == b"https" else None,
+                keepalive_expiry=_IDLE_SECONDS,
+                network_backend=_Backend(self._bounds),
+            )
+        return self._open
+
+    def _headers(self) -> list[tuple[bytes, bytes]]:
+        key = [] if self._key is None else [(b"Authorization", f"Bearer {self._key.get_secret_value()}".encode())]
+        return [
+            (b"Host", self._host_header),
+            (b"Accept", b"application/json"),
+            (b"Accept-Encoding", b"identity"),
+            (b"Content-Type", b"application/json"),
+            *key,
+        ]
+
+    def _check_status(self, path: str, response: httpcore.Response) -> None:
+        status = response.status
+        if status in _TRY_AGAIN or status >= 500:
+            said = excerpt(response.content, self._key)
+            raise NoAnswerError(f"{self.url} answers {path} with status {status}: {said}")
+        if status >= 400:
+            raise EngineError(f"{self.url} refuses {path} (status {status}): {excerpt(response.content, self._key)}")
+        if not 200 <= status < 300:
+            raise EngineError(
+                f"{self.url} answers {path} with status {status}; redirects are not followed, give vLLM's own address"
+            )
+        for name, value in response.headers:
+            if name.lower() == b"content-encoding" and value.lower() != b"identity":
+                shown = excerpt(value, self._key)
+                raise EngineError(f"{self.url} answers {path} compressed ({shown}), which was not asked for")
+
+    def _json(self, path: str, response: httpcore.Response) -> object:
+        try:
+            return json.loads(response.content)
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            said = excerpt(response.content, self._key)
+            raise NoAnswerError(f"{self.url} answers {path} with something else than JSON: {said}") from None
+        except (ValueError, RecursionError) as error:
+            raise EngineError(f"{self.url} answers {path} with JSON that cannot be read ({error})") from None
+
+
+@cache
+def _certificates() -> ssl.SSLContext:
+    return httpx.create_ssl_context(trust_env=False)
+
+
+class _Bounds:
+    """Time and bytes that are left to a request."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._seconds, self._end, self._limit, self._bytes = 0.0, 0.0, 0, 0
+        self._stopped = False
+        self.socket: socket.socket | None = None
+        """The one that requests go through."""
+
+    def start(self, seconds: float, limit: int) -> None:
+        self._seconds, self._end = seconds, time.monotonic() + seconds
+        self._limit, self._bytes = limit, 0
+
+    def left(self) -> float:
+        """Seconds.
+
+        Raises:
+            NoAnswerError: none.
+        """
+        left = self._end - time.monotonic()
+        if self._stopped:
+            raise NoAnswerError(f"{self._url}: the request was stopped")
+        if left <= 0:
+            self.late()
+        return min(left, _LONGEST)
+
+    def late(self) -> NoReturn:
+        raise NoAnswerError(f"{self._url}: no whole answer within {self._seconds:.3g} s")
+
+    def count(self, received: bytes) -> bytes:
+        """Note bytes that came.
+
+        Raises:
+            EngineError: they are more than an answer can have.
+        """
+        self._bytes += len(received)
+        if self._bytes > self._limit:
+            raise EngineError(
+                f"{self._url} answers with more than {self._limit} bytes, the most that vLLM's answer has"
+            )
+        return received
+
+    def stop(self) -> None:
+        self._stopped = True
+        if (opened := self.socket) is not None:
+            with contextlib.suppress(OSError):  # closed meanwhile
+                socket.socket.shutdown(opened, socket.SHUT_RDWR)  # wakes the thread that reads; TLS is left as it is
+
+
+class _Backend(httpcore.NetworkBackend):
+    """Opens streams whose requests end."""
+
+    def __init__(self, bounds: _Bounds) -> None:
+        self._bounds, self._tcp = bounds, httpcore.SyncBackend()
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.NetworkStream:
+        """Try the host's addresses in turn, all of them within the time for one."""
+        addresses = socket.getaddrinfo(host.encode(), port, type=socket.SOCK_STREAM)
+        end = time.monotonic() + _CONNECT_SECONDS
+        for left, (*_, address) in zip(range(len(addresses), 0, -1), addresses, strict=True):
+            seconds = min((end - time.monotonic()) / left, self._bounds.left())
+            try:
+                stream = self._tcp.connect_tcp(str(address[0]), port, max(seconds, 1e-3), local_address, socket_options)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout):
+                if left == 1:
+                    raise
+            else:
+                return _Stream(stream, self._bounds)
+        raise httpcore.ConnectError(f"{host} has no address")
+
+
+class _Stream(httpcore.NetworkStream):
+    """A stream that keeps to its request's bounds, whatever time its callers name."""
+
+    def __init__(self, stream: httpcore.NetworkStream, bounds: _Bounds) -> None:
+        self._stream, self._bounds = stream, bounds
+        bounds.socket = stream.get_extra_info("socket")
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        try:
+            return self._bounds.count(self._stream.read(max_bytes, self._bounds.left()))
+        except httpcore.ReadTimeout:
+            self._bounds.late()
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        sock, rest = self._stream.get_extra_info("socket"), memoryview(buffer)
+        while rest:
+            sock.settimeout(self._bounds.left())
+            try:
+                rest = rest[sock.send(rest) :]
+            except TimeoutError:
+                self._bounds.late()
+            except OSError as error:
+                raise httpcore.WriteError(str(error)) from error
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.NetworkStream:
+        seconds = min(self._bounds.left(), _CONNECT_SECONDS)
+        return _Stream(self._stream.start_tls(ssl_context, server_hostname, seconds), self._bounds)
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
