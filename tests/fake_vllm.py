@@ -1,5 +1,6 @@
 """A server on loopback that answers as vLLM does, or as badly as a test wants, and a student to go with it."""
 
+import contextlib
 import json
 import socket
 import ssl
@@ -94,10 +95,8 @@ class FakeServer:
     def close(self) -> None:
         self._closed.set()
         for sock in [self._socket, *self._open]:
-            try:
+            with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
             sock.close()
 
     def __enter__(self) -> "FakeServer":
@@ -117,14 +116,10 @@ class FakeServer:
             threading.Thread(target=self._connected, args=(sock,), daemon=True).start()
 
     def _connected(self, sock: socket.socket) -> None:
-        try:
+        with contextlib.closing(sock), contextlib.suppress(OSError):
             stream = sock if self._tls is None else self._tls.wrap_socket(sock, server_side=True)
             while self._answered(stream):
                 pass
-        except OSError:
-            pass
-        finally:
-            sock.close()
 
     def _answered(self, sock: socket.socket) -> bool:
         """One request; false where the connection ends behind it."""

@@ -76,10 +76,10 @@ class Answer:
     value: object
     key: SecretStr | None = None
 
-    def wrong(self, what: str, part: object = None) -> EngineError:
+    def wrong(self, what: str, part: object) -> EngineError:
         """The error that tells where an answer breaks vLLM's contract; `part` of it is shown."""
         try:
-            shown = repr(self.value if part is None else part)
+            shown = repr(part)
         except RecursionError:
             shown = "nested too deeply"
         return EngineError(f"{self.url} {what}: {excerpt(shown, self.key)}")
@@ -140,7 +140,6 @@ class Connection:
         """
         content = b"" if body is None else json.dumps(body).encode()
         self._bounds.start(seconds, answer_limit(len(content), tokens))
-        connection = self._connection()
         target = httpcore.URL(
             scheme=self._origin.scheme,
             host=self._origin.host,
@@ -148,9 +147,7 @@ class Connection:
             target=self._path + path.encode(),
         )
         try:
-            response = connection.request(
-                b"GET" if body is None else b"POST", target, headers=self._headers(), content=content
-            )
+            response = self._request(b"GET" if body is None else b"POST", target, content)
         except (httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError, OSError) as error:
             self.close()
             reason = excerpt(f"{type(error).__name__}: {error}".rstrip(": "), self._key)
@@ -168,15 +165,26 @@ class Connection:
             self._open.close()
             self._open = None
 
-    def _connection(self) -> httpcore.HTTPConnection:
-        if self._open is None or not self._open.is_available() or self._open.has_expired():
-            self.close()
-            self._open = httpcore.HTTPConnection(
-                self._origin,
-                ssl_context=_certificates() if self._origin.scheme == b"https" else None,
-                keepalive_expiry=_IDLE_SECONDS,
-                network_backend=_Backend(self._bounds),
-            )
+    def _request(self, method: bytes, target: httpcore.URL, content: bytes) -> httpcore.Response:
+        connection = self._open if self._open is not None and self._open.is_available() else None
+        if fresh := connection is None or connection.has_expired():
+            connection = self._opened()
+        try:
+            return connection.request(method, target, headers=self._headers(), content=content)
+        except (httpcore.NetworkError, httpcore.RemoteProtocolError):
+            if fresh or self._bounds.received:
+                raise
+        self.close()  # by the server too, just as it was used again
+        return self._request(method, target, content)
+
+    def _opened(self) -> httpcore.HTTPConnection:
+        self.close()
+        self._open = httpcore.HTTPConnection(
+            self._origin,
+            ssl_context=_certificates() if self._origin.scheme == b"https" else None,
+            keepalive_expiry=_IDLE_SECONDS,
+            network_backend=_Backend(self._bounds),
+        )
         return self._open
 
     def _headers(self) -> list[tuple[bytes, bytes]]:
@@ -225,14 +233,15 @@ class _Bounds:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._seconds, self._end, self._limit, self._bytes = 0.0, 0.0, 0, 0
+        self._seconds, self._end, self._limit, self.received = 0.0, 0.0, 0, 0
         self._stopped = False
+        """Bytes `received` of at most `_limit`, seconds of which `_end` is the end."""
         self.socket: socket.socket | None = None
         """The one that requests go through."""
 
     def start(self, seconds: float, limit: int) -> None:
         self._seconds, self._end = seconds, time.monotonic() + seconds
-        self._limit, self._bytes = limit, 0
+        self._limit, self.received = limit, 0
 
     def left(self) -> float:
         """Seconds.
@@ -248,7 +257,7 @@ class _Bounds:
         return min(left, _LONGEST)
 
     def late(self) -> NoReturn:
-        raise NoAnswerError(f"{self._url}: no whole answer within {self._seconds:.3g} s")
+        raise NoAnswerError(f"{self._url}: no whole answer within {round(self._seconds, 1):g} s")
 
     def count(self, received: bytes) -> bytes:
         """Note bytes that came.
@@ -256,8 +265,8 @@ class _Bounds:
         Raises:
             EngineError: they are more than an answer can have.
         """
-        self._bytes += len(received)
-        if self._bytes > self._limit:
+        self.received += len(received)
+        if self.received > self._limit:
             raise EngineError(
                 f"{self._url} answers with more than {self._limit} bytes, the most that vLLM's answer has"
             )

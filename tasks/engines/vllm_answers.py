@@ -19,7 +19,7 @@ def version(answer: Answer) -> str:
     """
     found = _field(answer.value, "version")
     if not isinstance(found, str) or not re.fullmatch(r"[0-9A-Za-z.+_!-]{1,100}", found):
-        raise answer.wrong("gives no version of vLLM")
+        raise answer.wrong("gives no version of vLLM", answer.value)
     return found
 
 
@@ -31,7 +31,7 @@ def model(answer: Answer, wanted: str | None) -> tuple[str, int]:
     """
     listed = _field(answer.value, "data")
     if not isinstance(listed, list) or not listed:
-        raise answer.wrong("lists no models")
+        raise answer.wrong("lists no models", answer.value)
     lengths: dict[str, object] = {}
     for entry in listed:
         name = _field(entry, "id")
@@ -78,21 +78,21 @@ def prompt_log_probs(answer: Answer, prompt: Sequence[int]) -> list[float]:
     """
     steps = _choice(answer).get("prompt_logprobs")
     if not isinstance(steps, list) or len(steps) != len(prompt):
-        raise answer.wrong(f"gives no prompt_logprobs of the probe's {len(prompt)} tokens", steps or "none")
+        raise answer.wrong(f"gives no prompt_logprobs of the probe's {len(prompt)} tokens", steps)
     return [_log_prob(answer, step, token) for token, step in zip(prompt[1:], steps[1:], strict=True)]
 
 
 def _log_prob(answer: Answer, step: object, token: int) -> float:
     found = _field(_field(step, str(token)), "logprob")
     if isinstance(found, bool) or not isinstance(found, int | float) or not abs(found) <= _LARGEST:
-        raise answer.wrong(f"gives no log-probability of the probe's token {token}", step or "none")
+        raise answer.wrong(f"gives no log-probability of the probe's token {token}", step)
     return float(found)
 
 
 def _choice(answer: Answer) -> dict[str, object]:
     choices = _field(answer.value, "choices")
     if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
-        raise answer.wrong("does not answer with one completion")
+        raise answer.wrong("does not answer with one completion", answer.value)
     return choices[0]
 
 
