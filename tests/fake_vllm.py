@@ -53,7 +53,7 @@ def honest(path: str, body: dict[str, Any]) -> dict[str, Any]:
     if "prompt_logprobs" in body:
         steps = [{str(t): {"logprob": LOG_PROB, "rank": 3, "decoded_token": "x"}} for t in body["prompt"][1:]]
         return completion(token_ids=[5], prompt_logprobs=[None, *steps])
-    return completion(token_ids=tokens(body["seed"], body["max_tokens"]))
+    return completion(prompt_token_ids=body["prompt"], token_ids=tokens(body["seed"], body["max_tokens"]))
 
 
 def completion(**choice: Any) -> dict[str, Any]:

@@ -29,9 +29,10 @@ _IDLE_SECONDS = 2.0
 """A connection is not used again later; vLLM closes it after 5 s."""
 _LONGEST = 1e8
 """Seconds; sockets take no more than a C integer of nanoseconds."""
+_PORTS = {"http": 80, "https": 443}
 _TRY_AGAIN = {408, 409, 425, 429}
 _SHOWN = 300
-_REQUEST_COPIES, _BYTES_A_TOKEN, _BYTES_BESIDE = 2, 512, 2**20
+_REQUEST_COPIES, _BYTES_A_TOKEN, _BYTES_BESIDE = 2, 384, 2**20
 
 
 class NoAnswerError(Exception):
@@ -90,7 +91,7 @@ def excerpt(text: str | bytes, key: SecretStr | None) -> str:
     if isinstance(text, bytes):
         text = text.decode(errors="replace")
     if key is not None:
-        text = re.sub(r"\\*".join(map(re.escape, key.get_secret_value())), "***", text)
+        text = re.sub(r"\\{0,4}".join(map(re.escape, key.get_secret_value())), "***", text)
     cut = text[:_SHOWN] + ("..." if len(text) > _SHOWN else "")
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in cut)
 
@@ -112,9 +113,7 @@ class Connection:
         if parts.port is not None and not 0 < parts.port < 2**16:
             raise EngineError(f"{url!r} is no server's address (port {parts.port}); ports are 1 to 65535")
         self._host_header, self._path = parts.netloc, parts.raw_path.rstrip(b"/")
-        self._origin = httpcore.Origin(
-            parts.raw_scheme, parts.raw_host, parts.port or (443, 80)[parts.scheme == "http"]
-        )
+        self._origin = httpcore.Origin(parts.raw_scheme, parts.raw_host, parts.port or _PORTS[parts.scheme])
         self._bounds = _Bounds(url)
         self._open: httpcore.HTTPConnection | None = None
 
@@ -235,7 +234,6 @@ class _Bounds:
         self._url = url
         self._seconds, self._end, self._limit, self.received = 0.0, 0.0, 0, 0
         self._stopped = False
-        """Bytes `received` of at most `_limit`, seconds of which `_end` is the end."""
         self.socket: socket.socket | None = None
         """The one that requests go through."""
 

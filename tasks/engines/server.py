@@ -270,7 +270,7 @@ class ServerSampler:
             **({"logit_bias": self._bias} if self._bias else {}),
         }
         answer = connection.ask("/v1/completions", body, seconds=self._settings.timeout, tokens=draw.limit)
-        tokens = vllm_answers.token_ids(answer)
+        tokens = vllm_answers.token_ids(answer, prompt)
         return vllm_requests.continuation(tokens, draw, self._stop, self._vocabulary, f"vLLM at {server.url}")
 
     def _check(self, connection: Connection, server: Served, seconds: float) -> None:

@@ -49,16 +49,19 @@ def model(answer: Answer, wanted: str | None) -> tuple[str, int]:
     return name, length
 
 
-def token_ids(answer: Answer) -> list[int]:
-    """The ids that a completion sampled.
+def token_ids(answer: Answer, prompt: Sequence[int]) -> list[int]:
+    """The ids that a completion of a prompt sampled.
 
     Raises:
-        EngineError: there is no completion, or it has none.
+        EngineError: there is no completion, it has no ids, or it is another prompt's (one that the server cut, say).
         NoAnswerError: the server gave the draw up.
     """
     choice = _choice(answer)
     if choice.get("finish_reason") in _GIVEN_UP:
         raise NoAnswerError(f"{answer.url} gave a draw up ({choice['finish_reason']})")
+    continued = choice.get("prompt_token_ids")
+    if continued is not None and continued != list(prompt):
+        raise answer.wrong(f"continued another prompt than the one of {len(prompt)} tokens", continued)
     found = choice.get("token_ids")
     if found is None:
         raise answer.wrong("returns no token ids (vLLM 0.10.2 or newer is needed)", choice)
