@@ -313,7 +313,7 @@ def test_of_several_servers_the_one_that_is_malformed_is_named() -> None:
 
 
 def one_step(**step: Any) -> dict[str, Any]:
-    return completion(prompt_logprobs=[None, *[{str(t): step} for t in Student().probe()[1:]]])
+    return completion(token_ids=[5], prompt_logprobs=[None, *[{str(t): step} for t in Student().probe()[1:]]])
 
 
 NAN = http(json.dumps(one_step(logprob=math.nan)).encode())
@@ -321,15 +321,33 @@ PROBES: dict[str, tuple[Reply, str]] = {
     "a list": ([], "does not answer with one completion"),
     "choices empty": ({"choices": []}, "does not answer with one completion"),
     "none": (completion(token_ids=[5]), "gives no prompt_logprobs of the probe's 6 tokens"),
-    "null": (completion(prompt_logprobs=None), "gives no prompt_logprobs of the probe's 6 tokens: None"),
-    "a text": (completion(prompt_logprobs="abcdef"), "gives no prompt_logprobs of the probe's 6 tokens"),
-    "too few": (completion(prompt_logprobs=[None] * 5), "gives no prompt_logprobs of the probe's 6 tokens"),
-    "too many": (completion(prompt_logprobs=[None] * 7), "gives no prompt_logprobs of the probe's 6 tokens"),
-    "steps null": (completion(prompt_logprobs=[None] * 6), "gives no log-probability of the probe's token 3: None"),
-    "steps numbers": (completion(prompt_logprobs=[None, -1, -1, -1, -1, -1]), "of the probe's token 3: -1"),
-    "steps lists": (completion(prompt_logprobs=[None, *[[-1.5]] * 5]), "of the probe's token 3: [-1.5]"),
-    "another token": (completion(prompt_logprobs=[None, *[{"99": {"logprob": -1.5}}] * 5]), "of the probe's token 3"),
-    "a bare number": (completion(prompt_logprobs=[None, *[{"3": -1.5}] * 5]), "of the probe's token 3: {'3': -1.5}"),
+    "null": (completion(token_ids=[5], prompt_logprobs=None), "gives no prompt_logprobs of the probe's 6 tokens: None"),
+    "a text": (completion(token_ids=[5], prompt_logprobs="abcdef"), "gives no prompt_logprobs of the probe's 6 tokens"),
+    "too few": (
+        completion(token_ids=[5], prompt_logprobs=[None] * 5),
+        "gives no prompt_logprobs of the probe's 6 tokens",
+    ),
+    "too many": (
+        completion(token_ids=[5], prompt_logprobs=[None] * 7),
+        "gives no prompt_logprobs of the probe's 6 tokens",
+    ),
+    "steps null": (
+        completion(token_ids=[5], prompt_logprobs=[None] * 6),
+        "gives no log-probability of the probe's token 3: None",
+    ),
+    "steps numbers": (
+        completion(token_ids=[5], prompt_logprobs=[None, -1, -1, -1, -1, -1]),
+        "of the probe's token 3: -1",
+    ),
+    "steps lists": (completion(token_ids=[5], prompt_logprobs=[None, *[[-1.5]] * 5]), "of the probe's token 3: [-1.5]"),
+    "another token": (
+        completion(token_ids=[5], prompt_logprobs=[None, *[{"99": {"logprob": -1.5}}] * 5]),
+        "of the probe's token 3",
+    ),
+    "a bare number": (
+        completion(token_ids=[5], prompt_logprobs=[None, *[{"3": -1.5}] * 5]),
+        "of the probe's token 3: {'3': -1.5}",
+    ),
     "no logprob": (one_step(rank=1), "of the probe's token 3: {'3': {'rank': 1}}"),
     "logprob null": (one_step(logprob=None), "of the probe's token 3"),
     "logprob a text": (one_step(logprob="-1.5"), "of the probe's token 3"),
@@ -571,10 +589,11 @@ def test_a_key_is_never_shown(
     case: str, key: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Not even where the server repeats it: in no message, traceback, log or repr."""
-    caplog.set_level(logging.DEBUG, "tasks")
+    caplog.set_level(logging.DEBUG)
     monkeypatch.setenv("SOME_KEY", key)
     with FakeServer() as fake:
         ready = sampler(engine(fake, api_key_variable="SOME_KEY"))
+        caplog.set_level(logging.INFO, "httpcore")  # which quotes answers' headers below that, none of requests'
         fake.behaviour = lambda path, body: ECHO[case](key)
         with pytest.raises(EngineError) as drawn:
             within(5, lambda: ready.continue_prefixes(TRUNKS, DRAWS, 1.0))
@@ -690,7 +709,7 @@ def test_any_json_is_a_lawful_draw_or_an_error(value: Any, limit: int) -> None:
     assert not STOP & set(ids[:-1]) and got.cut == (ids[-1] not in STOP) and (not got.cut or len(ids) == limit)
 
 
-PROBED = completion(prompt_logprobs=[None, {"3": {"logprob": -1.5}}, {"2": {"logprob": -0.5}}])
+PROBED = completion(token_ids=[5], prompt_logprobs=[None, {"3": {"logprob": -1.5}}, {"2": {"logprob": -0.5}}])
 
 
 @settings(deadline=None)

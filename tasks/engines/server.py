@@ -208,7 +208,7 @@ class ServerSampler:
                     connection.stop()
 
     def _started(
-        self, pool: ThreadPoolExecutor, work: _Work, connections: "list[tuple[int, Connection]]", sample: _Sample
+        self, pool: ThreadPoolExecutor, work: _Work, connections: list[tuple[int, Connection]], sample: _Sample
     ) -> "list[Future[None]]":
         try:
             return [pool.submit(self._serve, work, connection, s, sample) for s, connection in connections]
