@@ -33,6 +33,7 @@ from hypothesis import strategies as st
 
 from schemas.config import VLLMServerEngine
 from tasks.engines import connection, server, vllm_answers, vllm_requests
+from tasks.engines.bounds import NoAnswerError
 from tasks.engines.protocol import Continuation, Draw, EngineAwayError, EngineError, Trunk
 from tasks.engines.server import ServerSampler, look_up
 from tests.fake_vllm import (
@@ -701,7 +702,7 @@ def test_any_json_is_a_lawful_draw_or_an_error(value: Any, limit: int) -> None:
         got = vllm_requests.continuation(
             vllm_answers.token_ids(answer, []), Draw(0, 0, None, limit, 1), STOP, VOCABULARY
         )
-    except (EngineError, connection.NoAnswerError) as error:
+    except (EngineError, NoAnswerError) as error:
         one_line(error)
         return
     ids = got.tokens.tolist()

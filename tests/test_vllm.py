@@ -23,7 +23,8 @@ from scipy.stats import chi2_contingency
 from transformers import PreTrainedTokenizerFast
 
 from schemas.config import Model, TransformersEngine, VLLMEngine, VLLMServerEngine
-from tasks.engines.connection import Connection, NoAnswerError
+from tasks.engines.bounds import NoAnswerError
+from tasks.engines.connection import Connection
 from tasks.engines.protocol import Continuation, Draw, EngineError, Sampler, Trunk
 from tasks.engines.server import ServerSampler, look_up
 from tasks.engines.streams import stream_seed

@@ -18,7 +18,8 @@ import torch
 
 from schemas.config import VLLMServerEngine
 from tasks.engines import vllm_answers, vllm_requests
-from tasks.engines.connection import Connection, NoAnswerError, api_key
+from tasks.engines.bounds import NoAnswerError
+from tasks.engines.connection import Connection, api_key
 from tasks.engines.protocol import Continuation, Draw, EngineAwayError, EngineError, Trunk, ended
 
 if TYPE_CHECKING:
@@ -209,7 +210,7 @@ class ServerSampler:
 
     def _started(
         self, pool: ThreadPoolExecutor, work: _Work, connections: list[tuple[int, Connection]], sample: _Sample
-    ) -> "list[Future[None]]":
+    ) -> list[Future[None]]:
         try:
             return [pool.submit(self._serve, work, connection, s, sample) for s, connection in connections]
         except RuntimeError as error:
@@ -217,13 +218,7 @@ class ServerSampler:
                 f"{len(connections)} threads cannot be started ({error}); lower engine.concurrency"
             ) from error
 
-    def _serve(
-        self,
-        work: _Work,
-        connection: Connection,
-        server: int,
-        sample: _Sample,
-    ) -> None:
+    def _serve(self, work: _Work, connection: Connection, server: int, sample: _Sample) -> None:
         """Do draws on a server until none is left.
 
         Raises:

@@ -3,7 +3,8 @@
 import re
 from collections.abc import Sequence
 
-from tasks.engines.connection import Answer, NoAnswerError
+from tasks.engines.bounds import NoAnswerError
+from tasks.engines.connection import Answer
 
 _LONGEST_SEQUENCE = 2**31 - 1
 _LARGEST = 1e5
