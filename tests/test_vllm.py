@@ -23,6 +23,8 @@ from scipy.stats import chi2_contingency
 from transformers import PreTrainedTokenizerFast
 
 from schemas.config import Model, TransformersEngine, VLLMEngine, VLLMServerEngine
+from tasks.engines.bounds import NoAnswerError
+from tasks.engines.connection import Connection
 from tasks.engines.protocol import Continuation, Draw, EngineError, Sampler, Trunk
 from tasks.engines.server import ServerSampler, look_up
 from tasks.engines.streams import stream_seed
@@ -232,19 +234,19 @@ def test_a_server_that_is_killed_and_restarted_loses_nothing(
 
     answered: list[int] = []
     probed: list[int] = []
-    lost: list[httpx.HTTPError] = []
-    post = sampler._post
+    lost: list[NoAnswerError] = []
+    ask = Connection.ask
 
-    def counted(client: httpx.Client, url: str, body: dict[str, Any]) -> Any:
+    def counted(connection: Connection, path: str, body: dict[str, Any], **bounds: Any) -> Any:
         try:
-            choice = post(client, url, body)
-        except httpx.HTTPError as error:
+            answer = ask(connection, path, body, **bounds)
+        except NoAnswerError as error:
             lost.append(error)
             raise
         (probed if "prompt_logprobs" in body else answered).append(1)
-        return choice
+        return answer
 
-    monkeypatch.setattr(sampler, "_post", counted)
+    monkeypatch.setattr(Connection, "ask", counted)
     thread = threading.Thread(target=disturb)
     thread.start()
     got = sampler.continue_prefixes(TRUNKS, draws, 1.0)
@@ -259,16 +261,16 @@ def test_a_server_that_comes_back_with_another_model_is_refused(
     on_server: Callable[..., ServerSampler], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sampler = on_server(concurrency=4)
-    post, asked = sampler._post, 0
+    ask, asked = Connection.ask, 0
 
-    def away_once(*args: Any) -> Any:
+    def away_once(*args: Any, **bounds: Any) -> Any:
         nonlocal asked
         asked += 1
         if asked == 3:
-            raise httpx.ConnectError("connection refused")
-        return post(*args)
+            raise NoAnswerError("connection refused")
+        return ask(*args, **bounds)
 
-    monkeypatch.setattr(sampler, "_post", away_once)
+    monkeypatch.setattr(Connection, "ask", away_once)
     monkeypatch.setattr(sampler, "_probe_scores", sampler._probe_scores + 1.0)
     with pytest.raises(EngineError, match=r"log-probabilities by http://127\.0\.0\.1"):
         sampler.continue_prefixes(TRUNKS, branches(4, 4), 1.0)
@@ -293,7 +295,7 @@ def test_a_server_of_another_model_is_refused(
     asked = VLLMServerEngine(urls=[server.url], device="cpu")
     with pytest.raises(EngineError, match=f"log-probabilities by {server.url} differ"):
         ServerSampler(STOP, asked, look_up(asked), lambda: other)
-    with pytest.raises(EngineError, match=r"serves \['student'\] and not engine.model 'teacher'"):
+    with pytest.raises(EngineError, match=r"serves other models than engine.model 'teacher': \['student'\]"):
         look_up(VLLMServerEngine(urls=[server.url], model="teacher"))
 
 

@@ -4,28 +4,31 @@ Draws are dealt to the servers in stretches that share prefixes; a server that i
 that is away gives its draws back until it answers again.
 """
 
-import os
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from itertools import pairwise
 from threading import Condition
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import httpx
 import torch
 
 from schemas.config import VLLMServerEngine
-from tasks.engines import vllm_requests
+from tasks.engines import vllm_answers, vllm_requests
+from tasks.engines.bounds import NoAnswerError
+from tasks.engines.connection import Connection, api_key
 from tasks.engines.protocol import Continuation, Draw, EngineAwayError, EngineError, Trunk, ended
 
 if TYPE_CHECKING:
     from tasks.engines.transformers import TransformersScorer
 
+_LOOK_UP_SECONDS = 10.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0
-_TRY_AGAIN = {408, 409, 425, 429}
+_LAST_TRY = 1.0
+"""Seconds that a server which was away has to answer a probe, however little is left of the patience."""
 _PADDING_BIAS = -100.0
 """What servers limit a bias to; e^-100 of the probability is left."""
 
@@ -44,10 +47,13 @@ def look_up(settings: VLLMServerEngine) -> list[Served]:
     """Ask every server what it serves.
 
     Raises:
-        EngineError: one cannot be reached, does not serve the model, or differs from the others.
+        EngineError: one cannot be reached within 10 s, does not serve the model, or differs from the others.
     """
-    with _client(settings, seconds=10.0) as client:
-        found = [_served(client, url, settings.model) for url in settings.urls]
+    key = api_key(settings.api_key_variable)
+    found = []
+    for url in settings.urls:
+        with Connection(url, key) as connection:
+            found.append(_served(connection, settings.model))
     for other in found[1:]:
         if (other.model, other.version) != (found[0].model, found[0].version):
             raise EngineError(
@@ -57,30 +63,15 @@ def look_up(settings: VLLMServerEngine) -> list[Served]:
     return found
 
 
-def _served(client: httpx.Client, url: str, wanted: str | None) -> Served:
+def _served(connection: Connection, wanted: str | None) -> Served:
+    end = time.monotonic() + _LOOK_UP_SECONDS
     try:
-        models = client.get(f"{url}/v1/models").raise_for_status().json()["data"]
-        version = client.get(f"{url}/version").raise_for_status().json()["version"]
-        names = {str(m["id"]): int(m["max_model_len"]) for m in models}
-    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
-        raise EngineError(f"{url} does not answer as a vLLM server ({_reason(error)})") from error
-    if wanted is None and len(names) != 1:
-        raise EngineError(f"{url} serves {sorted(names)}; set engine.model to one of them")
-    name = wanted if wanted is not None else next(iter(names))
-    if name not in names:
-        raise EngineError(f"{url} serves {sorted(names)} and not engine.model {name!r}")
-    return Served(url, name, names[name], str(version))
-
-
-def _client(settings: VLLMServerEngine, seconds: float) -> httpx.Client:
-    key = os.environ.get(settings.api_key_variable)
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    return httpx.Client(timeout=httpx.Timeout(seconds, connect=10.0), limits=limits, headers=headers, trust_env=False)
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".rstrip(": ")
+        models = connection.ask("/v1/models", seconds=_LOOK_UP_SECONDS)
+        version = connection.ask("/version", seconds=end - time.monotonic())
+    except NoAnswerError as error:
+        raise EngineError(f"{connection.url} does not answer as a vLLM server ({error})") from error
+    name, length = vllm_answers.model(models, wanted)
+    return Served(connection.url, name, length, vllm_answers.version(version))
 
 
 @dataclass
@@ -90,16 +81,18 @@ class _Work:
     waiting: list[deque[int]]
     results: list[Continuation | None]
     left: int
-    failure: EngineError | None = None
-    last_answer: float = field(default_factory=time.monotonic)
+    patience: float
+    stopped: bool = False
+    failing_since: float = math.inf
+    """When requests began to fail; infinite again with each draw that is done."""
     changed: Condition = field(default_factory=Condition)
     was_away: set[int] = field(default_factory=set)
     """Servers that have to show again what they serve."""
 
     def take(self, server: int) -> int | None:
-        """A draw for a server; None where all are done or the call has failed. Waits where others may give back."""
+        """A draw for a server; None where all are done or the call is stopped. Waits where others may give back."""
         with self.changed:
-            while self.left and self.failure is None:
+            while self.left and not self.stopped:
                 fullest = max(self.waiting, key=len)
                 if self.waiting[server]:
                     return self.waiting[server].popleft()
@@ -112,26 +105,36 @@ class _Work:
         with self.changed:
             self.waiting[server].appendleft(draw)
             self.was_away.add(server)
+            self.failing_since = min(self.failing_since, time.monotonic())
             self.changed.notify_all()
 
     def finish(self, draw: int, result: Continuation) -> None:
         with self.changed:
             self.results[draw] = result
             self.left -= 1
-            self.last_answer = time.monotonic()
+            self.failing_since = math.inf
             if not self.left:
                 self.changed.notify_all()
 
-    def fail(self, error: EngineError) -> None:
+    def patience_left(self) -> float:
+        """Seconds; all of them while no request fails."""
         with self.changed:
-            self.failure = self.failure or error
+            return self.patience - max(0.0, time.monotonic() - self.failing_since)
+
+    def stop(self) -> None:
+        with self.changed:
+            self.stopped = True
             self.changed.notify_all()
 
     def pause(self, seconds: float) -> bool:
-        """Wait; false where the call has failed or is done meanwhile."""
+        """Wait; false where the call is stopped or done meanwhile."""
         with self.changed:
-            self.changed.wait_for(lambda: self.failure is not None or not self.left, seconds)
-            return self.failure is None and self.left > 0
+            self.changed.wait_for(lambda: self.stopped or not self.left, seconds)
+            return not self.stopped and self.left > 0
+
+
+_Sample = Callable[[Connection, Served, int], Continuation]
+"""Asks a server for a draw, by its number."""
 
 
 class ServerSampler:
@@ -155,12 +158,13 @@ class ServerSampler:
         self._vocabulary = student.vocabulary
         self._bias = {str(i): _PADDING_BIAS for i in range(student.vocabulary, student.rows)}
         self._probe, self._probe_scores, self._compare = student.probe(), student.probe_scores(), student.compare
-        with _client(settings, settings.timeout) as client:
-            for server in served:
+        key = api_key(settings.api_key_variable)
+        for server in served:
+            with Connection(server.url, key) as connection:
                 try:
-                    self._check(client, server)
-                except httpx.HTTPError as error:
-                    raise EngineAwayError(f"{server.url} does not score a probe ({_reason(error)})") from error
+                    self._check(connection, server, settings.timeout)
+                except NoAnswerError as error:
+                    raise EngineAwayError(f"{server.url} does not score a probe ({error})") from error
 
     def release(self) -> None:
         """Nothing is held here."""
@@ -173,84 +177,103 @@ class ServerSampler:
         wanted = vllm_requests.in_order(draws, [i for i, r in enumerate(results) if r is None])
         servers = len(self._served)
         cuts = [len(wanted) * s // servers for s in range(servers + 1)]
-        work = _Work([deque(wanted[a:b]) for a, b in pairwise(cuts)], results, len(wanted))
-        workers = min(self._settings.concurrency, len(wanted))
+        queues = [deque(wanted[a:b]) for a, b in pairwise(cuts)]
+        work = _Work(queues, results, len(wanted), self._settings.patience)
 
-        def ask(client: httpx.Client, server: int, i: int) -> Continuation:
-            draw = draws[i]
-            body = {
-                **vllm_requests.fields(draw, self._stop, temperature),
-                "model": self._served[server].model,
-                "prompt": trunks[draw.trunk].prefix(draw),
-                "add_special_tokens": False,
-                "return_token_ids": True,
-                **({"logit_bias": self._bias} if self._bias else {}),
-            }
-            choice = self._post(client, self._served[server].url, body)
-            return vllm_requests.continuation(choice["token_ids"], draw, self._stop, self._vocabulary)
+        def sample(connection: Connection, server: Served, i: int) -> Continuation:
+            return self._sample(connection, server, trunks[draws[i].trunk].prefix(draws[i]), draws[i], temperature)
 
-        def serve(client: httpx.Client, server: int) -> None:
-            pause = _FIRST_PAUSE
-            while (i := work.take(server)) is not None:
-                try:
-                    if server in work.was_away:
-                        self._check(client, self._served[server])
-                        work.was_away.discard(server)
-                    work.finish(i, ask(client, server, i))
-                    pause = _FIRST_PAUSE
-                except EngineError as error:
-                    work.fail(error)
-                except httpx.HTTPError as error:
-                    work.give_back(server, i)
-                    away = time.monotonic() - work.last_answer
-                    if away > self._settings.patience:
-                        work.fail(EngineAwayError(f"no server has answered for {away:.0f} s; last: {_reason(error)}"))
-                    elif not work.pause(pause):
-                        return
-                    pause = min(2 * pause, _LONGEST_PAUSE)
-
-        with (
-            _client(self._settings, self._settings.timeout) as client,
-            ThreadPoolExecutor(max(1, workers * servers)) as pool,
-        ):
-            running = [pool.submit(serve, client, s) for s in range(servers) for _ in range(workers)]
-            try:
-                for future in running:
-                    future.result()
-            finally:
-                if work.left:  # else workers would go on behind an interrupt
-                    work.fail(EngineError("interrupted"))
-        if work.failure is not None:
-            raise work.failure
+        self._run(work, sample)
         done = [r for r in work.results if r is not None]
         self.decoded += sum(len(r.tokens) for r in done)
         return done
 
-    def _post(self, client: httpx.Client, url: str, body: dict[str, Any]) -> dict[str, Any]:
-        """One completion.
+    def _run(self, work: _Work, sample: _Sample) -> None:
+        """Let threads, each with a connection of its own, do all draws.
 
         Raises:
-            EngineError: the server refuses the request, and would again.
-            httpx.HTTPError: it is away, overloaded or broken, or answers with something else.
+            EngineError: the first that a thread ends with; likewise any other exception.
         """
-        response = client.post(f"{url}/v1/completions", json=body)
-        if response.is_client_error and response.status_code not in _TRY_AGAIN:
-            raise EngineError(f"{url} refuses a draw ({response.status_code}): {response.text[:300]}")
-        response.raise_for_status()
-        try:
-            choice = response.json()["choices"][0]
-        except (ValueError, LookupError, TypeError) as error:
-            raise httpx.DecodingError(f"{url}: not a completion: {response.text[:100]!r}") from error
-        if not isinstance(choice.get("token_ids"), list):
-            raise EngineError(f"{url} returns no token ids; vLLM 0.10.2 or newer is needed")
-        return dict(choice)
+        key = api_key(self._settings.api_key_variable)
+        workers = min(self._settings.concurrency, work.left)
+        connections = [
+            (s, Connection(server.url, key)) for s, server in enumerate(self._served) for _ in range(workers)
+        ]
+        with ThreadPoolExecutor(max(1, len(connections))) as pool:
+            try:
+                for future in as_completed(self._started(pool, work, connections, sample)):
+                    future.result()
+            finally:  # a failure or an interrupt: what is under way ends, and the threads with it
+                work.stop()
+                for _, connection in connections:
+                    connection.stop()
 
-    def _check(self, client: httpx.Client, server: Served) -> None:
+    def _started(
+        self, pool: ThreadPoolExecutor, work: _Work, connections: list[tuple[int, Connection]], sample: _Sample
+    ) -> list[Future[None]]:
+        try:
+            return [pool.submit(self._serve, work, connection, s, sample) for s, connection in connections]
+        except RuntimeError as error:
+            raise EngineError(
+                f"{len(connections)} threads cannot be started ({error}); lower engine.concurrency"
+            ) from error
+
+    def _serve(self, work: _Work, connection: Connection, server: int, sample: _Sample) -> None:
+        """Do draws on a server until none is left.
+
+        Raises:
+            EngineAwayError: no server answers for longer than the patience.
+            EngineError: a server answers what it should not.
+        """
+        pause = _FIRST_PAUSE
+        with connection:
+            while (i := work.take(server)) is not None:
+                try:
+                    if server in work.was_away:
+                        seconds = min(max(work.patience_left(), _LAST_TRY), self._settings.timeout)
+                        self._check(connection, self._served[server], seconds)
+                        work.was_away.discard(server)
+                    work.finish(i, sample(connection, self._served[server], i))
+                    pause = _FIRST_PAUSE
+                except NoAnswerError as error:
+                    work.give_back(server, i)
+                    left = work.patience_left()
+                    if left <= 0:
+                        raise EngineAwayError(
+                            f"no server has answered for {work.patience - left:.0f} s (engine.patience: "
+                            f"{work.patience:g}); last: {error}"
+                        ) from error
+                    if not work.pause(min(pause, left)):
+                        return
+                    pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _sample(
+        self, connection: Connection, server: Served, prompt: list[int], draw: Draw, temperature: float
+    ) -> Continuation:
+        """One draw.
+
+        Raises:
+            EngineError: the server refuses it, or answers what is no draw.
+            NoAnswerError: it is away, overloaded or broken.
+        """
+        body = {
+            **vllm_requests.fields(draw, self._stop, temperature),
+            "model": server.model,
+            "prompt": prompt,
+            "add_special_tokens": False,
+            "return_token_ids": True,
+            **({"logit_bias": self._bias} if self._bias else {}),
+        }
+        answer = connection.ask("/v1/completions", body, seconds=self._settings.timeout, tokens=draw.limit)
+        tokens = vllm_answers.token_ids(answer, prompt)
+        return vllm_requests.continuation(tokens, draw, self._stop, self._vocabulary, f"vLLM at {server.url}")
+
+    def _check(self, connection: Connection, server: Served, seconds: float) -> None:
         """Log-probabilities of a probe must be those of the model the stages score with.
 
         Raises:
-            EngineError: they are not.
-            httpx.HTTPError: the server is away.
+            EngineError: they are not, or there are none.
+            NoAnswerError: the server is away.
         """
         body = {
             "model": server.model,
@@ -260,6 +283,6 @@ class ServerSampler:
             "add_special_tokens": False,
             "return_token_ids": True,
         }
-        steps = self._post(client, server.url, body)["prompt_logprobs"][1:]
-        theirs = [step[str(token)]["logprob"] for token, step in zip(self._probe[1:], steps, strict=True)]
+        answer = connection.ask("/v1/completions", body, seconds=seconds, tokens=len(self._probe) + 1)
+        theirs = vllm_answers.prompt_log_probs(answer, self._probe)
         self._compare(f"by {server.url}", self._probe_scores, torch.tensor(theirs))

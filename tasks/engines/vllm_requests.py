@@ -35,16 +35,27 @@ def in_order(draws: Sequence[Draw], wanted: Sequence[int]) -> list[int]:
     return sorted(wanted, key=lambda i: (draws[i].trunk, -draws[i].depth, draws[i].token or 0, i))
 
 
-def continuation(tokens: Sequence[int], draw: Draw, stop: frozenset[int], vocabulary: int) -> Continuation:
+def continuation(
+    tokens: Sequence[int], draw: Draw, stop: frozenset[int], vocabulary: int, by: str = "vLLM"
+) -> Continuation:
     """What vLLM sampled, as the protocol has it.
 
+    Args:
+        by: whose tokens they are, for messages.
+
     Raises:
-        EngineError: tokens that the stop rule or the vocabulary does not allow.
+        EngineError: tokens that the limit, the stop rule or the vocabulary does not allow.
     """
-    out = np.array(tokens, dtype=np.int32)
-    stopped = len(out) > 0 and int(out[-1]) in stop
-    if not stopped and len(out) != draw.limit:
-        raise EngineError(f"vLLM ended a draw after {len(out)} of {draw.limit} tokens, and not with a stop token")
-    if len(out) and int(out.max()) >= vocabulary:
-        raise EngineError(f"vLLM sampled token {int(out.max())}, which the tokenizer of {vocabulary} tokens lacks")
-    return Continuation(out, not stopped)
+    foreign = next((t for t in tokens if not 0 <= t < vocabulary), None)
+    if foreign is not None:
+        shown = str(foreign)[:20]
+        raise EngineError(f"{by} sampled token {shown}, but the tokenizer's tokens are 0 to {vocabulary - 1}")
+    if len(tokens) > draw.limit:
+        raise EngineError(f"{by} sampled {len(tokens)} tokens where the limit is {draw.limit}")
+    early = next((i for i, t in enumerate(tokens[:-1], 1) if t in stop), None)
+    if early is not None:
+        raise EngineError(f"{by} went on behind a stop token, the {early}. of {len(tokens)}")
+    stopped = len(tokens) > 0 and tokens[-1] in stop
+    if not stopped and len(tokens) < draw.limit:
+        raise EngineError(f"{by} ended a draw after {len(tokens)} of {draw.limit} tokens, and not with a stop token")
+    return Continuation(np.array(tokens, dtype=np.int32), not stopped)
