@@ -63,7 +63,7 @@ def test_the_claim_of_a_process_that_is_gone_is_taken_over_at_once(tmp_path: Pat
     killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=HERE, check=False)
     assert killed.returncode == -signal.SIGKILL
     store = Store(str(tmp_path))
-    assert store.names("claims") == ["work.1"]
+    assert len(store.names("claims")) == 1
     with Claims(store, 600).hold("work") as ours:
         assert ours
     assert store.names("claims") == []
