@@ -1,8 +1,10 @@
 """What a store holds, whether it is whole, and that cleaning up never takes what a kept run needs."""
 
+import itertools
 import json
 import os
 import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -12,7 +14,18 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from tasks.store.artefact import MARKER, OBJECT, Store, StoreError
-from tasks.store.collect import damaged, holdings, refer, referred, stored, sweep, unreferred
+from tasks.store.collect import (
+    Stored,
+    damaged,
+    holdings,
+    refer,
+    refer_also,
+    referred,
+    remove,
+    stored,
+    sweep,
+    unreferred,
+)
 from tasks.store.keys import digest
 
 DAY = 86400.0
@@ -123,3 +136,122 @@ def test_only_the_first_names_are_listed(tmp_path: Path) -> None:
         store.put_bytes(b"x", "trees", digest(i), OBJECT)
     code, out = call(tmp_path, "gc", "--older-than", "0", "--dry-run")
     assert code == 0 and out.count(f"/{OBJECT}") == 20 and "and 5 more" in out
+
+
+def outside(folder: Path) -> list[Path]:
+    """Files that are not ours, in a folder that somebody uses as a store as well."""
+    key = digest("anything")
+    names = [
+        "values/2019/measured.csv",
+        "trees/oak/artefact.zarr.zip",
+        f"trees/{key}/notes.txt",
+        f"trees/{key}/round-0000.zarr.zip",  # a name of another stage's
+        f"trees/{key}/deeper/artefact.zarr.zip",
+        f"rounds/{key}/.hidden",
+        f"rounds/{key.upper()}/round-0000.zarr.zip",
+        f"rollouts/{key}.zip",
+        f"calibration/{key}/rows.parquet.bak",
+        f"calibration/{key}/.rows.parquet.swp",
+    ]
+    paths = [folder / name for name in names]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"of somebody else")
+    return paths
+
+
+def test_only_what_is_ours_is_listed_verified_and_removed(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "store", tmp_path / "elsewhere"
+    store = Store(str(folder))
+    store.check_writable()
+    foreign = outside(folder)
+    real = Store(str(elsewhere))
+    key, another = digest("linked"), digest("another")
+    for stage in ("ideal", "prior"):
+        commit(real, key)
+        (elsewhere / stage / key).mkdir(parents=True)
+        foreign.append(elsewhere / stage / key / OBJECT)
+        foreign[-1].write_bytes(b"of somebody else")
+    (folder / "ideal").symlink_to(elsewhere / "ideal")  # a stage, a key, an object
+    (folder / "prior").mkdir()
+    (folder / "prior" / another).symlink_to(elsewhere / "prior" / key)
+    (folder / "alignment" / another).mkdir(parents=True)
+    (folder / "alignment" / another / OBJECT).symlink_to(elsewhere / "prior" / key / OBJECT)
+
+    left = folder / "rounds" / digest("anything") / f".round-0001.zarr.zip.{'0' * 32}"  # of a write that was killed
+    left.write_bytes(b"half")
+    commit(store, FREE)
+    assert sum(held.objects for held in holdings(store)) == 2
+    code, out = call(folder, "verify", "--repair")
+    assert code == 0 and out.endswith("0 damaged\n")
+    code, out = call(folder, "gc", "--older-than", "0", "--yes")
+    assert code == 0 and out.startswith("2 artefacts")
+    assert not left.exists() and not (folder / "rollouts" / FREE).exists()
+    assert all(path.read_bytes() == b"of somebody else" for path in foreign)
+    assert (folder / "alignment" / another / OBJECT).is_symlink()
+
+
+def test_listing_beside_a_run_that_commits_and_removes(tmp_path: Path) -> None:
+    store, over = Store(str(tmp_path)), threading.Event()
+    store.check_writable()
+    errors: list[BaseException] = []
+
+    def work(seed: int) -> None:
+        try:
+            for i in itertools.count():
+                if over.is_set():
+                    return
+                key = digest([seed, i % 7])
+                for name in ("round-0000.zarr.zip", "part-0001-000000000.zarr.zip"):
+                    store.put_note(b"x", "rounds", key, name)
+                remove(store, [Stored("rounds", key, "round-0000.zarr.zip", 1, 0.0)])
+                remove(store, [Stored("rounds", key, "part-0001-000000000.zarr.zip", 1, 0.0)])
+        except BaseException as error:
+            errors.append(error)
+            raise
+
+    workers = [threading.Thread(target=work, args=(0,)) for _ in range(2)]  # of the same keys
+    for worker in workers:
+        worker.start()
+    try:
+        listed, until = 0, time.monotonic() + 3.0
+        while time.monotonic() < until:
+            listed += 1
+            assert holdings(store)[1].stage == "rounds"
+            assert damaged(store) is not None
+            unreferred(store, older=DAY)
+    finally:
+        over.set()
+        for worker in workers:
+            worker.join()
+    assert errors == [] and listed > 10
+
+
+def test_a_run_that_leaves_questions_out_tells_what_it_needs_then(store: Store) -> None:
+    more = [f"rollouts/{FREE}"]
+    refer_also(store, "begun", "diagnose", more)
+    assert unreferred(store, older=0.0) == []
+    refer(store, "begun", "diagnose", [f"rollouts/{KEPT}", f"trees/{COMING}"])  # the same run beside it, or again
+    assert unreferred(store, older=0.0) == []
+    refer(store, "begun", "diagnose", [f"rollouts/{KEPT}"])  # another configuration
+    time.sleep(0.01)
+    assert [item.key for item in unreferred(store, older=0.0)] == [FREE]
+
+
+def test_what_a_run_has_come_to_need_since_is_not_removed(store: Store) -> None:
+    time.sleep(0.01)
+    free = unreferred(store, older=0.0)
+    assert [item.key for item in free] == [FREE]
+    refer(store, "later", "rank", [f"rollouts/{FREE}"])  # while somebody was asked whether to remove it
+    assert sweep(store, free) == 0 and store.has("rollouts", FREE)
+
+
+def test_a_store_of_another_format_is_refused(store: Store) -> None:
+    assert store.format() == 1
+    store.put_bytes(b'{"format": 2}', MARKER)
+    with pytest.raises(StoreError, match="has format 2, this version of opdscope writes 1"):
+        store.check_writable()
+    for damage in (b"", b"[", b"[1]", b"null"):
+        store.put_bytes(damage, MARKER)
+        store.check_writable()
+        assert store.format() == 1
