@@ -16,6 +16,7 @@ from tasks.failures import may_pass
 from tasks.store.artefact import Store, StoreError
 from tasks.store.claims import Claims
 from tasks.store.collect import holdings, remove, stored, unreferred
+from tasks.store.outages import StoreAwayError
 from tests.s3 import SECRET, Gate, s3_server
 
 HERE = Path(__file__).parents[1]
@@ -59,14 +60,23 @@ def test_objects_claims_and_clean_up(gate: Gate) -> None:
     assert list(stored(opened("unit"), "rounds")) == []
 
 
-def test_a_store_that_refuses_or_is_away_is_told_apart_from_a_wrong_one(gate: Gate) -> None:
-    gate.refusing = True
-    with pytest.raises(StoreError, match="cannot write to 's3://bucket/x'"):
-        opened("x").check_writable()
-    with pytest.raises(OSError) as refused:
-        opened("x").put_bytes(b"1", "a")
-    assert may_pass(refused.value)
-    gate.refusing = False
+@pytest.mark.parametrize("fault", ["refusing", "away"])
+def test_a_store_that_refuses_or_is_away_is_told_apart_from_a_wrong_one(gate: Gate, fault: str) -> None:
+    opened("x").check_writable()
+    with Claims(opened("x"), 60).hold("work") as ours:
+        assert ours
+        setattr(gate, fault, True)
+        for call in (
+            opened("x").check_writable,
+            lambda: opened("x").put_bytes(b"1", "a"),
+            lambda: opened("x").remove("a"),
+            *([] if fault == "refusing" else [lambda: opened("x").get_bytes("a"), lambda: opened("x").names("claims")]),
+        ):
+            with pytest.raises(StoreAwayError, match="'s3://bucket/x' does not answer, or refuses for now") as caught:
+                call()
+            assert may_pass(caught.value)
+        setattr(gate, fault, False)
+    assert opened("x").names("claims") == []
     with pytest.raises(StoreError, match="cannot write to 's3://nobucket'"):
         Store("s3://nobucket").check_writable()
 
@@ -86,8 +96,9 @@ def run(settings: dict[str, Any], tmp_path: Path, environment: dict[str, str], s
 
 
 @pytest.mark.slow
-def test_a_run_on_a_store_that_is_slow_and_refuses_writes_for_a_while(
-    gate: Gate, settings: dict[str, Any], tmp_path: Path, prefect_environment: dict[str, str]
+@pytest.mark.parametrize("fault", ["refusing", "away"])
+def test_a_run_on_a_store_that_is_slow_and_refuses_writes_or_is_away_for_a_while(
+    gate: Gate, fault: str, settings: dict[str, Any], tmp_path: Path, prefect_environment: dict[str, str]
 ) -> None:
     settings["execution"] = {"questions_per_task": 3, "round_draws": 24, "round_seconds": 0.0, "retry_seconds": 2.0}
     whole = run(settings, tmp_path, prefect_environment, str(tmp_path / "whole"))
@@ -95,15 +106,15 @@ def test_a_run_on_a_store_that_is_slow_and_refuses_writes_for_a_while(
     assert whole.returncode == 0, err
 
     gate.delay = 0.01
-    process = run(settings, tmp_path, prefect_environment, "s3://bucket/run")
-    store = opened("run")
+    process = run(settings, tmp_path, prefect_environment, f"s3://bucket/{fault}")
+    store = opened(fault)
     for _ in range(600):
         if store.names("rounds"):
             break
         time.sleep(0.1)
-    gate.refusing = True
-    time.sleep(6.0)
-    gate.refusing = False
+    setattr(gate, fault, True)
+    time.sleep(8.0)
+    setattr(gate, fault, False)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     names = [name for name in store.names("runs", "small") if name.endswith(".parquet")]
