@@ -9,14 +9,14 @@ from typing import Any
 import aiohttp
 import pytest
 import urllib3.exceptions
-from botocore.exceptions import (
+from botocore.exceptions import (  # type: ignore[import-untyped]
     ClientError,
     ConnectionClosedError,
     EndpointConnectionError,
     NoCredentialsError,
     ReadTimeoutError,
 )
-from botocore.parsers import ResponseParserError
+from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
 
 from tasks.failures import may_pass, of_run, patiently
 from tasks.store.artefact import Store, StoreError
