@@ -151,23 +151,6 @@ def test_a_question_that_fails_does_not_end_the_others(start: Start, tmp_path: P
     assert tables(tmp_path / "store", "small") == tables(tmp_path / "alone", "alone")
 
 
-def test_another_configuration_of_a_name_that_is_at_work_is_refused(
-    start: Start, settings: dict[str, Any], tmp_path: Path
-) -> None:
-    settings["tree"]["draws"] = 240
-    first = start("small")
-    for _ in range(3000):
-        if any((tmp_path / "store" / "rounds").glob("*/*")):
-            break
-        time.sleep(0.02)
-    settings["seed"] = 5
-    _, err = ended(start("small"), 2)
-    assert "name: a run named 'small' with another configuration is at work" in err and "Traceback" not in err
-    ended(first)
-    ended(start("small"))
-    assert run_of(tmp_path / "store", "small")["configuration"]["seed"] == 5
-
-
 def test_a_full_disk_is_waited_for_and_else_told(start: Start, tmp_path: Path) -> None:
     ended(start("patient", "disk:2"))
     _, err = ended(start("full", "disk:1000000", store="other"), 1)
