@@ -301,4 +301,5 @@ def _created(path: Path) -> BinaryIO:
         with suppress(FileNotFoundError):
             path.parent.mkdir(parents=True, exist_ok=True)
             return path.open("xb")
-    raise FileNotFoundError(f"{str(path.parent)!r} is removed as often as it is made")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("xb")
