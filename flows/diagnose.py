@@ -13,7 +13,7 @@ from flows.running import retried, task_runner
 from schemas.config import RunConfig
 from tasks.job import forget_jobs, open_job
 from tasks.lineage import sources
-from tasks.outputs import aggregate_task, write_references, write_run
+from tasks.outputs import add_references, aggregate_task, named, write_references, write_run, writing
 from tasks.progress import report
 from tasks.questions import InputError
 from tasks.stages import BY_SOURCE, OF_RUN, STAGES, Outcome, draws_shown, stage_task
@@ -77,7 +77,7 @@ class Progressed:
         self.failed |= of_stage.failed
         self.left_out |= of_stage.left_out | of_stage.failed
         self.ids = [i for i in self.ids if i not in self.left_out]
-        if not any(done in OF_RUN for done in self.stages):
+        if not any(begun in OF_RUN for begun in self.stages):
             self.not_pooled = sorted(self.left_out)
         if self.ids:
             return
@@ -104,7 +104,7 @@ def diagnose(config: RunConfig) -> dict[str, Any]:
         QuestionsFailedError: some questions failed; outputs are of the others.
     """
     try:
-        with progress_artifacts():
+        with progress_artifacts(), named(config, "diagnose", STAGES):
             return _diagnose(config)
     finally:
         forget_jobs()
@@ -114,13 +114,14 @@ def _diagnose(config: RunConfig) -> dict[str, Any]:
     done = run_stages(config, "diagnose", STAGES)
     report("aggregate", 0, len(done.ids))
     aggregate = retried(aggregate_task, config.execution)
-    finished = cast(State[Any], aggregate(config, done.ids, done.left_out, done.not_pooled, return_state=True))
-    files, done.stages["aggregate"] = finished.result()
     job = open_job(config)
-    job.leave_out(done.not_pooled)
-    run = write_run(job, done.ids, done.left_out, list(done.failed), files, done.stages)
+    with writing(job):
+        finished = cast(State[Any], aggregate(config, done.ids, done.left_out, done.not_pooled, return_state=True))
+        files, done.stages["aggregate"] = finished.result()
+        job.leave_out(done.not_pooled)
+        run = write_run(job, done.ids, done.left_out, list(done.failed), files, done.stages)
+        scores_artifact(job.store, config.name)
     get_run_logger().info("outputs in %s", job.store.path("runs", config.name))
-    scores_artifact(job.store, config.name)
     output_link(job.store, config.name, "report.html")
     summary_artifact(config.name, done.stages, done.left_out, done.failed)
     if done.failed:
@@ -150,10 +151,10 @@ def run_stages(config: RunConfig, name: str, wanted: Sequence[str]) -> Progresse
             for shown, most in draws_shown(config, stage).items():
                 report(shown, 0, len(done.ids) * most)
             size = len(done.ids) if stage in OF_RUN else config.execution.questions_per_task
-            named = retried(stage_task.with_options(name=stage), config.execution)
+            stage_run = retried(stage_task.with_options(name=stage), config.execution)
             started = [
                 start(
-                    named,
+                    stage_run,
                     {
                         "label": _label(stage, source, batch, done.ids),
                         "config": config,
@@ -173,6 +174,9 @@ def run_stages(config: RunConfig, name: str, wanted: Sequence[str]) -> Progresse
                     for shown, n in outcome.told.items():
                         report(shown, n)
             done.drop(stage)
+            if done.stages[stage].left_out or done.stages[stage].failed:
+                job.leave_out(done.not_pooled)
+                add_references(job, name, wanted)
     return done
 
 

@@ -1,15 +1,16 @@
 """The ranking: rollouts, one forward pass a teacher, no trees."""
 
-from typing import Any
+from typing import Any, cast
 
 from prefect import flow
 
 from flows.artifacts import output_link, progress_artifacts, summary_artifact, table_artifact
 from flows.configuration import check_ranked
 from flows.diagnose import QuestionsFailedError, run_stages
+from flows.running import retried
 from schemas.config import RunConfig
 from tasks.job import forget_jobs, open_job
-from tasks.outputs import rank_task, read_table
+from tasks.outputs import named, rank_task, read_table, writing
 from tasks.progress import report
 
 
@@ -33,14 +34,17 @@ def rank(config: RunConfig) -> dict[str, Any]:
 def _rank(config: RunConfig) -> dict[str, Any]:
     check_ranked(config)
     wanted = ("rollouts", "values", "ranking") if config.ranking.segments > 1 else ("rollouts", "ranking")
-    done = run_stages(config, "rank", wanted)
-    report("rank", 0, 1)
-    result: dict[str, Any] = rank_task(config, done.ids)
+    with named(config, "rank", wanted):
+        done = run_stages(config, "rank", wanted)
+        report("rank", 0, 1)
+        job = open_job(config)
+        with writing(job):
+            result = cast(dict[str, Any], retried(rank_task, config.execution)(config, done.ids))
+            ranks = read_table(job.store, config.name, "ranks")
     run = {**result, "left_out": done.left_out, "failed": list(done.failed)}
     run["stages"] = {name: outcome.figures for name, outcome in done.stages.items()}
-    store = open_job(config).store
-    table_artifact(f"{config.name}-ranks", read_table(store, config.name, "ranks"), f"ranking of run {config.name}")
-    output_link(store, config.name, "rank.json")
+    table_artifact(f"{config.name}-ranks", ranks, f"ranking of run {config.name}")
+    output_link(job.store, config.name, "rank.json")
     summary_artifact(f"{config.name}-rank", done.stages, done.left_out, done.failed)
     if done.failed:
         raise QuestionsFailedError(done.failed, run)

@@ -4,9 +4,10 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
@@ -28,18 +29,26 @@ from tasks.aggregate import (
     tokens_table,
 )
 from tasks.engines.streams import stream_seed
+from tasks.failures import patiently
 from tasks.job import Job, open_job
 from tasks.lineage import Signal
 from tasks.loading import OneQuestion
 from tasks.predictors import AtNodes, predictor_rows
 from tasks.prior import Prior
 from tasks.progress import report
+from tasks.questions import InputError
 from tasks.ranking import RankedQuestion, rank
 from tasks.report.page import Facts, LeftOut, render
 from tasks.selection import CHOICES, selection_rows, sum_choices, sum_predicted
 from tasks.stages import Outcome
 from tasks.store.artefact import Store, StoreError
-from tasks.store.collect import refer
+from tasks.store.collect import refer, refer_also
+from tasks.store.keys import digest
+
+Result = TypeVar("Result")
+
+_WAIT = 0.2
+"""Seconds between two looks at a name that is in use."""
 
 PACKAGES = ("opdscope", "prefect", "torch", "transformers", "zarr", "polars", "numpy", "scipy")
 
@@ -112,12 +121,8 @@ def make_outputs(job: Job, ids: Sequence[str], left_out: LeftOut) -> dict[str, b
 
 def read_run(job: Job) -> dict[str, Any] | None:
     """A run's `run.json`, if it is there and its files are as it says."""
-    data = job.store.get_bytes("runs", job.config.name, "run.json")
-    if data is None:
-        return None
-    try:
-        run: dict[str, Any] = json.loads(data)
-    except ValueError:  # damaged: not there
+    run = _written(job.store, job.config.name, "run.json")
+    if run is None:
         return None
     for name, expected in run.get("files", {}).items():
         content = job.store.get_bytes("runs", job.config.name, name)
@@ -143,10 +148,7 @@ def aggregate_task(config: RunConfig, ids: list[str], left_out: dict[str, str], 
         report("aggregate", len(ids))
         outcome = Outcome(cached=1, seconds=time.monotonic() - began)
         return Completed(name="Cached", message="the outputs are there", data=(run["files"], outcome))
-    digests = {}
-    for name, content in make_outputs(job, ids, left_out).items():
-        job.store.put_bytes(content, "runs", config.name, name)
-        digests[name] = hashlib.sha256(content).hexdigest()
+    digests = _write_files(job, make_outputs(job, ids, left_out))
     get_run_logger().info("wrote %s", job.store.path("runs", config.name))
     return digests, Outcome(made=1, seconds=time.monotonic() - began)
 
@@ -166,7 +168,6 @@ def rank_task(config: RunConfig, ids: list[str]) -> dict[str, Any]:
     ]
     ranking = rank(questions, config.sampling.temperature, config.scores, config.seed)
     report("rank", 1)
-    job.store.put_bytes(parquet_bytes(frame(ranking.rows, RANKS)), "runs", config.name, "ranks.parquet")
     result = {
         "name": config.name,
         "configuration": config.model_dump(mode="json"),
@@ -174,6 +175,7 @@ def rank_task(config: RunConfig, ids: list[str]) -> dict[str, Any]:
         "settled": ranking.settled,
         "more_questions": ranking.more_questions,
         "more_rollouts": ranking.more_rollouts,
+        "files": _write_files(job, {"ranks.parquet": parquet_bytes(frame(ranking.rows, RANKS))}),
     }
     job.store.put_bytes(json.dumps(result, indent=1).encode(), "runs", config.name, "rank.json")
     return result
@@ -186,21 +188,103 @@ def _version(package: str) -> str:
         return "not installed"
 
 
+@contextmanager
+def named(config: RunConfig, flow: str, stages: Sequence[str]) -> Iterator[None]:
+    """Keep the run's name for the time of a block, so that another configuration's run does not mix with it.
+
+    Runs that need the same of the store share a name.
+
+    Raises:
+        InputError: another configuration's run of this name is at work.
+    """
+    job = open_job(config)
+    need = digest(job.references(stages))
+    claim = digest(["run", flow, config.name])
+    seen: set[str] = set()
+    while True:
+        with ExitStack() as held:
+            if _patiently(job, lambda: held.enter_context(job.claims.hold(claim, need))):
+                yield
+                return
+        others = {r.name for r in job.claims.rivals(claim) if r.alive and not r.expired and r.subject != need}
+        if others & seen:  # not one that has only come and looked
+            raise InputError(
+                "name",
+                f"a run named {config.name!r} with another configuration is at work on {config.store!r}; "
+                "wait for its end, or give this one another name (--name)",
+            )
+        seen = others
+        time.sleep(_WAIT)
+
+
+@contextmanager
+def writing(job: Job) -> Iterator[None]:
+    """Write the outputs of a run's name for the time of a block, after any other that writes them."""
+
+    def told() -> None:
+        get_run_logger().info("another run named %r writes its outputs: waiting for it", job.config.name)
+
+    claim = digest(["outputs", job.config.name])
+    with ExitStack() as held:
+        _patiently(job, lambda: held.enter_context(job.claims.wait(claim, told)))
+        yield
+
+
+def _write_files(job: Job, files: Mapping[str, bytes]) -> dict[str, str]:
+    """Write outputs; gives the SHA-256 of each."""
+    for name, content in files.items():
+        job.store.put_bytes(content, "runs", job.config.name, name)
+    return {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+
+
+def _patiently(job: Job, action: Callable[[], Result]) -> Result:
+    return patiently(action, job.config.execution.retries, job.config.execution.retry_seconds)
+
+
 def write_references(job: Job, flow: str, stages: Sequence[str]) -> None:
     """Tell the store's clean-up what a run needs, before it has made it."""
-    refer(job.store, job.config.name, flow, (f"{stage}/{key}" for stage, key in job.references(stages)))
+    needed = [f"{stage}/{key}" for stage, key in job.references(stages)]
+    _patiently(job, lambda: refer(job.store, job.config.name, flow, needed))
+
+
+def add_references(job: Job, flow: str, stages: Sequence[str]) -> None:
+    """Tell it again, once questions are left out: what is made of all questions has another key then."""
+    needed = [f"{stage}/{key}" for stage, key in job.references(stages)]
+    _patiently(job, lambda: refer_also(job.store, job.config.name, flow, needed))
 
 
 def read_table(store: Store, run: str, name: str) -> pl.DataFrame:
     """A table of a run.
 
     Raises:
-        StoreError: it is gone.
+        StoreError: it is gone, or another run is about to replace it.
     """
     data = store.get_bytes("runs", run, f"{name}.parquet")
     if data is None:
         raise StoreError(f"the outputs of run {run!r} are gone from {store.url!r}")
+    expected = _digests(store, run).get(f"{name}.parquet")
+    if expected is not None and hashlib.sha256(data).hexdigest() != expected:
+        raise StoreError(
+            f"{name}.parquet of run {run!r} in {store.url!r} is not what its run.json or rank.json tells of: another "
+            "run writes it now, or it is damaged; run again under another name (--name)"
+        )
     return pl.read_parquet(io.BytesIO(data))
+
+
+def _digests(store: Store, run: str) -> dict[str, str]:
+    """SHA-256 of a run's files, as it wrote them last of all."""
+    out: dict[str, str] = {}
+    for name in ("run.json", "rank.json"):
+        out |= (_written(store, run, name) or {}).get("files", {})
+    return out
+
+
+def _written(store: Store, run: str, name: str) -> dict[str, Any] | None:
+    try:
+        content = json.loads(store.get_bytes("runs", run, name) or b"null")
+    except ValueError:  # damaged: not there
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def write_run(
@@ -224,5 +308,6 @@ def write_run(
         "versions": {package: _version(package) for package in PACKAGES},
         "stages": {stage: outcome.figures for stage, outcome in stages.items()},
     }
-    job.store.put_bytes(json.dumps(run, indent=1).encode(), "runs", job.config.name, "run.json")
+    data = json.dumps(run, indent=1).encode()
+    _patiently(job, lambda: job.store.put_bytes(data, "runs", job.config.name, "run.json"))
     return run

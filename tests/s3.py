@@ -1,5 +1,6 @@
-"""A real S3-compatible server, and a way to it that counts, delays and refuses requests."""
+"""A real S3-compatible server, and a way to it that counts, delays, refuses and drops requests."""
 
+import socket
 import subprocess
 import sys
 import threading
@@ -18,10 +19,10 @@ SECRET = "not-to-be-told-anywhere"  # noqa: S105
 
 
 class Gate(ThreadingHTTPServer):
-    """Passes requests on to the S3 server; may delay them, or refuse writes."""
+    """Passes requests on to the S3 server; may delay them, refuse writes, or answer nothing at all."""
 
     def __init__(self, target: str) -> None:
-        self.delay, self.refusing = 0.0, False
+        self.delay, self.refusing, self.away = 0.0, False, False
         self.requests: Counter[str] = Counter()
         gate, client = self, httpx.Client(base_url=target, timeout=60)
 
@@ -32,6 +33,10 @@ class Gate(ThreadingHTTPServer):
                 gate.requests[self.command] += 1
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 time.sleep(gate.delay)
+                if gate.away:
+                    self.close_connection = True
+                    self.connection.shutdown(socket.SHUT_RDWR)
+                    return
                 if gate.refusing and self.command in ("PUT", "POST", "DELETE"):
                     self.send_response(503)
                     self.send_header("Content-Length", "0")
@@ -67,6 +72,7 @@ class Gate(ThreadingHTTPServer):
             "AWS_ACCESS_KEY_ID": "someone",
             "AWS_SECRET_ACCESS_KEY": SECRET,
             "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_MAX_ATTEMPTS": "1",  # outages of seconds are not waited for by the client
         }
 
 

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ from tasks.failures import may_pass
 from tasks.store.artefact import Store, StoreError
 from tasks.store.claims import Claims
 from tasks.store.collect import holdings, remove, stored, unreferred
+from tasks.store.outages import StoreAwayError
 from tests.s3 import SECRET, Gate, s3_server
 
 HERE = Path(__file__).parents[1]
+KEY, PART = "0" * 64, "part-0000-000000000.zarr.zip"
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +49,8 @@ def test_objects_claims_and_clean_up(gate: Gate) -> None:
     store = opened("unit")
     store.check_writable()
     assert store.get_bytes("a", "b") is None and store.names("a") == []
-    store.put_bytes(b"1", "rounds", "key", "part.zip")
-    assert opened("unit").names("rounds", "key") == ["part.zip"]  # another process sees it at once
-    assert store.create_bytes(b"1", "once") and not opened("unit").create_bytes(b"2", "once")
-    assert store.get_bytes("once") == b"1"
+    store.put_bytes(b"1", "rounds", KEY, PART)
+    assert opened("unit").names("rounds", KEY) == [PART]  # another process sees it at once
     with Claims(store, 60).hold("work") as ours, Claims(opened("unit"), 60).hold("work") as theirs:
         assert ours and not theirs
     assert opened("unit").names("claims") == []
@@ -60,14 +60,25 @@ def test_objects_claims_and_clean_up(gate: Gate) -> None:
     assert list(stored(opened("unit"), "rounds")) == []
 
 
-def test_a_store_that_refuses_or_is_away_is_told_apart_from_a_wrong_one(gate: Gate) -> None:
-    gate.refusing = True
-    with pytest.raises(StoreError, match="cannot write to 's3://bucket/x'"):
-        opened("x").check_writable()
-    with pytest.raises(OSError) as refused:
-        opened("x").put_bytes(b"1", "a")
-    assert may_pass(refused.value)
-    gate.refusing = False
+@pytest.mark.parametrize("fault", ["refusing", "away"])
+def test_a_store_that_refuses_or_is_away_is_told_apart_from_a_wrong_one(gate: Gate, fault: str) -> None:
+    opened("x").check_writable()
+    with Claims(opened("x"), 60).hold("work") as ours:
+        assert ours
+        setattr(gate, fault, True)
+        calls: list[Callable[[], object]] = [
+            opened("x").check_writable,
+            lambda: opened("x").put_bytes(b"1", "a"),
+            lambda: opened("x").remove("a"),
+        ]
+        if fault == "away":
+            calls += [lambda: opened("x").get_bytes("a"), lambda: opened("x").names("claims")]
+        for call in calls:
+            with pytest.raises(StoreAwayError, match="'s3://bucket/x' does not answer, or refuses for now") as caught:
+                call()
+            assert may_pass(caught.value)
+        setattr(gate, fault, False)
+    assert opened("x").names("claims") == []
     with pytest.raises(StoreError, match="cannot write to 's3://nobucket'"):
         Store("s3://nobucket").check_writable()
 
@@ -87,8 +98,9 @@ def run(settings: dict[str, Any], tmp_path: Path, environment: dict[str, str], s
 
 
 @pytest.mark.slow
-def test_a_run_on_a_store_that_is_slow_and_refuses_writes_for_a_while(
-    gate: Gate, settings: dict[str, Any], tmp_path: Path, prefect_environment: dict[str, str]
+@pytest.mark.parametrize("fault", ["refusing", "away"])
+def test_a_run_on_a_store_that_is_slow_and_refuses_writes_or_is_away_for_a_while(
+    gate: Gate, fault: str, settings: dict[str, Any], tmp_path: Path, prefect_environment: dict[str, str]
 ) -> None:
     settings["execution"] = {"questions_per_task": 3, "round_draws": 24, "round_seconds": 0.0, "retry_seconds": 2.0}
     whole = run(settings, tmp_path, prefect_environment, str(tmp_path / "whole"))
@@ -96,15 +108,15 @@ def test_a_run_on_a_store_that_is_slow_and_refuses_writes_for_a_while(
     assert whole.returncode == 0, err
 
     gate.delay = 0.01
-    process = run(settings, tmp_path, prefect_environment, "s3://bucket/run")
-    store = opened("run")
+    process = run(settings, tmp_path, prefect_environment, f"s3://bucket/{fault}")
+    store = opened(fault)
     for _ in range(600):
         if store.names("rounds"):
             break
         time.sleep(0.1)
-    gate.refusing = True
-    time.sleep(6.0)
-    gate.refusing = False
+    setattr(gate, fault, True)
+    time.sleep(8.0)
+    setattr(gate, fault, False)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     names = [name for name in store.names("runs", "small") if name.endswith(".parquet")]

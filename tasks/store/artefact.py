@@ -15,10 +15,10 @@ import uuid
 import zipfile
 import zlib
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 import numpy as np
@@ -29,14 +29,16 @@ from zarr.core.sync import sync
 from zarr.storage import MemoryStore
 
 from schemas.arrays import LAYOUTS, AnyArray, Array, Arrays, check_layout
+from tasks.store.outages import StoreAwayError, one_line, translated
+from tasks.store.outages import StoreError as StoreError  # is raised here
 
 OBJECT = "artefact.zarr.zip"
+MARKER = ".opdscope-store"
+"""Object that says that a folder is a store, and of which format; what deletes looks for it first."""
+FORMAT = 1
 _HEX = 64
 _COMPRESS_FROM = 4096  # bytes; below, the codec costs more than it saves
-
-
-class StoreError(RuntimeError):
-    """The store cannot be used as asked."""
+_TRIES = 100  # to write into a folder that others remove as soon as it is empty
 
 
 @dataclass(frozen=True)
@@ -145,61 +147,72 @@ class Store:
         return "/".join([self.root.rstrip("/"), *parts])
 
     def check_writable(self) -> None:
-        """Write and remove a small object.
+        """Write and remove a small object, and mark a new store as one.
 
         Raises:
-            StoreError: that failed.
+            StoreAwayError: it does not answer now.
+            StoreError: that failed, or the store is of another format.
         """
         name = f".probe-{uuid.uuid4().hex}"
         try:
             self.put_bytes(b"", name)
             self.remove(name)
+            found = self.format()
+            if found is None:
+                self.put_bytes(json.dumps({"format": FORMAT}).encode(), MARKER)
+        except StoreAwayError:
+            raise
         except Exception as error:
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise StoreError(f"cannot write to {self.url!r}: {' '.join(str(reason).split())}") from error
+            raise StoreError(f"cannot write to {self.url!r}: {one_line(error)}") from error
+        if found not in (None, FORMAT):
+            raise StoreError(f"{self.url!r} has format {found}, this version of opdscope writes {FORMAT}")
+
+    def format(self) -> object:
+        """The format that the store's marker names; None where nothing says that this is a store."""
+        try:
+            marker = json.loads(self.get_bytes(MARKER) or b"null")
+        except ValueError:  # damaged: as if it were not there
+            return None
+        return marker.get("format") if isinstance(marker, dict) else None
 
     def put_bytes(self, data: bytes, *parts: str) -> None:
         """Write one object whole or not at all."""
+        self._put(data, parts, durable=True)
+
+    def put_note(self, data: bytes, *parts: str) -> None:
+        """As `put_bytes`, for an object that need not outlive the machine: it is not forced to the disk."""
+        self._put(data, parts, durable=False)
+
+    def _put(self, data: bytes, parts: tuple[str, ...], *, durable: bool) -> None:
         target = self.path(*parts)
-        if not isinstance(self.fs, LocalFileSystem):
-            self.fs.pipe_file(target, data)
+        if not self.is_local:
+            with self._answering():
+                self.fs.pipe_file(target, data)
             return
         path = Path(target)
-        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        file = _created(temporary)
         try:
-            with temporary.open("wb") as file:
+            with file:
                 file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
 
-    def create_bytes(self, data: bytes, *parts: str) -> bool:
-        """Write a small object where there is none; False where there is one. Of several writers one succeeds."""
-        target = self.path(*parts)
-        try:
-            if isinstance(self.fs, LocalFileSystem):
-                Path(target).parent.mkdir(parents=True, exist_ok=True)
-                with Path(target).open("xb") as file:
-                    file.write(data)
-            else:
-                self.fs.pipe_file(target, data, mode="create")
-        except FileExistsError:
-            return False
-        return True
-
     def get_bytes(self, *parts: str) -> bytes | None:
         """One object, or None where there is none."""
         try:
-            return bytes(self.fs.cat_file(self.path(*parts)))
+            with self._answering():
+                return bytes(self.fs.cat_file(self.path(*parts)))
         except FileNotFoundError:
             return None
 
     def remove(self, *parts: str) -> None:
         """Remove an object if it is there."""
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError), self._answering():
             self.fs.rm_file(self.path(*parts))
 
     def commit(
@@ -250,7 +263,43 @@ class Store:
     def names(self, *parts: str) -> list[str]:
         """Sorted names in a folder of the store; empty where there is none."""
         try:
-            found = self.fs.ls(self.path(*parts), detail=False)
+            with self._answering():
+                found = self.fs.ls(self.path(*parts), detail=False)
         except FileNotFoundError:
             return []
         return sorted(str(p).rstrip("/").rsplit("/", 1)[-1] for p in found)
+
+    def find(self, *parts: str) -> dict[str, dict[str, Any]]:
+        """What the file system knows of every object below a folder, by its path in that folder."""
+        root = self.path(*parts)
+        try:
+            with self._answering():
+                found: dict[str, dict[str, Any]] = self.fs.find(root, detail=True)
+        except FileNotFoundError:
+            return {}
+        above = f"{root.lstrip('/')}/"
+        below = {path.lstrip("/"): info for path, info in found.items()}
+        return {path.removeprefix(above): info for path, info in below.items() if path.startswith(above)}
+
+    def exists(self) -> bool:
+        """True where there is something at the store's URL."""
+        with self._answering():
+            return bool(self.fs.exists(self.root))
+
+    @property
+    def is_local(self) -> bool:
+        """True where the store is a folder of this machine."""
+        return isinstance(self.fs, LocalFileSystem)
+
+    def _answering(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.is_local else translated(self.url)
+
+
+def _created(path: Path) -> BinaryIO:
+    """A new file, in a folder that a clean-up may remove between its making and its first file."""
+    for _ in range(_TRIES):
+        with suppress(FileNotFoundError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return path.open("xb")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("xb")

@@ -2,19 +2,20 @@
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from fsspec.implementations.local import LocalFileSystem
-
-from tasks.store.artefact import Store, is_whole
+from tasks.store.artefact import MARKER, OBJECT, Store, StoreError, is_whole
 from tasks.store.claims import FOLDER as CLAIMS
+from tasks.store.keys import digest
 
 STAGES = (
     "rollouts",
@@ -32,11 +33,58 @@ REFERENCES = "references-"
 """How the names of files in a run's folder begin that say what the run needs of the store."""
 _WORKERS = 32
 _AT_ONCE = 1000
+_BETWEEN = 10_000
+"""Objects removed between two looks at what runs refer to."""
+
+_KEY = re.compile(r"[0-9a-f]{64}")
+_NAMES = {
+    "rounds": r"(round-\d{4,}|part-\d{4,}-\d{9,})\.zarr\.zip",
+    "calibration": r"rows\.parquet",
+}
+_OURS = {
+    stage: re.compile(rf"{name}|\.{name}\.[0-9a-f]{{32}}")
+    for stage, name in {**dict.fromkeys(STAGES, re.escape(OBJECT)), **_NAMES}.items()
+}
+"""Names of a stage's objects, and of what a killed process leaves of one that it was writing."""
+
+
+def is_ours(stage: str, key: str, name: str) -> bool:
+    """True for what a run may have written; all else in a folder called like a stage is somebody's own."""
+    return _KEY.fullmatch(key) is not None and _OURS[stage].fullmatch(name) is not None
+
+
+def check_marked(store: Store) -> None:
+    """Refuse to delete where nothing says that this is a store.
+
+    Raises:
+        StoreError: there is no marker.
+    """
+    if store.format() is None:
+        raise StoreError(
+            f"{store.url!r} has no {MARKER}, so it may be no store and nothing is removed; "
+            "if it is one, any run or plan on it (--store) marks it"
+        )
 
 
 def refer(store: Store, run: str, flow: str, needed: Iterable[str]) -> None:
-    """Tell the clean-up what a run needs, as `stage/key`, before it has made it."""
-    store.put_bytes(json.dumps(list(needed)).encode(), "runs", run, f"{REFERENCES}{flow}.json")
+    """Tell the clean-up what a run needs, as `stage/key`, before it has made it.
+
+    What an earlier run of the name needed is forgotten, unless it was this: then another may be at work beside it.
+    """
+    data = json.dumps(list(needed)).encode()
+    if store.get_bytes("runs", run, f"{REFERENCES}{flow}.json") == data:
+        return
+    store.put_bytes(data, "runs", run, f"{REFERENCES}{flow}.json")
+    for name in store.names("runs", run):
+        if name.startswith(f"{REFERENCES}{flow}-"):
+            store.remove("runs", run, name)
+
+
+def refer_also(store: Store, run: str, flow: str, needed: Iterable[str]) -> None:
+    """Add to what a run needs, as its keys have changed on the way."""
+    listed = list(needed)
+    name = f"{REFERENCES}{flow}-{digest(listed)[:16]}.json"  # one of its own: none is lost where two add at once
+    store.put_bytes(json.dumps(listed).encode(), "runs", run, name)
 
 
 @dataclass(frozen=True)
@@ -61,32 +109,36 @@ class Stored:
 
 
 def stored(store: Store, stage: str) -> Iterator[Stored]:
-    """Every object of a stage."""
-    if isinstance(store.fs, LocalFileSystem):
+    """Every object of a stage; what is not ours, or goes while it is listed, is not there."""
+    if store.is_local:
         yield from _local(Path(store.path(stage)), stage)
         return
-    root = store.path(stage)
-    try:
-        found: dict[str, dict[str, Any]] = store.fs.find(root, detail=True)
-    except FileNotFoundError:
-        return
-    for path, info in found.items():
-        key, _, name = path.rsplit(f"{root.rsplit('/', 1)[-1]}/", 1)[-1].partition("/")
-        if name:
+    for path, info in store.find(stage).items():
+        key, _, name = path.partition("/")
+        if is_ours(stage, key, name):
             yield Stored(stage, key, name, int(info["size"]), _seconds(info))
 
 
 def _local(folder: Path, stage: str) -> Iterator[Stored]:
-    """As above, without the many calls that a file system for everything makes."""
-    if not folder.is_dir():
+    """As above, without the many calls that a file system for everything makes; links are not followed."""
+    for key in () if folder.is_symlink() else _entries(folder):
+        if _KEY.fullmatch(key.name) and key.is_dir(follow_symlinks=False):
+            for entry in _entries(key.path):
+                if is_ours(stage, key.name, entry.name) and entry.is_file(follow_symlinks=False):
+                    try:
+                        info = entry.stat(follow_symlinks=False)
+                    except FileNotFoundError:
+                        continue
+                    yield Stored(stage, key.name, entry.name, info.st_size, info.st_mtime)
+
+
+def _entries(folder: str | Path) -> Iterator[os.DirEntry[str]]:
+    try:
+        entries = os.scandir(folder)
+    except (FileNotFoundError, NotADirectoryError):
         return
-    with os.scandir(folder) as keys:
-        for key in keys:
-            if key.is_dir():
-                with os.scandir(key.path) as objects:
-                    for entry in objects:
-                        info = entry.stat()
-                        yield Stored(stage, key.name, entry.name, info.st_size, info.st_mtime)
+    with entries:
+        yield from entries
 
 
 def _seconds(info: dict[str, Any]) -> float:
@@ -137,7 +189,7 @@ def damaged(store: Store, told: Callable[[int], None] = lambda done: None) -> li
         return data is not None and not is_whole(data)
 
     with ThreadPoolExecutor(_WORKERS) as pool:
-        every = (item for stage in STAGES for item in stored(store, stage) if item.name.endswith(".zip"))
+        every = (item for stage in STAGES for item in stored(store, stage) if item.name.endswith(".zarr.zip"))
         while part := list(islice(every, _AT_ONCE)):
             out += [item for item, is_bad in zip(part, pool.map(bad, part), strict=True) if is_bad]
             told(len(part))
@@ -145,15 +197,26 @@ def damaged(store: Store, told: Callable[[int], None] = lambda done: None) -> li
 
 
 def referred(store: Store) -> set[str]:
-    """Everything that a kept run may need: what it said when it began, and what it was made from."""
+    """Everything that a kept run may need: what it said when it began, and what it was made from.
+
+    Raises:
+        StoreError: a run's references cannot be read, so nothing is known to be free.
+    """
     out: set[str] = set()
     for run in store.names("runs"):
         for name in store.names("runs", run):
-            if name.startswith(REFERENCES) and name.endswith(".json"):
-                out.update(json.loads(store.get_bytes("runs", run, name) or b"[]"))
-            elif name == "run.json":
-                content = json.loads(store.get_bytes("runs", run, name) or b"{}")
-                out.update(f"{stage}/{key}" for pairs in content.get("artefacts", {}).values() for stage, key in pairs)
+            try:
+                if name.startswith(REFERENCES) and name.endswith(".json"):
+                    out.update(json.loads(store.get_bytes("runs", run, name) or b"[]"))
+                elif name == "run.json":
+                    content = json.loads(store.get_bytes("runs", run, name) or b"{}")
+                    pairs = (pair for made in content.get("artefacts", {}).values() for pair in made)
+                    out.update(f"{stage}/{key}" for stage, key in pairs)
+            except (ValueError, TypeError, AttributeError) as error:
+                raise StoreError(
+                    f"runs/{run}/{name} in {store.url!r} cannot be read ({error}), so what runs need is not known; "
+                    f"remove runs/{run} if it is not needed"
+                ) from error
     return out
 
 
@@ -161,39 +224,46 @@ def unreferred(store: Store, older: float) -> list[Stored]:
     """Objects of artefacts that no kept run refers to and none of which was written in the last `older` seconds.
 
     Raises:
-        ValueError: a run's references cannot be read, so nothing is known to be free.
+        StoreError: a run's references cannot be read, so nothing is known to be free.
     """
-    kept, now = referred(store), time.time()
-    young: set[str] = set()
-    free: list[Stored] = []
-    for stage in STAGES:
-        for item in stored(store, stage):
-            if item.artefact in kept:
-                continue
-            if now - item.changed < older:
-                young.add(item.artefact)
-            free.append(item)
-    return [item for item in free if item.artefact not in young]
+    every = [item for stage in STAGES for item in stored(store, stage)]
+    kept, now = referred(store), time.time()  # after what is there, as a run refers to what it makes before it is there
+    young = {item.artefact for item in every if now - item.changed < older}
+    return [item for item in every if item.artefact not in kept and item.artefact not in young]
+
+
+def sweep(store: Store, free: Iterable[Stored], told: Callable[[int], None] = lambda done: None) -> int:
+    """Remove what is free, but for what a run has come to need since; gives how many artefacts went.
+
+    Raises:
+        StoreError: a run's references cannot be read, or this is not known to be a store.
+    """
+    check_marked(store)
+    left, removed = iter(free), set()
+    while part := list(islice(left, _BETWEEN)):
+        kept = referred(store)
+        still = [item for item in part if item.artefact not in kept]
+        remove(store, still, told)
+        told(len(part) - len(still))
+        removed |= {item.artefact for item in still}
+    return len(removed)
 
 
 def remove(store: Store, items: Iterable[Stored], told: Callable[[int], None] = lambda done: None) -> None:
     """Remove objects, and folders that this leaves empty."""
 
     def one(item: Stored) -> None:
-        if isinstance(store.fs, LocalFileSystem):
-            path = Path(store.path(item.stage, item.key, item.name))
-            path.unlink(missing_ok=True)
-            if not any(path.parent.iterdir()):
-                path.parent.rmdir()
-        else:
-            store.fs.rm_file(store.path(item.stage, item.key, item.name))
+        store.remove(item.stage, item.key, item.name)
+        if store.is_local:
+            with suppress(OSError):  # not empty, or gone
+                Path(store.path(item.stage, item.key)).rmdir()
         told(1)
 
-    with ThreadPoolExecutor(1 if isinstance(store.fs, LocalFileSystem) else _WORKERS) as pool:
+    with ThreadPoolExecutor(1 if store.is_local else _WORKERS) as pool:
         for _ in pool.map(one, items):
             pass
 
 
 def claims(store: Store) -> list[str]:
     """What processes work on now, or did when they were killed."""
-    return store.names(CLAIMS)
+    return [name for name in store.names(CLAIMS) if not name.startswith(".")]

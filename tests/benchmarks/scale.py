@@ -104,7 +104,7 @@ def measure_many(folder: Path, questions: int) -> dict[str, float]:
 
     numerics = add_time([(vars(tasks.stages), "_make"), (vars(tasks.outputs), "make_outputs")])
     reading = add_time([(vars(tasks.job), "read_recorded")])
-    storage = add_time([(Store, name) for name in ("put_bytes", "create_bytes", "commit", "has", "load", "remove")])
+    storage = add_time([(Store, name) for name in ("put_bytes", "put_note", "commit", "has", "load", "remove")])
     config = checked({**outcomes(folder, questions), "store": str(folder / "many")})
     began = time.monotonic()
     diagnose(config)

@@ -1,0 +1,280 @@
+"""Claims: of any number of processes that stall and come back at any point, one holds a claim."""
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from botocore.exceptions import EndpointConnectionError  # type: ignore[import-untyped]
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from tasks.store import claims as module
+from tasks.store.artefact import Store
+from tasks.store.claims import FOLDER, Claim, Claims
+
+LEASE = 8.0
+
+
+@pytest.fixture(params=["local", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    return Store(str(tmp_path) if request.param == "local" else f"memory://{tmp_path.name}")
+
+
+def test_one_that_comes_back_after_a_stall_takes_nothing_from_others(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two, three, four = (Claims(store, 0.2) for _ in range(4))
+    for claims in (two, three, four):
+        monkeypatch.setattr(claims, "_process", {**claims._process, "machine": "another"})
+    with ExitStack() as stalled, ExitStack() as second, ExitStack() as third:
+        with monkeypatch.context() as patch:
+            patch.setattr(Claims, "_beat", lambda *args: None)
+            assert stalled.enter_context(one.hold("work"))
+        assert not second.enter_context(two.hold("work"))
+        time.sleep(0.3)
+        assert second.enter_context(two.hold("work"))  # takes it over
+        stalled.close()  # comes back, and releases
+        assert not third.enter_context(three.hold("work"))
+        second.close()
+        assert third.enter_context(three.hold("work"))
+        with four.hold("work") as ours:
+            assert not ours
+    assert store.names(FOLDER) == []
+
+
+def test_a_late_release_does_not_free_the_claim_of_the_next_but_one(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two, three, four = (Claims(store, 0.2) for _ in range(4))
+    with ExitStack() as stalled:
+        with monkeypatch.context() as patch:
+            patch.setattr(Claims, "_beat", lambda *args: None)
+            assert stalled.enter_context(one.hold("work"))
+        with two.hold("work") as ours:
+            assert not ours
+        time.sleep(0.3)
+        with two.hold("work") as ours:
+            assert ours
+        with three.hold("work") as ours:
+            assert ours
+            stalled.close()
+            with four.hold("work") as also:
+                assert not also
+
+
+def test_processes_that_do_the_same_share_a_claim(store: Store) -> None:
+    one, two, three = (Claims(store, 60.0) for _ in range(3))
+    with one.hold("name", "this") as first, two.hold("name", "this") as second, three.hold("name", "that") as third:
+        assert (first, second, third) == (True, True, False)
+        with three.hold("name") as alone:
+            assert not alone
+        assert all(rival.alive for rival in three.rivals("name"))
+    with three.hold("name", "that") as third:
+        assert third
+
+
+def test_what_is_held_is_waited_for(store: Store) -> None:
+    one, two = Claims(store, 60.0), Claims(store, 60.0)
+    told: list[str] = []
+    order: list[str] = []
+
+    def second() -> None:
+        with two.wait("work", lambda: told.append("waits")):
+            order.append("second")
+
+    with one.wait("work", lambda: told.append("waits first")):
+        waiting = threading.Thread(target=second)
+        waiting.start()
+        time.sleep(0.5)
+        order.append("first")
+    waiting.join(10)
+    assert order == ["first", "second"] and told == ["waits"]
+
+
+class Away:
+    """A file system that fails while it is away."""
+
+    def __init__(self, fs: Any) -> None:
+        self._fs, self.away, self.calls = fs, False, 0
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._fs, name)
+
+        def call(*args: Any, **options: Any) -> Any:
+            if self.away:
+                self.calls += 1
+                raise EndpointConnectionError(endpoint_url="http://127.0.0.1:1")
+            return found(*args, **options)
+
+        return call if callable(found) else found
+
+
+def test_a_heartbeat_survives_an_outage(tmp_path: Path) -> None:
+    store = Store(f"memory://{tmp_path.name}")
+    fs = store.fs = Away(store.fs)
+    others = Claims(Store(f"memory://{tmp_path.name}"), 1.0)
+    with Claims(store, 1.0).hold("work") as ours:
+        assert ours
+        fs.away = True
+        time.sleep(0.6)
+        assert fs.calls >= 1
+        fs.away = False
+        for _ in range(10):  # far longer than the lease
+            time.sleep(0.2)
+            with others.hold("work") as theirs:
+                assert not theirs
+    assert store.names(FOLDER) == []
+
+
+def test_what_an_outage_kept_from_being_released_is_our_own_again_at_once(tmp_path: Path) -> None:
+    store = Store(f"memory://{tmp_path.name}")
+    fs = store.fs = Away(store.fs)
+    claims = Claims(store, 60.0)
+    with claims.hold("work") as ours:
+        assert ours
+        fs.away = True  # the work is done, and its end is no error
+    fs.away = False
+    assert len(store.names(FOLDER)) == 1
+    with claims.hold("work") as ours:
+        assert ours
+    assert store.names(FOLDER) == []
+
+
+class Stepped(Store):
+    """A store each of whose calls waits for leave: a process on it stalls wherever it is not let on."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.leave, self.reached = threading.Semaphore(0), threading.Semaphore(0)
+
+    def _stop(self) -> None:
+        self.reached.release()
+        self.leave.acquire()
+
+    def put_note(self, data: bytes, *parts: str) -> None:
+        self._stop()
+        super().put_note(data, *parts)
+
+    def get_bytes(self, *parts: str) -> bytes | None:
+        self._stop()
+        return super().get_bytes(*parts)
+
+    def remove(self, *parts: str) -> None:
+        self._stop()
+        super().remove(*parts)
+
+    def names(self, *parts: str) -> list[str]:
+        self._stop()
+        return super().names(*parts)
+
+
+class Process:
+    """Takes a claim, renews it a few times, releases it, again and again; one call to the store a step."""
+
+    def __init__(self, url: str, clock: Callable[[], float]) -> None:
+        self.store, self.clock = Stepped(url), clock
+        self.claims = Claims(self.store, LEASE)
+        self.claims._process = {**self.claims._process, "machine": uuid4().hex}  # none sees that another is gone
+        self.claim: Claim | None = None
+        self.written, self.silent, self.taken = clock(), 0.0, 0
+        self.over = False
+        self.thread = threading.Thread(target=self._work, daemon=True)
+        self.thread.start()
+        assert self.store.reached.acquire(timeout=10)
+
+    def step(self) -> None:
+        """Do one call, up to the next."""
+        self.store.leave.release()
+        assert self.store.reached.acquire(timeout=10)
+
+    def stop(self) -> None:
+        self.over = True
+        for _ in range(1000):
+            if not self.thread.is_alive():
+                return
+            self.store.leave.release()
+            self.thread.join(0.01)
+
+    def since(self) -> float:
+        """The longest time without a sign of life since the claim was put."""
+        return max(self.silent, self.clock() - self.written)
+
+    def _wrote(self) -> None:
+        self.silent, self.written = self.since(), self.clock()
+
+    def _work(self) -> None:
+        renew = self.claims.renew
+
+        def noted(claim: Claim) -> None:
+            if claim.beats == 0:
+                self.silent, self.written = 0.0, self.clock()  # before the put: it counts from here
+            renew(claim)
+            self._wrote()
+
+        self.claims.renew = noted  # type: ignore[method-assign]
+        while not self.over:
+            claim = self.claims.take("work")
+            if claim is None:
+                continue
+            self.claim, self.taken = claim, self.taken + 1
+            for _ in range(3):
+                if not self.over:
+                    self.claims.renew(claim)
+            self.claim = None
+            self.claims.release(claim)
+        self.store.reached.release()
+
+
+class Holders(RuleBasedStateMachine):
+    """Three processes, each of which stalls between any two calls for any time."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.now = 0.0
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now, sleep=time.sleep))
+        url = f"memory://{uuid4().hex}"
+        self.plain = Store(url)
+        self.processes = [Process(url, lambda: self.now) for _ in range(3)]
+
+    @rule(which=st.integers(0, 2), steps=st.integers(1, 12))
+    def go_on(self, which: int, steps: int) -> None:
+        for _ in range(steps):
+            self.processes[which].step()
+            self.one_holds()
+
+    @rule(seconds=st.sampled_from([LEASE / 4, LEASE / 2, LEASE + 1.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+
+    @invariant()
+    def one_holds(self) -> None:
+        lively = [p for p in getattr(self, "processes", []) if p.claim is not None and p.since() <= LEASE]
+        assert len(lively) <= 1, "two hold a claim, none of which was silent for longer than the lease"
+
+    def teardown(self) -> None:
+        if not hasattr(self, "processes"):
+            return
+        try:
+            for process in self.processes:
+                process.stop()
+            assert not any(process.thread.is_alive() for process in self.processes)
+            last = Claims(self.plain, LEASE)
+            last.rivals("work")
+            self.now += LEASE + 1.0
+            with last.hold("work") as ours:  # nobody is left: it is free
+                assert ours
+            assert self.plain.names(FOLDER) == []
+        finally:
+            self.patch.undo()
+
+
+Holders.TestCase.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+TestHolders = Holders.TestCase

@@ -1,0 +1,140 @@
+"""Outputs of one name: those of one run at a time, whole, and told apart from others' where they mix."""
+
+import threading
+import time
+from typing import Any
+
+import polars as pl
+import pytest
+from prefect.logging import disable_run_logger
+
+from flows.configuration import checked
+from schemas.config import RunConfig
+from tasks import outputs
+from tasks.job import Job
+from tasks.outputs import (
+    add_references,
+    named,
+    parquet_bytes,
+    read_run,
+    read_table,
+    write_references,
+    write_run,
+    writing,
+)
+from tasks.questions import InputError
+from tasks.stages import STAGES
+from tasks.store.artefact import StoreError
+from tasks.store.collect import referred
+
+TABLES = ("tokens", "summary", "differences")
+
+
+@pytest.fixture
+def jobs(settings: dict[str, Any]) -> list[Job]:
+    """Of two configurations with one name."""
+    return [Job(checked(settings | {"seed": seed})) for seed in (0, 1)]
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every opening of a job is as one by a process of its own."""
+    monkeypatch.setattr(outputs, "open_job", Job)
+
+
+def write(job: Job, pause: float = 0.0) -> None:
+    """What a flow does at its end; in every table stands the seed."""
+    with disable_run_logger(), writing(job):
+        files = {f"{name}.parquet": parquet_bytes(pl.DataFrame({"seed": [job.config.seed]})) for name in TABLES}
+        digests: dict[str, str] = {}
+        for name, content in files.items():
+            digests |= outputs._write_files(job, {name: content})
+            time.sleep(pause)
+        write_run(job, list(job.questions), {}, [], digests, {})
+
+
+def test_files_and_run_json_are_of_one_run(jobs: list[Job]) -> None:
+    seen: set[int] = set()
+    for i in range(6):
+        both = [threading.Thread(target=write, args=(job, 0.01)) for job in (jobs if i % 2 else jobs[::-1])]
+        for writer in both:
+            writer.start()
+        for writer in both:
+            writer.join(30)
+        run = read_run(jobs[0])
+        assert run is not None, "files and run.json do not agree"
+        seeds = {int(read_table(jobs[0].store, "small", name)["seed"][0]) for name in TABLES}
+        assert seeds == {run["configuration"]["seed"]}
+        seen |= seeds
+    assert jobs[0].store.names("claims") == []
+
+
+def test_a_mixture_is_not_read(jobs: list[Job]) -> None:
+    write(jobs[0])
+    assert read_table(jobs[0].store, "small", "summary")["seed"].to_list() == [0]
+    outputs._write_files(jobs[1], {"summary.parquet": parquet_bytes(pl.DataFrame({"seed": [1]}))})  # then it is killed
+    assert read_run(jobs[0]) is None
+    with pytest.raises(StoreError, match=r"summary.parquet of run 'small' .* is not what its run.json"):
+        read_table(jobs[0].store, "small", "summary")
+    write(jobs[1])
+    assert read_table(jobs[0].store, "small", "summary")["seed"].to_list() == [1]
+    jobs[0].store.put_bytes(b"[1]", "runs", "small", "run.json")  # of somebody else
+    assert read_run(jobs[0]) is None
+
+
+@pytest.mark.usefixtures("opened")
+def test_a_name_is_of_one_configuration_at_a_time(settings: dict[str, Any]) -> None:
+    one, other = checked(settings), checked(settings | {"seed": 1})
+    again = checked(settings | {"execution": {"questions_per_task": 1}})  # needs the same of the store
+    with named(one, "diagnose", STAGES), named(again, "diagnose", STAGES):
+        with (
+            pytest.raises(InputError, match="name: a run named 'small' with another configuration is at work"),
+            named(other, "diagnose", STAGES),
+        ):
+            pass
+        with named(checked(settings | {"seed": 1, "name": "free"}), "diagnose", STAGES):
+            pass
+    with named(other, "diagnose", STAGES):
+        pass
+
+
+@pytest.mark.usefixtures("opened")
+def test_of_two_that_come_at_once_one_is_refused(settings: dict[str, Any]) -> None:
+    configs = [checked(settings | {"seed": seed}) for seed in (0, 1)]
+    outcomes: list[str] = []
+    done = threading.Event()
+
+    def run(config: RunConfig) -> None:
+        try:
+            with named(config, "diagnose", STAGES):
+                outcomes.append("held")
+                done.wait(30)
+        except InputError:
+            outcomes.append("refused")
+
+    both = [threading.Thread(target=run, args=(config,)) for config in configs]
+    for thread in both:
+        thread.start()
+    for _ in range(600):
+        if len(outcomes) == 2:
+            break
+        time.sleep(0.05)
+    done.set()
+    for thread in both:
+        thread.join(30)
+    assert sorted(outcomes) == ["held", "refused"]
+
+
+def test_what_is_made_without_some_questions_is_needed_too(jobs: list[Job]) -> None:
+    job = jobs[0]
+    write_references(job, "diagnose", STAGES)
+    before = referred(job.store)
+    job.leave_out(list(job.questions)[:2])
+    prior = f"prior/{next(iter(job.keys.values())).prior}"
+    assert prior not in before
+    add_references(job, "diagnose", STAGES)
+    assert before | {prior} <= referred(job.store)
+    write_references(Job(job.config), "diagnose", STAGES)  # the same run beside it begins
+    assert before | {prior} <= referred(job.store)
+    write_references(jobs[1], "diagnose", STAGES)  # another, later
+    assert not (before | {prior}) & referred(job.store)
