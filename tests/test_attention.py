@@ -1,0 +1,112 @@
+"""Attention of decoding rows, past every window and at every mix of depths, for small models of each family."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from schemas.config import TransformersEngine
+from tasks.engines.attention import attend, hidden_as_bias, joined
+from tasks.engines.protocol import Continuation, Draw, Trunk
+from tasks.engines.streams import uniforms
+from tasks.engines.transformers import TransformersScorer
+from tasks.engines.trunks import TransformersSampler
+from tests.families import FAMILIES, WINDOW, tiny
+
+PROMPTS = (1, 2, WINDOW - 1, WINDOW, WINDOW + 1, 20)
+"""Tokens of a prompt: a row of the first has nothing before its input token."""
+LIMIT = 2 * WINDOW + 5
+
+
+def random_ids(length: int, seed: int) -> tuple[int, ...]:
+    return tuple(np.random.default_rng(seed).integers(2, 40, size=length).tolist())
+
+
+TRUNKS = [Trunk(random_ids(n, n), random_ids(2 * WINDOW + 3, 100 + n)) for n in PROMPTS]
+EVERY_DEPTH = [
+    Draw(t, depth, None if depth % 3 else 5 + depth, LIMIT - depth // 2, 1000 * t + i)
+    for t in range(len(TRUNKS))
+    for i, depth in enumerate((0, 0, 0, 1, 2, 3, 5, 6, WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW + 2))
+]
+
+
+def sampled(model: Any, draws: Sequence[Draw], **settings: Any) -> list[Continuation]:
+    scorer = TransformersScorer(lambda: model)
+    sampler = TransformersSampler(scorer, frozenset(), TransformersEngine(device="cpu", **settings))
+    return sampler.continue_prefixes(TRUNKS, draws, 1.0)
+
+
+@torch.inference_mode()
+def wrong_tokens(model: Any, draws: Sequence[Draw], ends: Sequence[Continuation]) -> int:
+    """Sampled tokens that are not the inverse cdf, in one whole pass over all sequences, of their uniforms."""
+    model.set_attn_implementation("eager")
+    prefixes = [TRUNKS[draw.trunk].prefix(draw) for draw in draws]
+    sequences = [torch.tensor([*p, *end.tokens.tolist()]) for p, end in zip(prefixes, ends, strict=True)]
+    logits = model(input_ids=torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True), use_cache=False).logits
+    wrong = 0
+    for row, draw, prefix, end in zip(logits, draws, prefixes, ends, strict=True):
+        assert len(end.tokens) == draw.limit
+        start, tokens = len(prefix) - 1, torch.from_numpy(end.tokens).long()[:, None]
+        cdf = torch.softmax(row[start : start + draw.limit].double(), -1).cumsum(-1)
+        u = torch.from_numpy(uniforms(np.array(draw.seed, dtype=np.uint64), np.arange(draw.limit)))
+        above = cdf.gather(1, tokens)[:, 0]
+        below = torch.where(tokens > 0, cdf.gather(1, (tokens - 1).clamp(min=0)), 0.0)[:, 0]
+        wrong += int(((u < below - 2e-4) | (u > above + 2e-4)).sum())
+    return wrong
+
+
+@pytest.mark.parametrize("rows", [None, 5], ids=["all rows at once", "five rows at once"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_draw_is_from_whole_passes_past_every_window(family: str, rows: int | None) -> None:
+    """Many rows use the fused kernel of the CPU, five do not; both meet rows whose trunk is out of sight."""
+    model = tiny(family)
+    draws = EVERY_DEPTH if rows is None else EVERY_DEPTH[::7]
+    assert wrong_tokens(model, draws, sampled(model, draws, rows=rows)) == 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prefixes_in_chunks_shorter_than_the_window_are_whole_passes(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.engines.trunks._CHUNK", {"cpu": WINDOW - 3})
+    model = tiny(family)
+    draws = EVERY_DEPTH[::5]
+    assert wrong_tokens(model, draws, sampled(model, draws)) == 0
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0], ids=["", "capped"])
+@pytest.mark.parametrize("queries", [1, 3, 16, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_parts_of_the_keys_joined_are_attention_to_all(
+    dtype: torch.dtype, queries: int, softcap: float | None
+) -> None:
+    """Of a long first part, queries see all, a stretch in any place, or nothing; of the second all."""
+    generator = torch.Generator().manual_seed(queries)
+    shapes = ((1, 2, n, 8) for n in (1300, 1300, queries))
+    keys, values, query = (torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
+    first = 1290
+    starts = torch.linspace(0, first, queries).long()
+    lengths = torch.tensor([first, 0, 5, 700])[torch.arange(queries) % 4]
+    place = torch.arange(first)[None]
+    bias = hidden_as_bias((place >= starts[:, None]) & (place < (starts + lengths)[:, None]))
+    shared = attend(query, keys[:, :, :first], values[:, :, :first], 0.35, bias=bias, softcap=softcap)
+    own = attend(query, keys[:, :, first:], values[:, :, first:], 0.35, softcap=softcap)
+    scores = query.double() @ keys.double().transpose(-1, -2) * 0.35
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores[..., :first] += bias
+    expected = torch.softmax(scores, -1) @ values.double()
+    error = (joined(own, shared).double() - expected).abs().max()
+    assert float(error) < {torch.float32: 1e-5, torch.bfloat16: 0.02, torch.float16: 0.003}[dtype]
+    sums = scores[..., :first].exp().sum(-1).float()
+    assert torch.allclose(shared.lse.exp(), sums, rtol=1e-3 if dtype == torch.float32 else 0.02)
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0], ids=["", "capped"])
+def test_even_attention_to_many_large_values_stays_in_range(softcap: float | None) -> None:
+    """The sum of all values is more than float16 can hold; their mean is not."""
+    keys, values = torch.zeros(1, 2, 1000, 8).half(), torch.full((1, 2, 1000, 8), 100.0).half()
+    part = attend(torch.ones(1, 2, 4, 8).half(), keys, values, 0.35, softcap=softcap)
+    assert torch.allclose(part.out.float(), torch.tensor(100.0), rtol=1e-3)
