@@ -26,7 +26,7 @@ def random_ids(length: int, seed: int) -> tuple[int, ...]:
 
 TRUNKS = [Trunk(random_ids(n, n), random_ids(2 * WINDOW + 3, 100 + n)) for n in PROMPTS]
 EVERY_DEPTH = [
-    Draw(t, depth, None if depth % 3 else 5 + depth, LIMIT - depth // 2, 1000 * t + i)
+    Draw(t, depth, None if i % 3 else 5 + depth, LIMIT - depth // 2, 1000 * t + i)
     for t in range(len(TRUNKS))
     for i, depth in enumerate((0, 0, 0, 1, 2, 3, 5, 6, WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW + 2))
 ]
@@ -79,9 +79,7 @@ def test_prefixes_in_chunks_shorter_than_the_window_are_whole_passes(
 @pytest.mark.parametrize("softcap", [None, 3.0], ids=["", "capped"])
 @pytest.mark.parametrize("queries", [1, 3, 16, 40])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_parts_of_the_keys_joined_are_attention_to_all(
-    dtype: torch.dtype, queries: int, softcap: float | None
-) -> None:
+def test_parts_of_the_keys_joined_are_attention_to_all(dtype: torch.dtype, queries: int, softcap: float | None) -> None:
     """Of a long first part, queries see all, a stretch in any place, or nothing; of the second all."""
     generator = torch.Generator().manual_seed(queries)
     shapes = ((1, 2, n, 8) for n in (1300, 1300, queries))
