@@ -6,12 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from schemas.config import TransformersEngine
-from tasks.engines.attention import attend, hidden_as_bias, joined
-from tasks.engines.protocol import Continuation, Draw, Trunk
+from tasks.engines.attention import NAME, Part, attend, hidden_as_bias, joined
+from tasks.engines.attention import _forward as forward_of_models
+from tasks.engines.decoding import Batch
+from tasks.engines.protocol import Continuation, Draw, EngineError, Trunk
 from tasks.engines.streams import uniforms
-from tasks.engines.transformers import TransformersScorer
+from tasks.engines.transformers import PROBE_LENGTH, TransformersScorer
 from tasks.engines.trunks import TransformersSampler
 from tests.families import FAMILIES, WINDOW, tiny
 
@@ -108,3 +111,57 @@ def test_even_attention_to_many_large_values_stays_in_range(softcap: float | Non
     keys, values = torch.zeros(1, 2, 1000, 8).half(), torch.full((1, 2, 1000, 8), 100.0).half()
     part = attend(torch.ones(1, 2, 4, 8).half(), keys, values, 0.35, softcap=softcap)
     assert torch.allclose(part.out.float(), torch.tensor(100.0), rtol=1e-3)
+
+
+def test_the_self_test_finds_rows_that_see_what_they_should_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log-sum-exp of 0 for no keys, as the fused kernel of the CPU gives it."""
+
+    def of_no_keys_zero(*args: Any, **kwargs: Any) -> Part:
+        part = attend(*args, **kwargs)
+        return part._replace(lse=part.lse.masked_fill(part.lse == -torch.inf, 0.0))
+
+    monkeypatch.setattr("tasks.engines.decoding.attend", of_no_keys_zero)
+    with pytest.raises(EngineError, match="log-probabilities by shared prefixes differ"):
+        sampled(tiny("Llama"), EVERY_DEPTH[:1])
+
+
+def test_the_self_test_goes_past_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    window = 3 * PROBE_LENGTH
+
+    def without_window(batch: Any, layer: int, query: Any, scale: float, window: int | None, softcap: Any) -> Any:
+        return attended(batch, layer, query, scale, None, softcap)
+
+    attended = Batch.attend
+    monkeypatch.setattr(Batch, "attend", without_window)
+    with pytest.raises(EngineError, match="log-probabilities by shared prefixes differ"):
+        sampled(tiny("Mistral", sliding_window=window), EVERY_DEPTH[:1])
+
+
+def test_the_self_test_measures_against_the_models_own_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole passes by the attention that decoding sets would make the same mistake twice."""
+    model, plain = tiny("Llama"), forward_of_models
+
+    def wider(module: Any, query: Any, *args: Any, scaling: float, **kwargs: Any) -> Any:
+        return plain(module, query, *args, scaling=1.2 * scaling, **kwargs)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, NAME, wider)
+    with pytest.raises(EngineError, match="log-probabilities by shared prefixes differ"):
+        sampled(model, EVERY_DEPTH[:1])
+
+
+def test_a_model_that_looks_ahead_is_refused() -> None:
+    model = tiny("Llama")
+    model.config.is_causal = False
+    with pytest.raises(EngineError, match="log-probabilities of a shorter sequence differ"):
+        TransformersScorer(lambda: model)
+
+
+def test_scores_are_of_capped_attention_as_the_model_defines_it() -> None:
+    """SDPA, which transformers chooses for Gemma 2, leaves the cap out."""
+    model, ids = tiny("Gemma2"), random_ids(30, 0)
+    assert model.config._attn_implementation == "sdpa"
+    scored = TransformersScorer(lambda: model).hidden([ids], [1])[0]
+    model.set_attn_implementation("eager")
+    with torch.inference_mode():
+        own = model.base_model(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[0, :-1]
+    assert torch.allclose(scored, own, atol=1e-4)
