@@ -139,7 +139,8 @@ def test_the_self_test_goes_past_the_window(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_self_test_measures_against_the_models_own_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole passes by the attention that decoding sets would make the same mistake twice."""
-    model, plain = tiny("Llama"), forward_of_models
+    model = tiny("Llama")
+    plain: Any = forward_of_models
 
     def wider(module: Any, query: Any, *args: Any, scaling: float, **kwargs: Any) -> Any:
         return plain(module, query, *args, scaling=1.2 * scaling, **kwargs)

@@ -158,3 +158,10 @@ def test_a_prompt_without_room_is_to_be_shortened(copied: dict[str, Any]) -> Non
     shortened(Path(copied["student"]["path"]), 3)
     with pytest.raises(InputError, match=r"that '.*' can take \(max_position_embeddings\); shorten the prompt"):
         Job(checked(copied))
+
+
+def test_a_configuration_that_cannot_be_read_is_an_error_of_its_field(copied: dict[str, Any]) -> None:
+    path = Path(copied["teachers"][0]["model"]["path"]) / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": "of_another_world"}))
+    with pytest.raises(InputError, match=r"^teachers\[0\]\.model\.path: '.*' cannot be loaded: .*of_another_world"):
+        Job(checked(copied))

@@ -52,11 +52,13 @@ def attend(
 
     Args:
         query: [B, K, G, E], K key heads with G queries each.
-        keys, values: [B, K, T, E].
+        keys: [B, K, T, E].
+        values: the same, or of another size than keys (DeepSeek's latent attention).
         bias: added to scores, 0 where a query sees a key and -inf where not, [G, T] float32.
     """
     few = query.shape[2] < _FUSED_FROM and query.dtype == torch.float32
-    if query.device.type == "cpu" and softcap is None and not few:
+    even = keys.shape[-1] == values.shape[-1]
+    if query.device.type == "cpu" and softcap is None and even and not few:
         mask = None if bias is None else bias.to(query.dtype)[None, None]
         fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         part = Part(*fused(query, keys, values, 0.0, False, attn_mask=mask, scale=scale))
