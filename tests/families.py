@@ -14,19 +14,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Gemma2": {"sliding_window": WINDOW, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 9.0},
     "Gemma3": {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]},
     "Phi3": {"sliding_window": WINDOW},
-    "DeepseekV3": {  # keys and values of different sizes
-        "num_key_value_heads": 4,
-        "head_dim": 4,
-        "q_lora_rank": None,
-        "kv_lora_rank": 8,
-        "qk_rope_head_dim": 4,
-        "qk_nope_head_dim": 4,
-        "v_head_dim": 6,
-        "first_k_dense_replace": 2,
-        "n_routed_experts": 4,
-        "n_group": 1,
-        "topk_group": 1,
-    },
 }
 
 

@@ -166,3 +166,17 @@ def test_scores_are_of_capped_attention_as_the_model_defines_it() -> None:
     with torch.inference_mode():
         own = model.base_model(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[0, :-1]
     assert torch.allclose(scored, own, atol=1e-4)
+
+
+def test_a_latent_attention_is_refused() -> None:
+    """DeepSeek's caches what keys and values are made from."""
+    sizes = {"kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 6, "head_dim": 4}
+    model = tiny("DeepseekV3", **sizes, num_key_value_heads=4, q_lora_rank=None, first_k_dense_replace=2)
+    with pytest.raises(EngineError, match="DeepseekV3Attention caches other keys than it attends to"):
+        sampled(model, EVERY_DEPTH[:1])
+
+
+def test_windows_that_only_the_models_masks_know_are_refused() -> None:
+    """PhiMoE does not tell its attention of the window; it was decoded without one."""
+    with pytest.raises(EngineError, match="log-probabilities by shared prefixes differ"):
+        sampled(tiny("Phimoe", sliding_window=WINDOW, num_local_experts=4), EVERY_DEPTH[:1])

@@ -28,6 +28,10 @@ class Part(NamedTuple):
 class Rows(Protocol):
     """A batch of decoding rows: the cache of a step, and who attends to what of it."""
 
+    def holds(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> bool:
+        """True where what a layer attends to has the form in which the cache keeps it, [B, K, T, E]."""
+        ...
+
     def attend(
         self, layer: int, query: torch.Tensor, scale: float, window: int | None, softcap: float | None
     ) -> torch.Tensor:
@@ -52,13 +56,11 @@ def attend(
 
     Args:
         query: [B, K, G, E], K key heads with G queries each.
-        keys: [B, K, T, E].
-        values: the same, or of another size than keys (DeepSeek's latent attention).
+        keys, values: [B, K, T, E].
         bias: added to scores, 0 where a query sees a key and -inf where not, [G, T] float32.
     """
     few = query.shape[2] < _FUSED_FROM and query.dtype == torch.float32
-    even = keys.shape[-1] == values.shape[-1]
-    if query.device.type == "cpu" and softcap is None and even and not few:
+    if query.device.type == "cpu" and softcap is None and not few:
         mask = None if bias is None else bias.to(query.dtype)[None, None]
         fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         part = Part(*fused(query, keys, values, 0.0, False, attn_mask=mask, scale=scale))
@@ -107,7 +109,11 @@ def _forward(
         name = type(module).__name__
         raise EngineError(f"{name} has attention sinks or position biases; use engine.kind: vllm or vllm-server")
     if rows is not None:
-        return rows.attend(int(getattr(module, "layer_idx")), query, scale, sliding_window, softcap), None  # noqa: B009
+        layer = int(getattr(module, "layer_idx"))  # noqa: B009
+        if not rows.holds(layer, key, value):
+            name = type(module).__name__
+            raise EngineError(f"{name} caches other keys than it attends to; use engine.kind: vllm or vllm-server")
+        return rows.attend(layer, query, scale, sliding_window, softcap), None
     queries, keys = query.shape[2], key.shape[2]
     mask = None
     if queries != keys or softcap is not None or (sliding_window is not None and sliding_window < keys):

@@ -155,13 +155,18 @@ class Batch:
         """Part of the interface of caches; positions are given, so nothing depends on it."""
         return 0
 
+    def holds(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> bool:
+        """See `tasks.engines.attention.Rows`."""
+        kept = zip(self.cohorts[0].buffers[layer], (key, value), strict=True)
+        return all((held.shape[1], held.shape[3]) == (now.shape[1], now.shape[3]) for held, now in kept)
+
     def attend(
         self, layer: int, query: torch.Tensor, scale: float, window: int | None, softcap: float | None
     ) -> torch.Tensor:
         """See `tasks.engines.attention.Rows`."""
-        B, H = query.shape[:2]
+        B, H, _, E = query.shape
         K = self.cohorts[0].buffers[layer][0].shape[1]
-        grouped = query.view(B, K, H // K, query.shape[3])
+        grouped = query.view(B, K, H // K, E)
         own = [
             self._own(c, layer, grouped[start:end], scale, window, softcap)
             for c, start, end in zip(self.cohorts, self.bounds, self.bounds[1:], strict=False)
@@ -172,7 +177,7 @@ class Batch:
         theirs = Part(*(torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*shared, strict=True)))
         if self._back is not None:
             theirs = Part(theirs.out[self._back], theirs.lse[self._back])
-        return joined(Part(out, lse), theirs).reshape(B, 1, H, -1)
+        return joined(Part(out, lse), theirs).reshape(B, 1, H, E)
 
     def _own(
         self, cohort: Cohort, layer: int, query: torch.Tensor, scale: float, window: int | None, softcap: float | None
@@ -193,13 +198,12 @@ class Batch:
             place = torch.arange(start, block.most, device=query.device)[None]
             bias = hidden_as_bias((place < block.held[:, None]) & (place >= first[:, None]))
         if start == block.most:  # nothing is seen: no trunk at all, or a window past its end
-            nothing = query.new_zeros(n, K, G, block.trunk[layer][1].shape[3])
-            return Part(nothing, query.new_full((n, K, G), -torch.inf, dtype=torch.float32))
+            return Part(query.new_zeros(query.shape), query.new_full((n, K, G), -torch.inf, dtype=torch.float32))
         keys, values = (x[:, :, start : block.most] for x in block.trunk[layer])
         folded = query.transpose(0, 1).reshape(1, K, n * G, E)
         spread = None if bias is None else bias.repeat_interleave(G, dim=0)
         part = attend(folded, keys, values, scale, bias=spread, softcap=softcap)
-        return Part(part.out.view(K, n, G, -1).transpose(0, 1), part.lse.view(K, n, G).transpose(0, 1))
+        return Part(part.out.view(K, n, G, E).transpose(0, 1), part.lse.view(K, n, G).transpose(0, 1))
 
 
 def _blocks(trunks: Mapping[int, KeysValues], trunk: Ints, held: Ints, least: int, device: torch.device) -> list[Block]:
