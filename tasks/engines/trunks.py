@@ -1,7 +1,7 @@
 """Samples with transformers: trunks are computed once and kept, draws are decoded beside each other from there."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -45,6 +45,7 @@ class TransformersSampler:
         self._chunk = _CHUNK.get(self._device.type, 512)
         self._prompts: dict[tuple[int, ...], Any] = {}
         self._trunks: dict[Trunk, Any] = {}
+        self._check_layers()
         probe = scorer.probe(self._probe_length())
         own = scorer.hidden([probe], [1])[0]
         self._take_over()
@@ -63,6 +64,17 @@ class TransformersSampler:
         limit = self._scorer.limit
         return window + PROBE_LENGTH if limit is None else min(window + PROBE_LENGTH, limit.tokens)
 
+    def _check_layers(self) -> None:
+        """Refuse a model that is not attention alone.
+
+        Raises:
+            EngineError: naming a kind of its layers.
+        """
+        model = self._scorer.model
+        kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or _LAYERS) - _LAYERS
+        if kinds:
+            self._refuse(f"layers of kind {sorted(kinds)[0]}")
+
     def _take_over(self) -> None:
         """Set the model's attention to ours.
 
@@ -70,12 +82,13 @@ class TransformersSampler:
             EngineError: it is of a kind that cannot be replaced.
         """
         model = self._scorer.model
-        kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or _LAYERS) - _LAYERS
-        if not kinds:
-            model.set_attn_implementation(NAME)
-        if kinds or model.config._attn_implementation != NAME:
-            why = f"layers of kind {sorted(kinds)[0]}" if kinds else "an attention that cannot be replaced"
-            raise EngineError(f"{type(model).__name__} has {why}; use engine.kind: vllm or vllm-server")
+        model.set_attn_implementation(NAME)
+        if model.config._attn_implementation != NAME:
+            self._refuse("an attention that cannot be replaced")
+
+    def _refuse(self, why: str) -> NoReturn:
+        name = type(self._scorer.model).__name__
+        raise EngineError(f"{name} has {why}; use engine.kind: vllm or vllm-server")
 
     def release(self) -> None:
         """Free the trunks that are kept for the next call."""
