@@ -58,10 +58,11 @@ class Job:
                 prompt = self.prompt_ids(question)
                 if not prompt:
                     raise InputError("prompt.template", f"{config.prompt.template!r} gives an empty prompt")
-                self._engine_choice.check_length(len(prompt), config.sampling.max_tokens)
+                completion, whose = config.sampling.max_tokens, f"question {question.id!r}"
+                self._engine_choice.check_draws("student.path", config.model, len(prompt), completion, whose)
                 rollouts[question.id] = self._lineage.asked(question, prompt)
                 self.shown[question.id] = {
-                    source: self._lineage.shown(source, self.teacher_prompt_ids(teacher, context, question))
+                    source: self._lineage.shown(source, self._checked_prompt_ids(teacher, context, question))
                     for source, (teacher, context) in taught(config).items()
                 }
         self._rollouts = rollouts
@@ -178,6 +179,18 @@ class Job:
         own = teacher.chat_template == "own" and teacher.model is not None
         tokenizer = self._lineage.tokenizer(teacher.model) if own and teacher.model is not None else self.tokenizer
         return encode_prompt(tokenizer, prompt_text(self.config.prompt, context, question), self.config.prompt)
+
+    def _checked_prompt_ids(self, teacher: Teacher, context: Context, question: Question) -> list[int]:
+        """A teacher's prompt, after which it can score completions.
+
+        Raises:
+            InputError: it cannot.
+        """
+        prompt, model = self.teacher_prompt_ids(teacher, context, question), teacher.model or self.config.model
+        field = f"teachers[{self.config.model_teachers.index(teacher)}].model.path"
+        whose = f"question {question.id!r}, teacher {teacher.name!r} with context {context.label!r}"
+        self._engine_choice.check_length(field, model, len(prompt), self.config.sampling.max_tokens, whose)
+        return prompt
 
     def texts(self, ids: Iterable[int]) -> dict[int, str]:
         """Text of token ids, as the tokenizer or the recorded table has it."""

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
 from transformers import AutoModelForCausalLM
 
 from flows.configuration import ConfigurationError, checked
@@ -162,54 +161,6 @@ def test_no_gpu_for_a_gpu_setting_is_a_clear_error(models: Path, tokenizer: Any)
         device, message = "cuda", "this machine has 0 GPUs"
     with pytest.raises(EngineError, match=message):
         load_transformers(Model(path=str(models / "student")), TransformersEngine(device=device), len(tokenizer))
-
-
-def tiny(config: str, **settings: Any) -> Any:
-    """A random model of another architecture."""
-    torch.manual_seed(3)
-    made = getattr(transformers, f"{config}Config")(
-        vocab_size=40,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        initializer_range=0.5,
-        max_position_embeddings=128,
-        eos_token_id=1,
-        pad_token_id=0,
-        bos_token_id=2,
-        **settings,
-    )
-    return getattr(transformers, f"{config}ForCausalLM")(made).eval()
-
-
-@pytest.mark.parametrize(
-    ("config", "settings"),
-    [
-        ("Mistral", {"sliding_window": 4}),
-        ("Qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}),
-        ("Gemma3", {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}),
-        ("Gemma2", {"sliding_window": 4, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 9.0}),
-        ("Llama", {}),
-    ],
-)
-def test_windows_and_capped_scores_decode_as_whole_forward_passes(config: str, settings: dict[str, Any]) -> None:
-    whole = gemma3(settings) if config == "Gemma3" else tiny(config, **settings)
-    whole.set_attn_implementation("eager")
-    expected = [slow(whole, draw) for draw in DRAWS]
-    ends = sampler_with(whole, rows=7).continue_prefixes(TRUNKS, DRAWS, 1.0)
-    assert [(e.tokens.tolist(), e.cut) for e in ends] == expected
-
-
-def gemma3(settings: dict[str, Any]) -> Any:
-    """Gemma 3's text model, whose configuration has another name."""
-    setattr(transformers, "Gemma3TextForCausalLM", transformers.Gemma3ForCausalLM)  # noqa: B010
-    try:
-        return tiny("Gemma3Text", **settings)
-    finally:
-        delattr(transformers, "Gemma3TextForCausalLM")
 
 
 def test_layers_that_are_no_attention_are_refused(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,10 @@ NAME = "opdscope_shared_prefix"
 
 
 class Part(NamedTuple):
-    """Attention to some of the keys: outputs [B, K, G, E], normalised, and the log-sum-exp of scores [B, K, G]."""
+    """Attention to some of the keys: outputs [B, K, G, E], normalised, and the log-sum-exp of scores [B, K, G].
+
+    Where a query sees none of them, its output is finite and its log-sum-exp lower than any score, or -inf.
+    """
 
     out: torch.Tensor
     lse: torch.Tensor
@@ -24,6 +27,10 @@ class Part(NamedTuple):
 
 class Rows(Protocol):
     """A batch of decoding rows: the cache of a step, and who attends to what of it."""
+
+    def holds(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> bool:
+        """True where what a layer attends to has the form in which the cache keeps it, [B, K, T, E]."""
+        ...
 
     def attend(
         self, layer: int, query: torch.Tensor, scale: float, window: int | None, softcap: float | None
@@ -56,7 +63,11 @@ def attend(
     if query.device.type == "cpu" and softcap is None and not few:
         mask = None if bias is None else bias.to(query.dtype)[None, None]
         fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        return Part(*fused(query, keys, values, 0.0, False, attn_mask=mask, scale=scale))
+        part = Part(*fused(query, keys, values, 0.0, False, attn_mask=mask, scale=scale))
+        if bias is None:
+            return part
+        unseen = bias.amax(-1) == -torch.inf  # the kernel's log-sum-exp of no keys is 0
+        return part._replace(lse=part.lse.masked_fill(unseen, -torch.inf))
     scores = torch.matmul(query.float() * scale, keys.float().transpose(-1, -2))
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
@@ -65,8 +76,8 @@ def attend(
     top = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(scores.dtype).min)
     weights = scores.sub_(top).exp_()
     total = weights.sum(-1, keepdim=True).clamp_(min=torch.finfo(scores.dtype).tiny)
-    out = torch.matmul(weights.to(values.dtype), values) / total
-    return Part(out.to(values.dtype), (top + total.log())[..., 0])
+    out = torch.matmul(weights.div_(total).to(values.dtype), values)
+    return Part(out, (top + total.log())[..., 0])
 
 
 def hidden_as_bias(seen: torch.Tensor) -> torch.Tensor:
@@ -75,7 +86,7 @@ def hidden_as_bias(seen: torch.Tensor) -> torch.Tensor:
 
 
 def joined(a: Part, b: Part) -> torch.Tensor:
-    """Attention to the keys of both parts."""
+    """Attention to the keys of both parts; each query must see some of those of `a`."""
     share = torch.sigmoid(a.lse - b.lse)[..., None].to(a.out.dtype)
     return torch.lerp(b.out, a.out, share)
 
@@ -98,7 +109,11 @@ def _forward(
         name = type(module).__name__
         raise EngineError(f"{name} has attention sinks or position biases; use engine.kind: vllm or vllm-server")
     if rows is not None:
-        return rows.attend(int(getattr(module, "layer_idx")), query, scale, sliding_window, softcap), None  # noqa: B009
+        layer = int(getattr(module, "layer_idx"))  # noqa: B009
+        if not rows.holds(layer, key, value):
+            name = type(module).__name__
+            raise EngineError(f"{name} caches other keys than it attends to; use engine.kind: vllm or vllm-server")
+        return rows.attend(layer, query, scale, sliding_window, softcap), None
     queries, keys = query.shape[2], key.shape[2]
     mask = None
     if queries != keys or softcap is not None or (sliding_window is not None and sliding_window < keys):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from schemas.config import Engine, Model, VLLMEngine, VLLMServerEngine
+from tasks.engines.positions import Limit, model_limit
 from tasks.engines.protocol import EngineError, Sampler
 from tasks.engines.server import Served, ServerSampler, look_up
 from tasks.engines.vllm import VLLMSampler, check_installed
@@ -25,6 +26,7 @@ class EngineChoice:
         """
         self._settings = settings
         self._served: Sequence[Served] = []
+        self._limits: dict[Model, Limit | None] = {}
         versions = ""
         try:
             if isinstance(settings, VLLMEngine):
@@ -39,8 +41,14 @@ class EngineChoice:
             ) from error
         self.fingerprint = versions + engine_fingerprint(settings.kind)
 
-    def check_length(self, prompt: int, completion: int) -> None:
-        """Refuse completions that the engine would not finish.
+    def check_draws(self, field: str, model: Model, prompt: int, completion: int, whose: str) -> None:
+        """Refuse completions that the engine would not finish, or that the student cannot score.
+
+        Args:
+            field: where the student is named.
+            prompt: its tokens.
+            completion: tokens at most.
+            whose: the question.
 
         Raises:
             InputError: naming the lengths.
@@ -53,6 +61,34 @@ class EngineChoice:
                 "sampling.max_tokens",
                 f"{completion} tokens after a prompt of {prompt} are more than the engine's {min(limits)}; "
                 "lower it, or raise the engine's context length",
+            )
+        self.check_length(field, model, prompt, completion, whose)
+
+    def check_length(self, field: str, model: Model, prompt: int, completion: int, whose: str) -> None:
+        """Refuse completions that a model, the student or a teacher, cannot score; transformers does on every engine.
+
+        Args:
+            field: where the model is named.
+            prompt: its tokens.
+            completion: tokens at most.
+            whose: the question, and for a teacher its name and context.
+
+        Raises:
+            InputError: naming the lengths, or the model if its configuration cannot be read.
+        """
+        if model not in self._limits:
+            try:
+                self._limits[model] = model_limit(model)
+            except EngineError as error:
+                raise InputError(field, str(error)) from error
+        limit = self._limits[model]
+        if limit is not None and prompt + completion > limit.tokens:
+            room = limit.tokens - prompt
+            right = f"set it to {room} or less" if room >= 2 else "shorten the prompt"
+            raise InputError(
+                "sampling.max_tokens",
+                f"{completion} tokens after a prompt of {prompt} ({whose}) are more than the {limit.tokens} that "
+                f"{model.path!r} can take ({limit.reason}); {right}",
             )
 
     def sampler(self, model: Model, tokenizer: Any, scorer: "Callable[[], TransformersScorer]") -> Sampler:

@@ -155,6 +155,11 @@ class Batch:
         """Part of the interface of caches; positions are given, so nothing depends on it."""
         return 0
 
+    def holds(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> bool:
+        """See `tasks.engines.attention.Rows`."""
+        kept = zip(self.cohorts[0].buffers[layer], (key, value), strict=True)
+        return all((held.shape[1], held.shape[3]) == (now.shape[1], now.shape[3]) for held, now in kept)
+
     def attend(
         self, layer: int, query: torch.Tensor, scale: float, window: int | None, softcap: float | None
     ) -> torch.Tensor:

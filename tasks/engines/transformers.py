@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from schemas.config import Model, ScoringSettings
 from tasks.engines.device import resolve_device
 from tasks.engines.memory import is_out_of_memory
+from tasks.engines.positions import length_limit
 from tasks.engines.protocol import EngineError
 
 SELF_TEST_LIMIT = {torch.float32: 2e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
@@ -23,6 +24,7 @@ class TransformersScorer:
 
     Attributes:
         rows: of the output head, padding included.
+        limit: the longest sequence, where there is one.
     """
 
     def __init__(self, load: Callable[[], Any], vocabulary: int | None = None) -> None:
@@ -31,8 +33,9 @@ class TransformersScorer:
         Raises:
             EngineError: it cannot be loaded, or does not give the same log-probabilities for the same tokens.
         """
-        self._load, self._model = load, load().eval()
+        self._load, self._model = load, _prepared(load())
         self._head = self._model.get_output_embeddings()
+        self.limit = length_limit(self._model.config)
         self.device: torch.device = self._model.device
         self.rows = int(self._head.weight.shape[0])
         self.vocabulary = vocabulary or self.rows
@@ -48,7 +51,7 @@ class TransformersScorer:
     def model(self) -> Any:
         """The whole model, loaded again where it was not in memory."""
         if self._model is None:
-            self._model = self._load().eval()
+            self._model = _prepared(self._load())
             self._head = self._model.get_output_embeddings()
         return self._model
 
@@ -56,13 +59,26 @@ class TransformersScorer:
         """Free the memory of all but the output head."""
         self._model = None
 
+    def check_length(self, tokens: int) -> None:
+        """Refuse a sequence for which the model is not defined, or not by the sequence alone.
+
+        Raises:
+            EngineError: naming both lengths.
+        """
+        if self.limit is not None and tokens > self.limit.tokens:
+            raise EngineError(
+                f"a sequence of {tokens} tokens is longer than the {self.limit.tokens} that "
+                f"{type(self.model).__name__} can take ({self.limit.reason})"
+            )
+
     @torch.inference_mode()
     def hidden(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[torch.Tensor]:
         """See the protocol. Padding stands on the right, where a causal model cannot see it.
 
         Raises:
-            EngineError: one sequence alone does not fit in memory.
+            EngineError: a sequence is longer than the model can take, or does not fit in memory even alone.
         """
+        self.check_length(max(map(len, sequences)))
         try:
             return self._hidden(sequences, starts)
         except (RuntimeError, MemoryError) as error:
@@ -96,9 +112,9 @@ class TransformersScorer:
         logits = self._head(hidden)[..., : self.vocabulary].float()
         return logits if self._softcap is None else self._softcap * torch.tanh(logits / self._softcap)
 
-    def probe(self) -> list[int]:
+    def probe(self, length: int = PROBE_LENGTH) -> list[int]:
         """Token ids for self-tests."""
-        return [(7 * i + 3) % self.vocabulary for i in range(PROBE_LENGTH)]
+        return [(7 * i + 3) % self.vocabulary for i in range(length)]
 
     @torch.inference_mode()
     def probe_scores(self) -> torch.Tensor:
@@ -119,10 +135,15 @@ class TransformersScorer:
         logits = self.model(input_ids=tensor, use_cache=False).logits.float()[0, 3:-1, : self.vocabulary]
         own = torch.log_softmax(logits, dim=-1)
         alone = self.log_probs(self.hidden([ids], [4])[0])
-        beside = self.hidden([ids[:9], ids, ids[::-1]], [4, 4, 4])
+        short, beside, _ = self.hidden([ids[:9], ids, ids[::-1]], [4, 4, 4])
         again = self.log_probs(self.hidden([ids], [4])[0])
-        for what, other in (("by head", alone), ("in a batch", self.log_probs(beside[1])), ("the second time", again)):
-            self.compare(what, own, other)
+        for what, other in (
+            ("by head", alone),
+            ("in a batch", self.log_probs(beside)),
+            ("of a shorter sequence", self.log_probs(short)),
+            ("the second time", again),
+        ):
+            self.compare(what, own[: len(other)], other)
 
     def compare(self, what: str, own: torch.Tensor, other: torch.Tensor) -> None:
         """Refuse log-probabilities that are not the model's own.
@@ -137,6 +158,13 @@ class TransformersScorer:
                 f"{type(self.model).__name__}: log-probabilities {what} differ from the model's own by {error:.3g} "
                 f"(limit {limit}); another dtype or transformers version may help"
             )
+
+
+def _prepared(model: Any) -> Any:
+    """A model ready to score: where it caps attention scores, which SDPA leaves out, with an attention that does."""
+    if getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None:
+        model.set_attn_implementation("eager")
+    return model.eval()
 
 
 def load_transformers(

@@ -1,7 +1,7 @@
 """Samples with transformers: trunks are computed once and kept, draws are decoded beside each other from there."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -12,13 +12,17 @@ from tasks.engines.attention import NAME
 from tasks.engines.decoding import Batch, Cohort, Decoder, KeysValues, Row, Work, forward, token_bytes, widen
 from tasks.engines.memory import GIB, free_memory, is_out_of_memory
 from tasks.engines.protocol import Continuation, Draw, EngineError, Trunk, ended
-from tasks.engines.transformers import TransformersScorer
+from tasks.engines.transformers import PROBE_LENGTH, TransformersScorer
 
 _CHUNK = {"cpu": 512, "cuda": 4096}
 """Tokens of a trunk in one forward pass."""
 _ROWS = {"cpu": 1024, "cuda": 4096}
 _SLACK = 16
 _LAYERS = {"full_attention", "sliding_attention"}
+_PROBE_WINDOW = {"cpu": 1024, "cuda": 2048}
+"""Window up to which a self-test goes past it."""
+_PROBE_ROWS = 16
+_PROBE_STEPS = 2
 
 
 class TransformersSampler:
@@ -32,7 +36,7 @@ class TransformersSampler:
         """Take over a model that is loaded for scoring.
 
         Raises:
-            EngineError: an architecture whose attention cannot be replaced.
+            EngineError: an architecture whose attention cannot be replaced, or one that does not decode as it scores.
         """
         self.decoded, self.work = 0, Work()
         self._scorer, self._stop, self._device = scorer, stop, scorer.device
@@ -41,14 +45,35 @@ class TransformersSampler:
         self._chunk = _CHUNK.get(self._device.type, 512)
         self._prompts: dict[tuple[int, ...], Any] = {}
         self._trunks: dict[Trunk, Any] = {}
+        self._check_layers()
+        probe = scorer.probe(self._probe_length())
+        own = scorer.hidden([probe], [1])[0]
         self._take_over()
-        probe = scorer.probe()
         self._layers: KeysValues = [
             (keys[:, :, :0], values[:, :, :0]) for keys, values in _pairs(self._extended(DynamicCache(), probe[:1]))
         ]
         memory = free_memory(self._device) / 2 if settings.memory is None else settings.memory * GIB
         self._capacity = int(memory / token_bytes(self._layers))
-        self._self_test(probe)
+        self._self_test(probe, own)
+
+    def _probe_length(self) -> int:
+        """Tokens of a self-test: beyond the model's window where that is affordable and within its limit."""
+        window: int | None = getattr(self._scorer.model.config.get_text_config(), "sliding_window", None)
+        if window is None or window > _PROBE_WINDOW.get(self._device.type, 1024):
+            return PROBE_LENGTH
+        limit = self._scorer.limit
+        return window + PROBE_LENGTH if limit is None else min(window + PROBE_LENGTH, limit.tokens)
+
+    def _check_layers(self) -> None:
+        """Refuse a model that is not attention alone.
+
+        Raises:
+            EngineError: naming a kind of its layers.
+        """
+        model = self._scorer.model
+        kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or _LAYERS) - _LAYERS
+        if kinds:
+            self._refuse(f"layers of kind {sorted(kinds)[0]}")
 
     def _take_over(self) -> None:
         """Set the model's attention to ours.
@@ -57,12 +82,13 @@ class TransformersSampler:
             EngineError: it is of a kind that cannot be replaced.
         """
         model = self._scorer.model
-        kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or _LAYERS) - _LAYERS
-        if not kinds:
-            model.set_attn_implementation(NAME)
-        if kinds or model.config._attn_implementation != NAME:
-            why = f"layers of kind {sorted(kinds)[0]}" if kinds else "an attention that cannot be replaced"
-            raise EngineError(f"{type(model).__name__} has {why}; use engine.kind: vllm or vllm-server")
+        model.set_attn_implementation(NAME)
+        if model.config._attn_implementation != NAME:
+            self._refuse("an attention that cannot be replaced")
+
+    def _refuse(self, why: str) -> NoReturn:
+        name = type(self._scorer.model).__name__
+        raise EngineError(f"{name} has {why}; use engine.kind: vllm or vllm-server")
 
     def release(self) -> None:
         """Free the trunks that are kept for the next call."""
@@ -74,9 +100,12 @@ class TransformersSampler:
         self, trunks: Sequence[Trunk], draws: Sequence[Draw], temperature: float
     ) -> list[Continuation]:
         """See the protocol. A draw without a forced token takes its prefix's last token as input."""
+        forced = [d.token is not None for d in draws]
+        lengths = [len(trunks[d.trunk].prompt) + d.depth + f + d.limit for d, f in zip(draws, forced, strict=True)]
+        self._scorer.check_length(max(lengths, default=0))
         self._take_over()  # the model may have been unloaded since
         results = [ended(draw, self._stop) for draw in draws]
-        held = [len(trunks[d.trunk].prompt) + d.depth - (d.token is None) for d in draws]
+        held = [len(trunks[d.trunk].prompt) + d.depth - (not f) for d, f in zip(draws, forced, strict=True)]
         needed: dict[int, int] = {}
         for i, draw in enumerate(draws):
             if results[i] is None:
@@ -167,24 +196,32 @@ class TransformersSampler:
         return cache
 
     @torch.inference_mode()
-    def _self_test(self, ids: list[int]) -> None:
-        """Decoding from a trunk, two steps of three rows in two cohorts, must give the model's own probabilities.
+    def _self_test(self, ids: list[int], own: torch.Tensor) -> None:
+        """Decoding rows in two cohorts, at depths from nothing to all but the end of a trunk, must give `own`.
+
+        Once with each depth on its own, and once with all in one block, where some rows see nothing of the trunk.
+
+        Args:
+            ids: a sequence.
+            own: its hidden states, [T-1, H], by the model's own attention.
 
         Raises:
             EngineError: it does not.
         """
-        own = self._scorer.log_probs(self._scorer.hidden([ids], [1])[0])
         trunk = self._trunk(Trunk(tuple(ids[:3]), tuple(ids[3:])), len(ids) - 1)
-        cohorts = [Cohort.of([0, 1], [3, 8]), Cohort.of([2], [5])]
-        for cohort in cohorts:
-            widen(cohort, 2, self._layers)
-        batch = Batch(cohorts, {0: trunk}, np.zeros(3, dtype=np.int64), 1, self._device)
-        for step in range(2):
-            held = [3 + step, 8 + step, 5 + step]
-            states = forward(self._scorer.model, batch, torch.tensor([ids[i] for i in held]))
-            self._scorer.compare("by shared prefixes", own[held], self._scorer.log_probs(states))
+        depths = np.linspace(0, len(own) - _PROBE_STEPS, _PROBE_ROWS).astype(int).tolist()
+        for together in (1, _PROBE_ROWS):
+            cohorts = [Cohort.of(range(i, _PROBE_ROWS, 2), depths[i::2]) for i in range(2)]
             for cohort in cohorts:
-                cohort.step += 1
+                widen(cohort, _PROBE_STEPS, self._layers)
+            batch = Batch(cohorts, {0: trunk}, np.zeros(_PROBE_ROWS, dtype=np.int64), together, self._device)
+            for _ in range(_PROBE_STEPS):
+                at = torch.tensor(depths)[batch.rows] + torch.from_numpy(batch.steps())
+                states = forward(self._scorer.model, batch, torch.tensor(ids)[at])
+                expected = self._scorer.log_probs(own[at.to(own.device)])
+                self._scorer.compare("by shared prefixes", expected, self._scorer.log_probs(states))
+                for cohort in cohorts:
+                    cohort.step += 1
         self.release()
 
 

@@ -11,6 +11,7 @@ import torch
 from schemas.config import Model, VLLMEngine
 from tasks.engines import vllm_requests
 from tasks.engines.device import resolve_device
+from tasks.engines.positions import length_limit
 from tasks.engines.protocol import Continuation, Draw, EngineError, Trunk, ended
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class VLLMSampler:
 
         self._vocabulary = scorer.vocabulary
         padded = scorer.rows > scorer.vocabulary
-        length = settings.context_length or _context_length(scorer.model.config)
+        length = _context_length(settings, scorer.model.config)
         options: dict[str, Any] = {
             "model": self._model.path,
             "revision": self._model.revision,
@@ -130,7 +131,7 @@ class VLLMSampler:
             "seed": 0,
         }
         if on_cpu:  # a seeded request cannot be split there
-            batched = max(length, _CPU_BATCHED_TOKENS)
+            batched = max(length or 0, _CPU_BATCHED_TOKENS)
             options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": batched}
         else:
             options["gpu_memory_utilization"] = settings.memory_fraction
@@ -160,5 +161,11 @@ class VLLMSampler:
         scorer.compare("by vLLM", own, torch.tensor(theirs))
 
 
-def _context_length(config: Any) -> int:
-    return int(config.get_text_config().max_position_embeddings)
+def _context_length(settings: VLLMEngine, config: Any) -> int | None:
+    """The longest sequence that vLLM is started for; within the model's own, where it has one.
+
+    vLLM chooses longrope's frequencies by this length, once: so within it they are those of transformers.
+    """
+    limit = length_limit(config)
+    lengths = [settings.context_length, None if limit is None else limit.tokens]
+    return min((length for length in lengths if length is not None), default=None)
