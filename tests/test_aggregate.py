@@ -10,17 +10,23 @@ import pytest
 
 from flows.configuration import checked
 from schemas.arrays import AnyArray
-from schemas.config import Scores
+from schemas.config import AdaptiveTree, ReverseKL, Scores
 from tasks import prior
-from tasks.aggregate import Histogram, make_pool
+from tasks.aggregate import Histogram, QuestionScores, make_pool, summary_table, tokens_table
+from tasks.alignment import make_alignment
+from tasks.calibration.simulate import Taught, roll
+from tasks.calibration.suite import Family, make_question
+from tasks.ideal import ideal_gradients
 from tasks.job import Job
-from tasks.lineage import sources
-from tasks.outcomes import Outcomes
+from tasks.lineage import Signal, sources
+from tasks.outcomes import Outcomes, merged
 from tasks.outputs import make_outputs
 from tasks.stages import BY_SOURCE, STAGES, run_stage
 from tasks.store.artefact import Artefact, Store
+from tasks.trees.plan import assembled
 from tests.oracle import OracleJob, oracle_config, oracle_rollouts, random_chain, teacher_of
 from tests.test_estimators import scored, tree_of
+from tests.test_planners import grown
 
 
 @pytest.mark.parametrize("parts", [1, 7])
@@ -86,15 +92,69 @@ def test_questions_are_gone_through_one_by_one(settings: dict[str, Any], monkeyp
     assert sum(n > 2 for n in reads.values()) <= shown * of_question and max(reads.values()) <= 3
 
 
-def test_rollouts_are_the_units_of_a_few_questions() -> None:
+def oracle_question() -> tuple[QuestionScores, list[Signal]]:
     chain = random_chain(3, length=10)
     job = OracleJob(chain, oracle_config(chain, rollouts=6, nodes=30, head=4, tail=2, draws=40))
     rollouts = oracle_rollouts(job)
     q = scored(job, teacher_of(chain, 4, 2.0, 0.5), rollouts, tree_of(job, rollouts))
-    signals, scores = list(q.distillation), Scores(bootstrap=200)
-    units = len(rollouts["correct"])
-    assert make_pool([q] * 4, signals, scores, 0).units == 4 * units
-    assert make_pool([q] * 5, signals, scores, 0).units == 5
+    return q, list(q.distillation)
+
+
+def alike(q: QuestionScores, won: bool = False) -> QuestionScores:
+    """The question with draws that all end alike."""
+    tree = {**q.tree, "successes": np.asarray(q.tree["draws"]) * won}
+    ideal = ideal_gradients(Outcomes.of(tree), 1.0)
+    still = {
+        s: {**a, "inner": np.zeros_like(a["inner"]), "cosine_plain": np.full_like(a["inner"], np.nan)}
+        for s, a in q.alignment.items()
+    }
+    return replace(q, tree=tree, ideal=ideal, alignment=still)
+
+
+def test_units_are_questions_that_carry_signal_or_their_rollouts() -> None:
+    q, signals = oracle_question()
+    scores, carrying = Scores(bootstrap=200, groupings=[]), {}
+    for n, closed in ((4, 0), (4, 6), (5, 0), (5, 6)):
+        pool = make_pool([q] * n + [alike(q)] * closed, signals, scores, 0)
+        carrying[n, closed] = int(pool.carrying[signals[0]][0])
+        assert np.isfinite(pool.estimate(signals[0], 0, "gain")).all()
+    assert carrying[5, 0] == carrying[5, 6] == 5
+    assert 5 < carrying[4, 0] == carrying[4, 6] <= 4 * 6  # rollouts, those with draws that differ
+
+
+@pytest.mark.parametrize("won", [True, False])
+def test_no_score_is_zero_where_all_draws_end_alike(won: bool) -> None:
+    q, signals = oracle_question()
+    row = summary_table(make_pool([alike(q, won)] * 6, signals, Scores(bootstrap=200), 0)).row(0, named=True)
+    assert row["carrying"] == 0 and row["resolved"] is False
+    for name in ("alignment", "gain", "mean_cosine"):
+        assert [row[f"{name}{end}"] for end in ("", "_low", "_high")] == [None] * 3
+
+
+def test_a_pooled_gain_is_that_of_a_rollout() -> None:
+    q, signals = oracle_question()
+    rows = [summary_table(make_pool([q] * n, signals, Scores(bootstrap=200), 0)).rows(named=True) for n in (6, 24)]
+    for few, many in zip(*rows, strict=True):
+        assert (few["group"], few["bin"]) == (many["group"], many["bin"])
+        assert few["gain"] is None or few["gain"] == pytest.approx(many["gain"])
+
+
+def test_a_node_counts_once_however_many_rounds_drew_it() -> None:
+    """Against the table of nodes; those that were drawn for their own sake alone are left out."""
+    q = make_question(Family(64, "clear", "even"), 0, 0)
+    rolled = roll(q.student, "q", 8, 0, np.random.default_rng(0))
+    drawn = grown(AdaptiveTree(draws=8192, target="tokens"), rolled, np.random.default_rng(3))
+    tree = assembled(rolled.ground, drawn)
+    tree["share"] = np.where(tree["node"] == tree["node"][0], 0.0, tree["share"])
+    signal = Signal("fair", "none", "reverse_kl")
+    d = Taught(rolled, q.teachers["fair"], ReverseKL()).distillation(tree)
+    a = make_alignment(tree, {"k": d}, prior.fit([merged(tree).outcomes]), Scores(), 1.0, 1e-3, 0)["k"]
+    scores = QuestionScores("q", rolled.arrays, tree, ideal_gradients(Outcomes.of(tree), 1.0), {signal: d}, {signal: a})
+    row = summary_table(make_pool([scores], [signal], Scores(bootstrap=200), 0)).row(0, named=True)
+    tokens = tokens_table(scores, [signal], lambda ids: {i: str(i) for i in ids}, 0.95)
+    counted = tokens.filter(tokens["weight"] > 0)
+    assert row["nodes"] == counted.height < tokens.height < len(tree["node"])
+    assert row["mean_cosine"] == pytest.approx(counted["cosine_plain"].mean())
 
 
 def test_the_prior_of_very_many_nodes_is_that_of_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:

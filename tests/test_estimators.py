@@ -171,7 +171,7 @@ def test_pooled_alignment_and_node_cosines_converge() -> None:
     teacher = teacher_of(chain, 8, strength=2.0, noise=1.0)
     errors = []
     for draws in (40, 2560):
-        config = oracle_config(chain, rollouts=4, nodes=100, head=12, tail=2, draws=draws)
+        config = oracle_config(chain, rollouts=8, nodes=100, head=12, tail=2, draws=draws)
         job = OracleJob(chain, config)
         rollouts = oracle_rollouts(job)
         truth = exact(chain, teacher, LOSS, rollouts)
@@ -324,10 +324,10 @@ def test_allocation_spends_the_budget_with_two_draws_a_branch() -> None:
 
 
 def test_pooled_scores_are_undefined_where_they_have_no_sense() -> None:
-    nothing = pooled(np.zeros(7))
+    nothing = pooled(np.zeros(9))
     assert all(np.isnan(v) for v in nothing.values())
-    noise = pooled(np.array([0.1, -0.2, 0.5, 1.0, 0.3, 2.0, 3.0]))
-    assert np.isnan(noise["alignment"]) and noise["gain"] == pytest.approx(0.1)
+    noise = pooled(np.array([0.1, -0.2, 0.5, 1.0, 0.3, 2.0, 3.0, 2.0, 4.0]))
+    assert np.isnan(noise["alignment"]) and noise["gain"] == pytest.approx(0.05)
     assert noise["mean_cosine"] == pytest.approx(0.15)
 
 
