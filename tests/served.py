@@ -41,6 +41,7 @@ class Served:
                 break
             assert self.process.poll() is None, self._log.read_text()[-2000:]
             time.sleep(0.5)
+        self.api.headers.update(csrf(self.api))
         self.children = psutil.Process(self.process.pid).children(recursive=True)
 
     def stop(self) -> None:
@@ -78,6 +79,12 @@ class Served:
     def artifacts(self, run: str) -> dict[str, dict[str, Any]]:
         found = self.api.post("/artifacts/filter", json={"artifacts": {"flow_run_id": {"any_": [run]}}, "limit": 100})
         return {a["key"]: a for a in found.raise_for_status().json()}
+
+
+def csrf(api: httpx.Client) -> dict[str, str]:
+    """Headers with which the API takes what changes something, as Prefect's own clients send them."""
+    token = api.get("/csrf-token", params={"client": "tests"}).raise_for_status().json()["token"]
+    return {"Prefect-Csrf-Client": "tests", "Prefect-Csrf-Token": token}
 
 
 def tables(store: Path, name: str) -> dict[str, bytes]:
