@@ -101,9 +101,11 @@ def pool_template(folder: Path | None = None) -> dict[str, Any]:
     Args:
         folder: where runs work; one of their own each where None.
     """
+    # a variable of one value, as deployments of older versions have it and Prefect's server removes none
+    place = {} if folder is None else {"working_dir": {"type": "string", "const": str(folder), "default": str(folder)}}
     return {
-        "job_configuration": {} if folder is None else {"working_dir": str(folder)},
-        "variables": {"type": "object", "properties": {}, "additionalProperties": False},
+        "job_configuration": {name: f"{{{{ {name} }}}}" for name in place},
+        "variables": {"type": "object", "properties": place, "additionalProperties": False},
     }
 
 
@@ -148,6 +150,7 @@ def deploy(offered: list[Offer], folder: Path, schedule: Schedule | None, pool: 
             tags=[TAG],
             entrypoint_type=EntrypointType.MODULE_PATH,
             work_pool_name=pool,
+            job_variables={"working_dir": str(folder)},
             schedule=schedule if offer.flow is nightly else None,
             enforce_parameter_schema=True,
         )

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,9 @@ class Served:
 
 def csrf(api: httpx.Client) -> dict[str, str]:
     """Headers with which the API takes what changes something, as Prefect's own clients send them."""
-    token = api.get("/csrf-token", params={"client": "tests"}).raise_for_status().json()["token"]
-    return {"Prefect-Csrf-Client": "tests", "Prefect-Csrf-Token": token}
+    client = uuid.uuid4().hex
+    token = api.get("/csrf-token", params={"client": client}).raise_for_status().json()["token"]
+    return {"Prefect-Csrf-Client": client, "Prefect-Csrf-Token": token}
 
 
 def tables(store: Path, name: str) -> dict[str, bytes]:

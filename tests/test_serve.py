@@ -136,7 +136,7 @@ def is_refused_from_elsewhere(served: Served) -> None:
     command = {"job_variables": {"command": "touch made"}}
     elsewhere, rebound = {"Origin": "http://elsewhere.example"}, {"Host": f"elsewhere.example:{served.port}"}
     with httpx.Client(base_url=base, timeout=30) as browser:
-        for body in ({"json": command}, {"content": json.dumps(command), "headers": {"Content-Type": "text/plain"}}):
+        for kind in ("application/json", "text/plain"):
             for headers, status in (
                 (elsewhere, 403),
                 ({**elsewhere, **token}, 403),
@@ -147,8 +147,8 @@ def is_refused_from_elsewhere(served: Served) -> None:
                 ({}, 403),  # no token
                 ({**token, "Prefect-Csrf-Token": "guessed"}, 403),
             ):
-                given: dict[str, Any] = {**body, "headers": {**body.get("headers", {}), **headers}}
-                assert browser.post(place, **given).status_code == status, headers
+                answer = browser.post(place, content=json.dumps(command), headers={"Content-Type": kind, **headers})
+                assert answer.status_code == status, headers
         assert browser.patch("/api/work_pools/opdscope", json={"base_job_template": {}}).status_code == 403
         asked = {**elsewhere, "Access-Control-Request-Method": "POST"}
         assert "access-control-allow-origin" not in browser.options(place, headers=asked).headers
@@ -156,7 +156,7 @@ def is_refused_from_elsewhere(served: Served) -> None:
             assert browser.get("/api/csrf-token?client=elsewhere", headers=headers).status_code in (400, 403)
         for name, value in (("command", "touch made"), ("env", {"PYTHONPATH": "."}), ("working_dir", "/")):
             answer = browser.post(place, json={"job_variables": {name: value}}, headers=token)
-            assert answer.status_code in (409, 422), (name, answer.text)  # not even with a token
+            assert answer.status_code == 422, (name, answer.text)  # not even with a token
         assert browser.get("/ui-settings").json()["api_url"] == "/api"
     for path in ("/api/events/in", "/api/events/out", "/api/logs/out"):
         with (
