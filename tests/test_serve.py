@@ -246,3 +246,27 @@ def test_everything_but_the_server_is_killed(served: Served, settings: dict[str,
         assert stages["rollouts"]["made"] == 0
     finally:
         again.stop()
+
+
+@pytest.mark.slow
+def test_for_other_machines_with_a_password(settings: dict[str, Any], tmp_path: Path) -> None:
+    options = ("--host", "0.0.0.0", "--public-host", "gpu7.example.org", "--runs", "2")  # noqa: S104
+    served = Served(tmp_path, settings, *options, login="me:secret")
+    try:
+        assert f"http://gpu7.example.org:{served.port}/deployments" in served.log and "secret" not in served.log
+        assert "--runs above 1 on SQLite" in served.log
+        for port, path in ((served.port, "/api/admin/version"), (served.reports, "/")):
+            place, name = f"http://127.0.0.1:{port}{path}", {"Host": f"gpu7.example.org:{port}"}
+            assert httpx.get(place).status_code == 401
+            assert httpx.get(place, auth=("me", "wrong")).status_code == 401
+            assert httpx.get(place, auth=("me", "secret"), headers=name).status_code == 200
+            assert httpx.get(place, auth=("me", "secret"), headers={"Host": "elsewhere.example"}).status_code == 400
+        config = served.deployment("diagnose")["parameters"]["config"]
+        run = served.start(config)
+        assert served.wait(run, "COMPLETED", "FAILED", "CRASHED", seconds=240)["type"] == "COMPLETED"
+        link = served.artifacts(run)["small-report-html"]["data"]
+        assert f"(http://gpu7.example.org:{served.reports}/small/report.html)" in link
+        served.process.send_signal(signal.SIGHUP)
+        assert served.process.wait(90) == 0
+    finally:
+        served.stop()

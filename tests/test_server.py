@@ -6,6 +6,7 @@ import pwd
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -54,33 +55,34 @@ def server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[str]:
+def database() -> Iterator[str]:
     """The address of an empty PostgreSQL database."""
     if not PROGRAMS:
         pytest.skip("needs PostgreSQL: apt-get install postgresql")
-    port, data = free_port(), tmp_path / "database"
-    user = "postgres" if os.getuid() == 0 else pwd.getpwuid(os.getuid()).pw_name  # it refuses to run as root
-    data.mkdir()
-    if os.getuid() == 0:
-        shutil.chown(data, user)
-        for folder in (tmp_path, *list(tmp_path.parents)[:-2]):
-            folder.chmod(folder.stat().st_mode | 0o011)
-    as_user = ["runuser", "-u", user, "--"] if os.getuid() == 0 else []
+    as_root = os.getuid() == 0
+    user = "postgres" if as_root else pwd.getpwuid(os.getuid()).pw_name  # it refuses to run as root
+    port = free_port()
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own are for one user
+        if as_root:
+            shutil.chown(folder, user)
 
-    def program(name: str, *arguments: str) -> None:
-        subprocess.run([*as_user, str(PROGRAMS[-1] / name), *arguments], check=True, cwd="/", stdout=subprocess.DEVNULL)
+        def program(name: str, *arguments: str) -> None:
+            command = [*(["runuser", "-u", user, "--"] if as_root else []), str(PROGRAMS[-1] / name)]
+            subprocess.run(
+                [*command, "-D", f"{folder}/data", *arguments], check=True, cwd="/", stdout=subprocess.DEVNULL
+            )
 
-    program("initdb", "-D", str(data), "-U", "prefect", "--auth", "trust")
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories=''"
-    program("pg_ctl", "-D", str(data), "-o", options, "-w", "-l", str(data / "log"), "start")
-    try:
-        yield f"postgresql+asyncpg://prefect@127.0.0.1:{port}/postgres"
-    finally:
-        program("pg_ctl", "-D", str(data), "-m", "immediate", "stop")
+        program("initdb", "-U", "prefect", "--auth", "trust")
+        options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories=''"
+        program("pg_ctl", "-o", options, "-w", "-l", f"{folder}/log", "start")
+        try:
+            yield f"postgresql+asyncpg://prefect@127.0.0.1:{port}/postgres"
+        finally:
+            program("pg_ctl", "-m", "immediate", "stop")
 
 
 def test_a_server_on_postgresql(
-    server: Callable[..., Server], settings: dict[str, Any], tmp_path: Path, database: str
+    database: str, server: Callable[..., Server], settings: dict[str, Any], tmp_path: Path
 ) -> None:
     served = server(database=database)
     process = run(served, settings, tmp_path / "config.yaml")
@@ -131,7 +133,7 @@ def test_a_limit_on_gpus_is_kept(server: Callable[..., Server], settings: dict[s
 
 
 def test_two_workers_on_one_store(
-    server: Callable[..., Server], settings: dict[str, Any], tmp_path: Path, database: str
+    database: str, server: Callable[..., Server], settings: dict[str, Any], tmp_path: Path
 ) -> None:
     """Each takes one of two runs: they share the work; where one is killed with its run, the other does it all."""
     settings["execution"] = {"questions_per_task": 2, "round_draws": 24, "round_seconds": 0.0}
