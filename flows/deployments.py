@@ -104,7 +104,7 @@ def pool_template(folder: Path | None = None) -> dict[str, Any]:
     # a variable of one value, as deployments of older versions have it and Prefect's server removes none
     place = {} if folder is None else {"working_dir": {"type": "string", "const": str(folder), "default": str(folder)}}
     return {
-        "job_configuration": {name: f"{{{{ {name} }}}}" for name in place},
+        "job_configuration": {"stream_output": True, **{name: f"{{{{ {name} }}}}" for name in place}},
         "variables": {"type": "object", "properties": place, "additionalProperties": False},
     }
 

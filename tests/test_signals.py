@@ -84,20 +84,21 @@ def test_a_held_signal_acts_after_the_block() -> None:
 class Started:
     """A command with a flow, and Prefect's server that it has started."""
 
-    def __init__(self, home: Path, kind: str = "endless") -> None:
+    def __init__(self, home: Path, *command: str, ready: str = "started") -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
         environment |= {"PREFECT_HOME": str(home), "PYTHONPATH": str(HERE)}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", COMMAND, kind],
+            [sys.executable, *(command or ("-c", COMMAND, "endless"))],
             env=environment,
             cwd=home,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             start_new_session=True,
             text=True,
         )
         assert self.process.stdout is not None
-        assert self.process.stdout.readline() == "started\n"
+        assert any(line.startswith(ready) for line in self.process.stdout)
+        time.sleep(1)
         self.servers = [
             p for p in psutil.Process(self.process.pid).children(recursive=True) if "server" in " ".join(p.cmdline())
         ]
@@ -136,7 +137,7 @@ def test_no_server_is_left(number: signal.Signals, times: int, terminal: bool, h
         time.sleep(0.2)
         if started.process.poll() is not None:
             break
-    _, errors = started.process.communicate(timeout=60)
+    errors, _ = started.process.communicate(timeout=60)
     assert started.process.returncode == 128 + number, errors
     assert "interrupted; what is done is kept" in errors and "Traceback" not in errors
     assert started.left() == [] and not list(home.glob("*.process.json"))
@@ -147,7 +148,16 @@ def test_the_next_command_ends_the_server_of_one_that_was_killed(home: Path) -> 
     started.process.kill()
     started.process.communicate()
     assert started.left()
-    again = Started(home, "short")
-    _, errors = again.process.communicate(timeout=60)
+    again = Started(home, "-c", COMMAND, "short")
+    errors, _ = again.process.communicate(timeout=60)
     assert again.process.returncode == 0, errors
     assert started.left() == again.left() == [] and not list(home.glob("*.process.json"))
+
+
+def test_ctrl_c_in_a_terminal_ends_a_run_at_once(home: Path, config_file: Path) -> None:
+    started = Started(home, "-m", "flows.cli", "run", str(config_file), "--set", "tree.draws=4000", ready="draws")
+    assert len(started.servers) == 1
+    os.killpg(started.process.pid, signal.SIGINT)
+    errors, _ = started.process.communicate(timeout=60)
+    assert started.process.returncode == 130 and "what is done is kept" in errors and "Traceback" not in errors
+    assert started.left() == []
