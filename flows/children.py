@@ -5,11 +5,13 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 import psutil
 
+from flows.signals import signals_held
 from tasks.processes import is_gone, this_process
 
 _STOP = 30.0
@@ -22,28 +24,46 @@ def child(
     home: Path, name: str, command: list[str], environment: dict[str, str]
 ) -> Iterator[tuple["subprocess.Popen[bytes]", Path]]:
     """A process with a log in a folder, in a session of its own: Ctrl-C reaches only the command."""
-    log, record = home / f"{name}.log", home / f"{name}-{os.getpid()}{_RECORD}"
-    with log.open("wb") as file:
-        process = subprocess.Popen(  # noqa: S603 - this project's own command line
-            command, env={**os.environ, **environment}, stdout=file, stderr=file, start_new_session=True
-        )
-    found = psutil.Process(process.pid)
-    try:
-        content = {"name": name, "parent": this_process(), "child": [process.pid, found.create_time()]}
-        record.write_text(json.dumps(content))
+    log = home / f"{name}.log"
+    with ExitStack() as stack:
+        with signals_held(), log.open("wb") as file:
+            process = start(command, environment, file)
+            stack.callback(_end_recorded, process, psutil.Process(process.pid), record(home, name, process))
         yield process, log
-    finally:
+
+
+def start(command: list[str], environment: dict[str, str], log: IO[bytes]) -> "subprocess.Popen[bytes]":
+    """Start a process in a session of its own."""
+    return subprocess.Popen(  # noqa: S603 - this project's own command line
+        command, env={**os.environ, **environment}, stdout=log, stderr=log, start_new_session=True
+    )
+
+
+def record(home: Path, name: str, process: "subprocess.Popen[bytes]") -> Path:
+    """Note that this command has started a process, for `end_orphans`; returns the note's place."""
+    place = home / f"{name}-{os.getpid()}{_RECORD}"
+    begun = psutil.Process(process.pid).create_time()
+    place.write_text(json.dumps({"name": name, "parent": this_process(), "child": [process.pid, begun]}))
+    return place
+
+
+def _end_recorded(process: "subprocess.Popen[bytes]", found: psutil.Process, place: Path) -> None:
+    with signals_held():
         _end(found)
         process.wait()
-        record.unlink(missing_ok=True)
+        place.unlink(missing_ok=True)
 
 
-def end_orphans(home: Path) -> list[str]:
-    """End children whose command was killed, those that were started last first; returns their names."""
+def end_orphans(home: Path, name: str = "*") -> list[str]:
+    """End children whose command was killed, those that were started last first; returns their names.
+
+    Args:
+        name: of the children; of any by default.
+    """
     ended = []
-    for record in sorted(home.glob(f"*{_RECORD}"), key=lambda path: path.stat().st_mtime, reverse=True):
+    for place in sorted(home.glob(f"{name}-*{_RECORD}"), key=lambda path: path.stat().st_mtime, reverse=True):
         try:
-            found = json.loads(record.read_text())
+            found = json.loads(place.read_text())
         except ValueError:  # the command was killed while it wrote it
             found = None
         if found is not None and not is_gone(*found["parent"]):
@@ -52,7 +72,7 @@ def end_orphans(home: Path) -> list[str]:
             with suppress(psutil.NoSuchProcess):
                 _end(psutil.Process(found["child"][0]))
             ended.append(found["name"])
-        record.unlink(missing_ok=True)
+        place.unlink(missing_ok=True)
     return ended
 
 

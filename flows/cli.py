@@ -105,8 +105,20 @@ def serve(
     timezone: Annotated[str, typer.Option(help="Time zone of the schedule.")] = "UTC",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Prefect's server and UI.")] = 4200,
     reports_port: Annotated[int, typer.Option(min=1, max=65535, help="Reports of finished runs.")] = 4201,
-    host: Annotated[str, typer.Option(help="Address to listen on; this machine only unless set.")] = "127.0.0.1",
-    runs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+    host: Annotated[
+        str,
+        typer.Option(
+            help="Address to listen on; this machine only unless set. "
+            "Any other needs a password: PREFECT_SERVER_API_AUTH_STRING=user:password."
+        ),
+    ] = "127.0.0.1",
+    public_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Name that people and workers reach it under, for links too. May be repeated.", metavar="NAME"
+        ),
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Runs at a time; more than one wants Prefect on PostgreSQL.")] = 1,
 ) -> None:
     """Serve the UI: Prefect's server (unless PREFECT_API_URL names one), deployments, schedule, reports, a worker."""
     from flows.runs import serve_all
@@ -121,6 +133,7 @@ def serve(
             port=port,
             reports_port=reports_port,
             host=host,
+            public_hosts=public_host or [],
             runs=runs,
         )
     )

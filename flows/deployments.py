@@ -1,6 +1,5 @@
 """The flows as deployments of a work pool: what the UI offers to run."""
 
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from prefect import Flow
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import StateType
 from prefect.deployments.runner import RunnerDeployment
 from prefect.events.actions import ChangeFlowRunState
@@ -19,6 +18,7 @@ from prefect.schedules import Schedule
 from prefect.types.entrypoint import EntrypointType
 
 from flows.calibrate import calibrate
+from flows.configuration import ConfigurationError
 from flows.diagnose import diagnose
 from flows.nightly import nightly
 from flows.rank import rank
@@ -93,6 +93,45 @@ def watch(automation: AutomationCore) -> None:
             client.create_automation(automation)
 
 
+def pool_template(folder: Path | None = None) -> dict[str, Any]:
+    """How runs of the work pool are started: none of it can be set by whoever starts one.
+
+    Prefect's own template takes the command and the environment of a run from the call that starts it.
+
+    Args:
+        folder: where runs work; one of their own each where None.
+    """
+    # a variable of one value, as deployments of older versions have it and Prefect's server removes none
+    place = {} if folder is None else {"working_dir": {"type": "string", "const": str(folder), "default": str(folder)}}
+    return {
+        "job_configuration": {"stream_output": True, **{name: f"{{{{ {name} }}}}" for name in place}},
+        "variables": {"type": "object", "properties": place, "additionalProperties": False},
+    }
+
+
+def make_pool(name: str, folder: Path) -> None:
+    """Make the work pool, or renew how it starts runs.
+
+    Raises:
+        ConfigurationError: there is one of another type.
+    """
+    template = pool_template(folder)
+    with get_client(sync_client=True) as client:
+        try:
+            client.create_work_pool(
+                WorkPoolCreate(
+                    name=name, type="process", description="opdscope on this machine", base_job_template=template
+                )
+            )
+        except ObjectAlreadyExists:
+            there = client.read_work_pool(name)
+            if there.type != "process":
+                raise ConfigurationError(
+                    f"PREFECT_API_URL: the work pool {name!r} there is of type {there.type!r}, not 'process'; rename it"
+                ) from None
+            client.update_work_pool(name, WorkPoolUpdate(base_job_template=template))
+
+
 def deploy(offered: list[Offer], folder: Path, schedule: Schedule | None, pool: str = POOL) -> list[str]:
     """Make or renew the work pool and the deployments; returns their names.
 
@@ -100,8 +139,7 @@ def deploy(offered: list[Offer], folder: Path, schedule: Schedule | None, pool: 
         folder: where runs work, so that relative paths mean what they mean there.
         schedule: of `nightly`.
     """
-    with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):
-        client.create_work_pool(WorkPoolCreate(name=pool, type="process", description="opdscope on this machine"))
+    make_pool(pool, folder)
     names = []
     for offer in offered:
         deployment = RunnerDeployment.from_flow(

@@ -20,9 +20,10 @@ from flows.configuration import (
     read_configuration,
 )
 from flows.environment import prepare
+from flows.signals import INTERRUPTED, ended_by_signals
 from schemas.config import CalibrateConfig, NightlyConfig, RunConfig
 
-OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED, BAD_INPUT = 0, 1, 2
 
 _console = Console(highlight=False)
 if not _console.is_terminal:
@@ -30,6 +31,7 @@ if not _console.is_terminal:
 _errors = Console(stderr=True, highlight=False)
 
 
+@ended_by_signals
 def guarded(action: Callable[[], int]) -> int:
     """Run a command; what the user can put right becomes lines on stderr and exit code 2, what may pass 1."""
     try:
@@ -109,6 +111,7 @@ def run_calibration(fields: dict[str, object]) -> int:
         except ValidationError as error:
             raise ConfigurationError("\n".join(explain(error, CalibrateConfig))) from error
         from flows.calibrate import calibrate
+        from flows.own_server import server_of_command
         from flows.terminal import figure_table, planner_table, progress, ranking_shares
         from tasks.calibration.judge import by_planner, figures, judged_as, ranking_table
         from tasks.store.artefact import Store
@@ -116,7 +119,7 @@ def run_calibration(fields: dict[str, object]) -> int:
         store = Store(config.store)
         store.check_writable()
         began = time.monotonic()
-        with progress(_errors):
+        with server_of_command(), progress(_errors):
             rows = calibrate(config)
         judged = figures(rows)
         for table in (figure_table(judged), planner_table(by_planner(rows)), ranking_shares(ranking_table(rows))):
@@ -170,13 +173,14 @@ def _shown(run: Callable[[], dict[str, Any]], show: Callable[[dict[str, Any], An
         show: prints the result; returns the name of the output to point at.
     """
     from flows.diagnose import QuestionsFailedError
+    from flows.own_server import server_of_command
     from flows.terminal import progress
     from tasks.store.artefact import Store
 
     began = time.monotonic()
     failed: QuestionsFailedError | None = None
     try:
-        with progress(_errors):
+        with server_of_command(), progress(_errors):
             result = run()
     except QuestionsFailedError as error:
         if error.run is None:
@@ -259,9 +263,10 @@ def run_nightly(path: Path) -> int:
     def action() -> int:
         config = checked_suite(read_suite(path))
         from flows.nightly import message, nightly
+        from flows.own_server import server_of_command
         from flows.terminal import progress
 
-        with progress(_errors):
+        with server_of_command(), progress(_errors):
             result = nightly(config)
         _console.print(f"computed: {', '.join(result['computed']) or 'nothing, as nothing has changed'}")
         for line in result["moved"]:

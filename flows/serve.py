@@ -1,16 +1,19 @@
 """`opdscope serve`: Prefect's server, the deployments, a worker and the reports, as one command."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,14 @@ import httpx
 
 from flows.children import child, end_orphans, last_lines
 from flows.configuration import ConfigurationError
+from flows.server import LOOPBACK, server_command, server_settings
+from flows.signals import ENDING
 
+_HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
+_ON_SQLITE = (
+    "--runs above 1 on SQLite: Prefect may answer 503 (database is locked) and lose starts of runs; "
+    "set PREFECT_API_DATABASE_CONNECTION_URL=postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE"
+)
 _START = 180.0
 """Seconds that a server may take to answer; the first start makes its database."""
 _STOP = 30.0
@@ -31,6 +41,7 @@ class ServeSettings:
 
     Attributes:
         host: address that everything listens on.
+        public_hosts: names under which people and workers reach it; links show the first.
         port: of Prefect's server and UI.
         reports_port: of the reports.
         store: whose runs are shown, and where runs write that name no store.
@@ -41,6 +52,7 @@ class ServeSettings:
     """
 
     host: str
+    public_hosts: list[str]
     port: int
     reports_port: int
     store: str
@@ -52,58 +64,78 @@ class ServeSettings:
 
 
 def serve(settings: ServeSettings, say: Callable[[str], None]) -> None:
-    """Serve until SIGINT or SIGTERM, or until a part ends by itself.
+    """Serve until SIGINT, SIGTERM or SIGHUP, or until a part ends by itself.
 
     Args:
         say: shows a line.
 
     Raises:
-        ConfigurationError: a port in use, a server that does not answer or is of another major version, a schedule
-            that does not parse; or a part that has ended.
+        ConfigurationError: a port in use, an address beyond this machine without a password, a server that does not
+            answer or is of another major version, a schedule that does not parse; or a part that has ended.
     """
+    from prefect.settings import (
+        PREFECT_API_AUTH_STRING,
+        PREFECT_API_DATABASE_CONNECTION_URL,
+        PREFECT_API_URL,
+        PREFECT_SERVER_API_AUTH_STRING,
+        temporary_settings,
+    )
+
     schedule = parse_schedule(settings.cron, settings.timezone)
     configured, home = os.environ.get("PREFECT_API_URL"), Path(os.environ["PREFECT_HOME"])
+    login = PREFECT_SERVER_API_AUTH_STRING.value()
+    check_access(settings.host, settings.public_hosts, login)
+    if configured is None and settings.port == settings.reports_port:
+        raise ConfigurationError(f"--port and --reports-port: both are {settings.port}; give two different ports")
     for name in end_orphans(home):
-        say(f"ended a {name} that a killed `opdscope serve` had left")
+        say(f"ended a {name} that a killed command had left")
     check_port("--reports-port", settings.host, settings.reports_port)
     stopped = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
+    for number in ENDING:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda *_: stopped.set())
     with ExitStack() as stack:
         parts: list[tuple[str, subprocess.Popen[bytes], Path]] = []
         if configured is None:
             check_port("--port", settings.host, settings.port)
-            url = f"http://{settings.host}:{settings.port}"
-            command = [sys.executable, "-m", "prefect", "server", "start"]
-            command += ["--host", settings.host, "--port", str(settings.port)]
-            environment = {"PREFECT_UI_API_URL": f"{url}/api", "PREFECT_SERVER_UI_API_URL": f"{url}/api"}
-            server, log = stack.enter_context(child(home, "server", command, environment))
+            names = known_as(settings.host, settings.public_hosts)
+            command = server_command(settings.host, settings.port, names)
+            server, log = stack.enter_context(child(home, "server", command, server_settings(settings.port, names)))
             parts.append(("Prefect's server", server, log))
-            os.environ["PREFECT_API_URL"] = f"{url}/api"
+            os.environ["PREFECT_API_URL"] = f"http://{address(settings.host)}:{settings.port}/api"
+            if login is not None:
+                os.environ["PREFECT_API_AUTH_STRING"] = login
             say(f"Prefect's server is starting (log: {log})")
-            wait_for(f"{url}/api", server, log, stopped)
+            wait_for(os.environ["PREFECT_API_URL"], server, log, stopped)
+            if settings.runs > 1 and PREFECT_API_DATABASE_CONNECTION_URL.value().startswith("sqlite"):
+                say(_ON_SQLITE)
         if stopped.is_set():
             return
         api = os.environ["PREFECT_API_URL"].rstrip("/")
         check_version(api)
-        shown = stack.enter_context(shown_reports(settings))
-        from prefect.settings import PREFECT_API_URL, temporary_settings
+        stack.enter_context(served_reports(settings, login))
 
         from flows.artifacts import REPORTS_URL
         from flows.deployments import POOL, deploy, lost_runs, offers, watch
 
+        shown = f"http://{public(settings)}:{settings.reports_port}"
         os.environ[REPORTS_URL] = shown  # for the worker's runs
-        stack.enter_context(temporary_settings({PREFECT_API_URL: api}))  # Prefect may have been imported before
+        # Prefect has been imported before
+        client = {PREFECT_API_URL: api, PREFECT_API_AUTH_STRING: os.environ.get("PREFECT_API_AUTH_STRING")}
+        stack.enter_context(temporary_settings(client))
         offered = offers(settings.config, settings.suite, settings.store)
-        names = deploy(offered, Path.cwd(), schedule)
+        deployed = deploy(offered, Path.cwd(), schedule)
         watch(lost_runs())
         command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
         command += ["--limit", str(settings.runs), "--name", f"{socket.gethostname()}-{os.getpid()}"]
         worker, log = stack.enter_context(child(home, "worker", command, {}))
         parts.append(("the worker", worker, log))
-        say(f"UI           {api.removesuffix('/api')}/deployments")
+        ui = f"http://{public(settings)}:{settings.port}" if configured is None else api.removesuffix("/api")
+        say(f"UI           {ui}/deployments")
         say(f"reports      {shown}")
-        say(f"deployments  {', '.join(names)}")
+        if login is not None:
+            say("password     the one of PREFECT_SERVER_API_AUTH_STRING, for both")
+        say(f"deployments  {', '.join(deployed)}")
         say(f"worker       pool {POOL}, {settings.runs} runs at a time (log: {log})")
         if schedule is not None:
             say(f"nightly      {settings.cron} ({settings.timezone})")
@@ -113,6 +145,66 @@ def serve(settings: ServeSettings, say: Callable[[str], None]) -> None:
                 if process.poll() is not None:
                     raise ConfigurationError(f"{name} has ended by itself: {last_lines(log)}")
         say("stopping")
+
+
+def check_access(host: str, public_hosts: list[str], login: str | None) -> None:
+    """Refuse to listen beyond this machine without a password, or without a name to be reached under.
+
+    Args:
+        login: `user:password` that the UI, the API and the reports ask for.
+
+    Raises:
+        ConfigurationError: one is missing, or is none.
+    """
+    for name in public_hosts:
+        if not _HOST_NAME.fullmatch(name):
+            right = "a host name such as gpu7.example.org, without scheme and port"
+            raise ConfigurationError(f"--public-host: {name!r} is no host name; give {right}")
+    if login is not None and not re.fullmatch(r"[^:]+:.+", login):  # shown nowhere: it is a password
+        raise ConfigurationError("PREFECT_SERVER_API_AUTH_STRING: what it is set to is not of the form user:password")
+    if login is None and (public_hosts or not is_loopback(host)):
+        option = f"--host: {host!r}" if not is_loopback(host) else f"--public-host: {public_hosts[0]!r}"
+        raise ConfigurationError(
+            f"{option} lets other machines in, and whoever reaches Prefect's API can run commands here; "
+            "set a password: PREFECT_SERVER_API_AUTH_STRING=user:password"
+        )
+    if is_wildcard(host) and not public_hosts:
+        raise ConfigurationError(
+            f"--host: {host!r} is every address of this machine; name the one that people open with --public-host"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """True for an address that only this machine reaches."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def is_wildcard(host: str) -> bool:
+    """True for the addresses that mean all of this machine's."""
+    try:
+        return ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
+def address(host: str) -> str:
+    """Where programs of this machine reach what listens on a host, as a URL has it."""
+    if is_wildcard(host):
+        return "[::1]" if ":" in host else LOOPBACK[0]
+    return f"[{host}]" if ":" in host else host
+
+
+def known_as(host: str, public_hosts: list[str]) -> list[str]:
+    """Names under which servers answer; the one that links show comes first."""
+    return list(dict.fromkeys([*public_hosts, address(host), *LOOPBACK]))
+
+
+def public(settings: ServeSettings) -> str:
+    """The host that links show."""
+    return known_as(settings.host, settings.public_hosts)[0]
 
 
 def parse_schedule(cron: str | None, timezone: str) -> Any:
@@ -143,14 +235,14 @@ def check_port(option: str, host: str, port: int) -> None:
     Raises:
         ConfigurationError: it is, or the address is not this machine's.
     """
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
             hint = f"choose another with {option}"
             if option == "--port":
-                hint += f", or set PREFECT_API_URL=http://{host}:{port}/api to use a Prefect server that runs there"
+                hint += f", or set PREFECT_API_URL=http://{address(host)}:{port}/api to use a Prefect server there"
             raise ConfigurationError(f"{option}: {host}:{port} cannot be used ({error.strerror}); {hint}") from error
 
 
@@ -174,7 +266,9 @@ def check_version(api: str) -> None:
 
 
 def _authorization() -> dict[str, str]:
-    key = os.environ.get("PREFECT_API_KEY")
+    key, login = os.environ.get("PREFECT_API_KEY"), os.environ.get("PREFECT_API_AUTH_STRING")
+    if login:
+        return {"Authorization": f"Basic {b64encode(login.encode()).decode()}"}
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
@@ -199,20 +293,24 @@ def wait_for(api: str, process: "subprocess.Popen[bytes]", log: Path, stopped: t
 
 
 @contextmanager
-def shown_reports(settings: ServeSettings) -> Iterator[str]:
-    """Reports on their own port while the block runs; gives their address."""
+def served_reports(settings: ServeSettings, login: str | None) -> Iterator[None]:
+    """Reports on their own port while the block runs.
+
+    Args:
+        login: `user:password` that they ask for.
+    """
     import uvicorn
 
     from flows.reports import reports
     from tasks.store.artefact import Store
 
-    app = reports(Store(settings.store), [settings.host, "localhost"])
+    app = reports(Store(settings.store), known_as(settings.host, settings.public_hosts), login)
     config = uvicorn.Config(app, host=settings.host, port=settings.reports_port, log_level="warning", access_log=False)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
-        yield f"http://{settings.host}:{settings.reports_port}"
+        yield
     finally:
         server.should_exit = True
         thread.join(_STOP)

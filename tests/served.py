@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,20 @@ HERE = Path(__file__).parents[1]
 class Served:
     """`opdscope serve` in a folder of its own."""
 
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, settings: dict[str, Any], *options: str, login: str | None = None) -> None:
         self.port, self.reports = free_port(), free_port()
-        self.api = httpx.Client(base_url=f"http://127.0.0.1:{self.port}/api", timeout=30)
+        auth = None if login is None else httpx.BasicAuth(*login.split(":"))
+        self.api = httpx.Client(base_url=f"http://127.0.0.1:{self.port}/api", timeout=30, auth=auth)
         self.store = folder / "store"
         (folder / "config.yaml").write_text(yaml.safe_dump({k: v for k, v in settings.items() if k != "store"}))
         (folder / "suite.yaml").write_text(yaml.safe_dump({"runs": ["config.yaml"], "store": str(self.store)}))
         command = [sys.executable, "-m", "flows.cli", "serve", "config.yaml", "--store", "store"]
         command += ["--suite", "suite.yaml", "--cron", "0 3 * * *", "--timezone", "Europe/Berlin"]
-        command += ["--port", str(self.port), "--reports-port", str(self.reports)]
+        command += ["--port", str(self.port), "--reports-port", str(self.reports), *options]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
         environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] = "30"
+        if login is not None:
+            environment["PREFECT_SERVER_API_AUTH_STRING"] = login
         self._log = folder / "log"
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -41,6 +45,7 @@ class Served:
                 break
             assert self.process.poll() is None, self._log.read_text()[-2000:]
             time.sleep(0.5)
+        self.api.headers.update(csrf(self.api))
         self.children = psutil.Process(self.process.pid).children(recursive=True)
 
     def stop(self) -> None:
@@ -78,6 +83,13 @@ class Served:
     def artifacts(self, run: str) -> dict[str, dict[str, Any]]:
         found = self.api.post("/artifacts/filter", json={"artifacts": {"flow_run_id": {"any_": [run]}}, "limit": 100})
         return {a["key"]: a for a in found.raise_for_status().json()}
+
+
+def csrf(api: httpx.Client) -> dict[str, str]:
+    """Headers with which the API takes what changes something, as Prefect's own clients send them."""
+    client = uuid.uuid4().hex
+    token = api.get("/csrf-token", params={"client": client}).raise_for_status().json()["token"]
+    return {"Prefect-Csrf-Client": client, "Prefect-Csrf-Token": token}
 
 
 def tables(store: Path, name: str) -> dict[str, bytes]:

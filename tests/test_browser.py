@@ -16,6 +16,50 @@ from tests.served import Served, in_trees, processes, tables
 sync_api = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.slow
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+REBOUND = "rebound.example"
+"""A name of somebody else that has been pointed at this machine."""
+ATTACK = """async ([api, deployment, folder]) => {
+    const run = JSON.stringify({job_variables: {command: `touch ${folder}/made`}})
+    const pool = JSON.stringify({base_job_template: {
+        job_configuration: {command: `touch ${folder}/made`}, variables: {type: 'object', properties: {}}}})
+    const create = `${api}/deployments/${deployment}/create_flow_run`
+    const json = {'Content-Type': 'application/json'}
+    const statuses = []
+    const attempt = async (url, options) => {
+        try { statuses.push((await fetch(url, options)).status) } catch (error) { statuses.push(error.name) }
+    }
+    for (const mode of ['cors', 'no-cors'])
+        for (const type of ['text/plain', 'application/x-www-form-urlencoded', 'application/json', undefined]) {
+            const headers = type ? {'Content-Type': type} : {}
+            await attempt(create, {method: 'POST', mode, headers, body: type ? run : new Blob([run])})
+        }
+    await attempt(`${api}/work_pools/opdscope`, {method: 'PATCH', headers: json, body: pool})
+    let token = {token: 'guessed'}
+    try { token = await (await fetch(`${api}/csrf-token?client=attack`)).json() } catch (error) {}
+    const headers = {...json, 'Prefect-Csrf-Client': 'attack', 'Prefect-Csrf-Token': token.token}
+    await attempt(create, {method: 'POST', headers, body: run})
+    await attempt(create, {method: 'POST', headers, body: '{}'})
+    await attempt(`${api}/work_pools/opdscope`, {method: 'PATCH', headers, body: pool})
+    await attempt(`${api}/flow_runs/filter`, {method: 'POST', headers, body: '{}'})
+    navigator.sendBeacon(create, run)
+    for (const encoding of ['text/plain', 'application/x-www-form-urlencoded']) {
+        const frame = document.body.appendChild(document.createElement('iframe'))
+        frame.name = `frame-${encoding}`
+        const form = document.body.appendChild(document.createElement('form'))
+        Object.assign(form, {action: create, method: 'POST', enctype: encoding, target: frame.name})
+        const field = form.appendChild(document.createElement('input'))
+        field.name = run.slice(0, -1) + ', "x": "'
+        field.value = '"}'
+        form.submit()
+    }
+    const opened = await new Promise(done => {
+        const socket = new WebSocket(api.replace('http', 'ws') + '/events/in')
+        socket.onopen = () => done(true)
+        socket.onerror = () => done(false)
+    })
+    await new Promise(done => setTimeout(done, 2000))
+    return {statuses, opened}
+}"""
 
 
 @pytest.fixture
@@ -32,7 +76,10 @@ def served(tmp_path: Path, settings: dict[str, Any]) -> Iterator[Served]:
 @pytest.fixture
 def page(served: Served) -> Iterator[Any]:
     with sync_api.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-quic"])
+        switches = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--host-resolver-rules=MAP *.example 127.0.0.1"]
+        # of newer browsers only; what they stop never reaches us
+        switches.append("--disable-features=LocalNetworkAccessChecks,BlockInsecurePrivateNetworkRequests")
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=switches)
         page = browser.new_page(viewport={"width": 1300, "height": 900}, base_url=f"http://127.0.0.1:{served.port}")
         page.set_default_timeout(30_000)
         yield page
@@ -107,3 +154,29 @@ def test_a_run_from_the_form_and_a_retry(page: Any, served: Served, tmp_path: Pa
     page.get_by_text("Completed", exact=True).first.wait_for()
     shot(page, "retried")
     assert tables(tmp_path / "other", "killed") == tables(tmp_path / "store", "from-the-form")
+
+
+def test_web_pages_of_elsewhere_can_do_nothing(page: Any, served: Served, tmp_path: Path) -> None:
+    """By simple requests, forms, beacons, sockets, with and without preflight; from other origins and by rebinding."""
+    here, rebound = f"http://127.0.0.1:{served.port}", f"http://{REBOUND}:{served.port}"
+    pool = served.api.get("/work_pools/opdscope").json()["base_job_template"]
+    deployment = served.deployment("diagnose")["id"]
+
+    def attack(origin: str, api: str) -> Any:
+        page.route(f"{origin}/attack", lambda route: route.fulfill(body="<body>", content_type="text/html"))
+        page.goto(f"{origin}/attack")
+        return page.evaluate(ATTACK, [api, deployment, str(tmp_path)])
+
+    for origin in (f"http://elsewhere.example:{served.reports}", f"http://localhost:{served.port}"):
+        seen = attack(origin, f"{here}/api")
+        assert set(seen["statuses"]) <= {"TypeError", 0} and not seen["opened"]  # nothing is read, sockets are closed
+    seen = attack(rebound, f"{rebound}/api")
+    assert set(seen["statuses"]) == {400} and not seen["opened"]
+    page.wait_for_timeout(12_000)  # the worker looks for runs every 10 s
+    assert runs(served) == [] and not (tmp_path / "made").exists()
+    assert served.api.get("/work_pools/opdscope").json()["base_job_template"] == pool
+
+    seen = attack(here, f"{here}/api")  # the same from the UI's own origin, to see that the attempts are well made
+    *_, command, plain, change, listed = seen["statuses"]
+    assert (command, plain, change, listed) == (422, 201, 204, 200) and seen["opened"]
+    assert len(runs(served)) == 1

@@ -16,7 +16,8 @@ import pytest
 import yaml
 from prefect.events.schemas.automations import AutomationCore
 
-from flows.deployments import lost_runs
+from flows.deployments import lost_runs, pool_template
+from flows.server import server_settings
 
 ROOT = Path(__file__).parents[1]
 INFRA = ROOT / "infra"
@@ -42,10 +43,25 @@ def test_compose_is_valid_pinned_and_on_loopback() -> None:
     wanted = set(re.findall(r"\$\{(\w+):\?", (INFRA / "compose.yaml").read_text()))
     given = {line.partition("=")[0] for line in (INFRA / "example.env").read_text().splitlines() if "=" in line}
     assert wanted <= given
-    versions = {
-        line.partition("==")[0]: line.partition("==")[2] for line in (ROOT / "constraints.txt").read_text().splitlines()
-    }
-    assert f"prefect:{versions['prefect']}-" in services["server"]["image"]
+    server = services["server"]
+    assert server["command"].startswith("python -m flows.guarded_server 0.0.0.0 4200 server 127.0.0.1 ")
+    port, names = 4200, ["127.0.0.1"]
+    assert {k: v for k, v in server_settings(port, names).items() if not k.startswith("PREFECT_SERVER_UI")}.items() <= (
+        server["environment"].items()
+    )
+    assert (
+        server["environment"]["PREFECT_SERVER_API_AUTH_STRING"]
+        == (services["worker"]["environment"]["PREFECT_API_AUTH_STRING"])
+    )
+
+
+def test_the_work_pool_is_the_one_that_serve_makes() -> None:
+    assert json.loads((INFRA / "work-pool.json").read_text()) == pool_template()
+    for path in ("compose.yaml", "prefect.yaml"):
+        made = re.findall(
+            r"prefect work-pool create .*?--type process(.*?work-pool\.json)?", (INFRA / path).read_text()
+        )
+        assert made and all(made), path
 
 
 @pytest.mark.parametrize("path", sorted((INFRA / "images").iterdir()), ids=lambda p: p.name)
@@ -71,9 +87,9 @@ def test_the_kubernetes_job_is_valid_and_asks_for_gpus() -> None:
     template = json.loads((INFRA / "kubernetes" / "job-template.json").read_text())
     variables = template["variables"]["properties"]
     used = set(re.findall(r"\{\{ (\w+) \}\}", json.dumps(template["job_configuration"])))
-    assert used <= set(variables)
+    assert used <= set(variables) and "command" not in variables  # the worker fills in Prefect's own
     values = {name: variable.get("default") for name, variable in variables.items()}
-    given = {"name": "run", "command": ["prefect"], "env": [{"name": "A", "value": "b"}], "finished_job_ttl": 60}
+    given = {"name": "run", "env": [{"name": "A", "value": "b"}], "finished_job_ttl": 60}
     manifest = filled(template["job_configuration"]["job_manifest"], {**values, **given})
     kubernetes_validate.validate(manifest, "1.31", strict=True)
     (container,) = manifest["spec"]["template"]["spec"]["containers"]
@@ -83,7 +99,7 @@ def test_the_kubernetes_job_is_valid_and_asks_for_gpus() -> None:
 @pytest.mark.slow
 def test_deployments_run_on_a_process_worker(prefect_environment: dict[str, str], settings: dict[str, Any]) -> None:
     prefect, pool = str(SCRIPTS / "prefect"), ("work-pool", "create", "opdscope", "--type", "process", "--overwrite")
-    call(prefect, *pool, environment=prefect_environment)
+    call(prefect, *pool, "--base-job-template", str(INFRA / "work-pool.json"), environment=prefect_environment)
     command = ("--no-prompt", "deploy", "--all", "--prefect-file", str(INFRA / "prefect.yaml"))
     call(prefect, *command, environment=prefect_environment)
     with httpx.Client(base_url=prefect_environment["PREFECT_API_URL"], timeout=30) as api:

@@ -1,9 +1,12 @@
 """`opdscope serve` as a user has it: one command, forms, a run from the UI's API, a kill and a retry, a clean end."""
 
 import json
+import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,13 +14,18 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+from websockets.typing import Origin
 
 from flows.configuration import ConfigurationError
 from flows.deployments import lost_runs
-from flows.serve import check_port, check_version, parse_schedule
+from flows.serve import address, check_access, check_port, check_version, known_as, parse_schedule
 from schemas.config import RunConfig
 from tests.ports import free_port
-from tests.served import Served, in_trees, processes, tables
+from tests.served import HERE, Served, csrf, in_trees, processes, tables
+
+ELSEWHERE = Origin("http://elsewhere.example")
 
 
 def test_every_field_of_the_form_has_something_to_fill_in() -> None:
@@ -65,6 +73,47 @@ def test_what_cannot_be_served_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
         check_version("http://127.0.0.1:4200/api")
 
 
+@pytest.mark.parametrize(
+    ("host", "names", "login", "message"),
+    [
+        ("0.0.0.0", [], None, "--host: '0.0.0.0' lets other machines in"),  # noqa: S104
+        ("192.0.2.7", [], None, "PREFECT_SERVER_API_AUTH_STRING=user:password"),
+        ("127.0.0.1", ["gpu7.example.org"], None, "--public-host: 'gpu7.example.org' lets other machines in"),
+        ("::", [], "me:secret", "--host: '::' is every address of this machine"),
+        ("0.0.0.0", ["http://gpu7"], "me:secret", "--public-host: 'http://gpu7' is no host name"),  # noqa: S104
+        ("0.0.0.0", ["*"], "me:secret", "--public-host: '\\*' is no host name"),  # noqa: S104
+        ("192.0.2.7", [], "secret", "PREFECT_SERVER_API_AUTH_STRING: .* user:password"),
+    ],
+)
+def test_beyond_this_machine_a_password_and_a_name_are_needed(
+    host: str, names: list[str], login: str | None, message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=message) as refused:
+        check_access(host, names, login)
+    assert login is None or login not in str(refused.value).replace("user:password", "")
+
+
+def test_names_that_servers_answer_to() -> None:
+    for host in ("127.0.0.1", "127.0.0.2", "localhost", "::1"):
+        check_access(host, [], None)
+    check_access("192.0.2.7", [], "me:secret")
+    check_access("0.0.0.0", ["gpu7.example.org", "10.0.0.7"], "me:secret")  # noqa: S104
+    assert known_as("127.0.0.1", []) == ["127.0.0.1", "localhost"]
+    assert known_as("0.0.0.0", ["gpu7", "10.0.0.7"]) == ["gpu7", "10.0.0.7", "127.0.0.1", "localhost"]  # noqa: S104
+    assert known_as("192.0.2.7", [])[0] == "192.0.2.7"
+    assert [address(host) for host in ("0.0.0.0", "::", "::1", "gpu7")] == ["127.0.0.1", "[::1]", "[::1]", "gpu7"]  # noqa: S104
+
+
+def test_equal_ports_are_refused(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "flows.cli", "serve", "--port", "4321", "--reports-port", "4321"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**environment, "PYTHONPATH": str(HERE)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip() == "--port and --reports-port: both are 4321; give two different ports"
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("served")
@@ -80,8 +129,50 @@ def served(folder: Path, settings: dict[str, Any]) -> Iterator[Served]:
         one.stop()
 
 
+def is_refused_from_elsewhere(served: Served) -> None:
+    """What a web page in the machine's browser, or one whose name was pointed at this machine, may try."""
+    place = f"/api/deployments/{served.deployment('diagnose')['id']}/create_flow_run"
+    token, base = csrf(served.api), f"http://127.0.0.1:{served.port}"
+    command = {"job_variables": {"command": "touch made"}}
+    elsewhere, rebound = {"Origin": "http://elsewhere.example"}, {"Host": f"elsewhere.example:{served.port}"}
+    with httpx.Client(base_url=base, timeout=30) as browser:
+        for kind in ("application/json", "text/plain"):
+            for headers, status in (
+                (elsewhere, 403),
+                ({**elsewhere, **token}, 403),
+                ({"Origin": "null", **token}, 403),
+                ({"Origin": f"http://127.0.0.1:{served.reports}", **token}, 403),
+                ({**rebound, **token}, 400),
+                ({**rebound, "Origin": f"http://elsewhere.example:{served.port}", **token}, 400),
+                ({}, 403),  # no token
+                ({**token, "Prefect-Csrf-Token": "guessed"}, 403),
+            ):
+                answer = browser.post(place, content=json.dumps(command), headers={"Content-Type": kind, **headers})
+                assert answer.status_code == status, headers
+        assert browser.patch("/api/work_pools/opdscope", json={"base_job_template": {}}).status_code == 403
+        asked = {**elsewhere, "Access-Control-Request-Method": "POST"}
+        assert "access-control-allow-origin" not in browser.options(place, headers=asked).headers
+        for headers in (elsewhere, rebound):
+            assert browser.get("/api/csrf-token?client=elsewhere", headers=headers).status_code in (400, 403)
+        for name, value in (("command", "touch made"), ("env", {"PYTHONPATH": "."}), ("working_dir", "/")):
+            answer = browser.post(place, json={"job_variables": {name: value}}, headers=token)
+            assert answer.status_code == 422, (name, answer.text)  # not even with a token
+        assert browser.get("/ui-settings").json()["api_url"] == "/api"
+    for path in ("/api/events/in", "/api/events/out", "/api/logs/out"):
+        with (
+            pytest.raises(InvalidStatus, match="403"),
+            connect(f"ws://127.0.0.1:{served.port}{path}", origin=ELSEWHERE),
+        ):
+            pass
+    with connect(f"ws://127.0.0.1:{served.port}/api/events/in", origin=Origin(base)):
+        pass
+    found = served.api.post("/flow_runs/filter", json={}).raise_for_status().json()
+    assert [run["name"] for run in found if not run["auto_scheduled"]] == []
+
+
 def test_a_run_from_the_ui_and_one_that_is_killed_and_retried(served: Served, folder: Path) -> None:
     assert len(served.children) == 2  # a server and a worker, and nothing that was started by mistake
+    is_refused_from_elsewhere(served)
 
     # the deployments, filled in and scheduled
     config = served.deployment("diagnose")["parameters"]["config"]
@@ -147,7 +238,7 @@ def test_everything_but_the_server_is_killed(served: Served, settings: dict[str,
     assert server
     again = Served(folder, settings)
     try:
-        assert "ended a server that a killed `opdscope serve` had left" in again.log
+        assert "ended a server that a killed command had left" in again.log
         assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in server)
         again.retry(run)
         assert again.wait(run, "COMPLETED", "FAILED")["type"] == "COMPLETED"
@@ -155,3 +246,27 @@ def test_everything_but_the_server_is_killed(served: Served, settings: dict[str,
         assert stages["rollouts"]["made"] == 0
     finally:
         again.stop()
+
+
+@pytest.mark.slow
+def test_for_other_machines_with_a_password(settings: dict[str, Any], tmp_path: Path) -> None:
+    options = ("--host", "0.0.0.0", "--public-host", "gpu7.example.org", "--runs", "2")  # noqa: S104
+    served = Served(tmp_path, settings, *options, login="me:secret")
+    try:
+        assert f"http://gpu7.example.org:{served.port}/deployments" in served.log and "secret" not in served.log
+        assert "--runs above 1 on SQLite" in served.log
+        for port, path in ((served.port, "/api/admin/version"), (served.reports, "/")):
+            place, name = f"http://127.0.0.1:{port}{path}", {"Host": f"gpu7.example.org:{port}"}
+            assert httpx.get(place).status_code == 401
+            assert httpx.get(place, auth=("me", "wrong")).status_code == 401
+            assert httpx.get(place, auth=("me", "secret"), headers=name).status_code == 200
+            assert httpx.get(place, auth=("me", "secret"), headers={"Host": "elsewhere.example"}).status_code == 400
+        config = served.deployment("diagnose")["parameters"]["config"]
+        run = served.start(config)
+        assert served.wait(run, "COMPLETED", "FAILED", "CRASHED", seconds=240)["type"] == "COMPLETED"
+        link = served.artifacts(run)["small-report-html"]["data"]
+        assert f"(http://gpu7.example.org:{served.reports}/small/report.html)" in link
+        served.process.send_signal(signal.SIGHUP)
+        assert served.process.wait(90) == 0
+    finally:
+        served.stop()

@@ -6,6 +6,7 @@ import pwd
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -53,34 +54,44 @@ def server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
         one.kill()
 
 
-@pytest.mark.skipif(not PROGRAMS, reason="needs PostgreSQL: apt-get install postgresql")
-def test_a_server_on_postgresql(server: Callable[..., Server], settings: dict[str, Any], tmp_path: Path) -> None:
-    port, data = free_port(), tmp_path / "database"
-    user = "postgres" if os.getuid() == 0 else pwd.getpwuid(os.getuid()).pw_name  # it refuses to run as root
-    data.mkdir()
-    if os.getuid() == 0:
-        shutil.chown(data, user)
-        for folder in (tmp_path, *list(tmp_path.parents)[:-2]):
-            folder.chmod(folder.stat().st_mode | 0o011)
-    as_user = ["runuser", "-u", user, "--"] if os.getuid() == 0 else []
+@pytest.fixture
+def database() -> Iterator[str]:
+    """The address of an empty PostgreSQL database."""
+    if not PROGRAMS:
+        pytest.skip("needs PostgreSQL: apt-get install postgresql")
+    as_root = os.getuid() == 0
+    user = "postgres" if as_root else pwd.getpwuid(os.getuid()).pw_name  # it refuses to run as root
+    port = free_port()
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own are for one user
+        if as_root:
+            shutil.chown(folder, user)
 
-    def program(name: str, *arguments: str) -> None:
-        subprocess.run([*as_user, str(PROGRAMS[-1] / name), *arguments], check=True, cwd="/", stdout=subprocess.DEVNULL)
+        def program(name: str, *arguments: str) -> None:
+            command = [*(["runuser", "-u", user, "--"] if as_root else []), str(PROGRAMS[-1] / name)]
+            subprocess.run(
+                [*command, "-D", f"{folder}/data", *arguments], check=True, cwd="/", stdout=subprocess.DEVNULL
+            )
 
-    program("initdb", "-D", str(data), "-U", "prefect", "--auth", "trust")
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories=''"
-    program("pg_ctl", "-D", str(data), "-o", options, "-w", "-l", str(data / "log"), "start")
-    try:
-        served = server(database=f"postgresql+asyncpg://prefect@127.0.0.1:{port}/postgres")
-        process = run(served, settings, tmp_path / "config.yaml")
-        _, err = process.communicate(timeout=300)
-        assert process.returncode == 0, err
-        found = httpx.post(f"{served.url}/flow_runs/filter", json={}).json()
-        assert [run["state"]["type"] for run in found] == ["COMPLETED"]
-        tasks = httpx.post(f"{served.url}/task_runs/filter", json={}).json()
-        assert len(tasks) > 10 and {task["state"]["type"] for task in tasks} == {"COMPLETED"}
-    finally:
-        program("pg_ctl", "-D", str(data), "-m", "immediate", "stop")
+        program("initdb", "-U", "prefect", "--auth", "trust")
+        options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories=''"
+        program("pg_ctl", "-o", options, "-w", "-l", f"{folder}/log", "start")
+        try:
+            yield f"postgresql+asyncpg://prefect@127.0.0.1:{port}/postgres"
+        finally:
+            program("pg_ctl", "-m", "immediate", "stop")
+
+
+def test_a_server_on_postgresql(
+    database: str, server: Callable[..., Server], settings: dict[str, Any], tmp_path: Path
+) -> None:
+    served = server(database=database)
+    process = run(served, settings, tmp_path / "config.yaml")
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    found = httpx.post(f"{served.url}/flow_runs/filter", json={}).json()
+    assert [run["state"]["type"] for run in found] == ["COMPLETED"]
+    tasks = httpx.post(f"{served.url}/task_runs/filter", json={}).json()
+    assert len(tasks) > 10 and {task["state"]["type"] for task in tasks} == {"COMPLETED"}
 
 
 def test_a_server_that_is_restarted_during_a_run(
@@ -121,11 +132,13 @@ def test_a_limit_on_gpus_is_kept(server: Callable[..., Server], settings: dict[s
     assert process.returncode == 0 and most == 1
 
 
-def test_two_workers_on_one_store(server: Callable[..., Server], settings: dict[str, Any], tmp_path: Path) -> None:
+def test_two_workers_on_one_store(
+    database: str, server: Callable[..., Server], settings: dict[str, Any], tmp_path: Path
+) -> None:
     """Each takes one of two runs: they share the work; where one is killed with its run, the other does it all."""
     settings["execution"] = {"questions_per_task": 2, "round_draws": 24, "round_seconds": 0.0}
     settings["tree"]["draws"] = 480
-    served = server()
+    served = server(database=database)
     api = httpx.Client(base_url=served.url, timeout=30)
     environment = {**served.client_environment, "PREFECT_WORKER_QUERY_SECONDS": "1", "PYTHONPATH": str(HERE)}
     make = "from flows.deployments import *; deploy(offers({}, {}, 'store'), Path.cwd(), None)"
