@@ -16,6 +16,7 @@ from schemas.arrays import AnyArray
 from schemas.config import Scores
 from tasks.aggregate import LEAST_UNITS, bootstrap_interval, critical_value, gain, resample, resampled
 from tasks.lineage import Signal
+from tasks.no_signal import Endings
 from tasks.ragged import Floats, row_sums
 
 
@@ -82,21 +83,23 @@ class Ranking:
 
     settled: their difference's interval leaves 0 out; None where there are no two signals whose gain is known.
     more_questions: questions to add, with as many rollouts each; more_rollouts: rollouts to add to each of these
-    questions instead; None where that cannot be told, or cannot be enough.
+    questions instead; None where that cannot be told, or cannot be enough. endings: how each question's rollouts ended.
     """
 
     rows: list[dict[str, Any]]
     settled: bool | None
     more_questions: int | None
     more_rollouts: int | None
+    endings: list[Endings]
 
 
 def rank(questions: Sequence[RankedQuestion], temperature: float, scores: Scores, seed: int) -> Ranking:
     """Rank the signals of some questions; those whose gain is not known come last, without a rank's numbers."""
     signals = list(questions[0].signals)
-    by_rollout, tokens = [], 0
+    by_rollout, endings, tokens = [], [], 0
     for q in questions:  # one by one: each may be read when it is looked at
         by_rollout.append(contributions(q, temperature))
+        endings.append(Endings.of(q.rollouts))
         tokens += int(q.rollouts["offsets"][-1])
     units, carrying = _units(by_rollout)
     total = units.sum(axis=0)
@@ -127,7 +130,7 @@ def rank(questions: Sequence[RankedQuestion], temperature: float, scores: Scores
                 "rollouts": sum(len(c) for c in by_rollout),
             }
         )
-    return Ranking(rows, *_to_settle(by_rollout, carrying, point, replicates, order, scores.level))
+    return Ranking(rows, *_to_settle(by_rollout, carrying, point, replicates, order, scores.level), endings)
 
 
 def _units(by_rollout: Sequence[Floats]) -> tuple[Floats, int]:

@@ -98,5 +98,5 @@ def failure(arrays: dict[str, AnyArray]) -> str | None:
     """Why a question cannot be diagnosed from its rollouts; None where it can."""
     truncated = arrays["truncated"]
     if bool(truncated.all()):
-        return f"all {len(truncated)} rollouts hit the length limit (sampling.max_tokens)"
+        return f"all {len(truncated)} rollouts hit the length limit; raise sampling.max_tokens"
     return None

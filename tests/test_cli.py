@@ -278,7 +278,7 @@ def test_a_question_whose_rollouts_fail_is_left_out(
     assert done.returncode == 0, done.stderr
     assert run["left_out"] and len(run["questions"]) + len(run["left_out"]) == 6
     question, reason = next(iter(run["left_out"].items()))
-    assert reason == "all 2 rollouts hit the length limit (sampling.max_tokens)"
+    assert reason == "all 2 rollouts hit the length limit; raise sampling.max_tokens"
     assert f"left out: question {question}" in done.stdout
     tokens = pl.read_parquet(Path(settings["store"]) / "runs" / "failing" / "tokens.parquet")
     assert set(tokens["question_id"]) == set(run["questions"])
