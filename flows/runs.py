@@ -20,7 +20,8 @@ from flows.configuration import (
     read_configuration,
 )
 from flows.environment import prepare
-from schemas.config import CalibrateConfig, NightlyConfig, RunConfig
+from schemas.config import CalibrateConfig, NightlyConfig, RunConfig, place_problem
+from schemas.text import reason, shown, visible
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -44,10 +45,13 @@ def guarded(action: Callable[[], int]) -> int:
     try:
         return action()
     except (ConfigurationError, InputError, EngineError, StoreError) as error:
-        _errors.print(escape(str(error)), style="red", soft_wrap=True)
+        for line in str(error).split("\n"):
+            _errors.print(escape(visible(line)), style="red", soft_wrap=True)
         return BAD_INPUT
     except OSError as error:
-        _errors.print(f"{escape(str(error))}; what is done is kept, run again to continue", style="red", soft_wrap=True)
+        _errors.print(
+            f"{escape(reason(error))}; what is done is kept, run again to continue", style="red", soft_wrap=True
+        )
         return FAILED
     except KeyboardInterrupt:
         _errors.print("interrupted; what is done is kept, run again to continue")
@@ -136,6 +140,7 @@ def run_demo(assignments: list[str], *, questions: int, seed: int) -> int:
     def action() -> int:
         fields = parse_overrides(assignments)
         store = str(fields.get("store", ".opdscope"))
+        check_place(store)
         root = Path(".opdscope" if "://" in store else store).expanduser().resolve()
         from schemas.config import DemoConfig
         from tasks.demo.models import demo_configuration
@@ -237,8 +242,24 @@ def read_suite(path: Path, store: str | None = None) -> dict[str, Any]:
 
 
 def absolute(store: str) -> str:
-    """A store that means the same wherever a run works."""
+    """A store that means the same wherever a run works.
+
+    Raises:
+        ConfigurationError: it is no place for a store.
+    """
+    check_place(store)
     return store if "://" in store else str(Path(store).expanduser().resolve())
+
+
+def check_place(store: str) -> None:
+    """Refuse a store that no configuration may name.
+
+    Raises:
+        ConfigurationError: a URL with a password, or no path.
+    """
+    problem = place_problem(store)
+    if problem is not None:
+        raise ConfigurationError(f"--store: {problem if problem.startswith('the ') else f'{shown(store)} {problem}'}")
 
 
 def checked_suite(fields: dict[str, Any]) -> NightlyConfig:
@@ -306,9 +327,10 @@ def on_store(url: str, act: Callable[[Any, Console], int]) -> int:
     def action() -> int:
         from tasks.store.artefact import Store
 
+        check_place(url)
         store = Store(url)
         if not store.fs.exists(store.root):
-            raise ConfigurationError(f"--store: {url!r} is not there; give the store of a run")
+            raise ConfigurationError(f"--store: {shown(url)} is not there; give the store of a run")
         return act(store, _console)
 
     return guarded(action)

@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -101,13 +101,14 @@ def make_tables(
     return tables, facts
 
 
-def make_outputs(job: Job, ids: Sequence[str], left_out: LeftOut) -> dict[str, bytes]:
-    """Tables and report, by file name."""
+def make_outputs(job: Job, ids: Sequence[str], left_out: LeftOut) -> Iterator[tuple[str, bytes]]:
+    """Name and content of each output: the tables, and last the report, so that none is lost where a chart fails."""
     scored = load_scores(job, ids)
     prior = Prior.of(job.store.need("prior", job.keys[ids[0]].prior).arrays)
     tables, facts = make_tables(job.config, scored, job.texts, prior)
-    page = render(job.config, scored, facts, tables, job.texts, left_out)
-    return {**{f"{name}.parquet": parquet_bytes(table) for name, table in tables.items()}, "report.html": page.encode()}
+    for name, table in tables.items():
+        yield f"{name}.parquet", parquet_bytes(table)
+    yield "report.html", render(job.config, scored, facts, tables, job.texts, left_out).encode()
 
 
 def read_run(job: Job) -> dict[str, Any] | None:
@@ -139,7 +140,7 @@ def aggregate_task(config: RunConfig, ids: list[str], left_out: dict[str, str]) 
         outcome = Outcome(cached=1, seconds=time.monotonic() - began)
         return Completed(name="Cached", message="the outputs are there", data=(run["files"], outcome))
     digests = {}
-    for name, content in make_outputs(job, ids, left_out).items():
+    for name, content in make_outputs(job, ids, left_out):
         job.store.put_bytes(content, "runs", config.name, name)
         digests[name] = hashlib.sha256(content).hexdigest()
     get_run_logger().info("wrote %s", job.store.path("runs", config.name))

@@ -317,7 +317,7 @@ def test_no_teacher_is_in_a_trees_key(base: dict[str, Any]) -> None:
             {"tree": {"draws": 9}},
             "tree.draws: 9 is too small for two draws a branch: head 3 and tail 2 need at least 10",
         ),
-        ({"verifier": {"kind": "vibes"}}, "verifier: input tag 'vibes'"),
+        ({"verifier": {"kind": "vibes"}}, "verifier: kind 'vibes' is not known; known are"),
         ({"teachers": []}, "teachers: list should have at least 1 item"),
         ({"losses": ["jsd", "jsd"]}, "losses: 'jsd' stands there twice"),
         ({"teachers": {"1": {"contexts": ["none", "none"]}}}, "'none' stands there twice"),

@@ -12,12 +12,13 @@ from markupsafe import Markup
 from schemas.config import RunConfig, is_local_folder
 from tasks.aggregate import QuestionScores, Texts, headline
 from tasks.ragged import row_sums
-from tasks.report.charts import along, forest
+from tasks.report.charts import LOSSES_SHOWN, SOURCES_SHOWN, ChartError, along, forest
 
 LeftOut = Mapping[str, str]
 
 ROLLOUTS_SHOWN = 4
 TOKENS_SHOWN = 300
+FOREST = "teacher, context and loss"
 GROUPS = {
     "position": "place in the rollout",
     "entropy": "student's entropy",
@@ -105,7 +106,7 @@ def render(
     )
     environment.filters.update(score=_score, estimate=_estimate)
     loss = str(summary["loss"][0]) if summary.height else ""
-    charts = {title: svg for group, title in GROUPS.items() if (svg := along(summary, group, loss, title))}
+    charts, not_drawn = _charts(summary, loss)
     rollouts = sum(f.rollouts for f in facts)
     return environment.get_template("report.html.jinja").render(
         name=config.name,
@@ -128,11 +129,33 @@ def render(
         resolved=int(tokens.filter(pl.col("resolved")).height),
         scored_tokens=tokens.drop_nulls("lfsr").height,
         sampled=all(q.sampled for q in scored),
-        forest=Markup(forest(summary)) if summary["alignment"].is_not_null().any() else None,  # noqa: S704 - ours
-        charts={title: Markup(svg) for title, svg in charts.items()},  # noqa: S704 - names are escaped by Vega
+        forest=charts.pop(FOREST, None),
+        charts=charts,
+        not_drawn=not_drawn,
         loss=loss,
         shown=_rollouts(scored, tokens, texts, loss),
     )
+
+
+def _charts(summary: pl.DataFrame, loss: str) -> tuple[dict[str, Markup], list[str]]:
+    """The charts by title, and why some are not there or do not show everything: tables hold what they would show."""
+    drawn: dict[str, Markup] = {}
+    notes = []
+    for group, title in {"": FOREST, **GROUPS}.items():
+        try:
+            svg = along(summary, group, loss, title) if group else forest(summary)
+        except ChartError as error:
+            notes.append(f"The chart of alignment by {title} could not be drawn: {error}.")
+            continue
+        if svg is not None:
+            drawn[title] = Markup(svg)  # noqa: S704 - ours; names are escaped by Vega
+    sources, losses = summary.select("teacher", "context").n_unique(), summary["loss"].n_unique()
+    if sources > SOURCES_SHOWN or losses > LOSSES_SHOWN:
+        notes.append(
+            f"Charts show the first {min(sources, SOURCES_SHOWN)} of {sources} teachers with contexts and the first "
+            f"{min(losses, LOSSES_SHOWN)} of {losses} losses; summary.parquet holds all."
+        )
+    return drawn, notes
 
 
 def _student(config: RunConfig) -> str:
