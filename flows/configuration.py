@@ -187,15 +187,23 @@ def _place(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
     out: list[str] = []
     models = [model]
     for part in path:
-        fields = [m.model_fields[part] for m in models if isinstance(part, str) and part in m.model_fields]
-        kinds = [m for m in models if "kind" in m.model_fields and m.model_fields["kind"].default == part]
-        if fields or not kinds:
+        kinds = _of_kind(models, part)
+        fields = (
+            [] if kinds else [m.model_fields[part] for m in models if isinstance(part, str) and part in m.model_fields]
+        )
+        if not kinds:
             out.append(_part(part))
         if fields:
             models = [inner for field in fields for inner in settings_in(field.annotation)]
         elif kinds:
             models = kinds
     return out
+
+
+def _of_kind(models: list[type[BaseModel]], part: int | str) -> list[type[BaseModel]]:
+    """The member of a union that is told apart by this part of a place; none where the part is a field or an index."""
+    kinds = [m for m in models if "kind" in m.model_fields and m.model_fields["kind"].default == part]
+    return kinds if len(models) > 1 else []
 
 
 def _part(part: int | str) -> str:
@@ -210,8 +218,8 @@ def _fields(annotation: Any, path: tuple[int | str, ...]) -> set[str]:
     if not path:
         return {name for model in models for name in model.model_fields}
     head, rest = path[0], path[1:]
+    kinds = _of_kind(models, head)
     inner = [m.model_fields[head].annotation for m in models if isinstance(head, str) and head in m.model_fields]
-    if not inner:  # a list's index, or the kind that a union was told apart by
-        kinds = [m for m in models if "kind" in m.model_fields and m.model_fields["kind"].default == head]
-        return set().union(*(_fields(m, rest) for m in kinds or models))
-    return set().union(*(_fields(a, rest) for a in inner))
+    if kinds or not inner:  # the kind that a union was told apart by, or a list's index
+        return {name for m in kinds or models for name in _fields(m, rest)}
+    return {name for annotation in inner for name in _fields(annotation, rest)}

@@ -197,8 +197,8 @@ def _shown(run: Callable[[], dict[str, Any]], show: Callable[[dict[str, Any], An
 
 def _tell(result: dict[str, Any], output: str, began: float) -> None:
     """Questions left out, what was made, and where the output is."""
-    for question, reason in result["left_out"].items():
-        _console.print(f"left out: question {escape(question)}: {escape(reason)}")
+    for question, why in result["left_out"].items():
+        _console.print(f"left out: question {escape(question)}: {escape(why)}")
     made, cached, tokens = (
         sum(stage[name] for stage in result["stages"].values()) for name in ("made", "cached", "decoded_tokens")
     )

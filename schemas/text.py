@@ -11,7 +11,7 @@ _SHOWN = 80
 _REASON = 200
 _USER = re.compile(r"(?<=://)[^\s'\"]*@")
 _WHOLE_USER = re.compile(r"://.*@", re.DOTALL)
-_QUERY = re.compile(r"(://[^\s'\"?]*)\?[^\s'\"]*")
+_QUERY = re.compile(r"(://[^\s'\"?#]*[?#])[^\s'\"]*")
 _INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
@@ -62,7 +62,7 @@ def visible(text: str) -> str:
 
 def without_user(text: str) -> str:
     """The text, its URLs without user, password and query."""
-    return _QUERY.sub(r"\1?...", _USER.sub("...@", text)) if "://" in text else text
+    return _QUERY.sub(r"\1...", _USER.sub("...@", text)) if "://" in text else text
 
 
 def name_problem(name: str) -> str | None:

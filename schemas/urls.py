@@ -18,7 +18,7 @@ _TOKENS = {"http", "https"}
 """Protocols where a user without a password is an access token."""
 
 _USER = re.compile(r"([\w+.-]*)://([^/?#]*)@")
-_LONG_PASSWORD = re.compile(r"([\w+.-]*)://([^/?#@:]*:(?!\d*[/?#])[^@]*)@")
+_LONG_PASSWORD = re.compile(r"([\w+.-]*)://([^/?#@:]*:(?!:|\d*[/?#])[^@]*)@")
 """A password may hold the characters that end a host; what stands before them is then no port."""
 
 _HINT = "put it in the environment, or for the store in the block that storage_block names"
@@ -30,14 +30,12 @@ def url_problem(url: str) -> str | None:
         return "is empty; give a path or URL"
     if any(unicodedata.category(c) in ("Cc", "Cs") for c in url):
         return "holds a control character or half of a character"
-    parts = url.split("::")
-    found = [*_USER.finditer(url), *(match for part in parts for match in _LONG_PASSWORD.finditer(part))]
-    for scheme, user in (match.groups() for match in found):
+    for scheme, user in (*_USER.findall(url), *_LONG_PASSWORD.findall(url)):
         if scheme.lower() not in _WITHOUT_USERS and (":" in user or scheme.lower() in _TOKENS):
             return f"the URL holds a password; {_HINT}"
-    for part in parts:
-        _, _, query = part.partition("?") if "://" in part else ("", "", "")
-        for name, _ in parse_qsl(query.replace("#", "&"), keep_blank_values=True):
+    for part in url.split("::"):
+        query = "&".join(re.split("[?#]", part)[1:]) if "://" in part else ""
+        for name, _ in parse_qsl(query, keep_blank_values=True):
             if CREDENTIALS.fullmatch(name):
                 return f"the URL is signed or holds a key ({name[:40]}); {_HINT}"
     return None

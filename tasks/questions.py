@@ -45,7 +45,8 @@ def read_rows(url: str, field: str = "questions.path", *, texts: Sequence[str] |
         InputError: missing, of another kind, or not readable as what its name says.
     """
     kinds = ("jsonl", "parquet", "csv")
-    kind = next((k for k in kinds if url.lower().endswith(f".{k}")), None)
+    names = [part.partition("?")[0] if "://" in part else part for part in url.lower().split("::")]
+    kind = next((k for name in names for k in kinds if name.endswith(f".{k}")), None)
     if kind is None:
         raise InputError(field, f"{shown(url)} ends in none of {', '.join(f'.{k}' for k in kinds)}")
     try:

@@ -185,6 +185,14 @@ class _Table:
                     f"positions, counted from 0; the most are {MOST_POSITIONS:,}",
                 )
 
+    def check_draws(self, offsets: Ints, values: Sequence[tuple[int, int]]) -> None:
+        """Refuse a node with more draws than a column of the tables holds."""
+        for a, b in pairwise(offsets):
+            total = sum(n for _, n in values[a:b])
+            if total > INT32:
+                row = max(n for n, _ in values[a:b])
+                raise self.error(row, "draws", f"this node's branches have {total:,} draws; the most are {INT32:,}")
+
     def check_sums(self, column: str, offsets: Ints, values: Sequence[tuple[int, float]]) -> None:
         """Refuse a node whose probabilities sum to more than 1; `values` are rows and probabilities at branches."""
         for a, b in pairwise(offsets):
@@ -241,6 +249,7 @@ def _question(table: _Table, question: str, rows: Sequence[tuple[int, Mapping[st
     branch_offsets = np.append(first, len(at)).astype(np.int64)
     prob = np.array([row["student_prob"] for _, row in rows], dtype=np.float64)
     table.check_sums("student_prob", branch_offsets, [(n, row["student_prob"]) for n, row in rows])
+    table.check_draws(branch_offsets, [(n, row["draws"]) for n, row in rows])
     tail = np.maximum(1 - row_sums(prob, branch_offsets), 0.0)
 
     tokens, token_prob = np.full(T, -1, dtype=np.int32), np.full(T, np.nan)

@@ -1,14 +1,17 @@
 """The report on hostile and on empty input."""
 
+import time
 from typing import Any
 
 import numpy as np
+import polars as pl
+import pytest
 
 from schemas.config import Scores
 from tasks.outcomes import merged
 from tasks.outputs import make_tables
 from tasks.prior import fit
-from tasks.report.page import render
+from tasks.report.page import FOREST, draw_charts, render
 from tests.oracle import OracleJob, oracle_config, oracle_rollouts, random_chain, teacher_of
 from tests.test_estimators import scored, tree_of
 
@@ -41,3 +44,36 @@ def test_model_output_is_escaped_and_nothing_is_fetched() -> None:
 def test_a_page_of_undefined_scores() -> None:
     html = page("x", {}, teacher=random_chain(3, length=10))
     assert "undefined" in html and "nan" not in html.lower().replace("nanum", "")
+
+
+def summary_of(teachers: int, losses: int) -> pl.DataFrame:
+    rows = [
+        {"group": group, "bin": bin_, "teacher": f"t{t}", "context": "none", "loss": f"l{i}"}
+        | {"alignment": 0.1, "alignment_low": 0.0, "alignment_high": 0.2}
+        for t in range(teachers)
+        for i in range(losses)
+        for group, bin_ in (("all", "all"), ("position", "1"), ("position", "2"))
+    ]
+    return pl.DataFrame(rows)
+
+
+def test_a_chart_that_cannot_be_drawn_is_left_out_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(spec: object) -> str:
+        raise ValueError("Vega is\nill")
+
+    monkeypatch.setattr("tasks.report.charts.vlc.vegalite_to_svg", fails)
+    html = page("x", {})
+    assert "The chart of alignment by teacher, context and loss could not be drawn: Vega is." in html
+    assert "Token by token" in html
+
+
+def test_charts_show_the_first_of_very_many_signals() -> None:
+    began = time.monotonic()
+    drawn, notes = draw_charts(summary_of(400, 30), "l0")
+    assert time.monotonic() - began < 30
+    assert len(drawn) == 2 and "t29 / none" in drawn[FOREST] and "t30 / none" not in drawn[FOREST]
+    assert notes == [
+        "Charts show the first 30 of 400 teachers with contexts and the first 12 of 30 losses; "
+        "summary.parquet holds all."
+    ]
+    assert draw_charts(summary_of(2, 2), "l0")[1] == []

@@ -106,7 +106,7 @@ def render(
     )
     environment.filters.update(score=_score, estimate=_estimate)
     loss = str(summary["loss"][0]) if summary.height else ""
-    charts, not_drawn = _charts(summary, loss)
+    charts, not_drawn = draw_charts(summary, loss)
     rollouts = sum(f.rollouts for f in facts)
     return environment.get_template("report.html.jinja").render(
         name=config.name,
@@ -137,7 +137,7 @@ def render(
     )
 
 
-def _charts(summary: pl.DataFrame, loss: str) -> tuple[dict[str, Markup], list[str]]:
+def draw_charts(summary: pl.DataFrame, loss: str) -> tuple[dict[str, Markup], list[str]]:
     """The charts by title, and why some are not there or do not show everything: tables hold what they would show."""
     drawn: dict[str, Markup] = {}
     notes = []
