@@ -21,8 +21,9 @@ from flows.configuration import (
 )
 from flows.environment import prepare
 from schemas.config import CalibrateConfig, NightlyConfig, RunConfig, place_problem
-from schemas.text import reason, shown, visible
+from schemas.text import reason, shown, visible, without_user
 
+_MOST_LINE = 1_000
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 _console = Console(highlight=False)
@@ -36,7 +37,7 @@ def guarded(action: Callable[[], int]) -> int:
     try:
         prepare()  # before anything reads the environment
     except ConfigurationError as error:
-        _errors.print(escape(str(error)), style="red", soft_wrap=True)
+        _refuse(error)
         return BAD_INPUT
     from tasks.engines.protocol import EngineError
     from tasks.questions import InputError
@@ -45,8 +46,7 @@ def guarded(action: Callable[[], int]) -> int:
     try:
         return action()
     except (ConfigurationError, InputError, EngineError, StoreError) as error:
-        for line in str(error).split("\n"):
-            _errors.print(escape(visible(line)), style="red", soft_wrap=True)
+        _refuse(error)
         return BAD_INPUT
     except OSError as error:
         _errors.print(
@@ -56,6 +56,12 @@ def guarded(action: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         _errors.print("interrupted; what is done is kept, run again to continue")
         return INTERRUPTED
+
+
+def _refuse(error: Exception) -> None:
+    """The lines of an error, each within bounds, without control characters and secrets, whoever wrote it."""
+    for line in str(error).split("\n"):
+        _errors.print(escape(visible(without_user(line))[:_MOST_LINE]), style="red", soft_wrap=True)
 
 
 def load(path: Path, assignments: list[str]) -> RunConfig:

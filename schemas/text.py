@@ -7,6 +7,9 @@ from reprlib import Repr
 
 from schemas.limits import MOST_ID, MOST_NAME
 
+BETWEEN = " / "
+"""Stands between the names of teacher and context where they are shown as one."""
+
 _SHOWN = 80
 _REASON = 200
 _USER = re.compile(r"(?<=://)[^\s'\"]*@")
@@ -73,6 +76,8 @@ def name_problem(name: str) -> str | None:
         return "begins or ends with a space; leave that out"
     if not name.isprintable():
         return "holds a character that cannot be printed; use letters, digits, signs and single spaces"
+    if BETWEEN in name:
+        return f"holds {BETWEEN!r}, which stands between teacher and context in reports; leave out the spaces"
     if len(name) > MOST_NAME:
         return f"is {len(name):,} characters long; a name has at most {MOST_NAME}"
     return None

