@@ -12,6 +12,7 @@ BETWEEN = " / "
 
 _SHOWN = 80
 _REASON = 200
+_LINE = 400
 _USER = re.compile(r"(?<=://)[^\s'\"]*@")
 _WHOLE_USER = re.compile(r"://.*@", re.DOTALL)
 _QUERY = re.compile(r"(://[^\s'\"?#]*[?#])[^\s'\"]*")
@@ -41,6 +42,11 @@ def shown(value: object) -> str:
     except ValueError:  # Python does not write whole numbers of more than 4,300 digits
         text = f"a {type(value).__name__} with thousands of digits"
     return _cut(visible(without_user(text)), _SHOWN)
+
+
+def line(message: str) -> str:
+    """A message within bounds: at most 400 characters, in one line, URLs without user and query."""
+    return _cut(visible(without_user(message)), _LINE)
 
 
 def reason(error: BaseException | str) -> str:

@@ -9,7 +9,7 @@ import fsspec
 
 from schemas.config import RunConfig, template_fields
 from schemas.limits import MOST_TABLE_BYTES
-from schemas.text import id_problem, listed, reason, shown
+from schemas.text import id_problem, line, listed, reason, shown
 from tasks.tables import parse_table
 from tasks.verifiers.verifier import answer_error
 
@@ -18,7 +18,7 @@ class InputError(ValueError):
     """Input that cannot be used: one line that names field, value and what would be right."""
 
     def __init__(self, field: str, message: str) -> None:
-        super().__init__(f"{field}: {message}")
+        super().__init__(f"{field}: {line(message)}")
 
 
 @dataclass(frozen=True)

@@ -311,6 +311,12 @@ def test_ordinary_places_are_taken(url: str) -> None:
     assert url_problem(url) is None
 
 
+def test_no_message_is_longer_than_a_few_lines_whoever_wrote_it() -> None:
+    message = str(InputError("field", f"x\n\x1b{'y' * 5000} ftp://u:{SECRET}@h"))
+    assert len(message) < 450 and visible(message) == message
+    assert SECRET not in str(InputError("field", f"'ftp://u:{SECRET}@h' is odd"))
+
+
 def test_shown_urls_lose_user_and_query() -> None:
     assert without_user("at ftp://me@host/x?y=1 and s3://b/k") == "at ftp://...@host/x?... and s3://b/k"
     assert SECRET not in shown(f"ftp://u:{SECRET} with spaces@host/x") and SECRET not in shown({"a": [SECRETS[0]]})
@@ -394,7 +400,7 @@ def test_odd_templates(template: str, part: str, settings: dict[str, Any]) -> No
 )
 def test_odd_models(path: str, settings: dict[str, Any]) -> None:
     """The hub is not asked (HF_HUB_OFFLINE), or would refuse the name."""
-    refused(lambda: Job(checked(merged(settings, {"student": {"path": path}}))), "student.path: '")
+    refused(lambda: Job(checked(merged(settings, {"student": {"path": path}}))), "student.path: ")
 
 
 def test_a_prompt_does_not_grow_without_bounds() -> None:
