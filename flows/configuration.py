@@ -31,7 +31,7 @@ def read_configuration(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigurationError(f"configuration: {shown(str(path))} is not there; give a YAML file") from None
     except RefusedError as error:
-        raise ConfigurationError(f"configuration: {shown(str(path))} cannot be used: {error}") from error
+        raise ConfigurationError(f"configuration: {shown(str(path))} {error}") from error
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"configuration: {shown(str(path))} cannot be read: {reason(error)}") from error
     if not isinstance(data, dict):
@@ -54,7 +54,7 @@ def parse_overrides(assignments: list[str]) -> dict[str, Any]:
         try:
             value = parse_value(text)
         except RefusedError as error:
-            raise ConfigurationError(f"--set: {shown(assignment)} cannot be used: {error}") from error
+            raise ConfigurationError(f"--set: {shown(assignment)} {error}") from error
         here = out
         for parent in parents:
             here = here.setdefault(parent, {})

@@ -13,11 +13,14 @@ from schemas.text import reason, shown
 
 
 class RefusedError(ValueError):
-    """A text that is no YAML, or more than a configuration may hold; one line that names the place."""
+    """A text that is no YAML, or more than a configuration may hold; one line that says what it is and where."""
 
 
 class _GuardError(RefusedError):
     """A limit is passed, or a meaning is in doubt: more than a matter of syntax."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"cannot be used: {message}")
 
 
 def parse(data: bytes | str) -> Any:
@@ -38,7 +41,7 @@ def parse(data: bytes | str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}: " if mark is not None else ""
-        raise RefusedError(f"{where}{reason(error.problem or str(error))}") from error
+        raise RefusedError(f"is not YAML: {where}{reason(error.problem or str(error))}") from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise _GuardError(f"line {line}: the character {shown(chr(error.character))} cannot stand in YAML") from error
