@@ -106,10 +106,15 @@ def output_link(store: Store, run: str, file: str) -> None:
 
 
 def summary_artifact(
-    run: str, stages: Mapping[str, Outcome], left_out: Mapping[str, str], failed: Mapping[str, str]
+    run: str,
+    stages: Mapping[str, Outcome],
+    left_out: Mapping[str, str],
+    failed: Mapping[str, str],
+    why_unresolved: str | None,
 ) -> None:
-    """What each stage did, and the questions that are missing."""
-    lines = ["| stage | made | from the store | decoded tokens | seconds |", "|---|---:|---:|---:|---:|"]
+    """What each stage did, why scores are unresolved if some are, and the questions that are missing."""
+    lines = [] if why_unresolved is None else [f"**Unresolved:** {plain(why_unresolved)}", ""]
+    lines += ["| stage | made | from the store | decoded tokens | seconds |", "|---|---:|---:|---:|---:|"]
     for stage, outcome in stages.items():
         figures = (outcome.made, outcome.cached, outcome.decoded_tokens)
         lines.append(f"| {stage} | {' | '.join(f'{n:,}' for n in figures)} | {outcome.seconds:.1f} |")

@@ -1,14 +1,18 @@
 """Configuration files: read, overridden, and checked with one-line errors."""
 
 import difflib
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
+from flows.guarded_yaml import RefusedError, parse, parse_value
 from schemas.config import Execution, RunConfig, settings_in
+from schemas.limits import MOST_CONFIGURATION_BYTES, MOST_ERRORS, MOST_NESTING
+from schemas.text import listed, reason, shown, visible
 
 
 class ConfigurationError(ValueError):
@@ -19,43 +23,45 @@ def read_configuration(path: Path) -> dict[str, Any]:
     """The content of a YAML (or JSON) configuration.
 
     Raises:
-        ConfigurationError: missing, not YAML, or not a mapping.
+        ConfigurationError: missing, not what `flows.guarded_yaml` reads, or not a mapping.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            data = parse(file.read(MOST_CONFIGURATION_BYTES + 1))
     except FileNotFoundError:
-        raise ConfigurationError(f"configuration: {str(path)!r} is not there; give a YAML file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"configuration: {str(path)!r} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ConfigurationError(f"configuration: {str(path)!r} is not YAML: {reason}") from error
+        raise ConfigurationError(f"configuration: {shown(str(path))} is not there; give a YAML file") from None
+    except RefusedError as error:
+        raise ConfigurationError(f"configuration: {shown(str(path))} {error}") from error
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"configuration: {shown(str(path))} cannot be read: {reason(error)}") from error
     if not isinstance(data, dict):
-        raise ConfigurationError(f"configuration: {str(path)!r} holds {data!r}, not fields with values")
+        raise ConfigurationError(f"configuration: {shown(str(path))} holds {shown(data)}, not fields with values")
     return data
 
 
 def parse_overrides(assignments: list[str]) -> dict[str, Any]:
-    """`a.b=c` assignments as nested fields; values are YAML.
+    """`a.b=c` assignments as nested fields; values are YAML, or the text itself where it is none.
 
     Raises:
-        ConfigurationError: an assignment without = or with two meanings.
+        ConfigurationError: an assignment without = or with two meanings, or a value that is past a limit.
     """
     out: dict[str, Any] = {}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
-        if not equals or not all(name.split(".")):
-            raise ConfigurationError(f"--set: {assignment!r} is not of the form field.field=value")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            value = text
         *parents, last = name.split(".")
+        if not equals or not all((*parents, last)) or len(parents) >= MOST_NESTING:
+            raise ConfigurationError(f"--set: {shown(assignment)} is not of the form field.field=value")
+        try:
+            value = parse_value(text)
+        except RefusedError as error:
+            raise ConfigurationError(f"--set: {shown(assignment)} {error}") from error
         here = out
         for parent in parents:
             here = here.setdefault(parent, {})
             if not isinstance(here, dict):
-                raise ConfigurationError(f"--set: {assignment!r} sets a field of {parent!r}, which is set itself")
+                raise ConfigurationError(
+                    f"--set: {shown(assignment)} sets a field of {shown(parent)}, which is set itself"
+                )
         here[last] = value
     return out
 
@@ -70,12 +76,15 @@ def merged(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
         here = out.get(name)
         if isinstance(value, dict) and isinstance(here, dict) and _same_kind(value, here):
             out[name] = merged(here, value)
-        elif isinstance(value, dict) and isinstance(here, list) and all(k.isdigit() for k in value):
+        elif isinstance(value, dict) and isinstance(here, list) and all(_INDEX.fullmatch(k) for k in value):
             items = merged({str(i): item for i, item in enumerate(here)}, value)
             out[name] = [items[k] for k in sorted(items, key=int)]
         else:
             out[name] = value
     return out
+
+
+_INDEX = re.compile(r"[0-9]{1,6}")
 
 
 def _same_kind(a: dict[str, Any], b: dict[str, Any]) -> bool:
@@ -145,27 +154,32 @@ def check_execution(execution: Execution) -> None:
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """One line for each wrong field."""
-    lines = []
-    for detail in error.errors(include_url=False):
-        place = ".".join(_place(model, detail["loc"]))
-        context = detail.get("ctx", {})
-        if detail["type"] == "opdscope":
-            named = str(context["field"])
-            if place.rpartition(".")[2] != named:  # a field's own validator names the field that the place ends in
-                place = ".".join(part for part in (place, named) if part)
-            lines.append(f"{place}: {context['message']}")
-        elif detail["type"] == "extra_forbidden":
-            known = sorted(_fields(model, detail["loc"][:-1]))
-            close = difflib.get_close_matches(str(detail["loc"][-1]), known, 1)
-            hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
-            lines.append(f"{place}: unknown field, given {detail['input']!r}; {hint}")
-        elif detail["type"] == "missing":
-            lines.append(f"{place}: missing; it has no default")
-        else:
-            message = detail["msg"].removeprefix("Value error, ")
-            lines.append(f"{place}: {message[0].lower()}{message[1:]}, given {_short(detail['input'])}")
-    return lines
+    """One line for each wrong field, the first 20 of them; what was given is shown in part, and without secrets."""
+    details = error.errors(include_url=False)
+    lines = [visible(_line(detail, model)) for detail in details[:MOST_ERRORS]]
+    rest = len(details) - len(lines)
+    return [*lines, *([f"and {rest:,} more fields that are wrong"] if rest else [])]
+
+
+def _line(detail: ErrorDetails, model: type[BaseModel]) -> str:
+    place = ".".join(_place(model, detail["loc"]))
+    context = detail.get("ctx", {})
+    if detail["type"] == "opdscope":
+        named = str(context["field"])
+        if place.rpartition(".")[2] != named:  # a field's own validator names the field that the place ends in
+            place = ".".join(part for part in (place, named) if part)
+        return f"{place}: {context['message']}"
+    if detail["type"] == "extra_forbidden":
+        known = sorted(_fields(model, detail["loc"][:-1]))
+        close = difflib.get_close_matches(_part(detail["loc"][-1]), known, 1)
+        hint = f"did you mean {close[0]}?" if close else f"known are {listed(known)}"
+        return f"{place}: unknown field, given {shown(detail['input'])}; {hint}"
+    if detail["type"] == "missing":
+        return f"{place}: missing; it has no default"
+    if detail["type"] == "union_tag_invalid":
+        return f"{place}: kind {shown(context['tag'])} is not known; known are {context['expected_tags']}"
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"{place}: {message[0].lower()}{message[1:]}, given {shown(detail['input'])}"
 
 
 def _place(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
@@ -173,10 +187,12 @@ def _place(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
     out: list[str] = []
     models = [model]
     for part in path:
-        fields = [m.model_fields[part] for m in models if isinstance(part, str) and part in m.model_fields]
-        kinds = [m for m in models if "kind" in m.model_fields and m.model_fields["kind"].default == part]
-        if fields or not kinds:
-            out.append(str(part))
+        kinds = _of_kind(models, part)
+        fields = (
+            [] if kinds else [m.model_fields[part] for m in models if isinstance(part, str) and part in m.model_fields]
+        )
+        if not kinds:
+            out.append(_part(part))
         if fields:
             models = [inner for field in fields for inner in settings_in(field.annotation)]
         elif kinds:
@@ -184,9 +200,16 @@ def _place(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
     return out
 
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+def _of_kind(models: list[type[BaseModel]], part: int | str) -> list[type[BaseModel]]:
+    """The member of a union that is told apart by this part of a place; none where the part is a field or an index."""
+    kinds = [m for m in models if "kind" in m.model_fields and m.model_fields["kind"].default == part]
+    return kinds if len(models) > 1 else []
+
+
+def _part(part: int | str) -> str:
+    """One name of a place, which may be anything that stands in a file."""
+    text = str(part)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _fields(annotation: Any, path: tuple[int | str, ...]) -> set[str]:
@@ -195,8 +218,8 @@ def _fields(annotation: Any, path: tuple[int | str, ...]) -> set[str]:
     if not path:
         return {name for model in models for name in model.model_fields}
     head, rest = path[0], path[1:]
+    kinds = _of_kind(models, head)
     inner = [m.model_fields[head].annotation for m in models if isinstance(head, str) and head in m.model_fields]
-    if not inner:  # a list's index, or the kind that a union was told apart by
-        kinds = [m for m in models if "kind" in m.model_fields and m.model_fields["kind"].default == head]
-        return set().union(*(_fields(m, rest) for m in kinds or models))
-    return set().union(*(_fields(a, rest) for a in inner))
+    if kinds or not inner:  # the kind that a union was told apart by, or a list's index
+        return {name for m in kinds or models for name in _fields(m, rest)}
+    return {name for annotation in inner for name in _fields(annotation, rest)}

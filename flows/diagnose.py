@@ -117,13 +117,13 @@ def _diagnose(config: RunConfig) -> dict[str, Any]:
     job = open_job(config)
     with writing(job):
         finished = cast(State[Any], aggregate(config, done.ids, done.left_out, done.not_pooled, return_state=True))
-        files, done.stages["aggregate"] = finished.result()
+        outputs, done.stages["aggregate"] = finished.result()
         job.leave_out(done.not_pooled)
-        run = write_run(job, done.ids, done.left_out, list(done.failed), files, done.stages)
+        run = write_run(job, done.ids, done.left_out, list(done.failed), outputs, done.stages)
         scores_artifact(job.store, config.name)
     get_run_logger().info("outputs in %s", job.store.path("runs", config.name))
     output_link(job.store, config.name, "report.html")
-    summary_artifact(config.name, done.stages, done.left_out, done.failed)
+    summary_artifact(config.name, done.stages, done.left_out, done.failed, run["why_unresolved"])
     if done.failed:
         raise QuestionsFailedError(done.failed, run)
     return run

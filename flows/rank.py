@@ -45,7 +45,7 @@ def _rank(config: RunConfig) -> dict[str, Any]:
     run["stages"] = {name: outcome.figures for name, outcome in done.stages.items()}
     table_artifact(f"{config.name}-ranks", ranks, f"ranking of run {config.name}")
     output_link(job.store, config.name, "rank.json")
-    summary_artifact(f"{config.name}-rank", done.stages, done.left_out, done.failed)
+    summary_artifact(f"{config.name}-rank", done.stages, done.left_out, done.failed, run["why_unresolved"])
     if done.failed:
         raise QuestionsFailedError(done.failed, run)
     return run

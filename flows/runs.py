@@ -21,8 +21,10 @@ from flows.configuration import (
 )
 from flows.environment import prepare
 from flows.signals import INTERRUPTED, ended_by_signals
-from schemas.config import CalibrateConfig, NightlyConfig, RunConfig
+from schemas.config import CalibrateConfig, NightlyConfig, RunConfig, place_problem
+from schemas.text import reason, shown, visible, without_user
 
+_MOST_LINE = 1_000
 OK, FAILED, BAD_INPUT = 0, 1, 2
 
 _console = Console(highlight=False)
@@ -37,7 +39,7 @@ def guarded(action: Callable[[], int]) -> int:
     try:
         prepare()  # before anything reads the environment
     except ConfigurationError as error:
-        _errors.print(escape(str(error)), style="red", soft_wrap=True)
+        _refuse(error)
         return BAD_INPUT
     from tasks.engines.protocol import EngineError
     from tasks.questions import InputError
@@ -46,14 +48,22 @@ def guarded(action: Callable[[], int]) -> int:
     try:
         return action()
     except (ConfigurationError, InputError, EngineError, StoreError) as error:
-        _errors.print(escape(str(error)), style="red", soft_wrap=True)
+        _refuse(error)
         return BAD_INPUT
     except OSError as error:
-        _errors.print(f"{escape(str(error))}; what is done is kept, run again to continue", style="red", soft_wrap=True)
+        _errors.print(
+            f"{escape(reason(error))}; what is done is kept, run again to continue", style="red", soft_wrap=True
+        )
         return FAILED
     except KeyboardInterrupt:
         _errors.print("interrupted; what is done is kept, run again to continue")
         return INTERRUPTED
+
+
+def _refuse(error: Exception) -> None:
+    """The lines of an error, each within bounds, without control characters and secrets, whoever wrote it."""
+    for line in str(error).split("\n"):
+        _errors.print(escape(visible(without_user(line))[:_MOST_LINE]), style="red", soft_wrap=True)
 
 
 def load(path: Path, assignments: list[str]) -> RunConfig:
@@ -139,6 +149,7 @@ def run_demo(assignments: list[str], *, questions: int, seed: int) -> int:
     def action() -> int:
         fields = parse_overrides(assignments)
         store = str(fields.get("store", ".opdscope"))
+        check_place(store)
         root = Path(".opdscope" if "://" in store else store).expanduser().resolve()
         from schemas.config import DemoConfig
         from tasks.demo.models import demo_configuration
@@ -161,6 +172,8 @@ def _follow(run: Callable[[], dict[str, Any]]) -> int:
 
         summary = read_table(store, result["name"], "summary")
         _console.print(score_table(summary, result["configuration"]["scores"]["level"]))
+        if result["why_unresolved"] is not None:
+            _console.print(escape(f"unresolved: {result['why_unresolved']}"), soft_wrap=True)
         return "report.html"
 
     return _shown(run, show)
@@ -196,8 +209,8 @@ def _shown(run: Callable[[], dict[str, Any]], show: Callable[[dict[str, Any], An
 
 def _tell(result: dict[str, Any], output: str, began: float) -> None:
     """Questions left out, what was made, and where the output is."""
-    for question, reason in result["left_out"].items():
-        _console.print(f"left out: question {escape(question)}: {escape(reason)}")
+    for question, why in result["left_out"].items():
+        _console.print(f"left out: question {escape(question)}: {escape(why)}")
     made, cached, tokens = (
         sum(stage[name] for stage in result["stages"].values()) for name in ("made", "cached", "decoded_tokens")
     )
@@ -241,8 +254,24 @@ def read_suite(path: Path, store: str | None = None) -> dict[str, Any]:
 
 
 def absolute(store: str) -> str:
-    """A store that means the same wherever a run works."""
+    """A store that means the same wherever a run works.
+
+    Raises:
+        ConfigurationError: it is no place for a store.
+    """
+    check_place(store)
     return store if "://" in store else str(Path(store).expanduser().resolve())
+
+
+def check_place(store: str) -> None:
+    """Refuse a store that no configuration may name.
+
+    Raises:
+        ConfigurationError: a URL with a password, or no path.
+    """
+    problem = place_problem(store)
+    if problem is not None:
+        raise ConfigurationError(f"--store: {problem if problem.startswith('the ') else f'{shown(store)} {problem}'}")
 
 
 def checked_suite(fields: dict[str, Any]) -> NightlyConfig:
@@ -308,9 +337,10 @@ def on_store(url: str, act: Callable[[Any, Console], int]) -> int:
     def action() -> int:
         from tasks.store.artefact import Store
 
+        check_place(url)
         store = Store(url)
         if not store.fs.exists(store.root):
-            raise ConfigurationError(f"--store: {url!r} is not there; give the store of a run")
+            raise ConfigurationError(f"--store: {shown(url)} is not there; give the store of a run")
         return act(store, _console)
 
     return guarded(action)

@@ -162,7 +162,7 @@ def rank_table(ranks: pl.DataFrame, level: float) -> Table:
             *(escape(row[name]) for name in ("teacher", "context", "loss")),
             _interval(row, "gain") if known else "undefined",
             _interval(row, "behind") if known and row["rank"] > 1 else "",
-            f"{100 * row['p_best']:.0f} %" if known else "",
+            f"{100 * row['p_best']:.0f} %" if row["p_best"] is not None else "",
         )
     return table
 
@@ -210,6 +210,8 @@ def _interval(row: dict[str, Any], name: str) -> str:
 
 def what_would_settle(ranks: pl.DataFrame, result: dict[str, Any]) -> str:
     """One sentence: whether the first two are told apart, or what more it would take."""
+    if result["why_unresolved"] is not None:
+        return escape(f"not settled: {result['why_unresolved']}")
     if result["settled"] is None:
         return "there are no two signals to compare"
     names = [f"{row['teacher']}/{row['context']} by {row['loss']}" for row in ranks.head(2).iter_rows(named=True)]

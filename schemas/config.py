@@ -3,7 +3,9 @@
 A field marked cosmetic cannot change a number and is left out of content keys (`keyed`).
 """
 
+import os
 import string
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -20,6 +22,10 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import CoreSchema, PydanticCustomError, to_jsonable_python
+
+from schemas import limits
+from schemas.text import name_problem, shown
+from schemas.urls import url_problem
 
 COSMETIC: dict[str, Any] = {"cosmetic": True}
 
@@ -59,7 +65,13 @@ class ByKind:
 class Settings(BaseModel):
     """Base of all settings: unknown fields are errors, values are final."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,
+        str_max_length=limits.MOST_SETTING,
+    )
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
@@ -108,50 +120,76 @@ def template_fields(template: str) -> list[str]:
     """Names of the `{fields}` of a template, in order of appearance.
 
     Raises:
-        ValueError: a field is not a plain name (attribute and index access are refused).
+        PydanticCustomError: a field is not a plain name, or is to be formatted (width, conversion); braces that do
+            not match; too many fields. All are ValueErrors.
     """
-    names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
-    for name in names:
+    hint = "write {name} for a column, and {{ and }} for braces"
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise _invalid("template", f"{shown(template)} is no template: {error}; {hint}") from error
+    fields = [(name, spec, conversion) for _, name, spec, conversion in parts if name is not None]
+    for name, spec, conversion in fields:
         if not name.isidentifier():
-            raise ValueError(f"template field {{{name}}} is not a plain name; write {{{{ and }}}} for braces")
-    return names
+            raise _invalid("template", f"field {{{shown(name)[1:-1]}}} is not a plain name; {hint}")
+        if spec or conversion:
+            whole = f"{name}{f'!{conversion}' if conversion else ''}{f':{spec}' if spec else ''}"
+            raise _invalid("template", f"field {{{shown(whole)[1:-1]}}} is formatted; columns are put in as they are")
+    if len(fields) > limits.MOST_FIELDS:
+        raise _invalid("template", f"holds {len(fields):,} fields; a template has at most {limits.MOST_FIELDS}")
+    return [name for name, _, _ in fields]
 
 
 def _invalid(field: str, message: str) -> PydanticCustomError:
     return PydanticCustomError("opdscope", "{field}: {message}", {"field": field, "message": message})
 
 
-def _without_secret(url: str) -> str:
-    if "://" in url and urlsplit(url).password is not None:
-        raise _invalid(
-            "store", "the URL holds a password; put it in the environment or in the block that storage_block names"
-        )
-    return url
+def _checked(problem: Callable[[str], str | None]) -> AfterValidator:
+    """A check of one text; `problem` says what is wrong with it, beginning with a verb or as a whole sentence."""
+
+    def check(text: str, info: ValidationInfo) -> str:
+        message = problem(text)
+        if message is None:
+            return text
+        whole = message if message.startswith("the ") else f"{shown(text)} {message}"
+        raise _invalid(str(info.field_name), whole)
+
+    return AfterValidator(check)
 
 
-StoreUrl = Annotated[str, AfterValidator(_without_secret)]
-"""Where a store is: a folder or any fsspec URL, without a password."""
+def place_problem(url: str) -> str | None:
+    """Why a text is no path or URL of a table, a model or a store; None where it is one."""
+    if url.startswith("~") and os.path.expanduser(url).startswith("~"):  # noqa: PTH111 - may be a URL
+        return "is in the home of a user that is not known here"
+    return url_problem(url)
+
+
+Url = Annotated[str, _checked(place_problem)]
+"""A path or any fsspec URL, chained ones too, without a password or a signature: `schemas.urls`."""
+
+Name = Annotated[str, _checked(name_problem)]
+"""A label of tables and charts: printable, at most 100 characters."""
 
 
 class Questions(Settings):
     """Where the questions are and which columns hold what."""
 
-    path: str = Field(description="JSONL, parquet or CSV file; a path or any fsspec URL", json_schema_extra=COSMETIC)
+    path: Url = Field(description="JSONL, parquet or CSV file; a path or any fsspec URL", json_schema_extra=COSMETIC)
     id: str = Field("id", description="Column with a unique id", json_schema_extra=COSMETIC)
     answer: str = Field("answer", description="Column with the reference answer", json_schema_extra=COSMETIC)
     limit: int | None = Field(
-        None, ge=1, description="Use only the first so many questions", json_schema_extra=COSMETIC
+        None, ge=1, le=limits.MOST_ROWS, description="Use only the first so many questions", json_schema_extra=COSMETIC
     )
 
 
 class Model(Settings):
     """A causal language model: a folder, or a hub name with an optional revision."""
 
-    path: str = Field(
+    path: Url = Field(
         description="Model folder or hub name; its content or commit is in the keys, not its place",
         json_schema_extra=COSMETIC,
     )
-    revision: str | None = Field(
+    revision: Name | None = Field(
         None,
         description="Branch, tag or commit of a hub model; keys hold the commit it stands for",
         json_schema_extra=COSMETIC,
@@ -176,7 +214,7 @@ class Prompt(Settings):
     system: str | None = Field(None, description="System message, chat only")
     chat: bool = Field(True, description="Wrap in the model's chat template; else the text is the prompt")
     chat_template_kwargs: dict[str, bool | int | str] = Field(
-        default_factory=dict, description="Passed to the chat template, such as enable_thinking: false"
+        default_factory=dict, max_length=100, description="Passed to the chat template, such as enable_thinking: false"
     )
 
     @field_validator("template")
@@ -188,7 +226,7 @@ class Prompt(Settings):
     @model_validator(mode="after")
     def _system_needs_chat(self) -> Self:
         if self.system is not None and not self.chat:
-            raise _invalid("system", f"{self.system!r} has no place where chat is false; put it in template")
+            raise _invalid("system", f"{shown(self.system)} has no place where chat is false; put it in template")
         return self
 
 
@@ -243,16 +281,21 @@ Verifier = Annotated[
 class Sampling(Settings):
     """How the student samples: rollouts, and every draw of the tree."""
 
-    rollouts: int = Field(8, ge=1, description="Rollouts a question")
-    max_tokens: int = Field(2048, ge=2, description="Length limit of a completion, tokens")
-    temperature: float = Field(1.0, gt=0, le=4, description="Sampling temperature; nothing is truncated")
+    rollouts: int = Field(8, ge=1, le=limits.MOST_ROLLOUTS, description="Rollouts a question")
+    max_tokens: int = Field(
+        2048,
+        ge=2,
+        le=limits.MOST_TOKENS,
+        description="Length limit of a completion, tokens; with its prompt it must fit the student and every teacher",
+    )
+    temperature: float = Field(1.0, ge=0.001, le=4, description="Sampling temperature; nothing is truncated")
 
 
 class Branching(Settings):
     """How a node branches: forced candidate tokens, and a sample of the rest of the vocabulary."""
 
     head: int = Field(8, ge=1, le=256, description="At most so many forced branches: the likeliest tokens")
-    tail: int = Field(4, ge=2, description="Tokens sampled from the tail, two draws each")
+    tail: int = Field(4, ge=2, le=10_000, description="Tokens sampled from the tail, two draws each")
     tail_limit: float = Field(
         1e-3, ge=0, lt=1, description="A tail of less probability is not drawn; the bias is at most this"
     )
@@ -274,11 +317,11 @@ class ForcedTree(Branching):
     """Chosen nodes, forced candidate tokens, a fixed number of draws (statistics of sections 6 and 7)."""
 
     kind: Literal["forced"] = "forced"
-    nodes: int = Field(32, ge=1, description="Nodes a question, over all its rollouts")
+    nodes: int = Field(32, ge=1, le=limits.MOST_NODE_DRAWS, description="Nodes a question, over all its rollouts")
     node_choice: Literal["leverage", "uniform"] = Field(
         "leverage", description="Inclusion probabilities: by the student's leverage, or all alike"
     )
-    draws: int = Field(64, ge=2, description="Draws a node, head and tail together")
+    draws: int = Field(64, ge=2, le=limits.MOST_NODE_DRAWS, description="Draws a node, head and tail together")
 
     @model_validator(mode="after")
     def _two_draws_a_branch(self) -> Self:
@@ -297,12 +340,20 @@ class AdaptiveTree(Branching):
     target: Literal["pooled", "tokens"] = Field(
         "pooled", description="What is to be known: pooled scores, or the signs of as many single tokens as can be"
     )
-    draws: int = Field(2048, ge=8, description="Budget of a question, draws; whole rounds of it are spent")
+    draws: int = Field(
+        2048, ge=8, le=limits.MOST_DRAWS, description="Budget of a question, draws; whole rounds of it are spent"
+    )
     tokens: int | None = Field(
-        None, ge=1, description="Budget of a question, decoded tokens; no round is begun that seems to exceed it"
+        None,
+        ge=1,
+        le=10**12,
+        description="Budget of a question, decoded tokens; no round is begun that seems to exceed it",
     )
     seconds: float | None = Field(
-        None, gt=0, description="Budget of a question; how many rounds fit depends on the machine"
+        None,
+        gt=0,
+        le=limits.MOST_SECONDS,
+        description="Budget of a question; how many rounds fit depends on the machine",
     )
     half_width: float | None = Field(
         None,
@@ -310,8 +361,10 @@ class AdaptiveTree(Branching):
         description="Stop where the largest gain of a unit step, sqrt(sum |g|^2) of a rollout, is known to this "
         "half-width (95 %)",
     )
-    node_draws: int = Field(64, ge=2, description="Draws a node in one round, head and tail together")
-    round: int = Field(256, ge=2, description="Draws of a round")
+    node_draws: int = Field(
+        64, ge=2, le=limits.MOST_NODE_DRAWS, description="Draws a node in one round, head and tail together"
+    )
+    round: int = Field(256, ge=2, le=limits.MOST_NODE_DRAWS, description="Draws of a round")
 
     @model_validator(mode="after")
     def _rounds_fit(self) -> Self:
@@ -331,8 +384,12 @@ class WindowsTree(Settings):
     """
 
     kind: Literal["windows"] = "windows"
-    draws: int = Field(2048, ge=1, description="Continuations a question, shared over all windows")
-    min_visits: int = Field(20, ge=2, description="A child counts from so many visits on; 40 on hard problems")
+    draws: int = Field(
+        2048, ge=1, le=limits.MOST_DRAWS, description="Continuations a question, shared over all windows"
+    )
+    min_visits: int = Field(
+        20, ge=2, le=limits.MOST_NODE_DRAWS, description="A child counts from so many visits on; 40 on hard problems"
+    )
     tail_limit: float = Field(
         0.05,
         ge=0,
@@ -345,7 +402,7 @@ class RecordedTree(Settings):
     """Outcomes that another system collected, read from a table; no model is loaded."""
 
     kind: Literal["recorded"] = "recorded"
-    path: str = Field(description="JSONL, parquet or CSV table; a path or any fsspec URL", json_schema_extra=COSMETIC)
+    path: Url = Field(description="JSONL, parquet or CSV table; a path or any fsspec URL", json_schema_extra=COSMETIC)
     tail_limit: float = Field(
         0.05,
         ge=0,
@@ -410,7 +467,7 @@ class TopK(Settings):
     of: Annotated[ReverseKL | ForwardKL | JSD, Field(discriminator="kind"), ByKind(flat=True)] = Field(
         default_factory=ReverseKL, description="The divergence that is truncated"
     )
-    k: int = Field(20, ge=1)
+    k: int = Field(20, ge=1, le=limits.MOST_NODE_DRAWS)
     support: Literal["student", "teacher", "union"] = Field("teacher", description="Whose k likeliest tokens are kept")
     tail_bucket: bool = Field(False, description="All other tokens enter as one bucket; else they are dropped")
 
@@ -456,7 +513,7 @@ class Context(Settings):
     """What a teacher is shown beside the question."""
 
     kind: Literal["none", "answer", "solution", "summary", "wrong_attempt", "contrastive", "custom"] = "none"
-    name: str | None = Field(None, description="Name in tables; the kind unless set", json_schema_extra=COSMETIC)
+    name: Name | None = Field(None, description="Name in tables; the kind unless set", json_schema_extra=COSMETIC)
     template: str | None = Field(
         None,
         description="User text: {prompt} is the student's own, other {names} are columns of the questions file; "
@@ -478,9 +535,9 @@ class Context(Settings):
         if self.kind == "custom" and (self.template is None or self.name is None):
             raise _invalid("template", "a custom context needs a template and a name")
         if self.kind == "none" and self.template is not None:
-            raise _invalid("template", f"{self.template!r} given to context none; use kind: custom")
+            raise _invalid("template", f"{shown(self.template)} given to context none; use kind: custom")
         if "prompt" not in template_fields(self.text):
-            raise _invalid("template", f"{self.text!r} does not hold {{prompt}}, the student's own text")
+            raise _invalid("template", f"{shown(self.text)} does not hold {{prompt}}, the student's own text")
         return self
 
     def keyed(self) -> dict[str, Any]:
@@ -492,9 +549,11 @@ class Teacher(Settings):
     """A teacher: a model, or the student itself with a richer context."""
 
     kind: Literal["model"] = "model"
-    name: str = Field(description="Name in tables", min_length=1, json_schema_extra=COSMETIC)
+    name: Name = Field(
+        description="Name in tables", min_length=1, max_length=limits.MOST_NAME, json_schema_extra=COSMETIC
+    )
     model: Model | None = Field(None, description="None: the student itself (self-distillation)")
-    contexts: list[Context] = Field(default_factory=lambda: [Context()], min_length=1)
+    contexts: list[Context] = Field(default_factory=lambda: [Context()], min_length=1, max_length=limits.MOST_SIGNALS)
     chat_template: Literal["student", "own"] = Field(
         "student", description="Whose chat template renders the teacher's prompt"
     )
@@ -516,8 +575,10 @@ class RecordedTeacher(Settings):
     """A teacher's probabilities that another system collected, read from a table."""
 
     kind: Literal["recorded"] = "recorded"
-    name: str = Field(description="Name in tables", min_length=1, json_schema_extra=COSMETIC)
-    path: str = Field(description="JSONL, parquet or CSV table; a path or any fsspec URL", json_schema_extra=COSMETIC)
+    name: Name = Field(
+        description="Name in tables", min_length=1, max_length=limits.MOST_NAME, json_schema_extra=COSMETIC
+    )
+    path: Url = Field(description="JSONL, parquet or CSV table; a path or any fsspec URL", json_schema_extra=COSMETIC)
 
 
 class Grouping(Settings):
@@ -531,8 +592,10 @@ class Scores(Settings):
     """Uncertainty and grouping of the scores."""
 
     level: float = Field(0.95, gt=0.5, lt=1, description="Coverage of every interval")
-    posterior: int = Field(400, ge=100, description="Posterior simulations for a node's cosine")
-    bootstrap: int = Field(2000, ge=200, description="Bootstrap replicates for pooled scores")
+    posterior: int = Field(
+        400, ge=100, le=limits.MOST_POSTERIOR, description="Posterior simulations for a node's cosine"
+    )
+    bootstrap: int = Field(2000, ge=200, le=limits.MOST_BOOTSTRAP, description="Bootstrap replicates for pooled scores")
     groupings: list[Grouping] = Field(
         default_factory=lambda: [
             Grouping(by="outcome"),
@@ -560,20 +623,28 @@ class Ranking(Settings):
         description="Parts of a rollout with an advantage each, from values at their ends; 1: the outcome for all. "
         "More cut the variance a rollout, and pay where teachers cost more than the student's draws",
     )
-    draws: int = Field(8, ge=1, description="Continuations for the value at each end")
+    draws: int = Field(8, ge=1, le=10_000, description="Continuations for the value at each end")
 
 
 class ScoringSettings(Settings):
     """How whole sequences are scored, on every engine: transformers, on CPU or GPU."""
 
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N", json_schema_extra=COSMETIC)
+    device: Name = Field("auto", description="auto, cpu, cuda or cuda:N", json_schema_extra=COSMETIC)
     batch_tokens: int = Field(
-        65536, ge=64, description="Most tokens (rows x length) in one pass over sequences", json_schema_extra=COSMETIC
+        65536,
+        ge=64,
+        le=limits.MOST_ROWS,
+        description="Most tokens (rows x length) in one pass over sequences",
+        json_schema_extra=COSMETIC,
     )
     score_rows: int = Field(
-        64, ge=1, description="Positions whose vocabulary rows are held at once", json_schema_extra=COSMETIC
+        64,
+        ge=1,
+        le=limits.MOST_AT_ONCE,
+        description="Positions whose vocabulary rows are held at once",
+        json_schema_extra=COSMETIC,
     )
-    threads: int | None = Field(None, ge=1, description="CPU threads", json_schema_extra=COSMETIC)
+    threads: int | None = Field(None, ge=1, le=4096, description="CPU threads", json_schema_extra=COSMETIC)
 
 
 class TransformersEngine(ScoringSettings):
@@ -583,12 +654,14 @@ class TransformersEngine(ScoringSettings):
     memory: float | None = Field(
         None,
         gt=0,
+        le=1_000_000,
         description="GiB for keys and values of prefixes and draws; half of what is free where null",
         json_schema_extra=COSMETIC,
     )
     rows: int | None = Field(
         None,
         ge=1,
+        le=limits.MOST_AT_ONCE,
         description="Most draws decoded beside each other; 1024 on CPU and 4096 on GPU where null",
         json_schema_extra=COSMETIC,
     )
@@ -601,15 +674,24 @@ class VLLMEngine(ScoringSettings):
     memory_fraction: float = Field(
         0.6, gt=0, lt=1, description="Share of the GPU's memory for vLLM", json_schema_extra=COSMETIC
     )
-    cache: float = Field(4.0, gt=0, description="GiB for its cache where it runs on a CPU", json_schema_extra=COSMETIC)
-    max_num_seqs: int = Field(256, ge=1, description="Most draws decoded beside each other", json_schema_extra=COSMETIC)
+    cache: float = Field(
+        4.0, gt=0, le=1_000_000, description="GiB for its cache where it runs on a CPU", json_schema_extra=COSMETIC
+    )
+    max_num_seqs: int = Field(
+        256,
+        ge=1,
+        le=limits.MOST_AT_ONCE,
+        description="Most draws decoded beside each other",
+        json_schema_extra=COSMETIC,
+    )
     tensor_parallel: int = Field(
-        1, ge=1, description="GPUs that share one copy of the model", json_schema_extra=COSMETIC
+        1, ge=1, le=4096, description="GPUs that share one copy of the model", json_schema_extra=COSMETIC
     )
     context_length: int | None = Field(
         None,
         ge=2,
-        description="Longest prompt and completion together, tokens; the model's own limit where null",
+        le=2 * limits.MOST_TOKENS,
+        description="Longest prompt and completion together, tokens, within the model's own limit; that limit where null",
         json_schema_extra=COSMETIC,
     )
     eager: bool = Field(False, description="No CUDA graphs", json_schema_extra=COSMETIC)
@@ -627,19 +709,30 @@ class VLLMServerEngine(ScoringSettings):
         description="Name that the servers give the student; the only one they have where null",
         json_schema_extra=COSMETIC,
     )
-    concurrency: int = Field(256, ge=1, description="Most requests under way at one server", json_schema_extra=COSMETIC)
+    concurrency: int = Field(
+        256,
+        ge=1,
+        le=limits.MOST_AT_ONCE,
+        description="Most requests under way at one server; each takes a thread and a connection",
+        json_schema_extra=COSMETIC,
+    )
     patience: float = Field(
-        600.0, ge=0, description="Seconds that a server may be away before the run fails", json_schema_extra=COSMETIC
+        600.0,
+        ge=0,
+        le=limits.MOST_SECONDS,
+        description="Seconds that servers may fail to answer before the run fails",
+        json_schema_extra=COSMETIC,
     )
     timeout: float = Field(
         3600.0,
         gt=0,
-        description="Seconds that one draw may take before it is asked for again",
+        le=limits.MOST_SECONDS,
+        description="Seconds that one draw may take, from the connection to the last byte, before it is asked for again",
         json_schema_extra=COSMETIC,
     )
-    api_key_variable: str = Field(
+    api_key_variable: Name = Field(
         "VLLM_API_KEY",
-        description="Environment variable that holds the key, where servers ask for one",
+        description="Environment variable that holds the key, where servers ask for one; white space around it is dropped",
         json_schema_extra=COSMETIC,
     )
 
@@ -649,7 +742,7 @@ class VLLMServerEngine(ScoringSettings):
         for url in urls:
             parts = urlsplit(url)
             if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
-                raise _invalid("urls", f"{url!r} is no server's address; write http://host:port")
+                raise _invalid("urls", f"{shown(url)} is no server's address; write http://host:port")
             if parts.username or parts.password:
                 raise _invalid(
                     "urls", "an address holds a password; put it in the variable that api_key_variable names"
@@ -664,31 +757,41 @@ Engine = Annotated[TransformersEngine | VLLMEngine | VLLMServerEngine, Field(dis
 class Execution(Settings):
     """How the work is cut; nothing here can change a number."""
 
-    questions_per_task: int = Field(8, ge=1, description="Questions in one Prefect task", json_schema_extra=COSMETIC)
+    questions_per_task: int = Field(
+        8, ge=1, le=limits.MOST_AT_ONCE, description="Questions in one Prefect task", json_schema_extra=COSMETIC
+    )
     round_draws: int = Field(
-        512, ge=1, description="Most draws decoded and committed together", json_schema_extra=COSMETIC
+        512,
+        ge=1,
+        le=limits.MOST_AT_ONCE,
+        description="Most draws decoded and committed together",
+        json_schema_extra=COSMETIC,
     )
     round_seconds: float = Field(
         30.0,
         ge=0,
+        le=limits.MOST_SECONDS,
         description="Between two commits of draws, at the least",
         json_schema_extra=COSMETIC,
     )
     retries: int = Field(
         3,
         ge=0,
+        le=20,
         description="Times that a task is tried again after what can pass: a full disk, a store or server away",
         json_schema_extra=COSMETIC,
     )
     retry_seconds: float = Field(
         10.0,
         ge=0,
+        le=86_400,
         description="Before the first time it is tried again; twice as long each time",
         json_schema_extra=COSMETIC,
     )
     lease: float = Field(
         60.0,
         gt=0,
+        le=limits.MOST_SECONDS,
         description="Seconds without a sign of life after which another process takes work over, where runs share a "
         "store; on one machine a process that is gone is noticed at once",
         json_schema_extra=COSMETIC,
@@ -699,22 +802,23 @@ class Execution(Settings):
         "which keeps its engine; ray needs opdscope[ray] and a running Prefect server",
         json_schema_extra=COSMETIC,
     )
-    ray_address: str | None = Field(
+    ray_address: Url | None = Field(
         None, description="Ray cluster; one is started on this machine where null", json_schema_extra=COSMETIC
     )
     ray_cpus: int | None = Field(
         None,
         ge=1,
+        le=limits.MOST_AT_ONCE,
         description="Workers of a Ray that is started here; all cores where null",
         json_schema_extra=COSMETIC,
     )
-    num_gpus: float = Field(0.0, ge=0, description="GPUs of each task on Ray", json_schema_extra=COSMETIC)
-    gpu_limit: str | None = Field(
+    num_gpus: float = Field(0.0, ge=0, le=4096, description="GPUs of each task on Ray", json_schema_extra=COSMETIC)
+    gpu_limit: Name | None = Field(
         None,
         description="Prefect's global concurrency limit that every task with a model takes a slot of",
         json_schema_extra=COSMETIC,
     )
-    storage_block: str | None = Field(
+    storage_block: Name | None = Field(
         None,
         description="Prefect's block remote-file-system/NAME with the store's credentials; those of the environment "
         "where null",
@@ -731,7 +835,7 @@ class RunConfig(Settings):
         description="Folder of the outputs, under runs/ in the store",
         json_schema_extra=COSMETIC,
     )
-    store: StoreUrl = Field(
+    store: Url = Field(
         ".opdscope", description="Where everything is cached; any fsspec URL", json_schema_extra=COSMETIC
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of every draw and every bootstrap")
@@ -742,9 +846,9 @@ class RunConfig(Settings):
     sampling: Sampling = Field(default_factory=Sampling)
     tree: Tree = Field(default_factory=AdaptiveTree)
     teachers: list[Annotated[Teacher | RecordedTeacher, Field(discriminator="kind"), ByKind(flat=True)]] = Field(
-        min_length=1
+        min_length=1, max_length=limits.MOST_SIGNALS
     )
-    losses: list[Loss] = Field(default_factory=default_losses, min_length=1)
+    losses: list[Loss] = Field(default_factory=default_losses, min_length=1, max_length=limits.MOST_SIGNALS)
     scores: Scores = Field(default_factory=Scores)
     ranking: Ranking = Field(default_factory=Ranking)
     engine: Engine = Field(default_factory=TransformersEngine)
@@ -820,7 +924,7 @@ class RunConfig(Settings):
 def _no_duplicates(field: str, names: list[str]) -> None:
     for name in names:
         if names.count(name) > 1:
-            raise _invalid(field, f"{name!r} stands there twice; give each one entry or its own name")
+            raise _invalid(field, f"{shown(name)} stands there twice; give each one entry or its own name")
 
 
 class DemoConfig(Settings):
@@ -828,20 +932,26 @@ class DemoConfig(Settings):
 
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of questions, training and draws")
     questions: int = Field(24, ge=5, le=1000, description="Questions asked")
-    seconds: float = Field(300, gt=0, description="Time limit for training one model", json_schema_extra=COSMETIC)
+    seconds: float = Field(
+        1800, gt=0, le=limits.MOST_SECONDS, description="Time limit for training one model", json_schema_extra=COSMETIC
+    )
 
 
 class CalibrateConfig(Settings):
     """Size of a calibration against the exact oracle."""
 
     name: str = Field("calibrate", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", json_schema_extra=COSMETIC)
-    store: StoreUrl = Field(
+    store: Url = Field(
         ".opdscope", description="Where everything is cached; any fsspec URL", json_schema_extra=COSMETIC
     )
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of the questions and of every run")
-    runs: int = Field(20, ge=2, description="Runs of each family")
-    lengths: list[int] = Field([64, 256, 1024, 4096], min_length=1, description="Tokens of a rollout, in rising order")
-    workers: int | None = Field(None, ge=1, description="Processes; all cores where null", json_schema_extra=COSMETIC)
+    runs: int = Field(20, ge=2, le=10_000, description="Runs of each family")
+    lengths: list[Annotated[int, Field(le=1_000_000)]] = Field(
+        [64, 256, 1024, 4096], min_length=1, max_length=100, description="Tokens of a rollout, in rising order"
+    )
+    workers: int | None = Field(
+        None, ge=1, le=4096, description="Processes; all cores where null", json_schema_extra=COSMETIC
+    )
 
     @field_validator("lengths", mode="after")
     @classmethod
@@ -856,10 +966,14 @@ class NightlyConfig(Settings):
     """A suite of runs that is done again and again, each time compared with the nights before."""
 
     name: str = Field("nightly", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="Name of the suite")
-    store: StoreUrl = Field(".opdscope", description="Where its history is kept; any fsspec URL")
-    runs: list[RunConfig] = Field(min_length=1, description="Configurations of the runs, each with a name of its own")
+    store: Url = Field(".opdscope", description="Where its history is kept; any fsspec URL")
+    runs: list[RunConfig] = Field(
+        min_length=1,
+        max_length=limits.MOST_SIGNALS,
+        description="Configurations of the runs, each with a name of its own",
+    )
     calibrate: CalibrateConfig | None = Field(None, description="Also judge the estimators against the oracle")
-    nights: int = Field(7, ge=1, description="A score is compared with its last so many measurements")
+    nights: int = Field(7, ge=1, le=10_000, description="A score is compared with its last so many measurements")
     slower: float = Field(
         0.25, gt=0, lt=1, description="Share by which decoding may be slower than in these nights on the same machine"
     )
@@ -873,4 +987,4 @@ class NightlyConfig(Settings):
 
 def is_local_folder(path: str) -> bool:
     """True where a model path names a folder here and not a hub repository."""
-    return Path(path).is_dir()
+    return os.path.isdir(path)  # noqa: PTH112 - false for names that no file system takes

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from schemas.arrays import STAGE_VERSIONS
-from schemas.config import AdaptiveTree, Context, Model, RunConfig, Settings, Teacher, loss_name
+from schemas.config import AdaptiveTree, Context, Model, RecordedTree, RunConfig, Settings, Teacher, loss_name
 from tasks.prompts import load_tokenizer, tokenizer_fingerprint
 from tasks.questions import Question
 from tasks.store.keys import Recipe, digest, model_fingerprint, verifier_fingerprint
@@ -146,7 +146,9 @@ class Lineage:
         """Keys of everything that is made for each question, from its rollouts' key and what its teachers are."""
         config = self._config
         trees = {i: self._key("trees", {"tree": config.tree.keyed()}, [key]) for i, key in rollouts.items()}
-        ideal = {i: self._key("ideal", {}, [key]) for i, key in trees.items()}
+        # of draws made here the temperature is in the rollouts' key; recorded ones are read at the one that is set
+        tempered = {"temperature": config.sampling.temperature} if isinstance(config.tree, RecordedTree) else {}
+        ideal = {i: self._key("ideal", tempered, [key]) for i, key in trees.items()}
         prior = self._key("prior", {}, sorted(trees.values()))
         endless = config.tree.keyed()
         if isinstance(config.tree, AdaptiveTree):

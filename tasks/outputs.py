@@ -4,10 +4,10 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import polars as pl
@@ -19,6 +19,7 @@ from prefect.states import Completed
 from schemas.config import RecordedTree, RunConfig, WindowsTree
 from schemas.tables import PREDICTORS, RANKS, SELECTION
 from tasks.aggregate import (
+    LEAST_UNITS,
     QuestionScores,
     Sums,
     Texts,
@@ -33,6 +34,7 @@ from tasks.failures import patiently
 from tasks.job import Job, open_job
 from tasks.lineage import Signal
 from tasks.loading import OneQuestion
+from tasks.no_signal import why_unresolved
 from tasks.predictors import AtNodes, predictor_rows
 from tasks.prior import Prior
 from tasks.progress import report
@@ -110,13 +112,39 @@ def make_tables(
     return tables, facts
 
 
-def make_outputs(job: Job, ids: Sequence[str], left_out: LeftOut) -> dict[str, bytes]:
-    """Tables and report, by file name."""
+class Outputs(NamedTuple):
+    """Outputs of a diagnosis.
+
+    Attributes:
+        why_unresolved: why some signal's alignment over all rollouts is not known, if one's is not.
+        files: name and content of each, made when it is asked for: the tables, and last the report, so that none is
+            lost where a chart fails.
+    """
+
+    why_unresolved: str | None
+    files: Iterator[tuple[str, bytes]]
+
+
+def make_outputs(job: Job, ids: Sequence[str], left_out: LeftOut) -> Outputs:
+    """Tables and report."""
     scored = load_scores(job, ids)
     prior = Prior.of(job.store.need("prior", job.keys[ids[0]].prior).arrays)
     tables, facts = make_tables(job.config, scored, job.texts, prior)
-    page = render(job.config, scored, facts, tables, job.texts, left_out)
-    return {**{f"{name}.parquet": parquet_bytes(table) for name, table in tables.items()}, "report.html": page.encode()}
+    why = _why_unresolved(job.config, tables["summary"], facts)
+
+    def files() -> Iterator[tuple[str, bytes]]:
+        for name, table in tables.items():
+            yield f"{name}.parquet", parquet_bytes(table)
+        yield "report.html", render(job.config, scored, facts, tables, job.texts, left_out, why).encode()
+
+    return Outputs(why, files())
+
+
+def _why_unresolved(config: RunConfig, summary: pl.DataFrame, facts: Sequence[Facts]) -> str | None:
+    every = summary.filter(pl.col("group") == "all")
+    if every.filter((pl.col("d_sq") > 0) & pl.col("alignment").is_null()).is_empty() and not every.is_empty():
+        return None
+    return why_unresolved([f.endings for f in facts], config.sampling, "tree.draws")
 
 
 def read_run(job: Job) -> dict[str, Any] | None:
@@ -147,10 +175,12 @@ def aggregate_task(config: RunConfig, ids: list[str], left_out: dict[str, str], 
     if run is not None and run.get("aggregate") == key and run.get("left_out") == left_out:
         report("aggregate", len(ids))
         outcome = Outcome(cached=1, seconds=time.monotonic() - began)
-        return Completed(name="Cached", message="the outputs are there", data=(run["files"], outcome))
-    digests = _write_files(job, make_outputs(job, ids, left_out))
+        found = {"files": run["files"], "why_unresolved": run["why_unresolved"]}
+        return Completed(name="Cached", message="the outputs are there", data=(found, outcome))
+    outputs = make_outputs(job, ids, left_out)
+    made = {"files": _write_files(job, outputs.files), "why_unresolved": outputs.why_unresolved}
     get_run_logger().info("wrote %s", job.store.path("runs", config.name))
-    return digests, Outcome(made=1, seconds=time.monotonic() - began)
+    return made, Outcome(made=1, seconds=time.monotonic() - began)
 
 
 @task(name="rank", cache_policy=NO_CACHE, persist_result=False, task_run_name="rank")
@@ -167,15 +197,17 @@ def rank_task(config: RunConfig, ids: list[str]) -> dict[str, Any]:
         for i in ids
     ]
     ranking = rank(questions, config.sampling.temperature, config.scores, config.seed)
+    why = why_unresolved(ranking.endings, config.sampling, "sampling.rollouts")
     report("rank", 1)
     result = {
         "name": config.name,
         "configuration": config.model_dump(mode="json"),
         "questions": ids,
         "settled": ranking.settled,
+        "why_unresolved": None if ranking.rows[0]["carrying"] >= LEAST_UNITS else why,
         "more_questions": ranking.more_questions,
         "more_rollouts": ranking.more_rollouts,
-        "files": _write_files(job, {"ranks.parquet": parquet_bytes(frame(ranking.rows, RANKS))}),
+        "files": _write_files(job, [("ranks.parquet", parquet_bytes(frame(ranking.rows, RANKS)))]),
     }
     job.store.put_bytes(json.dumps(result, indent=1).encode(), "runs", config.name, "rank.json")
     return result
@@ -230,11 +262,13 @@ def writing(job: Job) -> Iterator[None]:
         yield
 
 
-def _write_files(job: Job, files: Mapping[str, bytes]) -> dict[str, str]:
-    """Write outputs; gives the SHA-256 of each."""
-    for name, content in files.items():
+def _write_files(job: Job, files: Iterable[tuple[str, bytes]]) -> dict[str, str]:
+    """Write outputs, one after the other as they are made; gives the SHA-256 of each."""
+    digests = {}
+    for name, content in files:
         job.store.put_bytes(content, "runs", job.config.name, name)
-    return {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+        digests[name] = hashlib.sha256(content).hexdigest()
+    return digests
 
 
 def _patiently(job: Job, action: Callable[[], Result]) -> Result:
@@ -292,15 +326,19 @@ def write_run(
     ids: Sequence[str],
     left_out: LeftOut,
     failed: Sequence[str],
-    files: Mapping[str, str],
+    outputs: Mapping[str, Any],
     stages: Mapping[str, Outcome],
 ) -> dict[str, Any]:
-    """Write `run.json`, last of all."""
+    """Write `run.json`, last of all.
+
+    Args:
+        outputs: what `aggregate_task` tells of them: SHA-256 of each file, and why scores are unresolved.
+    """
     run = {
         "name": job.config.name,
         "configuration": job.config.model_dump(mode="json"),
         "aggregate": job.aggregate_key(ids),
-        "files": dict(files),
+        **outputs,
         "questions": list(ids),
         "left_out": dict(left_out),
         "failed": list(failed),

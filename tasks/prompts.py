@@ -1,13 +1,16 @@
 """What is shown: prompts of student and teachers, as token ids."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import TemplateError
 
 from schemas.config import Context, Model, Prompt, template_fields
+from schemas.limits import MOST_PROMPT
+from schemas.text import reason, shown
 from tasks.questions import InputError, Question
-from tasks.store.keys import digest
+from tasks.store.keys import digest, hub_errors
 
 PLAIN = Context()
 
@@ -22,10 +25,25 @@ class PromptText:
 
 
 def prompt_text(prompt: Prompt, context: Context, question: Question) -> PromptText:
-    """The student's prompt for the plain context, a teacher's for any other."""
-    own = prompt.template.format(**{name: question.fields[name] for name in template_fields(prompt.template)})
-    names = {name: question.fields[name] for name in template_fields(context.text) if name != "prompt"}
-    return PromptText(context.text.format(prompt=own, **names), prompt.system, prompt.chat)
+    """The student's prompt for the plain context, a teacher's for any other.
+
+    Raises:
+        InputError: it is longer than any model reads.
+    """
+    own = _filled("prompt.template", prompt.template, question, question.fields)
+    whole = _filled(f"context {context.label}", context.text, question, {**question.fields, "prompt": own})
+    return PromptText(whole, prompt.system, prompt.chat)
+
+
+def _filled(field: str, template: str, question: Question, columns: Mapping[str, str]) -> str:
+    names = template_fields(template)
+    length = len(template) + sum(len(columns[name]) for name in names)
+    if length > MOST_PROMPT:
+        raise InputError(
+            field,
+            f"question {shown(question.id)} would give a prompt of {length:,} characters; the most are {MOST_PROMPT:,}",
+        )
+    return template.format(**{name: columns[name] for name in names})
 
 
 def load_tokenizer(model: Model) -> Any:
@@ -36,13 +54,13 @@ def load_tokenizer(model: Model) -> Any:
     """
     from transformers import AutoTokenizer
 
+    errors: tuple[type[Exception], ...] = (KeyError, *hub_errors())
     try:
         return AutoTokenizer.from_pretrained(
             model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
         )
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{model.path!r} has no tokenizer that can be loaded: {reason}") from error
+    except errors as error:
+        raise ValueError(f"{shown(model.path)} has no tokenizer that can be loaded: {reason(error)}") from error
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
@@ -74,7 +92,7 @@ def check_same_tokenizer(field: str, path: str, student: Any, teacher: Any) -> N
     token = differing[0]
     raise InputError(
         field,
-        f"{path!r} has another tokenizer than the student: {len(differing)} tokens differ, "
+        f"{shown(path)} has another tokenizer than the student: {len(differing)} tokens differ, "
         f"such as {token!r} (id {theirs.get(token)}, the student's {ours.get(token)}); a teacher must share it",
     )
 
@@ -97,5 +115,7 @@ def encode_prompt(tokenizer: Any, text: PromptText, prompt: Prompt) -> list[int]
             messages, add_generation_prompt=True, tokenize=True, return_dict=True, **prompt.chat_template_kwargs
         )
     except (TemplateError, TypeError) as error:
-        raise InputError("prompt", f"{prompt!r} does not go with the model's chat template: {error}") from error
+        raise InputError(
+            "prompt", f"{shown(prompt)} does not go with the model's chat template: {reason(error)}"
+        ) from error
     return [int(i) for i in rendered["input_ids"]]

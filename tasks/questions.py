@@ -8,9 +8,11 @@ from decimal import Decimal
 from typing import Any
 
 import fsspec
-import polars as pl
 
 from schemas.config import RunConfig, template_fields
+from schemas.limits import MOST_TABLE_BYTES
+from schemas.text import id_problem, line, listed, reason, shown
+from tasks.tables import parse_table
 from tasks.verifiers.verifier import find_bad_answer
 
 
@@ -18,7 +20,7 @@ class InputError(ValueError):
     """Input that cannot be used: one line that names field, value and what would be right."""
 
     def __init__(self, field: str, message: str) -> None:
-        super().__init__(f"{field}: {message}")
+        super().__init__(f"{field}: {line(message)}")
 
 
 @dataclass(frozen=True)
@@ -34,72 +36,69 @@ class Question:
     fields: dict[str, str]
 
 
-def read_rows(url: str, field: str = "questions.path", *, typed: bool = False) -> list[dict[str, Any]]:
+def read_rows(url: str, field: str = "questions.path", *, texts: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Rows of a JSONL, parquet or CSV table from any fsspec URL.
 
     Args:
         field: of the configuration that names the table, for errors.
-        typed: whether the columns of a CSV table have types; else all are text.
+        texts: columns of a CSV table that are text; the others have types. None: all columns are text.
 
     Raises:
         InputError: missing, of another kind, or not readable as what its name says.
     """
-    kinds = (".jsonl", ".parquet", ".csv")
-    suffix = next((s for s in kinds if url.lower().endswith(s)), None)
-    if suffix is None:
-        raise InputError(field, f"{url!r} ends in none of {', '.join(kinds)}")
+    kinds = ("jsonl", "parquet", "csv")
+    names = [part.partition("?")[0] if "://" in part else part for part in url.lower().split("::")]
+    kind = next((k for name in names for k in kinds if name.endswith(f".{k}")), None)
+    if kind is None:
+        raise InputError(field, f"{shown(url)} ends in none of {', '.join(f'.{k}' for k in kinds)}")
     try:
         with fsspec.open(url, "rb") as file:
-            data = file.read()
+            data = file.read(MOST_TABLE_BYTES + 1)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise InputError(field, f"{url!r} is not there; give a path or URL of a file") from None
-    except (ImportError, ValueError, OSError) as error:
-        raise InputError(field, f"{url!r} cannot be opened: {error}") from error
+        raise InputError(field, f"{shown(url)} is not there; give a path or URL of a file") from None
+    except Exception as error:  # each kind of file system has errors of its own
+        raise InputError(field, f"{shown(url)} cannot be opened: {reason(error)}") from error
+    if len(data) > MOST_TABLE_BYTES:
+        raise InputError(field, f"{shown(url)} is longer than {MOST_TABLE_BYTES:,} bytes")
     if not data.strip():
-        raise InputError(field, f"{url!r} is empty; it needs at least one row")
+        raise InputError(field, f"{shown(url)} is empty; it needs at least one row")
     try:
-        if suffix == ".jsonl":
-            rows = [json.loads(line) for line in data.decode().splitlines() if line.strip()]
-            if not all(isinstance(row, dict) for row in rows):
-                raise ValueError("a line is not an object")
-            return rows
-        return (
-            pl.read_csv(data, infer_schema=typed, infer_schema_length=None)
-            if suffix == ".csv"
-            else pl.read_parquet(data)
-        ).to_dicts()
-    except (pl.exceptions.PolarsError, ValueError) as error:
-        raise InputError(field, f"{url!r} is not a readable {suffix} file: {str(error).splitlines()[0]}") from error
+        return parse_table(kind, data, texts)
+    except ValueError as error:
+        raise InputError(field, f"{shown(url)} is not a readable .{kind} file: {error}") from error
 
 
 def load_questions(config: RunConfig) -> list[Question]:
     """The questions of a run, in the file's order, all that templates and verifier need being there.
 
     Raises:
-        InputError: see above; also a missing column, duplicate or empty ids, an answer that cannot be verified.
+        InputError: see above; also a missing column, duplicate or odd ids, an answer that cannot be verified.
     """
     source = config.asked
     table = read_rows(source.path)[: source.limit]
+    path = shown(source.path)
     if not table:
-        raise InputError("questions.path", f"{source.path!r} has no rows; it needs at least one question")
+        raise InputError("questions.path", f"{path} has no rows; it needs at least one question")
     for name, column in (("questions.id", source.id), ("questions.answer", source.answer)):
         if not any(column in row for row in table):
-            raise InputError(name, f"{column!r} is no column of {source.path!r}; it has {', '.join(table[0])}")
+            raise InputError(name, f"{shown(column)} is no column of {path}; it has {listed(table[0])}")
     rows = [{name: _text(value) for name, value in row.items() if value is not None} for row in table]
     seen: set[str] = set()
     for number, row in enumerate(rows, 1):
         if source.id not in row or source.answer not in row:
             column = source.id if source.id not in row else source.answer
-            raise InputError("questions.path", f"row {number} of {source.path!r} has no {column!r}")
+            raise InputError("questions.path", f"row {number} of {path} has no {shown(column)}")
+        problem = id_problem(row[source.id])
+        if problem is not None:
+            raise InputError("questions.id", f"{shown(row[source.id])} in row {number} of {path} {problem}")
         if row[source.id] in seen:
-            raise InputError("questions.id", f"{row[source.id]!r} stands twice in {source.path!r}; ids must be unique")
+            raise InputError("questions.id", f"{shown(row[source.id])} stands twice in {path}; ids must be unique")
         seen.add(row[source.id])
     bad = find_bad_answer(config.verifier, [row[source.answer] for row in rows])
     if bad is not None:
         row, problem = rows[bad[0]], bad[1]
-        answer = row[source.answer]
-        shown = answer if len(answer) <= 100 else answer[:100] + "..."
-        raise InputError("questions.answer", f"{shown!r} of question {row[source.id]!r} {problem}")
+        question = shown(row[source.id])
+        raise InputError("questions.answer", f"{shown(row[source.answer])} of question {question} {problem}")
     questions = [Question(row[source.id], row[source.answer], {**row, "answer": row[source.answer]}) for row in rows]
     _need_fields("prompt.template", template_fields(config.prompt.template), questions)
     for t, teacher in enumerate(config.model_teachers):
@@ -126,5 +125,5 @@ def _need_fields(where: str, names: Sequence[str], questions: Sequence[Question]
         if lacking is not None:
             raise InputError(
                 where,
-                f"needs {{{name}}}, which question {lacking.id!r} lacks; its columns are {', '.join(lacking.fields)}",
+                f"needs {{{name}}}, which question {shown(lacking.id)} lacks; its columns are {listed(lacking.fields)}",
             )

@@ -14,6 +14,8 @@ import numpy as np
 
 from schemas.arrays import AnyArray
 from schemas.config import RecordedTeacher, RecordedTree
+from schemas.limits import INT32, LEAST_INCLUSION, MOST_POSITIONS, MOST_TOKENS
+from schemas.text import id_problem, listed, shown
 from tasks.questions import InputError, read_rows
 from tasks.ragged import Floats, Ints, owners, row_sums
 from tasks.store.keys import digest
@@ -52,6 +54,7 @@ def read_recorded(tree: RecordedTree, teachers: Sequence[RecordedTeacher]) -> di
     table = _Table("tree.path", tree.path)
     rows = table.read(OUTCOMES)
     by_key = table.distinct(rows)
+    table.check_positions(rows)
     questions: dict[str, list[int]] = {}
     for number, row in enumerate(rows):
         questions.setdefault(row["question_id"], []).append(number)
@@ -87,6 +90,12 @@ TEACHER: dict[str, type] = {
     "teacher_prob": float,
 }
 OPTIONAL: dict[str, type] = {"token": str, "sampled": bool, "inclusion": float, "entropy": float}
+_MOST = {"rollout_id": INT32, "position": MOST_TOKENS, "token_id": INT32, "successes": INT32, "draws": INT32}
+_PROBABILITIES = {
+    "student_prob": (math.ulp(0.0), " above 0"),
+    "teacher_prob": (0.0, ""),
+    "inclusion": (LEAST_INCLUSION, f" of {LEAST_INCLUSION:g} or more"),
+}
 _WHAT = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -99,18 +108,18 @@ class _Table:
 
     def error(self, row: int, column: str, message: str) -> InputError:
         """Rows count from 1, as their order in the table."""
-        return InputError(self.field, f"{self.path!r}, row {row + 1}, column {column!r}: {message}")
+        return InputError(self.field, f"{shown(self.path)}, row {row + 1}, column {column!r}: {message}")
 
     def read(self, columns: Mapping[str, type]) -> list[dict[str, Any]]:
         """Rows with these columns, and those of the optional ones that are there, checked one value at a time."""
-        raw = read_rows(self.path, self.field, typed=True)
+        raw = read_rows(self.path, self.field, texts=[n for n, kind in {**columns, **OPTIONAL}.items() if kind is str])
         if not raw:
-            raise InputError(self.field, f"{self.path!r} has no rows")
+            raise InputError(self.field, f"{shown(self.path)} has no rows")
         lacking = [name for name in columns if not any(name in row for row in raw)]
         if lacking:
             raise InputError(
                 self.field,
-                f"{self.path!r} has no column {lacking[0]!r}; it needs {', '.join(columns)}, has {', '.join(raw[0])}",
+                f"{shown(self.path)} has no column {lacking[0]!r}; it needs {', '.join(columns)}, has {listed(raw[0])}",
             )
         return [self._checked(number, row, columns) for number, row in enumerate(raw)]
 
@@ -122,22 +131,28 @@ class _Table:
                 if name in columns:
                     raise self.error(number, name, f"missing; every row needs {_WHAT[kind]}")
                 continue
-            if kind is str:
+            if kind is str and isinstance(value, int) and not isinstance(value, bool):
                 value = str(value)
             elif kind is float and isinstance(value, int) and not isinstance(value, bool):
-                value = float(value)
+                value = float(value) if abs(value) < 2**53 else math.inf
             elif kind is int and isinstance(value, float) and value.is_integer():
                 value = int(value)
             if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-                raise self.error(number, name, f"{value!r} is not {_WHAT[kind]}")
+                raise self.error(number, name, f"{shown(value)} is not {_WHAT[kind]}")
             out[name] = value
-        for name in ("student_prob", "teacher_prob", "inclusion"):
-            low = name == "teacher_prob"
-            if name in out and not ((out[name] >= 0 if low else out[name] > 0) and out[name] <= 1 + _OVER_ONE):
-                raise self.error(number, name, f"{out[name]!r} is not a probability{'' if low else ' above 0'}")
-        for name in ("rollout_id", "position", "token_id", "successes"):
+        problem = id_problem(out["question_id"])
+        if problem is not None:
+            raise self.error(number, "question_id", f"{shown(out['question_id'])} {problem}")
+        for name, (least, what) in _PROBABILITIES.items():
+            if name in out and not least <= out[name] <= 1 + _OVER_ONE:
+                raise self.error(number, name, f"{out[name]!r} is not a probability{what}")
+        if not 0 <= out.get("entropy", 0.0) < math.inf:
+            raise self.error(number, "entropy", f"{out['entropy']!r} is not an entropy, 0 or more")
+        for name, most in _MOST.items():
             if name in out and out[name] < 0:
-                raise self.error(number, name, f"{out[name]} is negative")
+                raise self.error(number, name, f"{shown(out[name])} is negative")
+            if name in out and out[name] > most:
+                raise self.error(number, name, f"{shown(out[name])} is too large; the most is {most:,}")
         if "draws" in out:
             if out["draws"] < 2:
                 raise self.error(number, "draws", f"{out['draws']} is too small; a branch needs two draws or more")
@@ -153,6 +168,30 @@ class _Table:
             if first != number:
                 raise self.error(number, "token_id", f"{row['token_id']} is a branch that row {first + 1} has already")
         return found
+
+    def check_positions(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Refuse rollouts that are longer, all together, than what can be laid out."""
+        lengths: dict[tuple[str, int], int] = {}
+        total = 0
+        for number, row in enumerate(rows):
+            rollout, length = (row["question_id"], row["rollout_id"]), row["position"] + 1
+            total += max(0, length - lengths.get(rollout, 0))
+            lengths[rollout] = max(length, lengths.get(rollout, 0))
+            if total > MOST_POSITIONS:
+                raise self.error(
+                    number,
+                    "position",
+                    f"with {row['position']} here all rollouts have {total:,} "
+                    f"positions, counted from 0; the most are {MOST_POSITIONS:,}",
+                )
+
+    def check_draws(self, offsets: Ints, values: Sequence[tuple[int, int]]) -> None:
+        """Refuse a node with more draws than a column of the tables holds."""
+        for a, b in pairwise(offsets):
+            total = sum(n for _, n in values[a:b])
+            if total > INT32:
+                row = max(n for n, _ in values[a:b])
+                raise self.error(row, "draws", f"this node's branches have {total:,} draws; the most are {INT32:,}")
 
     def check_sums(self, column: str, offsets: Ints, values: Sequence[tuple[int, float]]) -> None:
         """Refuse a node whose probabilities sum to more than 1; `values` are rows and probabilities at branches."""
@@ -179,8 +218,8 @@ def _teacher_rows(
         question, rollout, position, token = missing
         raise InputError(
             table.field,
-            f"{teacher.path!r} has no row for question {question!r}, rollout_id {rollout}, position {position}, "
-            f"token_id {token}, which row {branches[missing] + 1} of the outcomes has",
+            f"{shown(teacher.path)} has no row for question {shown(question)}, rollout_id {rollout}, "
+            f"position {position}, token_id {token}, which row {branches[missing] + 1} of the outcomes has",
         )
     return table, {key: (n, float(rows[n]["teacher_prob"])) for key, n in found.items()}
 
@@ -193,7 +232,8 @@ def _question(table: _Table, question: str, rows: Sequence[tuple[int, Mapping[st
         raise table.error(
             number,
             "rollout_id",
-            f"question {question!r} has rollout {rollouts[gap]} but no rollout {gap}; they count from 0 without gaps",
+            f"question {shown(question)} has rollout {rollouts[gap]} but no rollout {gap}; "
+            "they count from 0 without gaps",
         )
     lengths = [0] * len(rollouts)
     verdict: dict[int, bool] = {}
@@ -201,7 +241,7 @@ def _question(table: _Table, question: str, rows: Sequence[tuple[int, Mapping[st
         r = row["rollout_id"]
         lengths[r] = max(lengths[r], row["position"] + 1)
         if verdict.setdefault(r, row["correct"]) != row["correct"]:
-            raise table.error(number, "correct", f"rollout {r} of question {question!r} is both true and false")
+            raise table.error(number, "correct", f"rollout {r} of question {shown(question)} is both true and false")
     offsets = np.cumsum([0, *lengths]).astype(np.int64)
     T = int(offsets[-1])
     at = np.array([int(offsets[row["rollout_id"]]) + row["position"] for _, row in rows], dtype=np.int64)
@@ -209,6 +249,7 @@ def _question(table: _Table, question: str, rows: Sequence[tuple[int, Mapping[st
     branch_offsets = np.append(first, len(at)).astype(np.int64)
     prob = np.array([row["student_prob"] for _, row in rows], dtype=np.float64)
     table.check_sums("student_prob", branch_offsets, [(n, row["student_prob"]) for n, row in rows])
+    table.check_draws(branch_offsets, [(n, row["draws"]) for n, row in rows])
     tail = np.maximum(1 - row_sums(prob, branch_offsets), 0.0)
 
     tokens, token_prob = np.full(T, -1, dtype=np.int32), np.full(T, np.nan)

@@ -84,7 +84,7 @@ def test_questions_are_gone_through_one_by_one(settings: dict[str, Any], monkeyp
 
     finalizers: list[weakref.finalize[Any, Any]] = []
     monkeypatch.setattr(Store, "need", watched)
-    outputs = make_outputs(job, ids, {})
+    outputs = dict(make_outputs(job, ids, {}).files)
     assert {"tokens.parquet", "report.html"} <= set(outputs)
     of_question = len(job.keys[ids[0]].all())
     assert most <= of_question + 1  # the prior is held beside them

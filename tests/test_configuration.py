@@ -9,9 +9,13 @@ from pydantic import BaseModel
 
 from flows.configuration import ConfigurationError, checked, merged, parse_overrides
 from schemas import config as schema
+from schemas.arrays import STAGE_VERSIONS
 from schemas.config import RecordedTeacher, RunConfig, Settings, is_cosmetic, settings_in
+from tasks import lineage
 from tasks.engines.server import Served
+from tasks.engines.streams import stream_seed
 from tasks.job import Job
+from tasks.store.keys import digest
 
 _SCORING: dict[str, Any] = {"device": "cpu", "batch_tokens": 1000, "score_rows": 3, "threads": 1}
 ENGINES: dict[str, dict[str, Any]] = {
@@ -104,6 +108,7 @@ CHANGES: dict[str, Any] = {
     "verifier.numeric.marker": "answer",
     "verifier.numeric.tolerance": 0.5,
     "verifier.choice.marker": "answer",
+    "verifier.choice.ignore_case": True,
     "verifier.choice.labels": [str(i) for i in range(9, -1, -1)],
     "verifier.math.seconds": 1.0,
     "verifier.math.workers": 1,
@@ -280,6 +285,54 @@ def test_every_field_changes_the_keys_or_is_listed_as_cosmetic(base: dict[str, A
             assert keys_of(start) != keys_of(changed), f"{name} changes no key and is not listed as cosmetic"
 
 
+@pytest.mark.parametrize(
+    ("tree", "expected"),
+    [
+        (
+            {"kind": "forced", "nodes": 6, "head": 3, "tail": 2, "draws": 12},
+            "a83f441459fb14c4f3e6f1b5118c88e3ab8f0842223185041b6a1a01aea47afd",
+        ),
+        ({"kind": "adaptive", "tokens": 1000}, "997d5af5a80725759ac884abe7f5a40d7c6399abeae357010da1e2d336d239ff"),
+        ({"kind": "windows"}, "d7d8800e306787dbdb58bb604d36ce38171473782d9b430d9298920b9338c249"),
+    ],
+)
+def test_keys_are_what_they_were(tree: dict[str, Any], expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys and streams of an ordinary run, versions of stages aside: a change here makes every store start anew."""
+    config = checked(
+        {
+            "seed": 7,
+            "questions": {"path": "q.jsonl"},
+            "student": {"path": "a/b"},
+            "tree": tree,
+            "prompt": {
+                "template": "{question} ;",
+                "system": "s",
+                "chat_template_kwargs": {"enable_thinking": False},
+            },
+            "sampling": {"rollouts": 4, "max_tokens": 24, "temperature": 0.7},
+            "teachers": [
+                {"name": "large", "model": {"path": "c/d"}},
+                {"name": "self", "contexts": ["none", {"kind": "answer", "template": "{prompt} {answer}"}]},
+            ],
+            "losses": ["reverse_kl", {"kind": "jsd", "beta": 0.3}, {"kind": "top_k", "k": 5}],
+            "scores": {"bootstrap": 200, "posterior": 100},
+        }
+    )
+    monkeypatch.setattr(lineage, "STAGE_VERSIONS", dict.fromkeys(STAGE_VERSIONS, 1))
+    keyed = lineage.Lineage(config, "engine")
+    shown: dict[lineage.Source, dict[str, object]] = {
+        source: {"teacher": source.teacher, "context": source.context} for source in lineage.sources(config)
+    }
+    keys = keyed.keys({"q": "0" * 64}, {"q": shown})["q"]
+    ranking = list(keyed.ranking_keys("0" * 64, shown).values())
+    settings = [part.keyed() for part in (config.sampling, config.prompt, config.model, config.scores, config.ranking)]
+    aggregate = keyed.aggregate_key([keys])
+    values = keyed.values_key("0" * 64)
+    assert digest([keys.all(), keys.rounds, ranking, values, aggregate, settings]) == expected
+    assert stream_seed(0, "chain-001", "draw", 1, 2, 3, 4) == 10646623134652063195
+    assert stream_seed(7, "é 1/2", "nodes") == 3398526765666629799
+
+
 def test_a_change_reaches_only_what_depends_on_it(base: dict[str, Any]) -> None:
     def stages_changed(override: dict[str, Any]) -> set[str]:
         return {stage for stage, _ in artefact_keys(base) ^ artefact_keys(merged(base, override))}
@@ -309,6 +362,11 @@ def test_no_teacher_is_in_a_trees_key(base: dict[str, Any]) -> None:
     ("override", "line"),
     [
         ({"tre": {}}, "tre: unknown field, given {}; did you mean tree?"),
+        ({"teachers": {"0": {"nam": 3}}}, "teachers.0.nam: unknown field, given 3; did you mean name?"),
+        (
+            {"teachers": {"0": {"model": {"pat": 3}}}},
+            "teachers.0.model.pat: unknown field, given 3; did you mean path?",
+        ),
         ({"tree": {"drawz": 3}}, "tree.drawz: unknown field, given 3; did you mean draws?"),
         ({"verifier": {"kind": "numeric", "tolerence": 1}}, "did you mean tolerance?"),
         ({"seed": "soon"}, "seed: input should be a valid integer"),
@@ -317,7 +375,7 @@ def test_no_teacher_is_in_a_trees_key(base: dict[str, Any]) -> None:
             {"tree": {"draws": 9}},
             "tree.draws: 9 is too small for two draws a branch: head 3 and tail 2 need at least 10",
         ),
-        ({"verifier": {"kind": "vibes"}}, "verifier: input tag 'vibes'"),
+        ({"verifier": {"kind": "vibes"}}, "verifier: kind 'vibes' is not known; known are"),
         ({"teachers": []}, "teachers: list should have at least 1 item"),
         ({"losses": ["jsd", "jsd"]}, "losses: 'jsd' stands there twice"),
         ({"teachers": {"1": {"contexts": ["none", "none"]}}}, "'none' stands there twice"),

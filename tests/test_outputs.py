@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import polars as pl
@@ -45,12 +46,14 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> None:
 def write(job: Job, pause: float = 0.0) -> None:
     """What a flow does at its end; in every table stands the seed."""
     with disable_run_logger(), writing(job):
-        files = {f"{name}.parquet": parquet_bytes(pl.DataFrame({"seed": [job.config.seed]})) for name in TABLES}
-        digests: dict[str, str] = {}
-        for name, content in files.items():
-            digests |= outputs._write_files(job, {name: content})
-            time.sleep(pause)
-        write_run(job, list(job.questions), {}, [], digests, {})
+
+        def files() -> Iterator[tuple[str, bytes]]:
+            for name in TABLES:
+                yield f"{name}.parquet", parquet_bytes(pl.DataFrame({"seed": [job.config.seed]}))
+                time.sleep(pause)
+
+        digests = outputs._write_files(job, files())
+        write_run(job, list(job.questions), {}, [], {"files": digests, "why_unresolved": None}, {})
 
 
 def test_files_and_run_json_are_of_one_run(jobs: list[Job]) -> None:

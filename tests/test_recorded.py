@@ -236,3 +236,17 @@ def test_keys_follow_the_rows_and_not_their_place(recorded: Any, tmp_path: Path)
     assert {
         s for s in before[first].distillation if changed[first].distillation[s] != before[first].distillation[s]
     } == {s for s in before[first].distillation if s.teacher == "good"}
+
+
+def test_the_temperature_of_recorded_outcomes_is_in_the_keys(recorded: Any, tmp_path: Path) -> None:
+    """Gradients are divided by it, and no rollouts' key of a recorded run tells it."""
+    _, _, rows, teachers = recorded
+    data = configuration(tmp_path, rows, teachers, "jsonl")
+    one, half = (Job(checked({**data, "sampling": {"temperature": t}})) for t in (1.0, 0.5))
+    ids = list(one.keys)
+    assert one.aggregate_key(ids) != half.aggregate_key(ids)
+    for i in ids:
+        assert one.keys[i].ideal != half.keys[i].ideal
+        assert not set(one.keys[i].alignment.values()) & set(half.keys[i].alignment.values())
+        for stage in ("rollouts", "trees", "prior", "distillation"):  # none of these reads it
+            assert getattr(one.keys[i], stage) == getattr(half.keys[i], stage)

@@ -1,21 +1,24 @@
 """The report on hostile and on empty input."""
 
+import time
 from typing import Any
 
 import numpy as np
+import polars as pl
+import pytest
 
 from schemas.config import Scores
 from tasks.outcomes import merged
 from tasks.outputs import make_tables
 from tasks.prior import fit
-from tasks.report.page import render
+from tasks.report.page import FOREST, draw_charts, render
 from tests.oracle import OracleJob, oracle_config, oracle_rollouts, random_chain, teacher_of
 from tests.test_estimators import scored, tree_of
 
 HOSTILE = "<script>alert(1)</script>\"'&"
 
 
-def page(texts: str, left_out: dict[str, str], **names: Any) -> str:
+def page(texts: str, left_out: dict[str, str], why: str | None = None, **names: Any) -> str:
     chain = random_chain(3, length=10)
     job = OracleJob(chain, oracle_config(chain, rollouts=6, nodes=30, head=4, tail=2, draws=40))
     rollouts = oracle_rollouts(job)
@@ -25,11 +28,12 @@ def page(texts: str, left_out: dict[str, str], **names: Any) -> str:
     config = job.config.model_copy(update={"scores": scores, "name": "run"})
     tables, facts = make_tables(config, [q], lambda _: by_id, fit([merged(q.tree).outcomes]))
     assert np.isfinite(tables["tokens"]["weight"].to_numpy()).all()
-    return render(config, [q], facts, tables, lambda _: by_id, left_out)
+    return render(config, [q], facts, tables, lambda _: by_id, left_out, why)
 
 
 def test_model_output_is_escaped_and_nothing_is_fetched() -> None:
     html = page(HOSTILE, {f"q {HOSTILE}": "all rollouts hit the length limit"})
+    assert "<b>Unresolved:</b> always wrong" in page("x", {}, "always wrong")
     assert "<script" not in html and "alert(1)" in html
     assert "&lt;script&gt;" in html
     assert "default-src 'none'" in html
@@ -41,3 +45,36 @@ def test_model_output_is_escaped_and_nothing_is_fetched() -> None:
 def test_a_page_of_undefined_scores() -> None:
     html = page("x", {}, teacher=random_chain(3, length=10))
     assert "undefined" in html and "nan" not in html.lower().replace("nanum", "")
+
+
+def summary_of(teachers: int, losses: int) -> pl.DataFrame:
+    rows = [
+        {"group": group, "bin": bin_, "teacher": f"t{t}", "context": "none", "loss": f"l{i}"}
+        | {"alignment": 0.1, "alignment_low": 0.0, "alignment_high": 0.2}
+        for t in range(teachers)
+        for i in range(losses)
+        for group, bin_ in (("all", "all"), ("position", "1"), ("position", "2"))
+    ]
+    return pl.DataFrame(rows)
+
+
+def test_a_chart_that_cannot_be_drawn_is_left_out_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(spec: object) -> str:
+        raise ValueError("Vega is\nill")
+
+    monkeypatch.setattr("tasks.report.charts.vlc.vegalite_to_svg", fails)
+    html = page("x", {})
+    assert "The chart of alignment by teacher, context and loss could not be drawn: Vega is." in html
+    assert "Token by token" in html
+
+
+def test_charts_show_the_first_of_very_many_signals() -> None:
+    began = time.process_time()
+    drawn, notes = draw_charts(summary_of(400, 30), "l0")
+    assert time.process_time() - began < 30
+    assert len(drawn) == 2 and "t29 / none" in drawn[FOREST] and "t30 / none" not in drawn[FOREST]
+    assert notes == [
+        "Charts show the first 30 of 400 teachers with contexts and the first 12 of 30 losses; "
+        "summary.parquet holds all."
+    ]
+    assert draw_charts(summary_of(2, 2), "l0")[1] == []

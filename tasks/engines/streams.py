@@ -10,8 +10,14 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def stream_seed(*identity: int | str) -> int:
-    """64-bit seed of an identity such as (seed, question, rollout, position, token, index)."""
+    """64-bit seed of an identity such as (seed, question, rollout, position, token, index).
+
+    Raises:
+        ValueError: a part holds the character that parts are joined by, so that two identities could be one.
+    """
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in identity)
+    if text.count("\x1f") >= len(identity):
+        raise ValueError(f"an identity holds U+001F: {identity!r}")
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 

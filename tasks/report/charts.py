@@ -6,13 +6,28 @@ import altair as alt
 import polars as pl
 import vl_convert as vlc
 
+from schemas.text import BETWEEN, reason
+
 ROLLOUTS = {"all": "all rollouts", "correct": "correct rollouts", "incorrect": "incorrect rollouts"}
 PALETTE = ["#2b6cb0", "#c05621", "#2f855a", "#805ad5", "#b83280", "#718096", "#b7791f", "#0987a0"]
+SOURCES_SHOWN, LOSSES_SHOWN = 30, 12
+"""Teachers with contexts, and losses, that a chart shows: the first ones. More take minutes to draw, and nobody reads
+them; the tables hold all."""
 FONT = "system-ui, -apple-system, 'Segoe UI', sans-serif"
 
 
-def forest(summary: pl.DataFrame) -> str:
-    """Alignment with its interval for every signal: all, correct and incorrect rollouts side by side."""
+class ChartError(ValueError):
+    """A chart that cannot be drawn."""
+
+
+def forest(summary: pl.DataFrame) -> str | None:
+    """Alignment with its interval for every signal: all, correct and incorrect rollouts side by side.
+
+    Raises:
+        ChartError: it cannot be drawn.
+    """
+    if not summary["alignment"].is_not_null().any():
+        return None
     rows = (
         _with_source(summary.filter(pl.col("group").is_in(["all", "outcome"]) & pl.col("alignment").is_not_null()))
         .with_columns(rollouts=pl.col("bin").replace_strict(ROLLOUTS, default=None))
@@ -44,7 +59,11 @@ def forest(summary: pl.DataFrame) -> str:
 
 
 def along(summary: pl.DataFrame, group: str, loss: str, title: str) -> str | None:
-    """Alignment over the bins of a grouping, one panel a signal; None where there is nothing to show."""
+    """Alignment over the bins of a grouping, one panel a signal; None where there is nothing to show.
+
+    Raises:
+        ChartError: it cannot be drawn.
+    """
     rows = _with_source(
         summary.filter((pl.col("group") == group) & (pl.col("loss") == loss) & pl.col("alignment").is_not_null())
     )
@@ -69,7 +88,13 @@ def along(summary: pl.DataFrame, group: str, loss: str, title: str) -> str | Non
 
 
 def _with_source(rows: pl.DataFrame) -> pl.DataFrame:
-    return rows.with_columns(source=pl.concat_str("teacher", pl.lit(" / "), "context"))
+    """The rows that are shown, with the name of teacher and context together."""
+    named = rows.with_columns(source=pl.concat_str("teacher", pl.lit(BETWEEN), "context"))
+    first = {
+        name: named[name].unique(maintain_order=True).head(most)
+        for name, most in (("source", SOURCES_SHOWN), ("loss", LOSSES_SHOWN))
+    }
+    return named.filter(*(pl.col(name).is_in(values.implode()) for name, values in first.items()))
 
 
 def _scale(rows: pl.DataFrame) -> alt.Scale:
@@ -95,4 +120,7 @@ def _svg(chart: alt.TopLevelMixin) -> str:
         .configure_header(labelFontSize=12)
         .configure_legend(orient="top", labelFontSize=11)
     )
-    return str(vlc.vegalite_to_svg(configured.to_dict()))
+    try:
+        return str(vlc.vegalite_to_svg(configured.to_dict()))
+    except ValueError as error:
+        raise ChartError(reason(error)) from error

@@ -10,14 +10,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from schemas.config import RunConfig, is_local_folder
+from schemas.text import BETWEEN
 from tasks.aggregate import QuestionScores, Texts, headline
+from tasks.no_signal import Endings
 from tasks.ragged import row_sums
-from tasks.report.charts import along, forest
+from tasks.report.charts import LOSSES_SHOWN, SOURCES_SHOWN, ChartError, along, forest
 
 LeftOut = Mapping[str, str]
 
 ROLLOUTS_SHOWN = 4
 TOKENS_SHOWN = 300
+FOREST = "teacher, context and loss"
 GROUPS = {
     "position": "place in the rollout",
     "entropy": "student's entropy",
@@ -58,6 +61,11 @@ class Facts(NamedTuple):
     truncated_draws: int
     tail_missing: float
 
+    @property
+    def endings(self) -> Endings:
+        """How its rollouts ended."""
+        return Endings(self.rollouts, self.correct, self.truncated_rollouts)
+
     @classmethod
     def of(cls, q: QuestionScores) -> "Facts":
         """From a question's arrays."""
@@ -89,6 +97,7 @@ def render(
     tables: Mapping[str, pl.DataFrame],
     texts: Texts,
     left_out: LeftOut,
+    why_unresolved: str | None,
 ) -> str:
     """The page.
 
@@ -98,6 +107,7 @@ def render(
         tables: those beside the page, by name.
         texts: gives the text of token ids.
         left_out: questions that were left out, with the reason.
+        why_unresolved: why some signal's alignment is not known, if one's is not.
     """
     tokens, summary = tables["tokens"], tables["summary"]
     environment = Environment(
@@ -105,7 +115,7 @@ def render(
     )
     environment.filters.update(score=_score, estimate=_estimate)
     loss = str(summary["loss"][0]) if summary.height else ""
-    charts = {title: svg for group, title in GROUPS.items() if (svg := along(summary, group, loss, title))}
+    charts, not_drawn = draw_charts(summary, loss)
     rollouts = sum(f.rollouts for f in facts)
     return environment.get_template("report.html.jinja").render(
         name=config.name,
@@ -120,6 +130,7 @@ def render(
         truncated_rollouts=sum(f.truncated_rollouts for f in facts),
         tail_missing=max(f.tail_missing for f in facts),
         left_out=left_out,
+        why_unresolved=why_unresolved,
         table=headline(summary),
         gaps=_gaps(tables["differences"]),
         selection=_by_source(tables["selection"], loss, "tokens"),
@@ -128,11 +139,33 @@ def render(
         resolved=int(tokens.filter(pl.col("resolved")).height),
         scored_tokens=tokens.drop_nulls("lfsr").height,
         sampled=all(q.sampled for q in scored),
-        forest=Markup(forest(summary)) if summary["alignment"].is_not_null().any() else None,  # noqa: S704 - ours
-        charts={title: Markup(svg) for title, svg in charts.items()},  # noqa: S704 - names are escaped by Vega
+        forest=charts.pop(FOREST, None),
+        charts=charts,
+        not_drawn=not_drawn,
         loss=loss,
         shown=_rollouts(scored, tokens, texts, loss),
     )
+
+
+def draw_charts(summary: pl.DataFrame, loss: str) -> tuple[dict[str, Markup], list[str]]:
+    """The charts by title, and why some are not there or do not show everything: tables hold what they would show."""
+    drawn: dict[str, Markup] = {}
+    notes = []
+    for group, title in {"": FOREST, **GROUPS}.items():
+        try:
+            svg = along(summary, group, loss, title) if group else forest(summary)
+        except ChartError as error:
+            notes.append(f"The chart of alignment by {title} could not be drawn: {error}.")
+            continue
+        if svg is not None:
+            drawn[title] = Markup(svg)  # noqa: S704 - ours; names are escaped by Vega
+    sources, losses = summary.select("teacher", "context").n_unique(), summary["loss"].n_unique()
+    if sources > SOURCES_SHOWN or losses > LOSSES_SHOWN:
+        notes.append(
+            f"Charts show the first {min(sources, SOURCES_SHOWN)} of {sources} teachers with contexts and the first "
+            f"{min(losses, LOSSES_SHOWN)} of {losses} losses; summary.parquet holds all."
+        )
+    return drawn, notes
 
 
 def _student(config: RunConfig) -> str:
@@ -169,7 +202,7 @@ def _by_source(table: pl.DataFrame, loss: str, name: str) -> dict[str, dict[str,
     """Rows of one loss by teacher and context, then by what stands in a column; sources without numbers left out."""
     out: dict[str, dict[str, dict[str, Any]]] = {}
     for row in table.filter(pl.col("loss") == loss).iter_rows(named=True):
-        out.setdefault(f"{row['teacher']} / {row['context']}", {})[row[name]] = row
+        out.setdefault(f"{row['teacher']}{BETWEEN}{row['context']}", {})[row[name]] = row
     value = "gain" if name == "tokens" else "correlation"
     return {source: rows for source, rows in out.items() if any(row[value] is not None for row in rows.values())}
 
@@ -201,7 +234,7 @@ def _shown(q: QuestionScores, rollout: int, nodes: pl.DataFrame, texts: Texts) -
     for (teacher, context), part in here.group_by(["teacher", "context"], maintain_order=True):
         at = {row["position"]: row for row in part.iter_rows(named=True)}
         cells = [_cell(text[token], at.get(i)) for i, token in enumerate(ids[:TOKENS_SHOWN])]
-        rows.append((f"{teacher} / {context}", cells))
+        rows.append((f"{teacher}{BETWEEN}{context}", cells))
     correct = bool(np.asarray(q.rollouts["correct"])[rollout])
     title = f"question {q.question_id}, rollout {rollout}"
     return Shown(title, correct, rows, max(0, len(ids) - TOKENS_SHOWN))

@@ -5,10 +5,12 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from schemas.config import Model, is_local_folder
+from schemas.text import reason, shown
 from tasks.verifiers import VERIFIER_VERSIONS
 
 
@@ -101,10 +103,20 @@ def _file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def hub_errors() -> tuple[type[Exception], ...]:
+    """What a call of the hub's client raises where the hub is away, refuses, or does not know a name.
+
+    Among them are the errors of the HTTP library below the client, which is not the same one in all its versions.
+    """
+    from huggingface_hub import get_session
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    http = import_module(type(get_session()).__module__.partition(".")[0])
+    return (HfHubHTTPError, OfflineModeIsEnabled, http.HTTPError, OSError, ValueError)
+
+
 def _hub_commit(model: Model) -> str:
-    from httpx import HTTPError
     from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     revision = model.revision or "main"
     cached: str | None = None
@@ -112,10 +124,10 @@ def _hub_commit(model: Model) -> str:
         found = try_to_load_from_cache(model.path, "config.json", revision=revision)
         cached = Path(found).parent.name if isinstance(found, str) else None
         return str(HfApi().model_info(model.path, revision=revision, timeout=10).sha)
-    except (HTTPError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled) as error:
+    except hub_errors() as error:
         if cached is not None:
             return cached
         raise ValueError(
-            f"{model.path!r} is neither a folder here nor a hub model that can be reached or is cached "
-            f"({type(error).__name__})"
+            f"{shown(model.path)} is neither a folder here nor a hub model that can be reached or is cached "
+            f"({type(error).__name__}: {reason(error)}); give a model folder, or a hub name and a network"
         ) from error

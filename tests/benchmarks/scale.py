@@ -102,7 +102,8 @@ def measure_many(folder: Path, questions: int) -> dict[str, float]:
     from flows.diagnose import diagnose
     from tasks.store.artefact import OBJECT, Store
 
-    numerics = add_time([(vars(tasks.stages), "_make"), (vars(tasks.outputs), "make_outputs")])
+    of_outputs = [(vars(tasks.outputs), name) for name in ("make_tables", "parquet_bytes", "render")]
+    numerics = add_time([(vars(tasks.stages), "_make"), *of_outputs])
     reading = add_time([(vars(tasks.job), "read_recorded")])
     storage = add_time([(Store, name) for name in ("put_bytes", "put_note", "commit", "has", "load", "remove")])
     config = checked({**outcomes(folder, questions), "store": str(folder / "many")})

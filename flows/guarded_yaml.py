@@ -1,0 +1,151 @@
+"""YAML (or JSON) from outside, read within limits: no text takes long, and none means what it does not seem to.
+
+Plain YAML gives mappings whose last duplicate wins, dates where a name looks like one, values of unbounded size from
+a few lines of aliases, and halves of characters. Here each is refused by its line, or is text.
+"""
+
+from typing import Any
+
+import yaml
+
+from schemas.limits import MOST_CONFIGURATION_BYTES, MOST_CONFIGURATION_VALUES, MOST_DIGITS, MOST_NESTING
+from schemas.text import reason, shown
+
+
+class RefusedError(ValueError):
+    """A text that is no YAML, or more than a configuration may hold; one line that says what it is and where."""
+
+
+class _GuardError(RefusedError):
+    """A limit is passed, or a meaning is in doubt: more than a matter of syntax."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"cannot be used: {message}")
+
+
+def parse(data: bytes | str) -> Any:
+    """The values of a YAML or JSON document.
+
+    Raises:
+        RefusedError: too long, not UTF-8, not YAML, nested too deeply, with duplicate or other keys than texts, with
+            numbers of too many digits, or with aliases that stand for too much.
+    """
+    if len(data) > MOST_CONFIGURATION_BYTES:
+        raise _GuardError(f"is longer than {MOST_CONFIGURATION_BYTES:,} bytes")
+    try:
+        text = data.decode("utf-8-sig") if isinstance(data, bytes) else data
+    except UnicodeDecodeError as error:
+        raise _GuardError(f"is not UTF-8 text: {reason(error)}") from error
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}: " if mark is not None else ""
+        raise RefusedError(f"is not YAML: {where}{reason(error.problem or str(error))}") from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise _GuardError(f"line {line}: the character {shown(chr(error.character))} cannot stand in YAML") from error
+
+
+def parse_value(text: str) -> Any:
+    """The value of an assignment: YAML, or the text itself where it is none.
+
+    Raises:
+        RefusedError: a limit is passed, or a meaning is in doubt.
+    """
+    try:
+        return parse(text)
+    except _GuardError:
+        raise
+    except RefusedError:
+        return text
+
+
+def _refused(mark: yaml.Mark, message: str) -> _GuardError:
+    return _GuardError(f"line {mark.line + 1}: {message}")
+
+
+_TAG = "tag:yaml.org,2002:"
+
+
+class _Loader(yaml.SafeLoader):
+    """Texts, numbers, true, false, null, lists and mappings with text keys, within limits."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - declared so by its base
+        first: [(tag, pattern) for tag, pattern in found if not tag.endswith(":timestamp")]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = 0
+        self._total = 0
+        self._sizes: dict[int, int] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        self._depth += 1
+        if self._depth > MOST_NESTING:
+            raise _refused(event.start_mark, f"lists and mappings are nested more than {MOST_NESTING} levels deep")
+        repeated = isinstance(event, yaml.AliasEvent)
+        before = self._total
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if repeated and id(node) not in self._sizes:
+            raise _refused(event.start_mark, f"alias {shown(event.anchor)} stands within what it repeats")
+        self._total += self._sizes[id(node)] if repeated else 1
+        self._sizes.setdefault(id(node), self._total - before)  # nodes live as long as this
+        if self._total > MOST_CONFIGURATION_VALUES:
+            raise _refused(event.start_mark, f"more than {MOST_CONFIGURATION_VALUES:,} values, repeated ones counted")
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if key.tag == _TAG + "merge":
+                continue
+            if key.tag != _TAG + "str":
+                written = shown(key.value) if isinstance(key, yaml.ScalarNode) else f"of kind {key.id}"
+                raise _refused(key.start_mark, f"key {written} is not a text; write it in quotes")
+            if key.value in lines:
+                raise _refused(key.start_mark, f"{shown(key.value)} stands there twice, in line {lines[key.value]} too")
+            lines[key.value] = key.start_mark.line + 1
+        return node
+
+    def _text(self, node: yaml.ScalarNode) -> str:
+        text = str(self.construct_scalar(node))
+        if text.isprintable():
+            return text
+        try:  # JSON writes characters beyond U+FFFF as two halves
+            return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+        except UnicodeDecodeError as error:
+            raise _refused(node.start_mark, f"{shown(text)} holds half of a character") from error
+
+    def _whole(self, node: yaml.ScalarNode) -> int:
+        if len(node.value) > MOST_DIGITS:
+            raise _refused(node.start_mark, f"{shown(node.value)} has more than {MOST_DIGITS} digits")
+        try:
+            return int(self.construct_yaml_int(node))
+        except (ValueError, IndexError) as error:
+            raise _refused(node.start_mark, f"{shown(node.value)} is not a whole number") from error
+
+    def _number(self, node: yaml.ScalarNode) -> float:
+        try:
+            return float(self.construct_yaml_float(node))
+        except (ValueError, IndexError) as error:
+            raise _refused(node.start_mark, f"{shown(node.value)} is not a number") from error
+
+    def _unknown(self, node: yaml.Node) -> Any:
+        raise _refused(node.start_mark, f"tag {shown(node.tag)} is not known here; leave it out")
+
+
+for _tag, _constructor in (
+    ("str", _Loader._text),
+    ("value", _Loader._text),
+    ("int", _Loader._whole),
+    ("float", _Loader._number),
+    *((name, _Loader._unknown) for name in ("timestamp", "binary", "omap", "pairs", "set")),
+):
+    _Loader.add_constructor(_TAG + _tag, _constructor)
+_Loader.add_constructor(None, _Loader._unknown)
