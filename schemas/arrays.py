@@ -139,10 +139,10 @@ STAGE_VERSIONS = {
     "trees": 3,
     "ideal": 2,
     "prior": 2,
-    "distillation": 2,
+    "distillation": 3,
     "alignment": 2,
     "values": 2,
-    "ranking": 1,
+    "ranking": 2,
     "aggregate": 4,
 }
 

@@ -691,7 +691,7 @@ class VLLMEngine(ScoringSettings):
         None,
         ge=2,
         le=2 * limits.MOST_TOKENS,
-        description="Longest prompt and completion together, tokens, within the model's own limit; that limit where null",
+        description="Longest prompt and completion together, tokens; the model's own limit where null, and at most",
         json_schema_extra=COSMETIC,
     )
     eager: bool = Field(False, description="No CUDA graphs", json_schema_extra=COSMETIC)
@@ -727,12 +727,12 @@ class VLLMServerEngine(ScoringSettings):
         3600.0,
         gt=0,
         le=limits.MOST_SECONDS,
-        description="Seconds that one draw may take, from the connection to the last byte, before it is asked for again",
+        description="Seconds that one draw may take, from connection to last byte, before it is asked for again",
         json_schema_extra=COSMETIC,
     )
     api_key_variable: Name = Field(
         "VLLM_API_KEY",
-        description="Environment variable that holds the key, where servers ask for one; white space around it is dropped",
+        description="Environment variable that holds the key, where servers ask for one; spaces around it are dropped",
         json_schema_extra=COSMETIC,
     )
 
