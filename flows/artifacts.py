@@ -21,7 +21,6 @@ from prefect.artifacts import (
 
 from flows.terminal import SHOWN, number, score
 from tasks.aggregate import headline
-from tasks.outputs import read_table
 from tasks.progress import Amount, Step, listen
 from tasks.stages import Outcome
 from tasks.store.artefact import Store
@@ -69,7 +68,7 @@ def _update(stage: str, bar: _Bar, finished: bool = False) -> None:
     update_progress_artifact(bar.artifact, round(100 * share, 1), description=f"{stage}: {bar.amount}")
 
 
-def scores_artifact(store: Store, run: str) -> None:
+def scores_artifact(run: str, summary: pl.DataFrame) -> None:
     """Alignments with their intervals, as the command line shows them."""
     rows = [
         {
@@ -77,7 +76,7 @@ def scores_artifact(store: Store, run: str) -> None:
             **{shown: score(row[name]) for name, shown in SHOWN.items()},
             "mean cos.": number(row["all"]["mean_cosine"]),
         }
-        for row in headline(read_table(store, run, "summary"))
+        for row in headline(summary)
     ]
     create_table_artifact(rows, key=_key(f"{run}-scores"), description=f"alignment with the ideal gradient, run {run}")
 

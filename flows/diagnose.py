@@ -13,7 +13,7 @@ from flows.running import retried, task_runner
 from schemas.config import RunConfig
 from tasks.job import forget_jobs, open_job
 from tasks.lineage import sources
-from tasks.outputs import add_references, aggregate_task, named, write_references, write_run, writing
+from tasks.outputs import add_references, aggregate_task, named, read_patiently, write_references, write_run, writing
 from tasks.progress import report
 from tasks.questions import InputError
 from tasks.stages import BY_SOURCE, OF_RUN, STAGES, Outcome, draws_shown, stage_task
@@ -120,7 +120,7 @@ def _diagnose(config: RunConfig) -> dict[str, Any]:
         outputs, done.stages["aggregate"] = finished.result()
         job.leave_out(done.not_pooled)
         run = write_run(job, done.ids, done.left_out, list(done.failed), outputs, done.stages)
-        scores_artifact(job.store, config.name)
+        scores_artifact(config.name, read_patiently(job, "summary"))
     get_run_logger().info("outputs in %s", job.store.path("runs", config.name))
     output_link(job.store, config.name, "report.html")
     summary_artifact(config.name, done.stages, done.left_out, done.failed, run["why_unresolved"])

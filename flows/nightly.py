@@ -14,9 +14,10 @@ from prefect.logging import get_run_logger
 from flows.artifacts import markdown_artifact, plain, table_artifact
 from flows.calibrate import calibrate
 from flows.diagnose import QuestionsFailedError, diagnose
-from schemas.config import NightlyConfig, RunConfig
+from schemas.config import Execution, NightlyConfig, RunConfig
 from tasks.calibration.judge import figures, judged_as
 from tasks.engines.protocol import EngineError
+from tasks.failures import patiently
 from tasks.history import MOVED, compared, no_history, slower, tonight, unchanged
 from tasks.job import forget_jobs, open_job
 from tasks.outputs import parquet_bytes, read_run, read_table
@@ -26,6 +27,10 @@ from tasks.store.claims import Claims
 
 FINISHED, REGRESSION = "opdscope.nightly.finished", "opdscope.nightly.regression"
 """Names of the events that a night sends; the second only where something got worse."""
+
+
+_PATIENCE = (Execution().retries, Execution().retry_seconds)
+"""With the suite's own store: times that a call is tried again, and seconds before the first of them."""
 
 
 class NightBusyError(RuntimeError):
@@ -50,35 +55,51 @@ def nightly(config: NightlyConfig) -> dict[str, Any]:
             return _nightly(config, store)
 
 
+_CANNOT = (InputError, EngineError, StoreError, OSError)
+"""Errors of one run or of its store: the other runs of the night are done all the same."""
+
+
 def _nightly(config: NightlyConfig, store: Store) -> dict[str, Any]:
     night = datetime.now(UTC)
-    history = read_history(store, config.name)
-    parts: list[pl.DataFrame] = []
+    history = patiently(lambda: read_history(store, config.name), *_PATIENCE)
+    new = no_history()
     failed: dict[str, str] = {}
     slow: list[str] = []
     for run in config.runs:
         try:
-            key = finished_key(run)
-        except (InputError, EngineError, StoreError, OSError) as error:  # the other runs can be done all the same
-            failed[run.name] = f"{type(error).__name__}: {error}"
-            continue
-        rows = unchanged(history, run.name, key, night) if key is not None else None
-        if rows is None:
-            done, error = _diagnosed(run)
-            if error is not None:
-                failed[run.name] = error
-            if done is None:
-                continue
-            summary = read_table(Store(run.store), run.name, "summary")
-            rows = tonight(night, run.name, done["aggregate"], summary, done["stages"], platform.node())
-            rows = compared(history, rows, config.nights)
+            rows, error = _rows_of(run, history, night, config.nights)
+        except _CANNOT as raised:
+            rows, error = None, f"{type(raised).__name__}: {raised}"
+        if error is not None:
+            failed[run.name] = error
+        if rows is not None:
             found = slower(history, rows, config.nights, config.slower)
             slow += [found] if found is not None else []
-        parts.append(rows)
+            new = pl.concat([new, rows])
+            _write(store, config.name, "history.parquet", parquet_bytes(pl.concat([history, new])))
     wrong = _calibrated(config, failed)
-    new = pl.concat([no_history(), *parts])
-    store.put_bytes(parquet_bytes(pl.concat([history, new])), "nightly", config.name, "history.parquet")
     return _told(config, store, night, new, failed, slow, wrong)
+
+
+def _rows_of(
+    run: RunConfig, history: pl.DataFrame, night: datetime, nights: int
+) -> tuple[pl.DataFrame | None, str | None]:
+    """Tonight's rows of a run, made where something is new, and the error where there is one."""
+    key = finished_key(run)
+    rows = unchanged(history, run.name, key, night) if key is not None else None
+    if rows is not None:
+        return rows, None
+    done, error = _diagnosed(run)
+    if done is None:
+        return None, error
+    execution, store = run.execution, Store(run.store)
+    summary = patiently(lambda: read_table(store, run.name, "summary"), execution.retries, execution.retry_seconds)
+    made = tonight(night, run.name, done["aggregate"], summary, done["stages"], platform.node())
+    return compared(history, made, nights), error
+
+
+def _write(store: Store, suite: str, name: str, content: bytes) -> None:
+    patiently(lambda: store.put_bytes(content, "nightly", suite, name), *_PATIENCE)
 
 
 def finished_key(run: RunConfig) -> str | None:
@@ -95,6 +116,8 @@ def finished_key(run: RunConfig) -> str | None:
         if written is None or written["failed"]:
             return None
         job.leave_out(written["left_out"])
+        if not set(written["questions"]) <= set(job.keys):
+            return None  # other questions are asked now
         key = job.aggregate_key(written["questions"])
         return key if key == written["aggregate"] else None
     finally:
@@ -153,7 +176,7 @@ def _told(
     }
     worse = [sentence(row) for row in moved.filter(pl.col("change") != "up").iter_rows(named=True)]
     result["regressions"] = [*worse, *slow, *wrong, *(f"{run}: {error}" for run, error in failed.items())]
-    store.put_bytes(json.dumps(result, indent=1).encode(), "nightly", config.name, "nightly.json")
+    _write(store, config.name, "nightly.json", json.dumps(result, indent=1).encode())
     table_artifact(f"{config.name}-scores", new.drop("key", "night", "machine"), f"scores of suite {config.name}")
     markdown_artifact(f"{config.name}-night", night_page(result, new), f"suite {config.name}")
     resource = {"prefect.resource.id": f"opdscope.suite.{config.name}", "prefect.resource.name": config.name}

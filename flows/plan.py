@@ -6,6 +6,7 @@ from rich.table import Table
 
 from tasks.job import Job
 from tasks.lineage import Signal, losses, sources
+from tasks.outputs import left_out_before
 from tasks.stages import STAGES
 from tasks.store.artefact import OBJECT
 from tasks.store.collect import stored
@@ -29,9 +30,10 @@ def cost(job: Job) -> list[StageCost]:
 
     `tokens` is an upper bound on decoded tokens: every completion as long as the limit; `forwards` counts passes
     over a whole prompt and completion, student and teachers. What the store holds is listed, not read: a damaged
-    artefact counts as there.
+    artefact counts as there. Questions that the last run of this name went on without are not counted again.
     """
     config = job.config
+    job.leave_out(left_out_before(job))
     rollouts, limit = config.sampling.rollouts, config.sampling.max_tokens
     costs = []
     for stage in STAGES:

@@ -10,7 +10,7 @@ from flows.diagnose import QuestionsFailedError, run_stages
 from flows.running import retried
 from schemas.config import RunConfig
 from tasks.job import forget_jobs, open_job
-from tasks.outputs import named, rank_task, read_table, writing
+from tasks.outputs import named, rank_task, read_patiently, writing
 from tasks.progress import report
 
 
@@ -40,7 +40,7 @@ def _rank(config: RunConfig) -> dict[str, Any]:
         job = open_job(config)
         with writing(job):
             result = cast(dict[str, Any], retried(rank_task, config.execution)(config, done.ids))
-            ranks = read_table(job.store, config.name, "ranks")
+            ranks = read_patiently(job, "ranks")
     run = {**result, "left_out": done.left_out, "failed": list(done.failed)}
     run["stages"] = {name: outcome.figures for name, outcome in done.stages.items()}
     table_artifact(f"{config.name}-ranks", ranks, f"ranking of run {config.name}")

@@ -93,7 +93,11 @@ DIFFERENCES: dict[str, Column] = {
     "other_context": Column("String", "its context"),
     "other_loss": Column("String", "the loss that is taken away"),
     "alignment": Column("Float64", "difference of alignments; null where one is"),
-    "alignment_low": Column("Float64", "lower end of its interval, paired by question"),
+    "alignment_low": Column(
+        "Float64",
+        "lower end of its interval, paired by question; null where one group goes by questions and the other, in which "
+        "fewer than 5 carry signal, by their rollouts",
+    ),
     "alignment_high": Column("Float64", "upper end of its interval"),
     "gain": Column("Float64", "difference of gains; null where one is"),
     "gain_low": Column("Float64", "lower end of its interval, paired by question"),

@@ -302,15 +302,16 @@ def sum_rollouts(q: QuestionScores, signal: Signal, bins: Sequence[Bins]) -> Flo
     out = np.zeros((rollouts, width, len(_SUMS)))
     first = 1
     for b in [None, *bins]:
-        cell = rollout * width
+        cell, known = rollout * width, np.ones(len(rollout), dtype=bool)
         if b is not None:
-            cell += first + b.of(_bin_values(b.group, q, signal))
+            values = _bin_values(b.group, q, signal)
+            cell, known = cell + first + b.of(values), np.isfinite(values)
             first += len(b.labels)
         np.add.at(out.reshape(-1, len(_SUMS)), cell[node], by_node)
         if q.sampled:  # every position was scored
             out[:, :, _SUMS.index("d_sq")] += np.bincount(cell, d, rollouts * width).reshape(rollouts, width)
-        there = cell if q.sampled else cell[node]
-        out[..., _SUMS.index("rollouts")] += np.bincount(there, minlength=rollouts * width).reshape(rollouts, width) > 0
+        there = np.bincount(cell[known], minlength=rollouts * width).reshape(rollouts, width) > 0
+        out[..., _SUMS.index("rollouts")] += there
     return out
 
 
@@ -349,7 +350,7 @@ class Pool:
 
     places: group, bin, lower and upper edge of each column G; total: sums [G, K] by signal; point: [G] and replicates:
     [b, G] by signal and score; questions: with a node there, [G]; carrying: units that carry signal there, questions
-    or, of a few, rollouts, [G].
+    or, of a few, rollouts, [G]; units: the questions whose rollouts are units there, [G].
     """
 
     level: float
@@ -357,6 +358,7 @@ class Pool:
     total: dict[Signal, Floats]
     questions: dict[Signal, Ints]
     carrying: dict[Signal, Ints]
+    units: dict[Signal, list[tuple[int, ...]]]
     point: dict[Signal, dict[str, Floats]]
     replicates: dict[Signal, dict[str, Floats]]
 
@@ -380,63 +382,72 @@ class Pool:
         return float(self.point[signal][score][g]), *interval
 
     def difference(self, a: Signal, g: int, b: Signal, h: int, score: str) -> tuple[float, float, float]:
-        """A score of one signal and group less that of another, with a paired interval; NaN where one is not known."""
+        """A score of one signal and group less that of another, with a paired interval; NaN where one is not known.
+
+        Groups that have other units are not paired: their difference has no interval.
+        """
         if not (self.known(a, g, score) and self.known(b, h, score)):
             return np.nan, np.nan, np.nan
+        value = float(self.point[a][score][g] - self.point[b][score][h])
+        if self.units[a][g] != self.units[b][h]:
+            return value, np.nan, np.nan
         replicates = self.replicates[a][score][:, g] - self.replicates[b][score][:, h]
         units = min(int(self.carrying[a][g]), int(self.carrying[b][h]))
-        value = float(self.point[a][score][g] - self.point[b][score][h])
         return value, *bootstrap_interval(replicates, units, self.level)
 
 
 class Sums:
     """What pooled scores are made from, of questions added one by one: little of each is kept.
 
-    Units are questions; where fewer than `LEAST_UNITS` of them carry signal, the rollouts of those that do, beside the
-    other questions.
+    The units of a group are questions; where fewer than `LEAST_UNITS` of them carry signal there, the rollouts of those
+    that do, beside the other questions. Where so few do in the whole run, all groups have the same units.
     """
 
     def __init__(self, bins: Mapping[Signal, Sequence[Bins]]) -> None:
         """Start with none."""
         self._bins = bins
         self._questions: dict[Signal, list[Floats]] = {signal: [] for signal in bins}
-        self._carrying: dict[int, dict[Signal, Floats]] = {}
-        self._enough = False
+        self._rollouts: dict[Signal, list[dict[int, Floats]]] = {signal: [] for signal in bins}
+        self._carrying: dict[Signal, Ints] = {}
 
     def add(self, q: QuestionScores) -> None:
         """Add a question under every signal."""
-        by_rollout = {signal: sum_rollouts(q, signal, bins) for signal, bins in self._bins.items()}
-        number = len(next(iter(self._questions.values())))
-        for signal, sums in by_rollout.items():
+        for signal, bins in self._bins.items():
+            sums, number = sum_rollouts(q, signal, bins), len(self._questions[signal])
             self._questions[signal].append(sums.sum(axis=0))
-        open_nodes = next(iter(by_rollout.values()))[:, 0, _SUMS.index("open")].sum()
-        if not self._enough and open_nodes > 0:
-            self._carrying[number] = by_rollout
-            self._enough = len(self._carrying) >= LEAST_UNITS
-            if self._enough:
-                self._carrying.clear()
-
-    def _units(self, signal: Signal) -> Floats:
-        """Sums of each unit, [units, G, K]."""
-        parts = [
-            self._carrying[n][signal] if n in self._carrying else whole[None]
-            for n, whole in enumerate(self._questions[signal])
-        ]
-        return np.concatenate(parts)
+            carries = sums[:, :, _SUMS.index("open")].sum(axis=0) > 0
+            before = self._carrying.get(signal, np.zeros(len(carries), dtype=np.int64))
+            self._carrying[signal] = carrying = before + carries
+            kept = self._rollouts[signal] = self._rollouts[signal] or [{} for _ in carries]
+            for g, of_group in enumerate(kept):
+                if carries[0]:
+                    of_group[number] = sums[:, g]
+                if carrying[g] >= LEAST_UNITS:
+                    of_group.clear()
+                elif carrying[0] >= LEAST_UNITS:
+                    for n in [n for n, rows in of_group.items() if not rows[:, _SUMS.index("open")].any()]:
+                        del of_group[n]
 
     def pool(self, scores: Scores, seed: int) -> Pool:
         """Pool what was added."""
-        pool = Pool(scores.level, {}, {}, {}, {}, {}, {})
-        counts: Floats | None = None
+        pool = Pool(scores.level, {}, {}, {}, {}, {}, {}, {})
+        counts: dict[tuple[int, ...], Floats] = {}  # by which questions lend their rollouts: the same for all signals
         for signal, bins in self._bins.items():
-            units, questions = self._units(signal), np.stack(self._questions[signal])
-            counts = resample(len(units), scores.bootstrap, seed) if counts is None else counts
+            questions = np.stack(self._questions[signal])
             pool.places[signal] = [("all", "all", np.nan, np.nan), *(place for b in bins for place in b.places())]
             pool.total[signal] = questions.sum(axis=0)
             pool.questions[signal] = (questions[:, :, _SUMS.index("nodes")] > 0).sum(axis=0)
-            pool.carrying[signal] = (units[:, :, _SUMS.index("open")] > 0).sum(axis=0)
             pool.point[signal] = pooled(pool.total[signal])
-            pool.replicates[signal] = pooled(resampled(counts, units))
+            pool.units[signal] = [tuple(kept) for kept in self._rollouts[signal]]
+            carrying, replicates = [], []
+            for g, kept in enumerate(self._rollouts[signal]):
+                units = np.concatenate([kept.get(n, whole[None, g]) for n, whole in enumerate(questions)])
+                carrying.append(int((units[:, _SUMS.index("open")] > 0).sum()))
+                if tuple(kept) not in counts:
+                    counts[tuple(kept)] = resample(len(units), scores.bootstrap, seed)
+                replicates.append(pooled(resampled(counts[tuple(kept)], units)))
+            pool.carrying[signal] = np.array(carrying)
+            pool.replicates[signal] = {name: np.stack([r[name] for r in replicates], axis=-1) for name in replicates[0]}
         return pool
 
 

@@ -144,7 +144,8 @@ def _why_unresolved(config: RunConfig, summary: pl.DataFrame, facts: Sequence[Fa
     every = summary.filter(pl.col("group") == "all")
     if every.filter((pl.col("d_sq") > 0) & pl.col("alignment").is_null()).is_empty() and not every.is_empty():
         return None
-    return why_unresolved([f.endings for f in facts], config.sampling, "tree.draws")
+    carrying = 0 if every.is_empty() else int(every["carrying"][0])
+    return why_unresolved([f.endings for f in facts], carrying, config)
 
 
 def read_run(job: Job) -> dict[str, Any] | None:
@@ -172,7 +173,8 @@ def aggregate_task(config: RunConfig, ids: list[str], left_out: dict[str, str], 
     job.leave_out(not_pooled)
     key = job.aggregate_key(ids)
     run = read_run(job)
-    if run is not None and run.get("aggregate") == key and run.get("left_out") == left_out:
+    same = run is not None and (run.get("aggregate"), run.get("left_out")) == (key, left_out)
+    if run is not None and same and "why_unresolved" in run:
         report("aggregate", len(ids))
         outcome = Outcome(cached=1, seconds=time.monotonic() - began)
         found = {"files": run["files"], "why_unresolved": run["why_unresolved"]}
@@ -197,14 +199,15 @@ def rank_task(config: RunConfig, ids: list[str]) -> dict[str, Any]:
         for i in ids
     ]
     ranking = rank(questions, config.sampling.temperature, config.scores, config.seed)
-    why = why_unresolved(ranking.endings, config.sampling, "sampling.rollouts")
+    carrying = int(ranking.rows[0]["carrying"])
+    why = why_unresolved(ranking.endings, carrying, config) if carrying < LEAST_UNITS else None
     report("rank", 1)
     result = {
         "name": config.name,
         "configuration": config.model_dump(mode="json"),
         "questions": ids,
         "settled": ranking.settled,
-        "why_unresolved": None if ranking.rows[0]["carrying"] >= LEAST_UNITS else why,
+        "why_unresolved": why,
         "more_questions": ranking.more_questions,
         "more_rollouts": ranking.more_rollouts,
         "files": _write_files(job, [("ranks.parquet", parquet_bytes(frame(ranking.rows, RANKS)))]),
@@ -285,6 +288,24 @@ def add_references(job: Job, flow: str, stages: Sequence[str]) -> None:
     """Tell it again, once questions are left out: what is made of all questions has another key then."""
     needed = [f"{stage}/{key}" for stage, key in job.references(stages)]
     _patiently(job, lambda: refer_also(job.store, job.config.name, flow, needed))
+
+
+def left_out_before(job: Job) -> list[str]:
+    """Questions that the last run of this name left out for what their rollouts are, which these still are."""
+    if "run.json" not in job.store.names("runs", job.config.name):
+        return []
+    run = _written(job.store, job.config.name, "run.json") or {}
+    lost = set(run.get("left_out", {})) - set(run.get("failed", []))
+    return [i for i in job.keys if i in lost and job.store.names("rollouts", job.keys[i].rollouts)]
+
+
+def read_patiently(job: Job, name: str) -> pl.DataFrame:
+    """A table of a job's run, waited for where the store is away.
+
+    Raises:
+        StoreError: it is gone, or another run is about to replace it.
+    """
+    return _patiently(job, lambda: read_table(job.store, job.config.name, name))
 
 
 def read_table(store: Store, run: str, name: str) -> pl.DataFrame:

@@ -10,7 +10,7 @@ from scipy.stats import rankdata
 from schemas.config import Scores
 from tasks.aggregate import QuestionScores, bootstrap_interval, resample, resampled
 from tasks.lineage import Signal
-from tasks.ragged import Floats
+from tasks.ragged import Floats, Ints
 
 PREDICTORS = (
     "kl",
@@ -34,12 +34,13 @@ class AtNodes(NamedTuple):
     inner_noise: Floats
     d_sq: Floats
     open: npt.NDArray[np.bool_]
+    node: Ints
 
     @classmethod
     def of(cls, q: QuestionScores, signal: Signal) -> "AtNodes":
         """From a question's arrays."""
         a, d_sq = q.alignment[signal], q.distillation[signal]["d_sq"][q.tree["node"]]
-        return cls(_values(q, signal), q.weight, a["inner"], a["inner_noise"], d_sq, q.open)
+        return cls(_values(q, signal), q.weight, a["inner"], a["inner_noise"], d_sq, q.open, np.asarray(q.tree["node"]))
 
 
 def _values(q: QuestionScores, signal: Signal) -> Floats:
@@ -78,7 +79,7 @@ def predictor_rows(nodes: Mapping[Signal, Sequence[AtNodes]], scores: Scores, se
     for signal, questions in nodes.items():
         units = len(questions)
         counts = resample(units, scores.bootstrap, seed)
-        x, w, inner, inner_noise, d_sq, _ = joined(questions)
+        x, w, inner, inner_noise, d_sq, _, node = joined(questions)
         carrying = sum(bool(((q.weight > 0) & q.open).any()) for q in questions)
         owner = np.repeat(np.arange(units), [len(q.weight) for q in questions])
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -102,7 +103,7 @@ def predictor_rows(nodes: Mapping[Signal, Sequence[AtNodes]], scores: Scores, se
                     "correlation_low": low,
                     "correlation_high": high,
                     "correlation_plain": plain,
-                    "nodes": int(use.sum()),
+                    "nodes": len(np.unique(np.stack([owner, node])[:, use], axis=1).T),
                 }
             )
     return rows

@@ -180,7 +180,7 @@ def _to_settle(
     scale = np.sqrt(np.sum([c[:, :, 1:].sum(axis=0) for c in by_rollout], axis=0))[:, [0, 2]].prod(axis=1)
     pieces = [c[:, a, 0] / scale[a] - c[:, b, 0] / scale[b] for c in by_rollout]
     within = min(variance, float(sum(len(x) * x.var(ddof=1) for x in pieces if len(x) > 1)))
-    questions, rollouts = len(by_rollout), np.mean([len(c) for c in by_rollout])
+    questions, rollouts = len(by_rollout), float(np.mean([len(c) for c in by_rollout]))
     room = wanted - (variance - within)
     return False, _more(questions, variance, wanted), _more(rollouts, within, room) if room > 0 else None
 

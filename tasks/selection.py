@@ -75,7 +75,7 @@ def sum_predicted(questions: Sequence[AtNodes]) -> Floats:
     A linear model of <g, d> / |d| on the predictors' ranks, fitted for each fold of questions on all others.
     """
     owner = np.repeat(np.arange(len(questions)), [len(q.weight) for q in questions])
-    x, weight, inner, _, d_sq, open_ = joined(questions)
+    x, weight, inner, _, d_sq, open_, _ = joined(questions)
     known = d_sq > 0
     ranks = rankdata(x, axis=1, nan_policy="omit") / max(1, x.shape[1]) - 0.5
     features = np.concatenate([np.ones((1, x.shape[1])), np.nan_to_num(ranks)]).T

@@ -10,7 +10,7 @@ import pytest
 
 from flows.configuration import checked
 from schemas.arrays import AnyArray
-from schemas.config import AdaptiveTree, ReverseKL, Scores
+from schemas.config import AdaptiveTree, Grouping, ReverseKL, Scores
 from tasks import prior
 from tasks.aggregate import Histogram, QuestionScores, make_pool, summary_table, tokens_table
 from tasks.alignment import make_alignment
@@ -21,6 +21,8 @@ from tasks.job import Job
 from tasks.lineage import Signal, sources
 from tasks.outcomes import Outcomes, merged
 from tasks.outputs import make_outputs
+from tasks.predictors import AtNodes, predictor_rows
+from tasks.selection import selection_rows, sum_choices
 from tasks.stages import BY_SOURCE, STAGES, run_stage
 from tasks.store.artefact import Artefact, Store
 from tasks.trees.plan import assembled
@@ -131,6 +133,58 @@ def test_no_score_is_zero_where_all_draws_end_alike(won: bool) -> None:
         assert [row[f"{name}{end}"] for end in ("", "_low", "_high")] == [None] * 3
 
 
+def test_a_group_in_which_few_questions_carry_goes_by_their_rollouts() -> None:
+    """However many questions carry in the run as a whole; more questions never tell less of a group."""
+    q, signals = oracle_question()
+    scores = Scores(bootstrap=400, groupings=[Grouping(by="difficulty", bins=2)])
+    half = np.arange(len(q.rollouts["correct"]))
+    easy, hard = (replace(q, rollouts={**q.rollouts, "correct": half < n}) for n in (5, 1))
+    few = make_pool([easy] * 3, signals, scores, 0)
+    many = make_pool([easy] * 3 + [hard] * 6, signals, scores, 0)
+    place = [p[1] for p in many.places[signals[0]]].index("50-100 %")
+    assert many.carrying[signals[0]].tolist()[0] == 9
+    assert many.carrying[signals[0]][place] == few.carrying[signals[0]][place] > 5
+    for score in ("alignment", "gain"):
+        assert np.isfinite(many.estimate(signals[0], place, score)).all()
+    value, low, high = many.difference(signals[0], place, signals[0], place - 1, "gain")
+    assert np.isfinite(value) and np.isnan([low, high]).all()  # not paired
+
+
+def test_tables_agree_on_the_gain_of_all_tokens() -> None:
+    """Also where few rollouts hold a node, and nodes are no sample, as under windows."""
+    q, signals = oracle_question()
+    few = np.flatnonzero(q.rollout_of_position[q.tree["node"]] < 2)
+    sizes = np.diff(q.tree["branch_offsets"])
+    branch = np.isin(np.repeat(np.arange(len(sizes)), sizes), few)
+    tree = {
+        name: values[few] if len(values) == len(sizes) else values[branch] if len(values) == sizes.sum() else values
+        for name, values in q.tree.items()
+    }
+    tree |= {
+        "branch_offsets": np.append(0, np.cumsum(sizes[few])),
+        "share": np.ones(len(few)),
+        "inclusion": np.ones(len(few)),
+    }
+    fitted = prior.fit([merged(tree).outcomes])
+    d = {
+        s: {n: v[few] if len(v) == len(sizes) else v[branch] if len(v) == sizes.sum() else v for n, v in x.items()}
+        for s, x in q.distillation.items()
+    }
+    a = make_alignment(tree, {"k": d[signals[0]]}, fitted, Scores(), 1.0, 1e-3, 0)["k"]
+    part = replace(
+        q,
+        tree=tree,
+        ideal=ideal_gradients(Outcomes.of(tree), 1.0),
+        distillation=d,
+        alignment={signals[0]: a},
+        sampled=False,
+    )
+    summary = summary_table(make_pool([part] * 6, signals, Scores(bootstrap=200), 0)).row(0, named=True)
+    sums = np.stack([sum_choices(part, signals, fitted, Scores(), 1.0, 1e-3, seed) for seed in range(40)])
+    found = np.mean([selection_rows(s[None], signals, Scores(bootstrap=200), 0)[0]["gain"] for s in sums])
+    assert found == pytest.approx(summary["gain"], rel=0.05)
+
+
 def test_a_pooled_gain_is_that_of_a_rollout() -> None:
     q, signals = oracle_question()
     rows = [summary_table(make_pool([q] * n, signals, Scores(bootstrap=200), 0)).rows(named=True) for n in (6, 24)]
@@ -153,6 +207,8 @@ def test_a_node_counts_once_however_many_rounds_drew_it() -> None:
     row = summary_table(make_pool([scores], [signal], Scores(bootstrap=200), 0)).row(0, named=True)
     tokens = tokens_table(scores, [signal], lambda ids: {i: str(i) for i in ids}, 0.95)
     counted = tokens.filter(tokens["weight"] > 0)
+    predictors = predictor_rows({signal: [AtNodes.of(scores, signal)]}, Scores(bootstrap=200), 0)
+    assert {p["nodes"] for p in predictors if p["predictor"] == "entropy"} == {row["nodes"]}
     assert row["nodes"] == counted.height < tokens.height < len(tree["node"])
     assert row["mean_cosine"] == pytest.approx(counted["cosine_plain"].mean())
 

@@ -744,7 +744,7 @@ def test_tables_are_kept_where_the_report_fails(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr("tasks.outputs.render", fails)
     with pytest.raises(RuntimeError, match="no report"):
-        aggregate_task.fn(config, list(job.questions), {})
+        aggregate_task.fn(config, list(job.questions), {}, [])
     forget_jobs()
     written = {path.name for path in (tmp_path / "store" / "runs" / "run").iterdir()}
     assert written == {f"{name}.parquet" for name in RUN_TABLES}

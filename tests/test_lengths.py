@@ -31,6 +31,7 @@ def longrope(original: int) -> dict[str, Any]:
     }
 
 
+LINEAR = {"rope_type": "linear", "factor": 4.0}
 DYNAMIC = {"rope_type": "dynamic", "factor": 4.0}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 
@@ -45,6 +46,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
         ("Mamba", {}, None),
         ("Llama", {"max_position_embeddings": 64, "rope_parameters": DYNAMIC}, (64, "max_position_embeddings")),
         ("Llama", {"max_position_embeddings": 40, "rope_parameters": YARN}, (128, "max_position_embeddings")),
+        ("Llama", {"max_position_embeddings": 24, "rope_parameters": LINEAR}, (96, "max_position_embeddings")),
         (
             "Phi3",
             {

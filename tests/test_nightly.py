@@ -4,14 +4,21 @@ import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock, patch
 
 import polars as pl
 import pytest
 import yaml
+from prefect.logging import disable_run_logger
 
-from flows.configuration import ConfigurationError
+from flows import nightly as nights
+from flows.configuration import ConfigurationError, checked
 from flows.runs import checked_suite, read_suite
 from tasks.history import SCHEMA, compared, no_history, slower, unchanged
+from tasks.job import Job
+from tasks.outputs import write_run
+from tasks.store.artefact import Store, StoreError
+from tasks.store.outages import StoreAwayError
 from tests.test_cli import cli
 
 FIRST = datetime(2026, 1, 1, tzinfo=UTC)
@@ -135,3 +142,67 @@ def test_a_run_that_cannot_begin_does_not_end_the_night(
     assert "lost: InputError: questions.path:" in done.stderr and "gone.jsonl" in done.stderr
     told = json.loads((Path(settings["store"]) / "nightly" / "suite" / "nightly.json").read_text())
     assert list(told["failed"]) == ["lost"] and told["computed"] == ["small"]
+
+
+def night_of(runs: list[dict[str, Any]], store: str) -> dict[str, Any]:
+    with (
+        disable_run_logger(),
+        patch.multiple(
+            nights,
+            runtime=Mock(),
+            table_artifact=Mock(),
+            markdown_artifact=Mock(),
+            emit_event=Mock(),
+            get_run_logger=Mock(),
+        ),
+    ):
+        return nights._nightly(checked_suite({"name": "suite", "store": store, "runs": runs}), Store(store))
+
+
+def test_a_store_that_is_away_for_a_moment_costs_no_run(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table that cannot be read at once is waited for; one that is gone fails its run, and the others have rows."""
+    summary = pl.DataFrame(
+        [
+            {
+                "group": "all",
+                "bin": "all",
+                **dict.fromkeys(("teacher", "context", "loss"), "x"),
+                "alignment": 0.5,
+                "alignment_low": 0.4,
+                "alignment_high": 0.6,
+            }
+        ]
+    )
+    tried: list[str] = []
+
+    def read(store: Store, run: str, name: str) -> pl.DataFrame:
+        tried.append(run)
+        if run == "gone":
+            raise StoreError("the outputs are gone")
+        if run == "away" and tried.count(run) < 3:
+            raise StoreAwayError("away")
+        return summary
+
+    monkeypatch.setattr(nights, "finished_key", lambda _: None)
+    monkeypatch.setattr(nights, "_diagnosed", lambda run: ({"aggregate": run.name, "stages": {}}, None))
+    monkeypatch.setattr(nights, "read_table", read)
+    runs = [{**settings, "name": name, "execution": {"retry_seconds": 0.0}} for name in ("one", "away", "gone", "last")]
+    told = night_of(runs, settings["store"])
+    assert told["failed"] == {"gone": "StoreError: the outputs are gone"}
+    assert told["computed"] == ["away", "last", "one"]
+    kept = pl.read_parquet(Path(settings["store"]) / "nightly" / "suite" / "history.parquet")
+    assert kept["run"].to_list() == ["one", "away", "last"]
+
+
+def test_a_question_that_is_no_longer_asked_is_something_new(
+    settings: dict[str, Any], questions: Path, tmp_path: Path
+) -> None:
+    fewer = tmp_path / "fewer.jsonl"
+    fewer.write_text("".join(questions.read_text().splitlines(keepends=True)[:-1]))
+    before = Job(checked(settings))
+    with disable_run_logger():
+        write_run(before, list(before.questions), {}, [], {"files": {}, "why_unresolved": None}, {})
+    assert nights.finished_key(checked(settings)) is not None
+    assert nights.finished_key(checked({**settings, "questions": {"path": str(fewer)}})) is None

@@ -3,29 +3,57 @@
 import numpy as np
 import pytest
 
-from schemas.config import Sampling
+from schemas.config import RunConfig
 from tasks.no_signal import Endings, why_unresolved
 
 WRONG, RIGHT, MIXED, CUT = Endings(4, 0, 0), Endings(4, 4, 0), Endings(4, 2, 0), Endings(4, 0, 3)
+DRAWN, SURE = Endings(4, 0, 0, 64, 3), Endings(4, 2, 0, 64, 0)  # draws tell where rollouts do not
+
+
+def config(kind: str = "adaptive") -> RunConfig:
+    recorded = {
+        "tree": {"kind": "recorded", "path": "o.jsonl"},
+        "teachers": [{"kind": "recorded", "name": "t", "path": "t.csv"}],
+    }
+    made = {
+        "questions": {"path": "q.jsonl"},
+        "student": {"path": "s"},
+        "teachers": [{"name": "t"}],
+        "sampling": {"max_tokens": 24},
+    }
+    return RunConfig.model_validate(recorded if kind == "recorded" else made)
 
 
 @pytest.mark.parametrize(
-    ("questions", "said", "change"),
+    ("questions", "carrying", "said", "change"),
     [
-        ([WRONG] * 6, "always wrong on 6 of 6 questions", "easier"),
-        ([WRONG] * 4 + [MIXED] * 2, "always wrong on 4 of 6 questions", "verifier"),
-        ([RIGHT] * 5 + [WRONG], "always right on 5 of 6 questions", "harder"),
+        ([WRONG] * 6, 0, "always wrong on 6 of 6 questions", "easier"),
+        ([WRONG] * 4 + [MIXED] * 2, 2, "always wrong on 4 of 6 questions", "verifier"),
+        ([RIGHT] * 5 + [WRONG], 0, "always right on 5 of 6 questions", "harder"),
         (
             [CUT] * 3 + [WRONG] * 3,
+            0,
             "half or more of the rollouts of 3 of 6 questions",
             "raise sampling.max_tokens, now 24",
         ),
-        ([MIXED] * 4 + [WRONG, RIGHT], "4 of 6 questions have right and wrong rollouts", "raise tree.draws"),
+        ([DRAWN] * 6, 6, "lost in the noise", "raise tree.draws"),
+        ([SURE] * 2, 4, "4 questions (of a few, rollouts)", "raise sampling.rollouts"),
+        ([MIXED] * 6, 3, "intervals need 5", "add questions"),
     ],
 )
-def test_the_reason_is_named_with_what_to_change(questions: list[Endings], said: str, change: str) -> None:
-    text = why_unresolved(questions, Sampling(max_tokens=24), "tree.draws")
+def test_the_reason_is_named_with_what_to_change(
+    questions: list[Endings], carrying: int, said: str, change: str
+) -> None:
+    text = why_unresolved(questions, carrying, config())
     assert said in text and change in text
+
+
+@pytest.mark.parametrize(
+    ("questions", "carrying"), [([WRONG] * 6, 0), ([RIGHT] * 6, 0), ([CUT] * 6, 3), ([MIXED] * 6, 6)]
+)
+def test_recorded_outcomes_are_not_told_to_sample_otherwise(questions: list[Endings], carrying: int) -> None:
+    text = why_unresolved(questions, carrying, config("recorded"))
+    assert not any(name in text for name in ("sampling", "tree.draws", "prompt")) and "record" in text
 
 
 def test_endings_are_counted_from_rollouts() -> None:

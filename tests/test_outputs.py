@@ -75,7 +75,9 @@ def test_files_and_run_json_are_of_one_run(jobs: list[Job]) -> None:
 def test_a_mixture_is_not_read(jobs: list[Job]) -> None:
     write(jobs[0])
     assert read_table(jobs[0].store, "small", "summary")["seed"].to_list() == [0]
-    outputs._write_files(jobs[1], {"summary.parquet": parquet_bytes(pl.DataFrame({"seed": [1]}))})  # then it is killed
+    outputs._write_files(
+        jobs[1], [("summary.parquet", parquet_bytes(pl.DataFrame({"seed": [1]})))]
+    )  # then it is killed
     assert read_run(jobs[0]) is None
     with pytest.raises(StoreError, match=r"summary.parquet of run 'small' .* is not what its run.json"):
         read_table(jobs[0].store, "small", "summary")

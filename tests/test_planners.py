@@ -18,6 +18,7 @@ from tasks.job import Job
 from tasks.lineage import sources, taught
 from tasks.outcomes import Outcomes, completed, linear, squared_norm
 from tasks.outcomes import merged as merged_nodes
+from tasks.outputs import write_run
 from tasks.ragged import owners, row_sums
 from tasks.stages import run_stage
 from tasks.store.artefact import Store
@@ -142,6 +143,22 @@ def test_a_plan_reads_nothing_of_what_is_there(settings: dict[str, Any], monkeyp
     assert (trees.cached, trees.missing, trees.sequences) == (0, 6, 6 * 6 * 12)
 
 
+def test_a_plan_leaves_out_what_the_last_run_left_out(settings: dict[str, Any]) -> None:
+    job = Job(checked(settings))
+    ids = list(job.questions)
+    lost, kept = ids[0], ids[1:]
+    run_stage(job, "rollouts", ids)
+    job.leave_out([lost])
+    for stage in ("trees", "ideal", "prior"):
+        run_stage(job, stage, kept)
+    write_run(job, kept, {lost: "all rollouts hit the length limit"}, [], {"files": {}, "why_unresolved": None}, {})
+    planned = {c.stage: c for c in cost(Job(checked(settings)))}
+    assert [planned[stage].missing for stage in ("rollouts", "trees", "ideal", "prior")] == [0, 0, 0, 0]
+    assert planned["alignment"].missing == len(kept) * 6
+    other = {c.stage: c for c in cost(Job(checked({**settings, "name": "other"})))}
+    assert other["trees"].missing == 1
+
+
 @pytest.mark.parametrize(
     "tree",
     [
@@ -169,7 +186,7 @@ def test_a_plan_is_what_is_done_at_most(
 
     job = Job(checked({**settings, "tree": tree}))
     planned = {c.stage: c for c in cost(job)}
-    assert job.sampler and job.student  # loaded, with their self-tests
+    _ = job.sampler, job.student  # loaded, with their self-tests
     monkeypatch.setattr(TransformersScorer, "hidden", scored)
     monkeypatch.setattr(TransformersSampler, "continue_prefixes", decoded)
     for stage in ("rollouts", "trees", "ideal", "prior", "distillation"):

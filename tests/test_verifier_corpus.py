@@ -1,12 +1,14 @@
 """Answers as data sets hold them, with right and wrong completions, through the verifiers meant for them."""
 
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
 
 from schemas.config import ChoiceVerifier, MathVerifier, NumericVerifier
+from tasks.verifiers.expressions import last_box
 from tasks.verifiers.math import check_math
 from tasks.verifiers.text import Check, choice, numeric
 from tasks.verifiers.verifier import find_bad_answer
@@ -224,3 +226,28 @@ def test_choice_accepts_what_is_right_and_nothing_else(label: str) -> None:
     ):
         assert check(f"Not {other}. " + form % label, label, False), form
         assert not check(f"Not {label}. " + form % other, label, False), form
+
+
+@pytest.mark.parametrize(
+    ("completion", "held"),
+    [
+        (r"The sum is $\boxed{3}$, so twice it is $\boxed{4}$.", "4"),  # near each other, and not a list
+        (r"Thus $x = \boxed{3}$ and the final answer is $\boxed{4}$", "4"),
+        (r"\boxed{3}. Wait. \boxed{4}", "4"),
+        (r"$\boxed{3}$ and $\boxed{4}$", "3,4"),
+        (r"\boxed{7}, \boxed{8}; $\boxed{9}$", "7,8,9"),
+        (r"\boxed{3}\text{ or }\boxed{4}", "3,4"),
+        (r"\boxed{\boxed{3}}", "3"),
+        (r"\boxed{\frac{1}{2}} for x } or { y", r"\frac{1}{2}"),
+        (r"\boxed{2} and \boxed{3", ""),
+        ("no box", None),
+    ],
+)
+def test_boxes_are_joined_where_they_are_listed(completion: str, held: str | None) -> None:
+    assert last_box(completion) == held
+
+
+def test_very_many_boxes_are_looked_at_once() -> None:
+    began = time.process_time()
+    assert last_box(r"\boxed{" * 200_000) == "" and last_box(r"\boxed{1}. " * 200_000) == "1"
+    assert time.process_time() - began < 10

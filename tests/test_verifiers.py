@@ -48,6 +48,8 @@ from tasks.verifiers.verifier import Attempt, Verifier, find_bad_answer
         ("1\u2009234", "1234", False, True),
         ("1,2,3", "3", False, True),
         (r"5 \times 10^{3}", "5000", False, True),
+        ("about 2 x 10^3", "2000", False, True),
+        ("about 2 x 10^3", "1000", False, False),
         (r"5 \cdot 10^3", "3", False, False),
         ("6.02×10^-3", "0.00602", False, True),
         ("2^{10}", "1024", False, True),

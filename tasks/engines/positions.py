@@ -20,7 +20,8 @@ def length_limit(config: Any) -> Limit | None:
 
     Position embeddings end at `max_position_embeddings`. So does dynamic RoPE as one function for all lengths, and
     longrope at `original_max_position_embeddings`: past it, transformers chooses the frequencies of a whole batch by
-    its longest sequence. YaRN, where its factor is given, reaches to that multiple of the original length.
+    its longest sequence. YaRN, where its factor is given, reaches to that multiple of the original length, and linear
+    RoPE to that of the stated one: some configurations state the stretched length, so at the most.
     """
     text = config.get_text_config()
     positions = getattr(text, "max_position_embeddings", None)
@@ -36,6 +37,7 @@ def length_limit(config: Any) -> Limit | None:
             for rope in ropes
             if rope["rope_type"] == "yarn" and rope.get("factor") is not None
         ]
+        stretched += [int(rope["factor"] * positions) for rope in ropes if rope["rope_type"] == "linear"]
         limits.append(Limit(max(int(positions), *stretched, 0), "max_position_embeddings"))
     return min(limits, default=None)
 

@@ -58,13 +58,14 @@ class Facts(NamedTuple):
     truncated_rollouts: int
     nodes: int
     draws: int
+    successes: int
     truncated_draws: int
     tail_missing: float
 
     @property
     def endings(self) -> Endings:
-        """How its rollouts ended."""
-        return Endings(self.rollouts, self.correct, self.truncated_rollouts)
+        """How its rollouts and draws ended."""
+        return Endings(self.rollouts, self.correct, self.truncated_rollouts, self.draws, self.successes)
 
     @classmethod
     def of(cls, q: QuestionScores) -> "Facts":
@@ -76,6 +77,7 @@ class Facts(NamedTuple):
             truncated_rollouts=int(q.rollouts["truncated"].sum()),
             nodes=len(np.unique(q.tree["node"])),
             draws=int(q.tree["draws"].sum()),
+            successes=int(q.tree["successes"].sum()),
             truncated_draws=int(q.tree["truncations"].sum()),
             tail_missing=float(np.max(np.where(drawn > 0, 0.0, q.tree["tail_prob"]), initial=0.0)),
         )

@@ -8,6 +8,8 @@ from functools import lru_cache
 from tasks.verifiers.characters import UNSPACED, plain_characters
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_BRACE = re.compile("[{}]")
+_LISTED = re.compile(r"[\s$,;]*(?:(?:and|or|\\text\{\s*(?:and|or)\s*\})[\s$,;]*)?")
 _DELIMITED = re.compile(r"(?<!\\)(?:\$\$.+?\$\$|\$.+?(?<!\\)\$|\\\(.+?\\\)|\\\[.+?\\\])", re.DOTALL)
 _PRODUCT = re.compile(r"(?<!\S)-?[0-9.]+\\[A-Za-z](?:[^\s{}$]|\{[^{}$]*\})*(?=[.,;:]?(?:\s|$))")
 _DELIMITED_OR_PRODUCT = re.compile(rf"{_DELIMITED.pattern}|(?P<product>{_PRODUCT.pattern})", re.DOTALL)
@@ -26,25 +28,31 @@ _NO_MEANING = re.compile(r"\\(?:left|right|displaystyle)(?![A-Za-z])|\\[,!;: ]|\
 
 
 def last_box(text: str) -> str | None:
-    """What the last `\\boxed{}` holds, and those just before it; nothing where it is open; None without one."""
-    starts = list(_BOX.finditer(text))
-    if not starts:
+    """What the last `\\boxed{}` holds, and those that it is listed with; nothing where it is open; None without one."""
+    closed = _pairs_of_braces(text)
+    boxes = [(found.start(), found.end(), closed.get(found.end() - 1)) for found in _BOX.finditer(text)]
+    if not boxes:
         return None
-    if not _is_closed(text, starts[-1].end()):
-        return ""
-    from math_verify.parser import NormalizationConfig, normalize_latex
+    held: list[str] = []
+    after = len(text)
+    for start, inside, end in reversed(boxes):
+        if end is None or (held and not (end < after and _LISTED.fullmatch(text, end + 1, after))):
+            break
+        held.append(text[inside:end])
+        after = start
+    return ",".join(reversed(held))
 
-    return str(normalize_latex(text, NormalizationConfig(basic_latex=False, boxed="last")))
 
-
-def _is_closed(text: str, start: int) -> bool:
-    """Whether the brace that was opened just before `start` is closed."""
-    depth = 1
-    for character in text[start:]:
-        depth += {"{": 1, "}": -1}.get(character, 0)
-        if depth == 0:
-            return True
-    return False
+def _pairs_of_braces(text: str) -> dict[int, int]:
+    """Where each brace is that closes one, by the place of that one."""
+    opened: list[int] = []
+    pairs = {}
+    for found in _BRACE.finditer(text):
+        if found.group() == "{":
+            opened.append(found.start())
+        elif opened:
+            pairs[opened.pop()] = found.start()
+    return pairs
 
 
 def read_completion(text: str) -> list[object]:

@@ -19,7 +19,7 @@ _NUMBER = re.compile(
         (?:(?P<whole>[0-9]+)\ ?)?\\[dtc]?frac\s*(?P<over>{_PART})\s*(?P<under>{_PART})
       | (?P<count>[0-9]+)\ (?P<numerator>[0-9]+)/(?P<denominator>[0-9]+)
       | (?P<dividend>{_PLAIN})\ ?/\ ?(?P<divisor>{_PLAIN})
-      | (?:(?P<factor>{_PLAIN})\s?(?:\\times|\\cdot|[×·*⋅])\s?)?
+      | (?:(?P<factor>{_PLAIN})\s?(?:\\times|\\cdot|[×·*⋅xX])\s?)?
         (?P<base>{_PLAIN})\s?\^\s?(?P<power>\{{\s?[-+]?[0-9]+\s?\}}|-?[0-9]+)
       | (?P<plain>{_PLAIN}(?:[eE][-+]?[0-9]+)?)
     )
