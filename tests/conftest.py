@@ -3,8 +3,11 @@
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports the hub's client
+# threads of processes beside each other only wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,9 @@ from tasks.demo.chains import draw_questions
 from tasks.demo.train import make_tokenizer
 from tests.prefect_server import Server
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+# workers of pytest-xdist ignore it, and so would the commands that tests start
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def random_model(
