@@ -1,15 +1,15 @@
 """Child processes of a command: each has a log, and what a killed command left is ended by the next one."""
 
-import json
 import os
 import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Annotated
 
 import psutil
+from pydantic import BaseModel, Field, ValidationError
 
 from flows.signals import signals_held
 from tasks.processes import is_gone, this_process
@@ -17,6 +17,17 @@ from tasks.processes import is_gone, this_process
 _STOP = 30.0
 """Seconds that a child may take to end."""
 _RECORD = ".process.json"
+
+_Process = tuple[Annotated[int, Field(gt=0, lt=2**31)], float]
+"""Number and start, as of `tasks.processes`."""
+
+
+class _Record(BaseModel, strict=True):
+    """A process that a command has started."""
+
+    name: str
+    parent: _Process
+    child: _Process
 
 
 @contextmanager
@@ -43,7 +54,8 @@ def record(home: Path, name: str, process: "subprocess.Popen[bytes]") -> Path:
     """Note that this command has started a process, for `end_orphans`; returns the note's place."""
     place = home / f"{name}-{os.getpid()}{_RECORD}"
     begun = psutil.Process(process.pid).create_time()
-    place.write_text(json.dumps({"name": name, "parent": this_process(), "child": [process.pid, begun]}))
+    noted = _Record(name=name, parent=this_process(), child=(process.pid, begun))
+    place.write_text(noted.model_dump_json())
     return place
 
 
@@ -61,19 +73,30 @@ def end_orphans(home: Path, name: str = "*") -> list[str]:
         name: of the children; of any by default.
     """
     ended = []
-    for place in sorted(home.glob(f"{name}-*{_RECORD}"), key=lambda path: path.stat().st_mtime, reverse=True):
+    places = [place for place in home.glob(f"{name}-*{_RECORD}") if place.is_file()]
+    for place in sorted(places, key=_written, reverse=True):
         try:
-            found = json.loads(place.read_text())
-        except ValueError:  # the command was killed while it wrote it
-            found = None
-        if found is not None and not is_gone(*found["parent"]):
+            found = _Record.model_validate_json(place.read_bytes())
+        except FileNotFoundError:  # its own command has ended the process
             continue
-        if found is not None and not is_gone(*found["child"]):
+        except ValidationError:  # the command was killed while it wrote it, or it is somebody else's file
+            place.unlink(missing_ok=True)
+            continue
+        if not is_gone(*found.parent):
+            continue
+        if not is_gone(*found.child):
             with suppress(psutil.NoSuchProcess):
-                _end(psutil.Process(found["child"][0]))
-            ended.append(found["name"])
+                _end(psutil.Process(found.child[0]))
+            ended.append(found.name)
         place.unlink(missing_ok=True)
     return ended
+
+
+def _written(place: Path) -> float:
+    try:
+        return place.stat().st_mtime
+    except FileNotFoundError:  # since it was listed
+        return 0.0
 
 
 def _end(process: psutil.Process) -> None:

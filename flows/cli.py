@@ -1,11 +1,15 @@
 """The command line. Nothing heavy is imported before a command needs it."""
 
 import json
+import signal
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from flows.signals import ended_by_signals
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,8 +31,10 @@ Configuration = Annotated[Path, typer.Argument(help="YAML file.", metavar="CONFI
 
 
 def main() -> None:
-    """Entry point."""
-    app()
+    """Entry point: a command, which a signal ends whatever it is doing."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # where a command has ended, no exception comes any more
+    sys.exit(ended_by_signals(app))
 
 
 @app.command()

@@ -20,7 +20,7 @@ from flows.configuration import (
     read_configuration,
 )
 from flows.environment import prepare
-from flows.signals import INTERRUPTED, ended_by_signals
+from flows.signals import signals_first
 from schemas.config import CalibrateConfig, NightlyConfig, RunConfig, place_problem
 from schemas.text import reason, shown, visible, without_user
 
@@ -33,7 +33,6 @@ if not _console.is_terminal:
 _errors = Console(stderr=True, highlight=False)
 
 
-@ended_by_signals
 def guarded(action: Callable[[], int]) -> int:
     """Run a command; what the user can put right becomes lines on stderr and exit code 2, what may pass 1."""
     try:
@@ -46,7 +45,8 @@ def guarded(action: Callable[[], int]) -> int:
     from tasks.store.artefact import StoreError
 
     try:
-        return action()
+        with signals_first():
+            return action()
     except (ConfigurationError, InputError, EngineError, StoreError) as error:
         _refuse(error)
         return BAD_INPUT
@@ -55,9 +55,6 @@ def guarded(action: Callable[[], int]) -> int:
             f"{escape(reason(error))}; what is done is kept, run again to continue", style="red", soft_wrap=True
         )
         return FAILED
-    except KeyboardInterrupt:
-        _errors.print("interrupted; what is done is kept, run again to continue")
-        return INTERRUPTED
 
 
 def _refuse(error: Exception) -> None:
@@ -318,6 +315,12 @@ def serve_all(config: Path | None, suite: Path | None, *, cron: str | None, **se
         fields = checked({"store": store, **read_configuration(config)}).model_dump(mode="json") if config else {}
         nights = checked_suite(read_suite(suite, store)).model_dump(mode="json") if suite else {}
         from flows.serve import ServeSettings, serve
+        from tasks.store.artefact import Store, StoreError
+
+        try:
+            Store(store).check_writable()
+        except StoreError as error:
+            raise ConfigurationError(f"--store: {error}") from error
 
         serve(
             ServeSettings(config=fields, suite=nights, cron=cron, **settings), lambda line: _console.print(escape(line))

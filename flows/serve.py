@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any
 
@@ -154,8 +154,10 @@ def check_access(host: str, public_hosts: list[str], login: str | None) -> None:
         login: `user:password` that the UI, the API and the reports ask for.
 
     Raises:
-        ConfigurationError: one is missing, or is none.
+        ConfigurationError: one is missing, or is none; the host is none.
     """
+    if not addresses(host):
+        raise ConfigurationError(f"--host: {host!r} is no address; give one of this machine's, such as 127.0.0.1")
     for name in public_hosts:
         if not _HOST_NAME.fullmatch(name):
             right = "a host name such as gpu7.example.org, without scheme and port"
@@ -174,20 +176,30 @@ def check_access(host: str, public_hosts: list[str], login: str | None) -> None:
         )
 
 
-def is_loopback(host: str) -> bool:
-    """True for an address that only this machine reaches."""
+def addresses(host: str) -> list[IPv4Address | IPv6Address]:
+    """What servers that are told to listen on a host listen on; none where it is no host."""
+    if not host:  # which servers take for every address
+        return []
     try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError):
+        return []
+    return [_unmapped(ip_address(str(place[0]))) for *_, place in found]
+
+
+def _unmapped(found: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
+    return found if isinstance(found, IPv4Address) else found.ipv4_mapped or found
+
+
+def is_loopback(host: str) -> bool:
+    """True for a host that only this machine reaches."""
+    found = addresses(host)
+    return bool(found) and all(place.is_loopback for place in found)
 
 
 def is_wildcard(host: str) -> bool:
-    """True for the addresses that mean all of this machine's."""
-    try:
-        return ip_address(host).is_unspecified
-    except ValueError:
-        return False
+    """True for a host that means all addresses of this machine."""
+    return any(place.is_unspecified for place in addresses(host))
 
 
 def address(host: str) -> str:

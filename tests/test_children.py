@@ -1,6 +1,7 @@
 """Children of `opdscope serve`: ended with it, or by the next one."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -65,3 +66,34 @@ def test_a_later_process_of_the_same_number_is_left_alone(tmp_path: Path) -> Non
         assert [path.name.split("-")[0] for path in tmp_path.glob("*.process.json")] == ["one"]
     number, started = this_process()
     assert not is_gone(number, started) and is_gone(number, started - 10)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "{}",
+        "1",
+        "null",
+        '"x"',
+        '{"name": "to',
+        '{"parent": null}',
+        '{"name": "x", "parent": [1, 0.0], "child": ["x", 2]}',
+        '{"name": "x", "parent": [1, 0.0], "child": [-1, 2.0]}',
+        '{"name": "x", "parent": [1, 0.0], "child": [99999999999999999999, 2.0]}',
+        '{"name": "x", "parent": [1, 0.0], "child": [1.5, 2.0]}',
+        '{"name": 1, "parent": [1, 0.0, 3], "child": [1, 2.0]}',
+        "\x00",
+        "\udcff",
+    ],
+)
+def test_what_is_no_record_is_removed(content: str, tmp_path: Path) -> None:
+    (tmp_path / "odd-1.process.json").write_bytes(content.encode(errors="surrogateescape"))
+    assert end_orphans(tmp_path) == [] and list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_file_is_no_record(tmp_path: Path) -> None:
+    (tmp_path / "folder-1.process.json").mkdir()
+    (tmp_path / "dangling-1.process.json").symlink_to(tmp_path / "nothing")
+    os.mkfifo(tmp_path / "pipe-1.process.json")
+    assert end_orphans(tmp_path) == [] and len(list(tmp_path.iterdir())) == 3

@@ -83,6 +83,14 @@ def test_what_cannot_be_served_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
         ("0.0.0.0", ["http://gpu7"], "me:secret", "--public-host: 'http://gpu7' is no host name"),  # noqa: S104
         ("0.0.0.0", ["*"], "me:secret", "--public-host: '\\*' is no host name"),  # noqa: S104
         ("192.0.2.7", [], "secret", "PREFECT_SERVER_API_AUTH_STRING: .* user:password"),
+        ("", [], "me:secret", "--host: '' is no address; give one of this machine's, such as 127.0.0.1"),
+        ("", ["gpu7.example.org"], "me:secret", "--host: '' is no address"),
+        (" ", [], "me:secret", "--host: ' ' is no address"),
+        ("a..b", [], "me:secret", "--host: 'a..b' is no address"),
+        ("0", [], None, "--host: '0' lets other machines in"),
+        ("0", [], "me:secret", "--host: '0' is every address of this machine"),
+        ("0x0", [], "me:secret", "--host: '0x0' is every address of this machine"),
+        ("::ffff:0.0.0.0", [], "me:secret", "--host: '::ffff:0.0.0.0' is every address of this machine"),
     ],
 )
 def test_beyond_this_machine_a_password_and_a_name_are_needed(
@@ -94,7 +102,7 @@ def test_beyond_this_machine_a_password_and_a_name_are_needed(
 
 
 def test_names_that_servers_answer_to() -> None:
-    for host in ("127.0.0.1", "127.0.0.2", "localhost", "::1"):
+    for host in ("127.0.0.1", "127.0.0.2", "127.1", "localhost", "::1"):
         check_access(host, [], None)
     check_access("192.0.2.7", [], "me:secret")
     check_access("0.0.0.0", ["gpu7.example.org", "10.0.0.7"], "me:secret")  # noqa: S104
@@ -112,6 +120,29 @@ def test_equal_ports_are_refused(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert done.stderr.strip() == "--port and --reports-port: both are 4321; give two different ports"
+
+
+def test_a_host_is_what_its_name_resolves_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    def resolved(*places: str) -> None:
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (place, 0)) for place in places]
+        monkeypatch.setattr("flows.serve.socket.getaddrinfo", lambda *args, **options: found)
+
+    resolved("127.0.0.1", "192.0.2.7")
+    with pytest.raises(ConfigurationError, match="--host: 'localhost' lets other machines in"):
+        check_access("localhost", [], None)
+    resolved("127.0.1.1")
+    check_access("gpu7", [], None)
+
+
+def test_a_store_that_cannot_be_written_is_refused_first(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    command = [sys.executable, "-m", "flows.cli", "serve", "--store", "file/store", "--port", str(free_port())]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**environment, "PYTHONPATH": str(HERE)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and done.stderr.startswith("--store: cannot write to ") and done.stdout == ""
+    assert not list(tmp_path.rglob("server.log"))
 
 
 @pytest.fixture(scope="module")

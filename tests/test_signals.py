@@ -6,17 +6,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 
 import psutil
 import pytest
+from pydantic import BaseModel, model_serializer
+from pydantic_core import PydanticSerializationError
 
-from flows.signals import INTERRUPTED, Ended, ended_by_signals, signals_held
+from flows.configuration import ConfigurationError
+from flows.runs import guarded
+from flows.signals import Ended, ended_by_signals, signals_held
 from tests.served import HERE
 
 COMMAND = """
 import sys, time
 from flows.runs import guarded
+from flows.signals import ended_by_signals
 
 def action():
     from prefect import flow
@@ -32,37 +39,56 @@ def action():
         endless()
     return 0
 
-sys.exit(guarded(action))
+sys.exit(ended_by_signals(lambda: guarded(action)))
 """
+AT_IMPORT = """
+import signal, sys
+from flows.cli import main
+
+def audit(event, given):
+    if event == "import" and given[0] == module and not sent:
+        sent.append(number)
+        signal.raise_signal(number)
+
+module, number, sent = sys.argv.pop(1), int(sys.argv.pop(1)), []
+sys.addaudithook(audit)
+main()
+"""
+LINE = "interrupted; what is done is kept, run again to continue\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_each_signal_ends_a_command_with_its_own_exit_code(number: signal.Signals) -> None:
+def test_each_signal_ends_a_command_with_its_own_exit_code(
+    number: signal.Signals, capfd: pytest.CaptureFixture[str]
+) -> None:
     before = signal.getsignal(number)
 
-    @ended_by_signals
     def command(raised: bool) -> int:
-        try:
-            if raised:
-                signal.raise_signal(number)
-        except KeyboardInterrupt:
-            return INTERRUPTED
-        return 0
+        if raised:
+            signal.raise_signal(number)
+        return 3
 
-    assert command(True) == 128 + number and command(False) == 0
+    assert ended_by_signals(lambda: command(True)) == 128 + number and ended_by_signals(lambda: command(False)) == 3
     assert signal.getsignal(number) is before
+    assert capfd.readouterr().err == LINE
 
 
 def test_what_nohup_ignores_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
 
-        @ended_by_signals
-        def command() -> int:
+    def command() -> int:
+        with signals_held():
             signal.raise_signal(signal.SIGHUP)
-            return 0
+        return 0
 
-        assert command() == 0
+    def both() -> int:
+        with signals_held():
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGTERM)
+        return 0
+
+    try:
+        assert ended_by_signals(command) == 0 and ended_by_signals(both) == 143
     finally:
         signal.signal(signal.SIGHUP, before)
 
@@ -70,15 +96,134 @@ def test_what_nohup_ignores_stays_ignored() -> None:
 def test_a_held_signal_acts_after_the_block() -> None:
     done = []
 
-    @ended_by_signals
     def command() -> int:
-        with pytest.raises(Ended, match="SIGTERM"), signals_held():
-            signal.raise_signal(signal.SIGTERM)
-            signal.raise_signal(signal.SIGINT)
-            done.append(True)
+        with signals_held():
+            with signals_held():
+                signal.raise_signal(signal.SIGTERM)
+                signal.raise_signal(signal.SIGINT)
+                done.append("inner")
+            done.append("outer")
+        done.append("after")
         return 0
 
-    assert command() == 0 and done == [True]
+    assert ended_by_signals(command) == 143 and done == ["inner", "outer"]
+
+
+class Serialized(BaseModel):
+    """As Prefect's settings: its serializer is Python that pydantic calls."""
+
+    @model_serializer
+    def serialize(self) -> dict[str, int]:
+        signal.raise_signal(signal.SIGTERM)
+        return {}
+
+
+def test_an_error_that_a_signal_became_counts_as_interrupted(capfd: pytest.CaptureFixture[str]) -> None:
+    became = []
+
+    def action() -> int:
+        try:
+            Serialized().model_dump_json()
+        except PydanticSerializationError as error:
+            became.append(error)
+            raise ConfigurationError(str(error)) from error
+        return 0
+
+    assert ended_by_signals(lambda: guarded(action)) == 143
+    assert len(became) == 1 and capfd.readouterr().err == LINE
+
+
+def test_a_return_after_a_signal_counts_as_interrupted() -> None:
+    def command() -> int:
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        return 0
+
+    assert ended_by_signals(command) == 143
+
+
+def test_a_signal_that_somebody_swallowed_comes_again(capfd: pytest.CaptureFixture[str]) -> None:
+    class Swallows:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)  # Python prints what a destructor raises, and goes on
+
+    times = []
+
+    def command() -> int:
+        Swallows()
+        for _ in range(2):
+            with suppress(Ended):
+                for _ in range(500):
+                    time.sleep(0.02)
+                times.append("whole")
+            times.append("ended")
+        return 0
+
+    assert ended_by_signals(command) == 143 and times == ["ended", "ended"]
+    assert capfd.readouterr().err == LINE
+
+
+def test_what_ends_because_of_a_signal_has_its_time() -> None:
+    done = []
+
+    def command() -> int:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            for _ in range(75):
+                time.sleep(0.02)
+            with suppress(OSError):
+                raise OSError("an error of its own")
+            done.append("whole")
+        return 0
+
+    assert ended_by_signals(command) == 143 and done == ["whole"]
+
+
+def test_no_module_is_left_half_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sends_a_signal.py").write_text(
+        "import signal, time\nsignal.raise_signal(signal.SIGTERM)\ntime.sleep(0.5)\nWHOLE = True\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    done = []
+
+    def command() -> int:
+        module = import_module("sends_a_signal")
+        done.append(module.WHOLE)
+        for _ in range(500):
+            time.sleep(0.02)
+        done.append("went on")
+        return 0
+
+    assert ended_by_signals(command) == 143 and done == [True]
+
+
+@pytest.mark.parametrize(
+    ("module", "number"),
+    [
+        ("flows.runs", signal.SIGTERM),
+        ("pydantic", signal.SIGINT),
+        ("prefect", signal.SIGHUP),
+        ("prefect.settings", signal.SIGTERM),
+        ("prefect.plugins", signal.SIGTERM),
+        ("prefect.context", signal.SIGINT),
+        ("flows.own_server", signal.SIGTERM),
+    ],
+)
+def test_a_signal_while_a_command_starts(
+    module: str, number: signal.Signals, tmp_path: Path, config_file: Path
+) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    ended = subprocess.run(
+        [sys.executable, "-c", AT_IMPORT, module, str(int(number)), "run", str(config_file)],
+        env={**environment, "PYTHONPATH": str(HERE)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (128 + number, LINE)
 
 
 class Started:
