@@ -109,7 +109,7 @@ def _lines(console: Console, pause: float) -> Iterator[None]:
         while not over.wait(pause):
             with guard:
                 moved = [stage for stage, amount in begun.items() if amount.done > told[stage]]
-                for stage in moved or list(begun)[-1:]:
+                for stage in moved or [stage for stage in list(begun)[-1:] if not begun[stage].complete]:
                     tell(stage)
 
     stop, teller = listen(show), threading.Thread(target=tell_again, daemon=True)

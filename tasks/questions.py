@@ -116,7 +116,11 @@ def _text(value: object) -> str:
         return value.isoformat()
     if isinstance(value, str | timedelta):
         return str(value)
-    return json.dumps(value, ensure_ascii=False, default=_text)
+    return json.dumps(value, ensure_ascii=False, default=_within_json)
+
+
+def _within_json(value: object) -> str:
+    return _text(value) if isinstance(value, Decimal | date | time | timedelta) else str(value)
 
 
 def _need_fields(where: str, names: Sequence[str], questions: Sequence[Question]) -> None:

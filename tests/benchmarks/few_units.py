@@ -21,8 +21,8 @@ from tasks.calibration.suite import Family, OracleQuestion, make_question
 from tasks.distillation import NO_NODES
 from tasks.ideal import ideal_gradients
 from tasks.lineage import Signal
-from tasks.outcomes import Outcomes, merged
-from tasks.prior import fit
+from tasks.outcomes import Outcomes
+from tasks.prior import Prior
 from tasks.ranking import RankedQuestion, rank
 from tasks.trees.forced import forced_plan
 from tasks.trees.plan import Drawn, assembled
@@ -31,6 +31,7 @@ LOSS, FAMILY, QUESTIONS, ROLLOUTS = ReverseKL(), Family(64, "clear", "even"), 40
 OPEN = (2, 3, 5, 10, 40)
 SIZES = ((1, 4), (2, 4), (1, 16), (2, 8), (5, 8), (10, 8), (20, 8))
 SIGNAL = Signal("fair", "none", "reverse_kl")
+PRIOR = Prior(np.array([0.5]), np.array([2.0]), np.array([1.0]))
 SCORES = Scores(groupings=[Grouping(by="outcome")], bootstrap=1000, posterior=100)
 
 
@@ -51,7 +52,7 @@ def scored(q: OracleQuestion, number: int, seed: int, rng: np.random.Generator) 
     successes, tokens = draw(rolled, plan, rng)
     tree = assembled(rolled.ground, [Drawn(plan, successes, np.zeros_like(successes), tokens)])
     d = Taught(rolled, q.teachers["fair"], LOSS).distillation(tree)
-    a = make_alignment(tree, {"d": d}, fit([merged(tree).outcomes]), SCORES, 1.0, 1e-3, seed)["d"]
+    a = make_alignment(tree, {"d": d}, PRIOR, SCORES, 1.0, 1e-3, seed)["d"]
     ideal = ideal_gradients(Outcomes.of(tree), 1.0)
     return QuestionScores(str(number), rolled.arrays, tree, ideal, {SIGNAL: d}, {SIGNAL: a})
 
