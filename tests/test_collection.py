@@ -89,6 +89,60 @@ def test_unreadable_references_free_nothing(store: Store) -> None:
         unreferred(store, older=0.0)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"null", b'{"a": 1}', b'"x"', b"1", b"[1]", b'["rollouts/short"]', b'[["rollouts", "x"]]', b"[" * 9**5],
+)
+def test_references_of_another_shape_free_nothing(store: Store, content: bytes) -> None:
+    store.put_bytes(content, "runs", "begun", "references-diagnose.json")
+    with pytest.raises(StoreError, match=r"^runs/begun/references-diagnose.json in .* cannot be read .*not known"):
+        unreferred(store, older=0.0)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"null", b"[]", b"{}", b'{"artefacts": null}', b'{"artefacts": {"q": [["rollouts", "x"]]}}']
+)
+def test_a_run_of_another_shape_frees_nothing(store: Store, content: bytes) -> None:
+    store.put_bytes(content, "runs", "done", "run.json")
+    with pytest.raises(StoreError, match=r"^runs/done/run.json in .* cannot be read .* not known"):
+        unreferred(store, older=0.0)
+
+
+@pytest.mark.parametrize("place", ["runs", "runs/begun", "runs/begun/references-diagnose.json", "runs/done/run.json"])
+@pytest.mark.parametrize("instead", ["dangling", "loop", "folder or file"])
+def test_what_runs_need_behind_a_link_or_another_thing_frees_nothing(tmp_path: Path, place: str, instead: str) -> None:
+    store = Store(str(tmp_path / "store"))
+    store.check_writable()
+    commit(store, KEPT)
+    refer(store, "begun", "diagnose", [f"rollouts/{KEPT}"])
+    store.put_bytes(json.dumps({"artefacts": {}}).encode(), "runs", "done", "run.json")
+    there, moved = tmp_path / "store" / place, tmp_path / "moved"
+    there.rename(moved)
+    there.symlink_to(moved)  # on another disk: as good as here
+    assert unreferred(store, older=0.0) == []
+    there.unlink()
+    if instead == "folder or file":
+        if place == "runs/begun":
+            pytest.skip("a file among the runs is no run")
+        there.mkdir() if moved.is_file() else there.write_bytes(b"")
+    else:
+        there.symlink_to(tmp_path / "unmounted" if instead == "dangling" else there)
+    for arguments in (("gc", "--dry-run"), ("gc", "--yes")):
+        code, out = call(tmp_path / "store", *arguments, "--older-than", "0")
+        assert code == 2 and out.startswith(f"{place} in ") and "what runs need is not known" in out, out
+    assert store.has("rollouts", KEPT)
+
+
+def test_what_goes_while_runs_are_looked_at_is_not_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(str(tmp_path))
+    store.check_writable()
+    store.put_bytes(b"of somebody else", "runs", "notes.txt")
+    monkeypatch.setattr(store, "names", lambda *parts: ["gone"] if len(parts) == 1 else ["run.json"])
+    assert referred(store) == set()
+    (tmp_path / "runs" / "gone").mkdir()
+    assert referred(store) == set()
+
+
 def test_damage_is_found_and_repaired(store: Store) -> None:
     assert damaged(store) == []
     data = store.get_bytes("rollouts", KEPT, OBJECT) or b""

@@ -298,7 +298,7 @@ class Store:
 def _created(path: Path) -> BinaryIO:
     """A new file, in a folder that a clean-up may remove between its making and its first file."""
     for _ in range(_TRIES):
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, FileExistsError):  # the second where it goes while `mkdir` looks at it
             path.parent.mkdir(parents=True, exist_ok=True)
             return path.open("xb")
     path.parent.mkdir(parents=True, exist_ok=True)
