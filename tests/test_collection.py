@@ -183,6 +183,21 @@ def test_the_commands(tmp_path: Path) -> None:
     assert call(folder, "ls")[0] == 2
 
 
+@pytest.mark.parametrize(
+    "url", ["simplecache::file://{}", "filecache::{}", "dir::local://{}", "simplecache::dir::file://{}", "zip://x::{}"]
+)
+def test_a_folder_here_behind_another_protocol_is_no_store(tmp_path: Path, url: str) -> None:
+    folder, elsewhere = tmp_path / "store", tmp_path / "elsewhere"
+    for place in (folder, elsewhere):
+        Store(str(place)).check_writable()
+        commit(Store(str(place)), FREE)
+    shutil.rmtree(folder / "rollouts")
+    (folder / "rollouts").symlink_to(elsewhere / "rollouts")
+    done = CliRunner().invoke(app, ["store", "gc", "--older-than", "0", "--yes", "--store", url.format(folder)])
+    assert done.exit_code == 2 and "give the folder itself" in done.output, done.output
+    assert Store(str(elsewhere)).has("rollouts", FREE)
+
+
 def test_only_the_first_names_are_listed(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     store.check_writable()

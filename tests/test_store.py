@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import zarr
@@ -118,3 +119,12 @@ def test_canonical_json_has_one_form_and_no_nan() -> None:
 def test_an_unknown_protocol_is_a_clear_error() -> None:
     with pytest.raises(StoreError, match="nosuch://place"):
         Store("nosuch://place")
+
+
+@pytest.mark.parametrize("protocol", sorted({*fsspec.available_protocols()} - {"hdfs", "arrow_hdfs"}))
+def test_a_url_is_opened_or_refused_whatever_its_protocol_needs(protocol: str) -> None:
+    """Of no host, so that nobody is asked; each file system fails in a way of its own."""
+    try:
+        Store(f"{protocol}://")
+    except StoreError as error:
+        assert str(error).startswith(f"cannot open '{protocol}://': ") and len(str(error).splitlines()) == 1

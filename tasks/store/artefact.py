@@ -23,13 +23,14 @@ from typing import Any, BinaryIO
 import fsspec
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import get_protocol
 from zarr.api.asynchronous import create_group, open_group
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import MemoryStore
 
 from schemas.arrays import LAYOUTS, AnyArray, Array, Arrays, check_layout
-from tasks.store.outages import StoreAwayError, one_line, translated
+from tasks.store.outages import LASTING, StoreAwayError, one_line, translated
 from tasks.store.outages import StoreError as StoreError  # is raised here
 
 OBJECT = "artefact.zarr.zip"
@@ -132,15 +133,20 @@ class Store:
         """Open (not yet touch) the store.
 
         Raises:
-            StoreError: unknown protocol, or its package is missing.
+            StoreAwayError: what must answer to be opened does not now.
+            StoreError: unknown protocol, its package or what else it needs is missing, or a folder of this machine
+                behind another protocol: links in it would be followed to what is not the store's.
         """
         self.url = url
+        if _ends_here(url):
+            raise StoreError(f"cannot open {url!r}: it leads to a folder of this machine; give the folder itself")
         try:
             place = os.path.expanduser(url)  # noqa: PTH111 - may be a URL
-            # what other processes write must be seen
-            self.fs, self.root = fsspec.core.url_to_fs(place, use_listings_cache=False)
-        except (ImportError, ValueError) as error:
-            raise StoreError(f"cannot open {url!r}: {error}") from error
+            with translated(url):
+                # what other processes write must be seen
+                self.fs, self.root = fsspec.core.url_to_fs(place, use_listings_cache=False)
+        except (ImportError, ValueError, TypeError, AttributeError, *LASTING) as error:  # file systems check nothing
+            raise StoreError(f"cannot open {url!r}: {one_line(error)}") from error
 
     def path(self, *parts: str) -> str:
         """Path of something in the store, as its file system names it."""
@@ -293,6 +299,12 @@ class Store:
 
     def _answering(self) -> AbstractContextManager[None]:
         return nullcontext() if self.is_local else translated(self.url)
+
+
+def _ends_here(url: str) -> bool:
+    """True for a chained URL whose last part is a place of this machine."""
+    _, chained, last = url.rpartition("::")
+    return bool(chained) and last not in fsspec.available_protocols() and get_protocol(last) in ("file", "local")
 
 
 def _created(path: Path) -> BinaryIO:
