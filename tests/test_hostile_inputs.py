@@ -403,6 +403,30 @@ def test_odd_models(path: str, settings: dict[str, Any]) -> None:
     refused(lambda: Job(checked(merged(settings, {"student": {"path": path}}))), "student.path: ")
 
 
+def test_a_folder_that_holds_no_model_is_not_read(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "anything").mkdir()
+    (tmp_path / "anything" / "large").write_bytes(b"x")
+    student = settings["student"]["path"]
+    monkeypatch.setattr(
+        "tasks.store.keys.folder_fingerprint",
+        lambda folder: "read" if str(folder) == student else pytest.fail(f"{folder} is read"),
+    )
+    for path in ("/", "/usr", str(tmp_path / "anything")):
+        refused(partial(Job, checked(merged(settings, {"student": {"path": path}}))), "student.path: ", "config.json")
+        change = {"teachers": {"0": {"model": {"path": path}}}}
+        refused(partial(Job, checked(merged(settings, change))), "teachers[0].model.path: ", "config.json")
+
+
+def test_a_model_folder_that_cannot_be_read(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: Path) -> str:
+        raise PermissionError(13, "Permission denied", "/m/weights")
+
+    monkeypatch.setattr("tasks.store.keys._file_digest", fails)
+    refused(lambda: Job(checked(settings)), "student.path: ", "cannot be read: [Errno 13] Permission denied")
+
+
 def test_a_prompt_does_not_grow_without_bounds() -> None:
     question = Question("q", "1", {"question": "x" * MOST_CELL, "answer": "1"})
     many = Prompt(template="{question}" * MOST_FIELDS)
