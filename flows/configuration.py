@@ -66,25 +66,39 @@ def parse_overrides(assignments: list[str]) -> dict[str, Any]:
     return out
 
 
-def merged(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+def merged(base: dict[str, Any], overrides: dict[str, Any], place: tuple[str, ...] = ()) -> dict[str, Any]:
     """`base` with the nested fields of `overrides` in their places; items of lists go by index.
 
     Settings of another kind replace what stands there: their fields have nothing to do with each other.
+
+    Args:
+        place: of `base` in the configuration, for errors.
+
+    Raises:
+        ConfigurationError: an index past a list's end.
     """
     out = dict(base)
     for name, value in overrides.items():
-        here = out.get(name)
+        here, inner = out.get(name), (*place, name)
         if isinstance(value, dict) and isinstance(here, dict) and _same_kind(value, here):
-            out[name] = merged(here, value)
-        elif isinstance(value, dict) and isinstance(here, list) and all(_INDEX.fullmatch(k) for k in value):
-            items = merged({str(i): item for i, item in enumerate(here)}, value)
-            out[name] = [items[k] for k in sorted(items, key=int)]
+            out[name] = merged(here, value, inner)
+        elif isinstance(value, dict) and isinstance(here, list) and value and all(map(_INDEX.fullmatch, value)):
+            items = {str(i): item for i, item in enumerate(here)}
+            past = next((index for index in value if index not in items), None)
+            if past is not None:
+                raise ConfigurationError(_past_the_end(".".join(map(_part, inner)), len(here), past))
+            out[name] = list(merged(items, value, inner).values())
         else:
             out[name] = value
     return out
 
 
-_INDEX = re.compile(r"[0-9]{1,6}")
+_INDEX = re.compile(r"[0-9]+")
+
+
+def _past_the_end(place: str, entries: int, index: str) -> str:
+    has = f"has {entries} entries, from 0 to {entries - 1}" if entries else "has no entries"
+    return f"--set: {place} {has}, and none {_part(index)}; give the whole list to add one"
 
 
 def _same_kind(a: dict[str, Any], b: dict[str, Any]) -> bool:

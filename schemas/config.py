@@ -904,7 +904,7 @@ class RunConfig(Settings):
         kind = {"teachers": "model", "tree": "adaptive", "engine": "transformers"}[str(info.field_name)]
         if isinstance(value, list):
             return [{"kind": kind, **v} if isinstance(v, dict) else v for v in value]
-        return {"kind": kind, **value} if isinstance(value, dict) else value
+        return {"kind": kind, **value} if isinstance(value, dict) and info.field_name != "teachers" else value
 
     @model_validator(mode="after")
     def _recorded_or_made(self) -> Self:

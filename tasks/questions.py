@@ -109,12 +109,12 @@ def load_questions(config: RunConfig) -> list[Question]:
 
 
 def _text(value: object) -> str:
-    """A cell as text: decimals in plain digits, dates and times in ISO form, the rest as JSON."""
+    """A cell as text: decimals in plain digits, dates and times in ISO form, bytes as Python does, the rest as JSON."""
     if isinstance(value, Decimal):
         return format(value, "f")
     if isinstance(value, date | time):
         return value.isoformat()
-    if isinstance(value, str | timedelta):
+    if isinstance(value, str | bytes | timedelta):
         return str(value)
     return json.dumps(value, ensure_ascii=False, default=_text)
 
