@@ -13,6 +13,7 @@ from flows.guarded_yaml import RefusedError, parse, parse_value
 from schemas.config import Execution, RunConfig, settings_in
 from schemas.limits import MOST_CONFIGURATION_BYTES, MOST_ERRORS, MOST_NESTING
 from schemas.text import listed, reason, shown, visible
+from tasks.files import read_file
 
 
 class ConfigurationError(ValueError):
@@ -26,8 +27,7 @@ def read_configuration(path: Path) -> dict[str, Any]:
         ConfigurationError: missing, not what `flows.guarded_yaml` reads, or not a mapping.
     """
     try:
-        with path.open("rb") as file:
-            data = parse(file.read(MOST_CONFIGURATION_BYTES + 1))
+        data = parse(read_file(path, MOST_CONFIGURATION_BYTES + 1))
     except FileNotFoundError:
         raise ConfigurationError(f"configuration: {shown(str(path))} is not there; give a YAML file") from None
     except RefusedError as error:

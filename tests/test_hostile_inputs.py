@@ -42,6 +42,7 @@ from schemas.tables import RUN_TABLES
 from schemas.text import id_problem, name_problem, reason, shown, visible, without_user
 from schemas.urls import url_problem
 from tasks.engines.streams import stream_seed
+from tasks.files import NotAFileError, read_file
 from tasks.job import Job, forget_jobs
 from tasks.lineage import sources
 from tasks.outputs import aggregate_task, make_outputs
@@ -49,6 +50,8 @@ from tasks.prompts import PLAIN, prompt_text
 from tasks.questions import InputError, Question, load_questions
 from tasks.recorded import read_recorded
 from tasks.stages import BY_SOURCE, STAGES, run_stage
+from tasks.store.artefact import MARKER, Store, StoreError
+from tasks.store.collect import referred
 from tasks.tables import parse_table
 
 SECONDS = 5.0
@@ -208,7 +211,51 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     refused(lambda: read_configuration(tmp_path / "none.yaml"), "is not there")
     refused(lambda: read_configuration(tmp_path / "a\0b"), "cannot be read", "a\\x00b")
     refused(lambda: read_configuration(tmp_path / ("x" * 5000)), "cannot be read")
-    refused(lambda: read_configuration(Path("/dev/zero")), "is longer than 200,000 bytes")
+    for endless in ("/dev/zero", "/dev/tty", "/dev/random", "/dev/null"):
+        refused(
+            lambda path=endless: read_configuration(Path(path)), "cannot be read", "is a pipe, a device or a socket"
+        )
+    refused(lambda: read_configuration(waiting(tmp_path / "config.yaml")), "is a pipe, a device or a socket")
+
+
+def waiting(path: Path) -> Path:
+    """A pipe that nobody writes to."""
+    os.mkfifo(path)
+    return path
+
+
+def test_files_that_make_readers_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.files.check_file", lambda path: None)  # as it was when it was looked at
+    with pytest.raises(NotAFileError):
+        read_file(waiting(tmp_path / "come since"))
+
+
+@pytest.mark.parametrize(
+    "url", ["{}.jsonl", "file://{}.jsonl", "simplecache::file://{}.jsonl", "zip://a.jsonl::{}.jsonl"]
+)
+def test_tables_that_are_pipes(settings: dict[str, Any], tmp_path: Path, url: str) -> None:
+    waiting(tmp_path / "q.jsonl")
+    config = checked(merged(settings, {"questions": {"path": url.format(tmp_path / "q")}}))
+    refused(lambda: load_questions(config), "questions.path: ", "is a pipe, a device or a socket")
+
+
+def test_objects_of_a_store_that_are_pipes(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    for run, name in (("small", "references-y.json"), ("small", "run.json")):
+        (tmp_path / "runs" / run).mkdir(parents=True, exist_ok=True)
+        waiting(tmp_path / "runs" / run / name)
+        with pytest.raises(StoreError, match=rf"runs/{run}/{name} .* is a pipe, a device or a socket.* not known"):
+            referred(store)
+        (tmp_path / "runs" / run / name).unlink()
+    waiting(tmp_path / MARKER)
+    with pytest.raises(NotAFileError):
+        store.format()
+
+
+def test_a_table_whose_server_is_away_is_not_called_missing(settings: dict[str, Any]) -> None:
+    config = checked(merged(settings, {"questions": {"path": "http://127.0.0.1:9/q.jsonl"}}))
+    message = refused(lambda: load_questions(config), "questions.path: ", "cannot be opened: ", "127.0.0.1:9")
+    assert "is not there" not in message
 
 
 OVERRIDES = [
