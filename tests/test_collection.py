@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app
+from flows.runs import guarded
 from tasks.store.artefact import MARKER, OBJECT, Store, StoreError
 from tasks.store.collect import (
     Stored,
@@ -27,6 +28,7 @@ from tasks.store.collect import (
     unreferred,
 )
 from tasks.store.keys import digest
+from tasks.store.outages import LASTING
 
 DAY = 86400.0
 KEPT, MADE, FREE, COMING = (digest(name) for name in ("kept", "made", "free", "to be made"))
@@ -196,6 +198,30 @@ def test_a_folder_here_behind_another_protocol_is_no_store(tmp_path: Path, url: 
     done = CliRunner().invoke(app, ["store", "gc", "--older-than", "0", "--yes", "--store", url.format(folder)])
     assert done.exit_code == 2 and "give the folder itself" in done.output, done.output
     assert Store(str(elsewhere)).has("rollouts", FREE)
+
+
+def test_a_file_is_no_store(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    for arguments in (("ls",), ("verify",), ("gc", "--yes")):
+        code, out = call(tmp_path / "file", *arguments)
+        assert code == 2 and "is a file; give the folder of a store" in " ".join(out.split())
+
+
+@pytest.mark.parametrize("error", LASTING)
+def test_what_waiting_does_not_change_is_no_reason_to_run_again(
+    error: type[OSError], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails() -> int:
+        raise error(1, "so it is", "/store/runs")
+
+    assert guarded(fails) == 2
+    told = capsys.readouterr().err
+    assert told.strip() == "[Errno 1] so it is: '/store/runs'"
+
+
+def test_a_url_of_no_host_is_wrong_and_not_away() -> None:
+    with pytest.raises(StoreError, match="http://"):
+        Store("http://").check_writable()
 
 
 def test_only_the_first_names_are_listed(tmp_path: Path) -> None:

@@ -295,6 +295,11 @@ class Store:
         with self._answering():
             return bool(self.fs.exists(self.root))
 
+    def is_file(self) -> bool:
+        """True where that is one object, and no folder."""
+        with self._answering():
+            return bool(self.fs.isfile(self.root))
+
     @property
     def is_local(self) -> bool:
         """True where the store is a folder of this machine."""
