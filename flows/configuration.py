@@ -193,7 +193,8 @@ def _line(detail: ErrorDetails, model: type[BaseModel]) -> str:
     if detail["type"] == "union_tag_invalid":
         return f"{place}: kind {shown(context['tag'])} is not known; known are {context['expected_tags']}"
     message = detail["msg"].removeprefix("Value error, ")
-    return f"{place}: {message[0].lower()}{message[1:]}, given {shown(detail['input'])}"
+    given = shown(detail["input"]) if detail["input"] is not None else "null (nothing, null or ~ in YAML)"
+    return f"{place}: {message[0].lower()}{message[1:]}, given {given}"
 
 
 def _place(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:

@@ -965,6 +965,18 @@ def test_passwords_of_any_characters_are_found(url: str, more: str) -> None:
     assert SECRET not in shown(url.replace(SECRET, SECRET + more))
 
 
+def test_null_is_told_in_words(settings: dict[str, Any]) -> None:
+    refused(
+        lambda: checked(merged(settings, parse_overrides(["store=~"]))), "store: ", "given null (nothing, null or ~"
+    )
+
+
+def test_columns_without_a_name() -> None:
+    with pytest.raises(ValueError, match="3 columns have no name"):
+        parse_table("csv", b",,\n1,2,3\n")
+    assert parse_table("csv", b",id\n0,a\n")[0]["id"] == "a"  # as pandas writes its index
+
+
 def test_two_identities_never_have_one_stream() -> None:
     with pytest.raises(ValueError, match=r"an identity holds U\+001F"):
         stream_seed(0, "a\x1fstr:b", "c")  # would be that of (0, "a", "b", "c")

@@ -30,6 +30,7 @@ from zarr.core.sync import sync
 from zarr.storage import MemoryStore
 
 from schemas.arrays import LAYOUTS, AnyArray, Array, Arrays, check_layout
+from schemas.text import listed
 from tasks.files import read_file
 from tasks.store.outages import LASTING, StoreAwayError, one_line, translated
 from tasks.store.outages import StoreError as StoreError  # is raised here
@@ -38,6 +39,10 @@ OBJECT = "artefact.zarr.zip"
 MARKER = ".opdscope-store"
 """Object that says that a folder is a store, and of which format; what deletes looks for it first."""
 FORMAT = 1
+_OF_STORES = frozenset({*LAYOUTS, "runs", "claims", "nightly", "calibration"})
+"""Folders that show a store where a marker is lost, or was not written yet."""
+_BESIDE = frozenset({"prefect", "demo", "models"})
+"""Folders that commands make in `.opdscope` before it is a store."""
 _HEX = 64
 _COMPRESS_FROM = 4096  # bytes; below, the codec costs more than it saves
 _TRIES = 100  # to write into a folder that others remove as soon as it is empty
@@ -162,17 +167,29 @@ class Store:
         """
         name = f".probe-{uuid.uuid4().hex}"
         try:
-            self.put_bytes(b"", name)
-            self.remove(name)
             found = self.format()
             if found is None:
+                self._check_new()
+            self.put_bytes(b"", name)
+            self.remove(name)
+            if found is None:
                 self.put_bytes(json.dumps({"format": FORMAT}).encode(), MARKER)
-        except StoreAwayError:
+        except (StoreAwayError, StoreError):
             raise
         except Exception as error:
             raise StoreError(f"cannot write to {self.url!r}: {one_line(error)}") from error
         if found not in (None, FORMAT):
             raise StoreError(f"{self.url!r} has format {found}, this version of opdscope writes {FORMAT}")
+
+    def _check_new(self) -> None:
+        """Refuse to make a store of a folder that is somebody's own.
+
+        Raises:
+            StoreError: it holds other things, and nothing that only a store holds.
+        """
+        names = [name for name in self.names() if not name.startswith(".")]
+        if set(names) - _BESIDE and not set(names) & _OF_STORES:
+            raise StoreError(f"{self.url!r} is no store and holds other things ({listed(names)}); name a folder in it")
 
     def format(self) -> object:
         """The format that the store's marker names; None where nothing says that this is a store."""
@@ -206,6 +223,10 @@ class Store:
                     file.flush()
                     os.fsync(file.fileno())
             temporary.replace(path)
+        except OSError as error:  # a full disk, say, of which there may be several
+            if error.filename is None:
+                error.filename = str(path)
+            raise
         finally:
             temporary.unlink(missing_ok=True)
 
