@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     GetJsonSchemaHandler,
@@ -117,17 +118,17 @@ def settings_in(annotation: Any) -> list[type[BaseModel]]:
 
 def _refuse_other(error: Literal["int_type", "float_type"], value: object) -> object:
     """Refuse true, false and texts, which pydantic would read as numbers: they may not be meant so."""
-    if any(isinstance(given, bool | str | bytes) for given in (value if isinstance(value, list) else [value])):
+    if isinstance(value, bool | str | bytes):
         raise PydanticKnownError(error)
     return value
 
 
 def _plain_types(annotation: Any) -> set[Any]:
-    """The types that a field's values, or the items of its list, may have, null aside."""
+    """The types that a field's values may have, null aside."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _plain_types(arguments[0])
-    if origin in (list, Union, UnionType):
+    if origin in (Union, UnionType):
         return {kind for argument in arguments for kind in _plain_types(argument)} - {type(None)}
     return {annotation}
 
@@ -983,7 +984,7 @@ class CalibrateConfig(Settings):
     )
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of the questions and of every run")
     runs: int = Field(20, ge=2, le=10_000, description="Runs of each family")
-    lengths: list[Annotated[int, Field(le=1_000_000)]] = Field(
+    lengths: list[Annotated[int, Field(le=1_000_000), BeforeValidator(partial(_refuse_other, "int_type"))]] = Field(
         [64, 256, 1024, 4096], min_length=1, max_length=100, description="Tokens of a rollout, in rising order"
     )
     workers: int | None = Field(

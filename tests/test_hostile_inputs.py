@@ -212,9 +212,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     refused(lambda: read_configuration(tmp_path / "a\0b"), "cannot be read", "a\\x00b")
     refused(lambda: read_configuration(tmp_path / ("x" * 5000)), "cannot be read")
     for endless in ("/dev/zero", "/dev/tty", "/dev/random", "/dev/null"):
-        refused(
-            lambda path=endless: read_configuration(Path(path)), "cannot be read", "is a pipe, a device or a socket"
-        )
+        refused(partial(read_configuration, Path(endless)), "cannot be read", "is a pipe, a device or a socket")
     refused(lambda: read_configuration(waiting(tmp_path / "config.yaml")), "is a pipe, a device or a socket")
 
 
