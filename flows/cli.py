@@ -1,6 +1,7 @@
 """The command line. Nothing heavy is imported before a command needs it."""
 
 import json
+import re
 import signal
 import sys
 from functools import partial
@@ -79,7 +80,7 @@ def calibrate(
     """Judge the estimators against an exact oracle: bias, coverage, wrong signs, error per decoded token."""
     from flows.runs import run_calibration
 
-    fields: dict[str, object] = {"runs": runs, "seed": seed, "workers": workers, "lengths": lengths.split(",")}
+    fields: dict[str, object] = {"runs": runs, "seed": seed, "workers": workers, "lengths": numbers(lengths)}
     given = {key: value for key, value in (("store", store), ("name", name)) if value is not None}
     raise typer.Exit(run_calibration({**fields, **given}))
 
@@ -181,6 +182,12 @@ def store_gc(
     from flows.runs import on_store
 
     raise typer.Exit(on_store(store, partial(collect, days=days, yes=yes, dry_run=dry_run)))
+
+
+def numbers(text: str) -> list[int | str]:
+    """Whole numbers by commas; what is none stays, to be told of as any other value of its field."""
+    parts = [part.strip() for part in text.split(",")]
+    return [int(part) if re.fullmatch(r"[-+]?[0-9]{1,40}", part) else part for part in parts]
 
 
 def overrides(assignments: list[str] | None, store: str | None, name: str | None) -> list[str]:

@@ -13,6 +13,7 @@ from flows.guarded_yaml import RefusedError, parse, parse_value
 from schemas.config import Execution, RunConfig, settings_in
 from schemas.limits import MOST_CONFIGURATION_BYTES, MOST_ERRORS, MOST_NESTING
 from schemas.text import listed, reason, shown, visible
+from tasks.files import read_file
 
 
 class ConfigurationError(ValueError):
@@ -26,8 +27,7 @@ def read_configuration(path: Path) -> dict[str, Any]:
         ConfigurationError: missing, not what `flows.guarded_yaml` reads, or not a mapping.
     """
     try:
-        with path.open("rb") as file:
-            data = parse(file.read(MOST_CONFIGURATION_BYTES + 1))
+        data = parse(read_file(path, MOST_CONFIGURATION_BYTES + 1))
     except FileNotFoundError:
         raise ConfigurationError(f"configuration: {shown(str(path))} is not there; give a YAML file") from None
     except RefusedError as error:
@@ -66,25 +66,39 @@ def parse_overrides(assignments: list[str]) -> dict[str, Any]:
     return out
 
 
-def merged(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+def merged(base: dict[str, Any], overrides: dict[str, Any], place: tuple[str, ...] = ()) -> dict[str, Any]:
     """`base` with the nested fields of `overrides` in their places; items of lists go by index.
 
     Settings of another kind replace what stands there: their fields have nothing to do with each other.
+
+    Args:
+        place: of `base` in the configuration, for errors.
+
+    Raises:
+        ConfigurationError: an index past a list's end.
     """
     out = dict(base)
     for name, value in overrides.items():
-        here = out.get(name)
+        here, inner = out.get(name), (*place, name)
         if isinstance(value, dict) and isinstance(here, dict) and _same_kind(value, here):
-            out[name] = merged(here, value)
-        elif isinstance(value, dict) and isinstance(here, list) and all(_INDEX.fullmatch(k) for k in value):
-            items = merged({str(i): item for i, item in enumerate(here)}, value)
-            out[name] = [items[k] for k in sorted(items, key=int)]
+            out[name] = merged(here, value, inner)
+        elif isinstance(value, dict) and isinstance(here, list) and value and all(map(_INDEX.fullmatch, value)):
+            items = {str(i): item for i, item in enumerate(here)}
+            past = next((index for index in value if index not in items), None)
+            if past is not None:
+                raise ConfigurationError(_past_the_end(".".join(map(_part, inner)), len(here), past))
+            out[name] = list(merged(items, value, inner).values())
         else:
             out[name] = value
     return out
 
 
-_INDEX = re.compile(r"[0-9]{1,6}")
+_INDEX = re.compile(r"[0-9]+")
+
+
+def _past_the_end(place: str, entries: int, index: str) -> str:
+    has = f"has {entries} entries, from 0 to {entries - 1}" if entries else "has no entries"
+    return f"--set: {place} {has}, and none {_part(index)}; give the whole list to add one"
 
 
 def _same_kind(a: dict[str, Any], b: dict[str, Any]) -> bool:
@@ -179,7 +193,8 @@ def _line(detail: ErrorDetails, model: type[BaseModel]) -> str:
     if detail["type"] == "union_tag_invalid":
         return f"{place}: kind {shown(context['tag'])} is not known; known are {context['expected_tags']}"
     message = detail["msg"].removeprefix("Value error, ")
-    return f"{place}: {message[0].lower()}{message[1:]}, given {shown(detail['input'])}"
+    given = shown(detail["input"]) if detail["input"] is not None else "null (nothing, null or ~ in YAML)"
+    return f"{place}: {message[0].lower()}{message[1:]}, given {given}"
 
 
 def _place(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:

@@ -4,6 +4,7 @@ Plain YAML gives mappings whose last duplicate wins, dates where a name looks li
 a few lines of aliases, and halves of characters. Here each is refused by its line, or is text.
 """
 
+import re
 from typing import Any
 
 import yaml
@@ -69,10 +70,13 @@ _TAG = "tag:yaml.org,2002:"
 
 
 class _Loader(yaml.SafeLoader):
-    """Texts, numbers, true, false, null, lists and mappings with text keys, within limits."""
+    """Texts, numbers, true, false, null, lists and mappings with text keys, within limits.
+
+    Words and numbers are those of YAML 1.2: yes, no, on, off, 2026-11-30 and 1:30 are texts, 1e-3 is a number.
+    """
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - declared so by its base
-        first: [(tag, pattern) for tag, pattern in found if not tag.endswith(":timestamp")]
+        first: [(tag, pattern) for tag, pattern in found if tag.rpartition(":")[2] in ("null", "merge", "value")]
         for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
@@ -125,12 +129,18 @@ class _Loader(yaml.SafeLoader):
     def _whole(self, node: yaml.ScalarNode) -> int:
         if len(node.value) > MOST_DIGITS:
             raise _refused(node.start_mark, f"{shown(node.value)} has more than {MOST_DIGITS} digits")
+        if _OCTAL.fullmatch(node.value):  # in one YAML with 8 for its base, in another with 10
+            raise _refused(node.start_mark, f"{shown(node.value)} begins with 0; leave that out, or quote a text")
+        if ":" in node.value:
+            raise _refused(node.start_mark, f"{shown(node.value)} is not a whole number")
         try:
             return int(self.construct_yaml_int(node))
         except (ValueError, IndexError) as error:
             raise _refused(node.start_mark, f"{shown(node.value)} is not a whole number") from error
 
     def _number(self, node: yaml.ScalarNode) -> float:
+        if ":" in node.value:
+            raise _refused(node.start_mark, f"{shown(node.value)} is not a number")
         try:
             return float(self.construct_yaml_float(node))
         except (ValueError, IndexError) as error:
@@ -139,6 +149,16 @@ class _Loader(yaml.SafeLoader):
     def _unknown(self, node: yaml.Node) -> Any:
         raise _refused(node.start_mark, f"tag {shown(node.tag)} is not known here; leave it out")
 
+
+_OCTAL = re.compile(r"[-+]?0[0-9_]+")
+
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?([0-9][0-9_]*|0b[01_]+|0x[0-9a-fA-F_]+)", "-+0123456789"),
+    ("float", r"[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)([eE][-+]?[0-9]+)?", "-+.0123456789"),
+    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+."),
+):
+    _Loader.add_implicit_resolver(_TAG + _tag, re.compile(rf"(?:{_pattern})\Z"), list(_first))
 
 for _tag, _constructor in (
     ("str", _Loader._text),

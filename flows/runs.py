@@ -43,12 +43,16 @@ def guarded(action: Callable[[], int]) -> int:
     from tasks.engines.protocol import EngineError
     from tasks.questions import InputError
     from tasks.store.artefact import StoreError
+    from tasks.store.outages import LASTING
 
     try:
         with signals_first():
             return action()
     except (ConfigurationError, InputError, EngineError, StoreError) as error:
         _refuse(error)
+        return BAD_INPUT
+    except LASTING as error:
+        _refuse(ValueError(reason(error)))
         return BAD_INPUT
     except OSError as error:
         _errors.print(
@@ -342,8 +346,10 @@ def on_store(url: str, act: Callable[[Any, Console], int]) -> int:
 
         check_place(url)
         store = Store(url)
-        if not store.fs.exists(store.root):
+        if not store.exists():
             raise ConfigurationError(f"--store: {shown(url)} is not there; give the store of a run")
+        if store.is_file():
+            raise ConfigurationError(f"--store: {shown(url)} is a file; give the folder of a store")
         return act(store, _console)
 
     return guarded(action)

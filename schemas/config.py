@@ -7,13 +7,16 @@ import os
 import string
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     GetJsonSchemaHandler,
@@ -21,7 +24,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import CoreSchema, PydanticCustomError, to_jsonable_python
+from pydantic_core import CoreSchema, PydanticCustomError, PydanticKnownError, to_jsonable_python
 
 from schemas import limits
 from schemas.text import name_problem, shown
@@ -87,6 +90,16 @@ class Settings(BaseModel):
                 schema["properties"][name]["default"] = to_jsonable_python(default)
         return reference
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Let the class's fields of numbers take nothing but numbers; a union's `kind` may have no such check."""
+        super().__init_subclass__(**options)
+        errors: dict[type, Literal["int_type", "float_type"]] = {int: "int_type", float: "float_type"}
+        for kind, error in errors.items():
+            names = [name for name, annotation in cls.__annotations__.items() if _plain_types(annotation) == {kind}]
+            if names:
+                check = field_validator(*names, mode="before")(partial(_refuse_other, error))
+                setattr(cls, f"_{error}_{cls.__name__}", check)
+
     def keyed(self) -> dict[str, Any]:
         """The settings that can change a number, as JSON values: what goes into content keys."""
         out: dict[str, Any] = {}
@@ -101,6 +114,23 @@ def settings_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [member for argument in get_args(annotation) for member in settings_in(argument)]
+
+
+def _refuse_other(error: Literal["int_type", "float_type"], value: object) -> object:
+    """Refuse true, false and texts, which pydantic would read as numbers: they may not be meant so."""
+    if isinstance(value, bool | str | bytes):
+        raise PydanticKnownError(error)
+    return value
+
+
+def _plain_types(annotation: Any) -> set[Any]:
+    """The types that a field's values may have, null aside."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _plain_types(arguments[0])
+    if origin in (Union, UnionType):
+        return {kind for argument in arguments for kind in _plain_types(argument)} - {type(None)}
+    return {annotation}
 
 
 def is_cosmetic(extra: object) -> bool:
@@ -222,6 +252,14 @@ class Prompt(Settings):
     def _plain_fields(cls, template: str) -> str:
         template_fields(template)
         return template
+
+    @field_validator("chat_template_kwargs", mode="after")
+    @classmethod
+    def _true_or_false(cls, given: dict[str, bool | int | str]) -> dict[str, bool | int | str]:
+        for name, value in given.items():
+            if isinstance(value, str) and value.lower() in ("yes", "no", "on", "off"):  # each is true in a template
+                raise _invalid("chat_template_kwargs", f"{shown(name)} is the text {value!r}; write true or false")
+        return given
 
     @model_validator(mode="after")
     def _system_needs_chat(self) -> Self:
@@ -867,7 +905,7 @@ class RunConfig(Settings):
         kind = {"teachers": "model", "tree": "adaptive", "engine": "transformers"}[str(info.field_name)]
         if isinstance(value, list):
             return [{"kind": kind, **v} if isinstance(v, dict) else v for v in value]
-        return {"kind": kind, **value} if isinstance(value, dict) else value
+        return {"kind": kind, **value} if isinstance(value, dict) and info.field_name != "teachers" else value
 
     @model_validator(mode="after")
     def _recorded_or_made(self) -> Self:
@@ -946,7 +984,7 @@ class CalibrateConfig(Settings):
     )
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of the questions and of every run")
     runs: int = Field(20, ge=2, le=10_000, description="Runs of each family")
-    lengths: list[Annotated[int, Field(le=1_000_000)]] = Field(
+    lengths: list[Annotated[int, Field(le=1_000_000), BeforeValidator(partial(_refuse_other, "int_type"))]] = Field(
         [64, 256, 1024, 4096], min_length=1, max_length=100, description="Tokens of a rollout, in rising order"
     )
     workers: int | None = Field(

@@ -8,10 +8,13 @@ from decimal import Decimal
 from typing import Any
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import get_protocol
 
 from schemas.config import RunConfig, template_fields
 from schemas.limits import MOST_TABLE_BYTES
 from schemas.text import id_problem, line, listed, reason, shown
+from tasks.files import check_file, read_file
 from tasks.tables import parse_table
 from tasks.verifiers.verifier import find_bad_answer
 
@@ -52,9 +55,11 @@ def read_rows(url: str, field: str = "questions.path", *, texts: Sequence[str] |
     if kind is None:
         raise InputError(field, f"{shown(url)} ends in none of {', '.join(f'.{k}' for k in kinds)}")
     try:
-        with fsspec.open(url, "rb") as file:
-            data = file.read(MOST_TABLE_BYTES + 1)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        data = _read(url, MOST_TABLE_BYTES + 1)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        cause = error.__cause__
+        if cause is not None and not isinstance(cause, FileNotFoundError):  # HTTP's calls so whatever has failed
+            raise InputError(field, f"{shown(url)} cannot be opened: {reason(cause)}") from error
         raise InputError(field, f"{shown(url)} is not there; give a path or URL of a file") from None
     except Exception as error:  # each kind of file system has errors of its own
         raise InputError(field, f"{shown(url)} cannot be opened: {reason(error)}") from error
@@ -66,6 +71,18 @@ def read_rows(url: str, field: str = "questions.path", *, texts: Sequence[str] |
         return parse_table(kind, data, texts)
     except ValueError as error:
         raise InputError(field, f"{shown(url)} is not a readable .{kind} file: {error}") from error
+
+
+def _read(url: str, most: int) -> bytes:
+    """The first bytes of what stands at any fsspec URL."""
+    last = url.rpartition("::")[2]
+    if get_protocol(last) in ("file", "local") and last not in fsspec.available_protocols():
+        path = LocalFileSystem._strip_protocol(last)
+        if last == url:
+            return read_file(path, most)
+        check_file(path)
+    with fsspec.open(url, "rb") as file:
+        return bytes(file.read(most))
 
 
 def load_questions(config: RunConfig) -> list[Question]:
@@ -109,12 +126,12 @@ def load_questions(config: RunConfig) -> list[Question]:
 
 
 def _text(value: object) -> str:
-    """A cell as text: decimals in plain digits, dates and times in ISO form, the rest as JSON."""
+    """A cell as text: decimals in plain digits, dates and times in ISO form, bytes as Python does, the rest as JSON."""
     if isinstance(value, Decimal):
         return format(value, "f")
     if isinstance(value, date | time):
         return value.isoformat()
-    if isinstance(value, str | timedelta):
+    if isinstance(value, str | bytes | timedelta):
         return str(value)
     return json.dumps(value, ensure_ascii=False, default=_within_json)
 

@@ -74,8 +74,10 @@ def _parquet(data: bytes) -> list[Row]:
 
 def _csv(data: bytes, texts: Sequence[str] | None) -> list[Row]:
     text = _text(data)
-    header = [str(name) for name in pl.read_csv(text.encode(), has_header=False, n_rows=1, infer_schema=False).row(0)]
+    header = [name or "" for name in pl.read_csv(text.encode(), has_header=False, n_rows=1, infer_schema=False).row(0)]
     twice = [name for name in header if header.count(name) > 1]
+    if "" in twice:
+        raise ValueError(f"{twice.count('')} columns have no name; give each one in the first line")
     if twice:
         raise ValueError(f"column {shown(twice[0])} stands there twice")
     typed = {name: pl.String for name in texts or () if name in header}

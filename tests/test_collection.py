@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app
+from flows.runs import guarded
 from tasks.store.artefact import MARKER, OBJECT, Store, StoreError
 from tasks.store.collect import (
     Stored,
@@ -27,6 +28,7 @@ from tasks.store.collect import (
     unreferred,
 )
 from tasks.store.keys import digest
+from tasks.store.outages import LASTING
 
 DAY = 86400.0
 KEPT, MADE, FREE, COMING = (digest(name) for name in ("kept", "made", "free", "to be made"))
@@ -89,6 +91,60 @@ def test_unreadable_references_free_nothing(store: Store) -> None:
         unreferred(store, older=0.0)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"null", b'{"a": 1}', b'"x"', b"1", b"[1]", b'["rollouts/short"]', b'[["rollouts", "x"]]', b"[" * 9**5],
+)
+def test_references_of_another_shape_free_nothing(store: Store, content: bytes) -> None:
+    store.put_bytes(content, "runs", "begun", "references-diagnose.json")
+    with pytest.raises(StoreError, match=r"^runs/begun/references-diagnose.json in .* cannot be read .*not known"):
+        unreferred(store, older=0.0)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"null", b"[]", b"{}", b'{"artefacts": null}', b'{"artefacts": {"q": [["rollouts", "x"]]}}']
+)
+def test_a_run_of_another_shape_frees_nothing(store: Store, content: bytes) -> None:
+    store.put_bytes(content, "runs", "done", "run.json")
+    with pytest.raises(StoreError, match=r"^runs/done/run.json in .* cannot be read .* not known"):
+        unreferred(store, older=0.0)
+
+
+@pytest.mark.parametrize("place", ["runs", "runs/begun", "runs/begun/references-diagnose.json", "runs/done/run.json"])
+@pytest.mark.parametrize("instead", ["dangling", "loop", "folder or file"])
+def test_what_runs_need_behind_a_link_or_another_thing_frees_nothing(tmp_path: Path, place: str, instead: str) -> None:
+    store = Store(str(tmp_path / "store"))
+    store.check_writable()
+    commit(store, KEPT)
+    refer(store, "begun", "diagnose", [f"rollouts/{KEPT}"])
+    store.put_bytes(json.dumps({"artefacts": {}}).encode(), "runs", "done", "run.json")
+    there, moved = tmp_path / "store" / place, tmp_path / "moved"
+    there.rename(moved)
+    there.symlink_to(moved)  # on another disk: as good as here
+    assert unreferred(store, older=0.0) == []
+    there.unlink()
+    if instead == "folder or file":
+        if place == "runs/begun":
+            pytest.skip("a file among the runs is no run")
+        there.mkdir() if moved.is_file() else there.write_bytes(b"")
+    else:
+        there.symlink_to(tmp_path / "unmounted" if instead == "dangling" else there)
+    for arguments in (("gc", "--dry-run"), ("gc", "--yes")):
+        code, out = call(tmp_path / "store", *arguments, "--older-than", "0")
+        assert code == 2 and out.startswith(f"{place} in ") and "what runs need is not known" in out, out
+    assert store.has("rollouts", KEPT)
+
+
+def test_what_goes_while_runs_are_looked_at_is_not_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(str(tmp_path))
+    store.check_writable()
+    store.put_bytes(b"of somebody else", "runs", "notes.txt")
+    monkeypatch.setattr(store, "names", lambda *parts: ["gone"] if len(parts) == 1 else ["run.json"])
+    assert referred(store) == set()
+    (tmp_path / "runs" / "gone").mkdir()
+    assert referred(store) == set()
+
+
 def test_damage_is_found_and_repaired(store: Store) -> None:
     assert damaged(store) == []
     data = store.get_bytes("rollouts", KEPT, OBJECT) or b""
@@ -127,6 +183,45 @@ def test_the_commands(tmp_path: Path) -> None:
     assert "removed 1 artefacts" in out and not (folder / "rollouts" / two).exists()
     shutil.rmtree(folder)
     assert call(folder, "ls")[0] == 2
+
+
+@pytest.mark.parametrize(
+    "url", ["simplecache::file://{}", "filecache::{}", "dir::local://{}", "simplecache::dir::file://{}", "zip://x::{}"]
+)
+def test_a_folder_here_behind_another_protocol_is_no_store(tmp_path: Path, url: str) -> None:
+    folder, elsewhere = tmp_path / "store", tmp_path / "elsewhere"
+    for place in (folder, elsewhere):
+        Store(str(place)).check_writable()
+        commit(Store(str(place)), FREE)
+    shutil.rmtree(folder / "rollouts")
+    (folder / "rollouts").symlink_to(elsewhere / "rollouts")
+    done = CliRunner().invoke(app, ["store", "gc", "--older-than", "0", "--yes", "--store", url.format(folder)])
+    assert done.exit_code == 2 and "give the folder itself" in done.output, done.output
+    assert Store(str(elsewhere)).has("rollouts", FREE)
+
+
+def test_a_file_is_no_store(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    for arguments in (("ls",), ("verify",), ("gc", "--yes")):
+        code, out = call(tmp_path / "file", *arguments)
+        assert code == 2 and "is a file; give the folder of a store" in " ".join(out.split())
+
+
+@pytest.mark.parametrize("error", LASTING)
+def test_what_waiting_does_not_change_is_no_reason_to_run_again(
+    error: type[OSError], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails() -> int:
+        raise error(1, "so it is", "/store/runs")
+
+    assert guarded(fails) == 2
+    told = capsys.readouterr().err
+    assert told.strip() == "[Errno 1] so it is: '/store/runs'"
+
+
+def test_a_url_of_no_host_is_wrong_and_not_away() -> None:
+    with pytest.raises(StoreError, match="http://"):
+        Store("http://").check_writable()
 
 
 def test_only_the_first_names_are_listed(tmp_path: Path) -> None:

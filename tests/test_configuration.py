@@ -405,6 +405,25 @@ def test_overrides() -> None:
         parse_overrides(["a=1", "a.b=2"])
 
 
+@pytest.mark.parametrize(
+    ("assignment", "line"),
+    [
+        ("teachers.2.name=x", "--set: teachers has 2 entries, from 0 to 1, and none 2; give the whole list to add one"),
+        ("teachers.999999.name=x", "--set: teachers has 2 entries, from 0 to 1, and none 999999"),
+        (f"teachers.{'9' * 5000}.name=x", "--set: teachers has 2 entries"),
+        ("teachers.00.name=x", "--set: teachers has 2 entries, from 0 to 1, and none 00"),
+        ("teachers.1.contexts.2.kind=answer", "--set: teachers.1.contexts has 2 entries, from 0 to 1, and none 2"),
+        ("teachers={}", "teachers: input should be a valid list, given {}"),
+        ("teachers.name=x", "teachers: input should be a valid list, given {'name': 'x'}"),
+        ("losses={}", "losses: input should be a valid list, given {}"),
+    ],
+)
+def test_overrides_change_no_list_in_silence(settings: dict[str, Any], assignment: str, line: str) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        checked(merged(settings, parse_overrides([assignment])))
+    assert line in str(error.value) and len(str(error.value).splitlines()) == 1 and len(str(error.value)) < 400
+
+
 def test_settings_of_another_kind_replace_what_stands_there() -> None:
     base = {"verifier": {"kind": "numeric", "marker": "answer"}, "tree": {"nodes": 3}}
     assert merged(base, parse_overrides(["verifier.kind=math"]))["verifier"] == {"kind": "math"}

@@ -19,10 +19,12 @@ import yaml
 from hypothesis import HealthCheck, given
 from hypothesis import settings as limited
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from flows.cli import numbers
 from flows.configuration import ConfigurationError, checked, merged, parse_overrides, read_configuration
 from flows.guarded_yaml import RefusedError, parse, parse_value
-from schemas.config import Context, Prompt, template_fields
+from schemas.config import CalibrateConfig, Context, Prompt, RunConfig, template_fields
 from schemas.limits import (
     INT32,
     MOST_CELL,
@@ -40,6 +42,7 @@ from schemas.tables import RUN_TABLES
 from schemas.text import id_problem, name_problem, reason, shown, visible, without_user
 from schemas.urls import url_problem
 from tasks.engines.streams import stream_seed
+from tasks.files import NotAFileError, read_file
 from tasks.job import Job, forget_jobs
 from tasks.lineage import sources
 from tasks.outputs import aggregate_task, make_outputs
@@ -47,6 +50,8 @@ from tasks.prompts import PLAIN, prompt_text
 from tasks.questions import InputError, Question, load_questions
 from tasks.recorded import read_recorded
 from tasks.stages import BY_SOURCE, STAGES, run_stage
+from tasks.store.artefact import MARKER, Store, StoreError
+from tasks.store.collect import referred
 from tasks.tables import parse_table
 
 SECONDS = 5.0
@@ -101,7 +106,10 @@ DOCUMENTS: list[tuple[str, str | bytes, str]] = [
     ("digits, negative", "seed: -" + "1" * 5000, "has more than 40 digits"),
     ("digits, hexadecimal", "seed: 0x" + "f" * 5000, "has more than 40 digits"),
     ("digits, binary", "seed: 0b" + "1" * 5000, "has more than 40 digits"),
-    ("digits, base 60", "seed: 1" + ":59" * 2000, "has more than 40 digits"),
+    ("base 60, tagged", "seed: !!int 1:30", "'1:30' is not a whole number"),
+    ("base 60, tagged, with a point", "seed: !!float 1:30.5", "'1:30.5' is not a number"),
+    ("base 8 or 10", "seed: 010", "line 1: '010' begins with 0"),
+    ("base 8 or 10, negative", "seed: -0_7", "begins with 0"),
     ("digits, tagged", "seed: !!int " + "1" * 5000, "has more than 40 digits"),
     ("tagged number", "seed: !!int soon", "'soon' is not a whole number"),
     ("tagged, nothing", "seed: !!int ''", "is not a whole number"),
@@ -112,7 +120,7 @@ DOCUMENTS: list[tuple[str, str | bytes, str]] = [
     ("tagged Python", "name: !!python/object/apply:os.system ['true']", "is not known here"),
     ("own tag", "name: !mine x", "tag '!mine' is not known here"),
     ("whole key", "1: a", "line 1: key '1' is not a text; write it in quotes"),
-    ("true as key", "prompt: {chat_template_kwargs: {on: 1}}", "key 'on' is not a text"),
+    ("true as key", "prompt: {chat_template_kwargs: {true: 1}}", "key 'true' is not a text"),
     ("null as key", "~: a", "key '~' is not a text"),
     ("empty key", "?\n: a", "key '' is not a text"),
     ("date as key is text, duplicate", "2026-11-30: 1\n2026-11-30: 2", "stands there twice"),
@@ -167,6 +175,18 @@ MEANT: list[tuple[str, str | bytes, Any]] = [
     ("alias", "a: &a [1]\nb: *a\nc: *a", {"a": [1], "b": [1], "c": [1]}),
     ("same key in each", "a: {x: 1}\nb: {x: 2}", {"a": {"x": 1}, "b": {"x": 2}}),
     ("numbers", "a: -3\nb: 0x10\nc: 1.5\nd: .inf", {"a": -3, "b": 16, "c": 1.5, "d": math.inf}),
+    ("words", "a: [yes, No, on, OFF, y, n]", {"a": ["yes", "No", "on", "OFF", "y", "n"]}),
+    ("word as key", "on: true", {"on": True}),
+    ("true, false, null", "a: [true, True, FALSE, false, null, ~, ]", {"a": [True, True, False, False, None, None]}),
+    ("times of day", "a: [1:30, 1:30.5, -1:00, 12:00:00]", {"a": ["1:30", "1:30.5", "-1:00", "12:00:00"]}),
+    ("exponents", "a: [1e-3, 1E5, 1.5e+3, -2.e1, .5e1]", {"a": [1e-3, 1e5, 1500.0, -20.0, 5.0]}),
+    ("whole numbers", "a: [0, -0, +1, 1_000, 0b11, 0x1F]", {"a": [0, 0, 1, 1000, 3, 31]}),
+    ("points", "a: [1., 0.5, .5, 1_0.5, 00.5]", {"a": [1.0, 0.5, 0.5, 10.5, 0.5]}),
+    (
+        "almost numbers",
+        "a: [., -, +, ., 1.2.3, 1e, e1, 0o17, 12ab, 1-2, _1]",
+        {"a": [".", "-", "+", ".", "1.2.3", "1e", "e1", "0o17", "12ab", "1-2", "_1"]},
+    ),
     ("a long whole number", "a: " + "9" * 40, {"a": int("9" * 40)}),
     ("nested as deep as may be", "a: " + "[" * 48 + "]" * 48, None),
 ]
@@ -191,7 +211,49 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     refused(lambda: read_configuration(tmp_path / "none.yaml"), "is not there")
     refused(lambda: read_configuration(tmp_path / "a\0b"), "cannot be read", "a\\x00b")
     refused(lambda: read_configuration(tmp_path / ("x" * 5000)), "cannot be read")
-    refused(lambda: read_configuration(Path("/dev/zero")), "is longer than 200,000 bytes")
+    for endless in ("/dev/zero", "/dev/tty", "/dev/random", "/dev/null"):
+        refused(partial(read_configuration, Path(endless)), "cannot be read", "is a pipe, a device or a socket")
+    refused(lambda: read_configuration(waiting(tmp_path / "config.yaml")), "is a pipe, a device or a socket")
+
+
+def waiting(path: Path) -> Path:
+    """A pipe that nobody writes to."""
+    os.mkfifo(path)
+    return path
+
+
+def test_files_that_make_readers_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.files.check_file", lambda path: None)  # as it was when it was looked at
+    with pytest.raises(NotAFileError):
+        read_file(waiting(tmp_path / "come since"))
+
+
+@pytest.mark.parametrize(
+    "url", ["{}.jsonl", "file://{}.jsonl", "simplecache::file://{}.jsonl", "zip://a.jsonl::{}.jsonl"]
+)
+def test_tables_that_are_pipes(settings: dict[str, Any], tmp_path: Path, url: str) -> None:
+    waiting(tmp_path / "q.jsonl")
+    config = checked(merged(settings, {"questions": {"path": url.format(tmp_path / "q")}}))
+    refused(lambda: load_questions(config), "questions.path: ", "is a pipe, a device or a socket")
+
+
+def test_objects_of_a_store_that_are_pipes(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    for run, name in (("small", "references-y.json"), ("small", "run.json")):
+        (tmp_path / "runs" / run).mkdir(parents=True, exist_ok=True)
+        waiting(tmp_path / "runs" / run / name)
+        with pytest.raises(StoreError, match=rf"runs/{run}/{name} .* is a pipe, a device or a socket.* not known"):
+            referred(store)
+        (tmp_path / "runs" / run / name).unlink()
+    waiting(tmp_path / MARKER)
+    with pytest.raises(NotAFileError):
+        store.format()
+
+
+def test_a_table_whose_server_is_away_is_not_called_missing(settings: dict[str, Any]) -> None:
+    config = checked(merged(settings, {"questions": {"path": "http://127.0.0.1:9/q.jsonl"}}))
+    message = refused(lambda: load_questions(config), "questions.path: ", "cannot be opened: ", "127.0.0.1:9")
+    assert "is not there" not in message
 
 
 OVERRIDES = [
@@ -216,6 +278,34 @@ OVERRIDES = [
 @pytest.mark.parametrize(("assignment", "part"), OVERRIDES, ids=range(len(OVERRIDES)))
 def test_odd_assignments(assignment: str, part: str) -> None:
     refused(lambda: parse_overrides([assignment]), "--set: ", part)
+
+
+@pytest.mark.parametrize("value", ["yes", "true", "on", "1:30", '"4"', "4.5", "null", "[4]", "{}", "2026-11-30", "4,5"])
+def test_what_is_no_number_is_none(value: str, settings: dict[str, Any]) -> None:
+    refused(lambda: checked(merged(settings, parse_overrides([f"sampling.rollouts={value}"]))), "sampling.rollouts: ")
+
+
+@pytest.mark.parametrize("value", ["4", "4.0", "0x4", "+4", "4e0", "0.4e1"])
+def test_whole_numbers_are_numbers_however_they_are_written(value: str, settings: dict[str, Any]) -> None:
+    assert checked(merged(settings, parse_overrides([f"sampling.rollouts={value}"]))).sampling.rollouts == 4
+
+
+def test_numbers_of_forms_are_taken(settings: dict[str, Any]) -> None:
+    """Which send JSON, where 4.0 and 4 are one."""
+    sent = json.dumps(merged(settings, {"sampling": {"rollouts": 4.0, "temperature": 1}, "questions": {"limit": 2.0}}))
+    for config in (checked(json.loads(sent)), RunConfig.model_validate_json(sent), checked(parse(sent))):
+        assert (config.sampling.rollouts, config.sampling.temperature, config.asked.limit) == (4, 1.0, 2)
+    lengths = {"lengths": [64, 256.0]}
+    assert CalibrateConfig.model_validate(lengths).lengths == [64, 256]
+    for odd in (["64"], [64, True], "64,256", [[64]]):
+        with pytest.raises(ValidationError):
+            CalibrateConfig.model_validate({"lengths": odd})
+
+
+def test_lengths_of_a_calibration_on_the_command_line() -> None:
+    assert numbers("64,256, 1024") == [64, 256, 1024]
+    assert numbers("64,x,1:30,") == [64, "x", "1:30", ""]
+    assert numbers("9" * 5000) == ["9" * 5000]
 
 
 def test_assignments_that_mean_something() -> None:
@@ -403,6 +493,30 @@ def test_odd_models(path: str, settings: dict[str, Any]) -> None:
     refused(lambda: Job(checked(merged(settings, {"student": {"path": path}}))), "student.path: ")
 
 
+def test_a_folder_that_holds_no_model_is_not_read(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "anything").mkdir()
+    (tmp_path / "anything" / "large").write_bytes(b"x")
+    student = settings["student"]["path"]
+    monkeypatch.setattr(
+        "tasks.store.keys.folder_fingerprint",
+        lambda folder: "read" if str(folder) == student else pytest.fail(f"{folder} is read"),
+    )
+    for path in ("/", "/usr", str(tmp_path / "anything")):
+        refused(partial(Job, checked(merged(settings, {"student": {"path": path}}))), "student.path: ", "config.json")
+        change = {"teachers": {"0": {"model": {"path": path}}}}
+        refused(partial(Job, checked(merged(settings, change))), "teachers[0].model.path: ", "config.json")
+
+
+def test_a_model_folder_that_cannot_be_read(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: Path) -> str:
+        raise PermissionError(13, "Permission denied", "/m/weights")
+
+    monkeypatch.setattr("tasks.store.keys._file_digest", fails)
+    refused(lambda: Job(checked(settings)), "student.path: ", "cannot be read: [Errno 13] Permission denied")
+
+
 def test_a_prompt_does_not_grow_without_bounds() -> None:
     question = Question("q", "1", {"question": "x" * MOST_CELL, "answer": "1"})
     many = Prompt(template="{question}" * MOST_FIELDS)
@@ -418,7 +532,16 @@ VALUES: list[tuple[dict[str, Any], str]] = [
     ({"sampling": {"rollouts": 10**5000}}, "sampling.rollouts"),
     ({"sampling": {"rollouts": math.nan}}, "sampling.rollouts"),
     ({"sampling": {"rollouts": math.inf}}, "sampling.rollouts"),
-    ({"sampling": {"rollouts": True}}, ""),
+    ({"sampling": {"rollouts": True}}, "sampling.rollouts: input should be a valid integer, given True"),
+    ({"sampling": {"rollouts": "4"}}, "sampling.rollouts: input should be a valid integer, given '4'"),
+    ({"sampling": {"rollouts": 4.5}}, "sampling.rollouts"),
+    ({"questions": {"limit": True}}, "questions.limit: input should be a valid integer, given True"),
+    ({"questions": {"limit": "4"}}, "questions.limit: input should be a valid integer, given '4'"),
+    ({"scores": {"level": "0.9"}}, "scores.level: input should be a valid number, given '0.9'"),
+    ({"sampling": {"temperature": True}}, "sampling.temperature: input should be a valid number, given True"),
+    ({"tree": {"kind": "adaptive", "seconds": True}}, "tree.seconds: input should be a valid number, given True"),
+    ({"scores": {"groupings": [{"by": "entropy", "bins": True}]}}, "scores.groupings.0.bins: input should be a valid"),
+    ({"prompt": {"chat_template_kwargs": {"enable_thinking": "off"}}}, "write true or false"),
     ({"sampling": {"max_tokens": 1e12}}, "sampling.max_tokens"),
     ({"sampling": {"temperature": 1e-320}}, "sampling.temperature"),
     ({"sampling": {"temperature": math.nan}}, "sampling.temperature"),
@@ -838,6 +961,18 @@ def test_names_and_ids_that_are_taken_are_harmless(text: str) -> None:
 def test_passwords_of_any_characters_are_found(url: str, more: str) -> None:
     assert url_problem(url.replace(SECRET, SECRET + more)) is not None
     assert SECRET not in shown(url.replace(SECRET, SECRET + more))
+
+
+def test_null_is_told_in_words(settings: dict[str, Any]) -> None:
+    refused(
+        lambda: checked(merged(settings, parse_overrides(["store=~"]))), "store: ", "given null (nothing, null or ~"
+    )
+
+
+def test_columns_without_a_name() -> None:
+    with pytest.raises(ValueError, match="3 columns have no name"):
+        parse_table("csv", b",,\n1,2,3\n")
+    assert parse_table("csv", b",id\n0,a\n")[0]["id"] == "a"  # as pandas writes its index
 
 
 def test_two_identities_never_have_one_stream() -> None:

@@ -1,7 +1,9 @@
 """The store: what is written comes back, and what is damaged is not there."""
 
+import errno
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import zarr
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from zarr.storage import ZipStore
 
 from schemas.arrays import LAYOUTS, check_layout
-from tasks.store.artefact import OBJECT, Store, StoreError, decode, encode, is_whole
+from tasks.store.artefact import FORMAT, OBJECT, Store, StoreError, decode, encode, is_whole
 from tasks.store.keys import canonical, digest
 
 KEY = "k" * 64
@@ -118,3 +120,40 @@ def test_canonical_json_has_one_form_and_no_nan() -> None:
 def test_an_unknown_protocol_is_a_clear_error() -> None:
     with pytest.raises(StoreError, match="nosuch://place"):
         Store("nosuch://place")
+
+
+@pytest.mark.parametrize("protocol", sorted({*fsspec.available_protocols()} - {"hdfs", "arrow_hdfs"}))
+def test_a_url_is_opened_or_refused_whatever_its_protocol_needs(protocol: str) -> None:
+    """Of no host, so that nobody is asked; each file system fails in a way of its own."""
+    try:
+        Store(f"{protocol}://")
+    except StoreError as error:
+        assert str(error).startswith(f"cannot open '{protocol}://': ") and len(str(error).splitlines()) == 1
+
+
+@pytest.mark.parametrize("url", ["{}", "memory://{}"])
+def test_a_folder_of_somebody_elses_is_not_made_a_store(tmp_path: Path, url: str) -> None:
+    store = Store(url.format(tmp_path))
+    store.put_bytes(b"x", "passwd")
+    with pytest.raises(StoreError, match=r"is no store and holds other things \(passwd\); name a folder in it"):
+        store.check_writable()
+    assert store.names() == ["passwd"]
+    store.put_bytes(b"{}", "runs", "small", "run.json")  # made before there were markers
+    store.check_writable()
+    assert store.format() == FORMAT
+
+
+@pytest.mark.parametrize("name", ["prefect", "demo", "models", ".git", "rollouts"])
+def test_what_stands_beside_a_new_store_is_no_hindrance(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    Store(str(tmp_path)).check_writable()
+    assert Store(str(tmp_path)).format() == FORMAT
+
+
+def test_a_full_disk_is_told_with_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tasks.store.artefact.os.fsync", full)
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/runs/small/run.json'"):
+        Store(str(tmp_path)).put_bytes(b"x", "runs", "small", "run.json")

@@ -23,19 +23,26 @@ from typing import Any, BinaryIO
 import fsspec
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import get_protocol
 from zarr.api.asynchronous import create_group, open_group
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import MemoryStore
 
 from schemas.arrays import LAYOUTS, AnyArray, Array, Arrays, check_layout
-from tasks.store.outages import StoreAwayError, one_line, translated
+from schemas.text import listed
+from tasks.files import read_file
+from tasks.store.outages import LASTING, StoreAwayError, one_line, translated
 from tasks.store.outages import StoreError as StoreError  # is raised here
 
 OBJECT = "artefact.zarr.zip"
 MARKER = ".opdscope-store"
 """Object that says that a folder is a store, and of which format; what deletes looks for it first."""
 FORMAT = 1
+_OF_STORES = frozenset({*LAYOUTS, "runs", "claims", "nightly", "calibration"})
+"""Folders that show a store where a marker is lost, or was not written yet."""
+_BESIDE = frozenset({"prefect", "demo", "models"})
+"""Folders that commands make in `.opdscope` before it is a store."""
 _HEX = 64
 _COMPRESS_FROM = 4096  # bytes; below, the codec costs more than it saves
 _TRIES = 100  # to write into a folder that others remove as soon as it is empty
@@ -132,15 +139,20 @@ class Store:
         """Open (not yet touch) the store.
 
         Raises:
-            StoreError: unknown protocol, or its package is missing.
+            StoreAwayError: what must answer to be opened does not now.
+            StoreError: unknown protocol, its package or what else it needs is missing, or a folder of this machine
+                behind another protocol: links in it would be followed to what is not the store's.
         """
         self.url = url
+        if _ends_here(url):
+            raise StoreError(f"cannot open {url!r}: it leads to a folder of this machine; give the folder itself")
         try:
             place = os.path.expanduser(url)  # noqa: PTH111 - may be a URL
-            # what other processes write must be seen
-            self.fs, self.root = fsspec.core.url_to_fs(place, use_listings_cache=False)
-        except (ImportError, ValueError) as error:
-            raise StoreError(f"cannot open {url!r}: {error}") from error
+            with translated(url):
+                # what other processes write must be seen
+                self.fs, self.root = fsspec.core.url_to_fs(place, use_listings_cache=False)
+        except (ImportError, ValueError, TypeError, AttributeError, *LASTING) as error:  # file systems check nothing
+            raise StoreError(f"cannot open {url!r}: {one_line(error)}") from error
 
     def path(self, *parts: str) -> str:
         """Path of something in the store, as its file system names it."""
@@ -155,17 +167,29 @@ class Store:
         """
         name = f".probe-{uuid.uuid4().hex}"
         try:
-            self.put_bytes(b"", name)
-            self.remove(name)
             found = self.format()
             if found is None:
+                self._check_new()
+            self.put_bytes(b"", name)
+            self.remove(name)
+            if found is None:
                 self.put_bytes(json.dumps({"format": FORMAT}).encode(), MARKER)
-        except StoreAwayError:
+        except (StoreAwayError, StoreError):
             raise
         except Exception as error:
             raise StoreError(f"cannot write to {self.url!r}: {one_line(error)}") from error
         if found not in (None, FORMAT):
             raise StoreError(f"{self.url!r} has format {found}, this version of opdscope writes {FORMAT}")
+
+    def _check_new(self) -> None:
+        """Refuse to make a store of a folder that is somebody's own.
+
+        Raises:
+            StoreError: it holds other things, and nothing that only a store holds.
+        """
+        names = [name for name in self.names() if not name.startswith(".")]
+        if set(names) - _BESIDE and not set(names) & _OF_STORES:
+            raise StoreError(f"{self.url!r} is no store and holds other things ({listed(names)}); name a folder in it")
 
     def format(self) -> object:
         """The format that the store's marker names; None where nothing says that this is a store."""
@@ -199,12 +223,18 @@ class Store:
                     file.flush()
                     os.fsync(file.fileno())
             temporary.replace(path)
+        except OSError as error:  # a full disk, say, of which there may be several
+            if error.filename is None:
+                error.filename = str(path)
+            raise
         finally:
             temporary.unlink(missing_ok=True)
 
     def get_bytes(self, *parts: str) -> bytes | None:
         """One object, or None where there is none."""
         try:
+            if self.is_local:
+                return read_file(self.path(*parts))
             with self._answering():
                 return bytes(self.fs.cat_file(self.path(*parts)))
         except FileNotFoundError:
@@ -286,6 +316,11 @@ class Store:
         with self._answering():
             return bool(self.fs.exists(self.root))
 
+    def is_file(self) -> bool:
+        """True where that is one object, and no folder."""
+        with self._answering():
+            return bool(self.fs.isfile(self.root))
+
     @property
     def is_local(self) -> bool:
         """True where the store is a folder of this machine."""
@@ -295,10 +330,16 @@ class Store:
         return nullcontext() if self.is_local else translated(self.url)
 
 
+def _ends_here(url: str) -> bool:
+    """True for a chained URL whose last part is a place of this machine."""
+    _, chained, last = url.rpartition("::")
+    return bool(chained) and last not in fsspec.available_protocols() and get_protocol(last) in ("file", "local")
+
+
 def _created(path: Path) -> BinaryIO:
     """A new file, in a folder that a clean-up may remove between its making and its first file."""
     for _ in range(_TRIES):
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, FileExistsError):  # the second where it goes while `mkdir` looks at it
             path.parent.mkdir(parents=True, exist_ok=True)
             return path.open("xb")
     path.parent.mkdir(parents=True, exist_ok=True)

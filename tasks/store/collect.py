@@ -6,16 +6,18 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from schemas.text import reason, shown
 from tasks.store.artefact import MARKER, OBJECT, Store, StoreError, is_whole
 from tasks.store.claims import FOLDER as CLAIMS
 from tasks.store.keys import digest
+from tasks.store.outages import StoreAwayError
 
 STAGES = (
     "rollouts",
@@ -37,6 +39,7 @@ _BETWEEN = 10_000
 """Objects removed between two looks at what runs refer to."""
 
 _KEY = re.compile(r"[0-9a-f]{64}")
+_ARTEFACT = re.compile(r"[a-z][a-z_-]*/[0-9a-f]{64}")
 _NAMES = {
     "rounds": r"(round-\d{4,}|part-\d{4,}-\d{9,})\.zarr\.zip",
     "calibration": r"rows\.parquet",
@@ -200,24 +203,78 @@ def referred(store: Store) -> set[str]:
     """Everything that a kept run may need: what it said when it began, and what it was made from.
 
     Raises:
-        StoreError: a run's references cannot be read, so nothing is known to be free.
+        StoreError: what a run needs cannot be read, so nothing is known to be free.
     """
     out: set[str] = set()
-    for run in store.names("runs"):
-        for name in store.names("runs", run):
-            try:
-                if name.startswith(REFERENCES) and name.endswith(".json"):
-                    out.update(json.loads(store.get_bytes("runs", run, name) or b"[]"))
-                elif name == "run.json":
-                    content = json.loads(store.get_bytes("runs", run, name) or b"{}")
-                    pairs = (pair for made in content.get("artefacts", {}).values() for pair in made)
-                    out.update(f"{stage}/{key}" for stage, key in pairs)
-            except (ValueError, TypeError, AttributeError) as error:
-                raise StoreError(
-                    f"runs/{run}/{name} in {store.url!r} cannot be read ({error}), so what runs need is not known; "
-                    f"remove runs/{run} if it is not needed"
-                ) from error
+    for run in _listed(store, "runs"):
+        for name in _listed(store, "runs", run):
+            read = _written_as(name)
+            if read is None:
+                continue
+            with _needed(store, "runs", run, name):
+                data = store.get_bytes("runs", run, name)
+                if data is not None:
+                    out.update(read(json.loads(data)))
+                else:
+                    _check_gone(store, "runs", run, name)
     return out
+
+
+def _written_as(name: str) -> Callable[[Any], list[str]] | None:
+    """How a file of a run says what the run needs; None where it does not."""
+    if name.startswith(REFERENCES) and name.endswith(".json"):
+        return _of_references
+    return _of_run if name == "run.json" else None
+
+
+def _of_references(content: Any) -> list[str]:
+    if not isinstance(content, list):
+        raise ValueError(f"{shown(content)} is no list of stage/key")
+    return [_artefact(named) for named in content]
+
+
+def _of_run(content: Any) -> list[str]:
+    made = content.get("artefacts") if isinstance(content, dict) else None
+    if not isinstance(made, dict):
+        raise ValueError(f"{shown(content)} names no artefacts")
+    return [_artefact("/".join(pair)) for pairs in made.values() for pair in pairs]
+
+
+def _artefact(named: Any) -> str:
+    if not isinstance(named, str) or _ARTEFACT.fullmatch(named) is None:
+        raise ValueError(f"{shown(named)} is no stage/key")
+    return named
+
+
+def _listed(store: Store, *parts: str) -> list[str]:
+    """Names in a folder; what is no folder has none."""
+    with _needed(store, *parts):
+        if store.is_local and not Path(store.path(*parts)).is_dir():
+            if parts == ("runs",) or Path(store.path(*parts)).is_symlink():
+                _check_gone(store, *parts)
+            return []
+        return store.names(*parts)
+
+
+def _check_gone(store: Store, *parts: str) -> None:
+    """What a store gives nothing of must not be there: a link whose target is away is."""
+    if store.is_local and os.path.lexists(store.path(*parts)):
+        raise ValueError("a link to what is not there" if Path(store.path(*parts)).is_symlink() else "no folder")
+
+
+@contextmanager
+def _needed(store: Store, *parts: str) -> Iterator[None]:
+    """Whatever cannot be read there may be what a run needs."""
+    try:
+        yield
+    except StoreAwayError:
+        raise
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        run = "/".join(parts[:2])
+        raise StoreError(
+            f"{'/'.join(parts)} in {store.url!r} cannot be read ({reason(error)}), so what runs need is not known; "
+            f"{f'remove {run} if it is not needed' if len(parts) > 1 else 'mend it'}"
+        ) from error
 
 
 def unreferred(store: Store, older: float) -> list[Stored]:

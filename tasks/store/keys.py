@@ -81,10 +81,16 @@ def model_fingerprint(model: Model) -> str:
     """SHA-256 of a folder's content, or the commit that a hub name stands for.
 
     Raises:
-        ValueError: neither a folder nor a hub name that can be resolved.
+        ValueError: neither a model's folder that can be read nor a hub name that can be resolved.
     """
     if is_local_folder(model.path):
-        return folder_fingerprint(Path(model.path))
+        folder = Path(model.path)
+        try:
+            if not (folder / "config.json").is_file():  # any folder else, as large as it is, would be read
+                raise ValueError(f"{shown(model.path)} holds no config.json; give the folder of a model")
+            return folder_fingerprint(folder)
+        except OSError as error:
+            raise ValueError(f"{shown(model.path)} cannot be read: {reason(error)}") from error
     return f"hub:{model.path}@{_hub_commit(model)}"
 
 

@@ -8,7 +8,9 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-LASTING = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+from tasks.files import NotAFileError
+
+LASTING = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError, NotAFileError)
 """Errors that say what is the matter, and that waiting does not change."""
 
 _PASSING = {
@@ -64,6 +66,8 @@ def translated(url: str) -> Iterator[None]:
     except LASTING:
         raise
     except _loaded(_PASSING) as error:
+        if isinstance(error, ValueError):  # a URL of no host, an operation that there is none of
+            raise StoreError(f"cannot use the store {url!r}: {one_line(error)}") from error
         raise StoreAwayError(f"the store {url!r} does not answer, or refuses for now ({one_line(error)})") from error
     except _loaded(_WRONG) as error:
         raise StoreError(f"cannot use the store {url!r}: {one_line(error)}") from error
