@@ -148,7 +148,7 @@ def score_table(summary: pl.DataFrame, level: float) -> Table:
 
 def rank_table(ranks: pl.DataFrame, level: float) -> Table:
     """Signals by gain, with the probability that each is the best."""
-    title = f"gain along each signal, {100 * level:g} % interval"
+    title = f"gain a rollout of a unit step along each signal, {100 * level:g} % interval"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     table.add_column("", justify="right", no_wrap=True)
     for name in ("teacher", "context", "loss"):
