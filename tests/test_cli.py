@@ -69,7 +69,10 @@ def tables(questions: Path, tmp_path: Path) -> dict[str, str]:
         ({"questions": {"path": "<twice>"}}, "questions.id: 'chain-001' stands twice"),
         ({"questions": {"id": "key"}}, "questions.id: 'key' is no column"),
         ({"questions": {"path": "<no answer>"}}, "has no 'answer'"),
-        ({"questions": {"path": "<words>"}}, "questions.answer: 'seven' of question 'chain-001' is not a finite number"),
+        (
+            {"questions": {"path": "<words>"}},
+            "questions.answer: 'seven' of question 'chain-001' is not a finite number",
+        ),
         ({"prompt": {"template": "{ask}"}}, "prompt.template: needs {ask}, which question 'chain-001' lacks"),
         (
             {"questions": {"path": "<no summary>"}, "teachers": {"1": {"contexts": ["summary"]}}},
