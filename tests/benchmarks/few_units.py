@@ -114,17 +114,17 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--repeats", type=int, default=400)
     repeats, questions = parser.parse_args().repeats, population()
+    print(f"rankings settled where no signal is better, {repeats} repeats")
+    print(f"{'questions':>10} {'rollouts':>9} {'settled':>9}")
+    for n, rollouts in SIZES:
+        hits = sum(settles(n, rollouts, seed, questions) for seed in range(repeats))
+        print(f"{n:>10} {rollouts:>9} {100 * hits / repeats:>7.1f} %", flush=True)
     print(f"95 % intervals of {QUESTIONS} questions that hold the truth, {repeats} repeats")
     print(f"{'open':>6} {'alignment':>22} {'gain':>22}")
     for k in OPEN:
         found = coverage(k, repeats, questions)
         cells = [f"{100 * a / max(1, b):.1f} % of {b}" for a, b in found.values()]
         print(f"{k:>6} {cells[0]:>22} {cells[1]:>22}", flush=True)
-    print(f"rankings settled where no signal is better, {repeats} repeats")
-    print(f"{'questions':>10} {'rollouts':>9} {'settled':>9}")
-    for n, rollouts in SIZES:
-        hits = sum(settles(n, rollouts, seed, questions) for seed in range(repeats))
-        print(f"{n:>10} {rollouts:>9} {100 * hits / repeats:>7.1f} %", flush=True)
 
 
 if __name__ == "__main__":
