@@ -22,8 +22,9 @@ from tasks.demo.train import make_tokenizer
 from tests.prefect_server import Server
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-# workers of pytest-xdist ignore it, and so would the commands that tests start
+# workers of pytest-xdist ignore the first, nohup the second, and so would the commands that tests start
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def random_model(

@@ -11,6 +11,7 @@ import argparse
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from schemas.config import ForcedTree, Grouping, ReverseKL, Scores
 from tasks.aggregate import QuestionScores, make_pool
@@ -114,6 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--repeats", type=int, default=400)
     repeats, questions = parser.parse_args().repeats, population()
+    torch.set_num_threads(1)  # all its operations are small
     print(f"rankings settled where no signal is better, {repeats} repeats")
     print(f"{'questions':>10} {'rollouts':>9} {'settled':>9}")
     for n, rollouts in SIZES:
