@@ -138,7 +138,8 @@ def test_recorded_outcomes_are_scored_without_a_model(
         ).row(0, named=True)
         assert row["d_sq"] == pytest.approx(d_sq, rel=1e-6)
         assert row["alignment"] == pytest.approx(inner / np.sqrt(g_sq * d_sq), abs=0.05)
-        assert row["gain"] == pytest.approx(inner / np.sqrt(d_sq), abs=0.1)
+        rollouts = sum(len(r.ground.correct) for r in rolled)
+        assert row["gain"] == pytest.approx(inner / np.sqrt(rollouts * d_sq), abs=0.1 / np.sqrt(rollouts))
 
 
 def broken(rows: list[Any], number: int, **change: Any) -> list[Any]:
