@@ -15,6 +15,7 @@ import yaml
 
 from tasks.store.artefact import Store
 from tasks.store.claims import Claims
+from tasks.store.keys import digest
 from tests.served import tables
 
 HERE = Path(__file__).parents[1]
@@ -131,7 +132,8 @@ def test_the_work_of_a_killed_run_is_taken_over(start: Start, tmp_path: Path) ->
     first.communicate()
     ended(second)
     assert tables(tmp_path / "store", "two") == tables(tmp_path / "alone", "alone")
-    assert Store(str(tmp_path / "store")).names("claims") == []
+    own = digest(["run", "diagnose", "one"])  # of its name, until a run of this name begins again
+    assert {claim.partition(".")[0] for claim in Store(str(tmp_path / "store")).names("claims")} <= {own}
 
 
 @pytest.mark.parametrize("stage", ["trees", "distillation", "alignment"])
