@@ -90,6 +90,7 @@ def ended_by_signals(command: Callable[[], int]) -> int:
         sys.unraisablehook = shown
         for number, handler in before.items():
             signal.signal(number, handler)
+        _signals = _Signals()  # what this command received is not of the next one in this process
 
 
 @contextmanager

@@ -73,6 +73,15 @@ def test_each_signal_ends_a_command_with_its_own_exit_code(
     assert capfd.readouterr().err == LINE
 
 
+def test_a_signal_is_of_the_command_that_received_it() -> None:
+    def command() -> int:
+        signal.raise_signal(signal.SIGTERM)
+        return 3
+
+    assert ended_by_signals(command) == 143
+    assert guarded(lambda: 3) == 3
+
+
 def test_what_nohup_ignores_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
