@@ -28,7 +28,7 @@ from tasks.store.artefact import Artefact
 from tasks.trees.plan import assembled
 from tasks.trees.tree import draw_unit, next_round, survey, with_outcomes
 from tasks.verifiers.verifier import Attempt, Verifier
-from tests.conftest import random_model
+from tests.helpers.small import random_model
 
 WORDS = ["<pad>", "<eos>", "A", "B", "so", "then"]
 HORIZON = 4

@@ -31,7 +31,7 @@ from tasks.engines.streams import stream_seed
 from tasks.engines.transformers import SELF_TEST_LIMIT, TransformersScorer, load_transformers, stop_tokens
 from tasks.engines.trunks import TransformersSampler
 from tasks.engines.vllm import VLLMSampler
-from tests.conftest import random_model
+from tests.helpers.small import random_model
 
 pytestmark = pytest.mark.vllm
 

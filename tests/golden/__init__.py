@@ -1,0 +1,1 @@
+"""What a run's keys and tables were when they were last meant to change."""
