@@ -12,18 +12,18 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 
-from flows.artifacts import markdown_artifact, output_link, plain, progress_artifacts, table_artifact
+from flows.orchestration.artifacts import markdown_artifact, output_link, plain, progress_artifacts, table_artifact
 from schemas.arrays import STAGE_VERSIONS
 from schemas.config import CalibrateConfig
 from tasks.calibration.judge import MAIN_DRAWS, WINDOWS_DRAWS, Figure, figures, judged_as
 from tasks.calibration.measure import Setting, measure
 from tasks.calibration.report import calibration_page
 from tasks.calibration.suite import Family
-from tasks.outputs import parquet_bytes
-from tasks.progress import report
-from tasks.store.artefact import Store
-from tasks.store.collect import refer
+from tasks.operations.progress import report
+from tasks.outputs.run import parquet_bytes
+from tasks.store.garbage import refer
 from tasks.store.keys import Recipe
+from tasks.store.store import Store
 
 VERSION = 2
 WINDOWS_UP_TO = 1024

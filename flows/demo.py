@@ -5,7 +5,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows.configuration import checked, merged
+from flows.command.configuration import checked, merged
 from flows.diagnose import diagnose
 from schemas.config import DemoConfig
 from tasks.demo.models import models_task, write_inputs

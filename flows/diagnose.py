@@ -7,16 +7,24 @@ from typing import Any, cast
 from prefect import State, flow
 from prefect.logging import get_run_logger
 
-from flows.artifacts import output_link, progress_artifacts, scores_artifact, summary_artifact
-from flows.configuration import check_execution
-from flows.running import retried, task_runner
+from flows.command.configuration import check_execution
+from flows.orchestration.artifacts import output_link, progress_artifacts, scores_artifact, summary_artifact
+from flows.orchestration.runner import retried, task_runner
 from schemas.config import RunConfig
-from tasks.job import forget_jobs, open_job
-from tasks.lineage import sources
-from tasks.outputs import add_references, aggregate_task, named, read_patiently, write_references, write_run, writing
-from tasks.progress import report
-from tasks.questions import InputError
-from tasks.stages import BY_SOURCE, OF_RUN, STAGES, Outcome, draws_shown, stage_task
+from tasks.inputs.questions import InputError
+from tasks.operations.progress import report
+from tasks.outputs.run import (
+    add_references,
+    aggregate_task,
+    named,
+    read_patiently,
+    write_references,
+    write_run,
+    writing,
+)
+from tasks.run.keys import sources
+from tasks.run.session import forget_jobs, open_job
+from tasks.run.shells import BY_SOURCE, OF_RUN, STAGES, Outcome, draws_shown, stage_task
 
 MOST_BATCHES = 25
 """A flow has tens to a few hundred task runs at any size."""

@@ -11,19 +11,19 @@ from prefect import flow, runtime, tags
 from prefect.events import emit_event
 from prefect.logging import get_run_logger
 
-from flows.artifacts import markdown_artifact, plain, table_artifact
 from flows.calibrate import calibrate
 from flows.diagnose import QuestionsFailedError, diagnose
+from flows.orchestration.artifacts import markdown_artifact, plain, table_artifact
 from schemas.config import Execution, NightlyConfig, RunConfig
 from tasks.calibration.judge import figures, judged_as
 from tasks.engines.protocol import EngineError
-from tasks.failures import patiently
-from tasks.history import MOVED, compared, no_history, slower, tonight, unchanged
-from tasks.job import forget_jobs, open_job
-from tasks.outputs import parquet_bytes, read_run, read_table
-from tasks.questions import InputError
-from tasks.store.artefact import Store, StoreError
-from tasks.store.claims import Claims
+from tasks.inputs.questions import InputError
+from tasks.operations.errors import patiently
+from tasks.outputs.history import MOVED, compared, no_history, slower, tonight, unchanged
+from tasks.outputs.run import parquet_bytes, read_run, read_table
+from tasks.run.session import forget_jobs, open_job
+from tasks.store.leases import Claims
+from tasks.store.store import Store, StoreError
 
 FINISHED, REGRESSION = "opdscope.nightly.finished", "opdscope.nightly.regression"
 """Names of the events that a night sends; the second only where something got worse."""

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from tasks.job import Job
-from tasks.lineage import Signal, losses, sources
-from tasks.outputs import left_out_before
-from tasks.stages import STAGES
-from tasks.store.artefact import OBJECT
-from tasks.store.collect import stored
-from tasks.trees.tree import most_draws, most_forwards
+from tasks.outputs.run import left_out_before
+from tasks.run.keys import Signal, losses, sources
+from tasks.run.session import Job
+from tasks.run.shells import STAGES
+from tasks.stages.trees.tree import most_draws, most_forwards
+from tasks.store.garbage import stored
+from tasks.store.store import OBJECT
 
 
 @dataclass(frozen=True)

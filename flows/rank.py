@@ -4,14 +4,14 @@ from typing import Any, cast
 
 from prefect import flow
 
-from flows.artifacts import output_link, progress_artifacts, summary_artifact, table_artifact
-from flows.configuration import check_ranked
+from flows.command.configuration import check_ranked
 from flows.diagnose import QuestionsFailedError, run_stages
-from flows.running import retried
+from flows.orchestration.artifacts import output_link, progress_artifacts, summary_artifact, table_artifact
+from flows.orchestration.runner import retried
 from schemas.config import RunConfig
-from tasks.job import forget_jobs, open_job
-from tasks.outputs import named, rank_task, read_patiently, writing
-from tasks.progress import report
+from tasks.operations.progress import report
+from tasks.outputs.run import named, rank_task, read_patiently, writing
+from tasks.run.session import forget_jobs, open_job
 
 
 @flow(name="rank", flow_run_name="{config.name}", persist_result=False)

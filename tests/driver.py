@@ -15,11 +15,11 @@ from typing import Any
 
 import yaml
 
-from flows.configuration import checked
+from flows.command.configuration import checked
 from flows.diagnose import diagnose
 from tasks.engines.decoding import Batch, Decoder
 from tasks.engines.trunks import TransformersSampler
-from tasks.store.artefact import Store
+from tasks.store.store import Store
 
 
 def main(config: str, counts: str, event: int | None) -> None:

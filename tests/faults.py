@@ -15,24 +15,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flows.environment import prepare
+from flows.command.environment import prepare
 
 prepare()  # as the command line does, before anything imports Prefect
 
-import tasks.stages  # noqa: E402
+import tasks.run.shells  # noqa: E402
 from flows.cli import app  # noqa: E402
-from tasks.store.artefact import Store  # noqa: E402
+from tasks.store.store import Store  # noqa: E402
 
 
 def failing_question(wanted: str, question: str) -> None:
-    make: Callable[..., Any] = vars(tasks.stages)["_make"]
+    make: Callable[..., Any] = vars(tasks.run.shells)["_make"]
 
     def broken(job: Any, stage: str, ids: Any, *args: Any) -> Any:
         if stage == wanted and question in ids:
             raise ValueError(f"no {stage} for {question}")
         return make(job, stage, ids, *args)
 
-    setattr(tasks.stages, "_make", broken)  # noqa: B010
+    setattr(tasks.run.shells, "_make", broken)  # noqa: B010
 
 
 def full_disk(writes: int) -> None:
@@ -49,7 +49,7 @@ def full_disk(writes: int) -> None:
 
 
 def meeting(folder: Path) -> None:
-    run: Callable[..., Any] = vars(tasks.stages)["run_stage"]
+    run: Callable[..., Any] = vars(tasks.run.shells)["run_stage"]
 
     def meet(*args: Any) -> Any:
         folder.mkdir(exist_ok=True)
@@ -58,12 +58,12 @@ def meeting(folder: Path) -> None:
             time.sleep(0.01)
         return run(*args)
 
-    setattr(tasks.stages, "run_stage", meet)  # noqa: B010
+    setattr(tasks.run.shells, "run_stage", meet)  # noqa: B010
 
 
 if __name__ == "__main__":
     name, _, value = sys.argv[1].partition(":")
-    if name in tasks.stages.STAGES:
+    if name in tasks.run.shells.STAGES:
         failing_question(name, value)
     elif name == "disk":
         full_disk(int(value))

@@ -12,9 +12,9 @@ import torch
 from schemas.config import RunConfig
 from tasks.calibration.chain import Chain, exact_scores
 from tasks.engines.protocol import Continuation, Draw, Trunk
-from tasks.engines.streams import uniforms
-from tasks.questions import Question
-from tasks.store.artefact import Artefact
+from tasks.inputs.questions import Question
+from tasks.statistics.streams import uniforms
+from tasks.store.store import Artefact
 from tasks.verifiers.verifier import Verifier
 
 Floats = npt.NDArray[np.float64]
@@ -106,7 +106,7 @@ class IdTokenizer:
 
 
 class OracleJob:
-    """What stages ask of a `tasks.job.Job`, on a chain."""
+    """What stages ask of a `tasks.run.session.Job`, on a chain."""
 
     def __init__(self, chain: Chain, config: RunConfig) -> None:
         self.config, self.student, self.tokenizer = config, OracleEngine(chain), IdTokenizer()
@@ -132,7 +132,7 @@ def oracle_config(chain: Chain, *, seed: int = 0, rollouts: int = 8, **tree: Any
 
 def oracle_rollouts(job: OracleJob) -> Artefact:
     """Rollouts of the chain's student, as stage 1 would store them."""
-    from tasks.rollouts import sample_rollouts
+    from tasks.stages.rollouts import sample_rollouts
 
     ends = sample_rollouts(job.student, PROMPT, job.config.sampling, job.config.seed, job.question.id)
     return Artefact(

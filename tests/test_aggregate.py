@@ -8,24 +8,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flows.configuration import checked
+from flows.command.configuration import checked
 from schemas.arrays import AnyArray
 from schemas.config import AdaptiveTree, Grouping, ReverseKL, Scores
-from tasks import prior
-from tasks.aggregate import Histogram, QuestionScores, make_pool, summary_table, tokens_table
-from tasks.alignment import make_alignment
 from tasks.calibration.simulate import Taught, roll
 from tasks.calibration.suite import Family, make_question
-from tasks.ideal import ideal_gradients
-from tasks.job import Job
-from tasks.lineage import Signal, sources
-from tasks.outcomes import Outcomes, merged
-from tasks.outputs import make_outputs
-from tasks.predictors import AtNodes, predictor_rows
-from tasks.selection import selection_rows, sum_choices
-from tasks.stages import BY_SOURCE, STAGES, run_stage
-from tasks.store.artefact import Artefact, Store
-from tasks.trees.plan import assembled
+from tasks.outputs.run import make_outputs
+from tasks.run.keys import Signal, sources
+from tasks.run.session import Job
+from tasks.run.shells import BY_SOURCE, STAGES, run_stage
+from tasks.stages.aggregate.pooling import Histogram, QuestionScores, make_pool, summary_table, tokens_table
+from tasks.stages.aggregate.predictors import AtNodes, predictor_rows
+from tasks.stages.aggregate.selection import selection_rows, sum_choices
+from tasks.stages.alignment import make_alignment
+from tasks.stages.ideal import ideal_gradients
+from tasks.stages.trees.rounds import assembled
+from tasks.statistics import prior
+from tasks.statistics.estimators import Outcomes, merged
+from tasks.store.store import Artefact, Store
 from tests.oracle import OracleJob, oracle_config, oracle_rollouts, random_chain, teacher_of
 from tests.test_estimators import scored, tree_of
 from tests.test_planners import grown

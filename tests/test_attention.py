@@ -13,9 +13,9 @@ from tasks.engines.attention import NAME, Part, attend, hidden_as_bias, joined
 from tasks.engines.attention import _forward as forward_of_models
 from tasks.engines.decoding import Batch
 from tasks.engines.protocol import Continuation, Draw, EngineError, Trunk
-from tasks.engines.streams import uniforms
 from tasks.engines.transformers import PROBE_LENGTH, TransformersScorer
 from tasks.engines.trunks import TransformersSampler
+from tasks.statistics.streams import uniforms
 from tests.families import FAMILIES, WINDOW, tiny
 
 PROMPTS = (1, 2, WINDOW - 1, WINDOW, WINDOW + 1, 20)

@@ -28,7 +28,7 @@ from tasks.calibration.measure import EQUAL_COSINE, Setting, measure
 from tasks.calibration.report import calibration_page
 from tasks.calibration.simulate import draw, roll
 from tasks.calibration.suite import Family, equal_teacher, make_question
-from tasks.trees.plan import plan_round
+from tasks.stages.trees.rounds import plan_round
 from tests.prefect_server import Server
 
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.children import child, end_orphans, last_lines
-from tasks.processes import is_gone, this_process
+from flows.service.children import child, end_orphans, last_lines
+from tasks.operations.processes import is_gone, this_process
 
 SLEEP = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
 PARENT = """
 import sys, time
 from pathlib import Path
-from flows.children import child
+from flows.service.children import child
 with child(Path(sys.argv[1]), "first", sys.argv[2:], {}), child(Path(sys.argv[1]), "second", sys.argv[2:], {}):
     print("started", flush=True)
     time.sleep(600)

@@ -15,9 +15,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from tasks.store import claims as module
-from tasks.store.artefact import Store
-from tasks.store.claims import FOLDER, Claim, Claims
+from tasks.store import leases as module
+from tasks.store.leases import FOLDER, Claim, Claims
+from tasks.store.store import Store
 
 LEASE = 8.0
 

@@ -14,7 +14,7 @@ import yaml
 from typer.testing import CliRunner
 
 from flows.cli import app
-from flows.configuration import merged
+from flows.command.configuration import merged
 from schemas.tables import RANKS, RUN_TABLES
 
 CLI = [sys.executable, "-m", "flows.cli"]
@@ -309,7 +309,7 @@ def test_interrupted_by_the_keyboard(config_file: Path, prefect_environment: dic
 
 
 def test_environment_keeps_what_is_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from flows.environment import prepare
+    from flows.command.environment import prepare
 
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "mine"))
     monkeypatch.delenv("DO_NOT_TRACK", raising=False)

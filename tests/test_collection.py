@@ -13,9 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app
-from flows.runs import guarded
-from tasks.store.artefact import MARKER, OBJECT, Store, StoreError
-from tasks.store.collect import (
+from flows.command.commands import guarded
+from tasks.store.garbage import (
     Stored,
     damaged,
     holdings,
@@ -29,6 +28,7 @@ from tasks.store.collect import (
 )
 from tasks.store.keys import digest
 from tasks.store.outages import LASTING
+from tasks.store.store import MARKER, OBJECT, Store, StoreError
 
 DAY = 86400.0
 KEPT, MADE, FREE, COMING = (digest(name) for name in ("kept", "made", "free", "to be made"))

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from flows.configuration import ConfigurationError, checked, merged, parse_overrides
+from flows.command.configuration import ConfigurationError, checked, merged, parse_overrides
 from schemas import config as schema
 from schemas.arrays import STAGE_VERSIONS
 from schemas.config import RecordedTeacher, RunConfig, Settings, is_cosmetic, settings_in
-from tasks import lineage
 from tasks.engines.server import Served
-from tasks.engines.streams import stream_seed
-from tasks.job import Job
+from tasks.run import keys as lineage
+from tasks.run.session import Job
+from tasks.statistics.streams import stream_seed
 from tasks.store.keys import digest
 
 _SCORING: dict[str, Any] = {"device": "cpu", "batch_tokens": 1000, "score_rows": 3, "threads": 1}
@@ -218,7 +218,7 @@ def engines_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tasks.engines.choice.check_installed", lambda: None)
     monkeypatch.setattr("tasks.engines.choice.installed_version", lambda *names: "0.32.0")
     monkeypatch.setattr("tasks.engines.choice.look_up", lambda settings: [served])
-    monkeypatch.setattr("tasks.job.use_block", lambda name: None)
+    monkeypatch.setattr("tasks.run.session.use_block", lambda name: None)
 
 
 @pytest.mark.usefixtures("engines_at_hand")

@@ -12,8 +12,8 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 
-from flows.configuration import ConfigurationError
-from flows.deployments import deploy, make_pool, offers, pool_template
+from flows.command.configuration import ConfigurationError
+from flows.orchestration.deployments import deploy, make_pool, offers, pool_template
 from tests.prefect_server import Server
 
 

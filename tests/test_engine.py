@@ -10,17 +10,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from flows.configuration import ConfigurationError, checked
+from flows.command.configuration import ConfigurationError, checked
 from schemas.config import Model, TransformersEngine
 from tasks.engines.attention import Part, attend
 from tasks.engines.protocol import Draw, EngineError, Trunk
 from tasks.engines.sampling import inverse_cdf
 from tasks.engines.scoring import View, score_blocks
-from tasks.engines.streams import stream_seed, uniforms
 from tasks.engines.transformers import TransformersScorer, load_transformers
 from tasks.engines.trunks import TransformersSampler
-from tasks.job import Job
-from tasks.questions import InputError
+from tasks.inputs.questions import InputError
+from tasks.run.session import Job
+from tasks.statistics.streams import stream_seed, uniforms
 
 STOP = frozenset([1])
 
@@ -235,13 +235,13 @@ def test_student_and_teacher_take_turns_where_memory_does_not_hold_both(
 ) -> None:
     job = Job(checked(settings))
     teacher = job.config.model_teachers[0]
-    monkeypatch.setattr("tasks.job.fits", lambda model, device: False)
+    monkeypatch.setattr("tasks.run.session.fits", lambda model, device: False)
     student, other = job.student, job.teacher_scorer(teacher)
     views = [View(student, PROMPT), View(other, PROMPT)]
     tokens, offsets = np.array([20, 21, 22, 1], dtype=np.int32), np.array([0, 4])
     turned = [x for _, x in score_blocks(views, tokens, offsets)]
     assert (student.loaded, other.loaded) in {(True, False), (False, True)}
-    monkeypatch.setattr("tasks.job.fits", lambda model, device: True)
+    monkeypatch.setattr("tasks.run.session.fits", lambda model, device: True)
     together = [x for _, x in score_blocks(views, tokens, offsets)]
     assert student.loaded and other.loaded
     for a, b in zip(turned[0], together[0], strict=True):

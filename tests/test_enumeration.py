@@ -10,23 +10,23 @@ import pytest
 import torch
 
 from schemas.config import Model, ReverseKL, RunConfig, Scores, TransformersEngine
-from tasks.aggregate import QuestionScores, pooled, sum_rollouts
-from tasks.alignment import make_alignment
-from tasks.distillation import distill
 from tasks.engines.scoring import View
 from tasks.engines.transformers import TransformersScorer, load_transformers
 from tasks.engines.trunks import TransformersSampler
-from tasks.ideal import ideal_gradients
-from tasks.lineage import Signal
-from tasks.losses import descent
-from tasks.outcomes import Outcomes, merged
-from tasks.prior import fit
-from tasks.questions import Question
-from tasks.rollouts import make_rollouts
-from tasks.rounds import Unit
-from tasks.store.artefact import Artefact
-from tasks.trees.plan import assembled
-from tasks.trees.tree import draw_unit, next_round, survey, with_outcomes
+from tasks.inputs.questions import Question
+from tasks.run.keys import Signal
+from tasks.stages.aggregate.pooling import QuestionScores, pooled, sum_rollouts
+from tasks.stages.alignment import make_alignment
+from tasks.stages.distillation.gradients import distill
+from tasks.stages.distillation.losses import descent
+from tasks.stages.ideal import ideal_gradients
+from tasks.stages.rollouts import make_rollouts
+from tasks.stages.trees.rounds import assembled
+from tasks.stages.trees.tree import draw_unit, next_round, survey, with_outcomes
+from tasks.statistics.estimators import Outcomes, merged
+from tasks.statistics.prior import fit
+from tasks.store.checkpoints import Unit
+from tasks.store.store import Artefact
 from tasks.verifiers.verifier import Attempt, Verifier
 from tests.helpers.small import random_model
 

@@ -7,21 +7,21 @@ import numpy as np
 import pytest
 
 from schemas.config import Branching, ForwardKL, ReverseKL, Scores
-from tasks.aggregate import QuestionScores, make_pool, pooled, summary_table
-from tasks.alignment import make_alignment
 from tasks.calibration.chain import Chain
-from tasks.distillation import distill
 from tasks.engines.scoring import View
-from tasks.ideal import ideal_gradients
-from tasks.lineage import Signal
-from tasks.outcomes import Outcomes, merged, squared_norm
-from tasks.prior import fit
-from tasks.rounds import Unit
-from tasks.store.artefact import Artefact
-from tasks.trees.branches import allocate
-from tasks.trees.nodes import inclusion_probabilities, systematic_sample
-from tasks.trees.plan import Drawn, Plan, assembled
-from tasks.trees.tree import count, draw_unit, next_round, survey, with_outcomes
+from tasks.run.keys import Signal
+from tasks.stages.aggregate.pooling import QuestionScores, make_pool, pooled, summary_table
+from tasks.stages.alignment import make_alignment
+from tasks.stages.distillation.gradients import distill
+from tasks.stages.ideal import ideal_gradients
+from tasks.stages.trees.branches import allocate
+from tasks.stages.trees.rounds import Drawn, Plan, assembled
+from tasks.stages.trees.tree import count, draw_unit, next_round, survey, with_outcomes
+from tasks.statistics.design import inclusion_probabilities, systematic_sample
+from tasks.statistics.estimators import Outcomes, merged, squared_norm
+from tasks.statistics.prior import fit
+from tasks.store.checkpoints import Unit
+from tasks.store.store import Artefact
 from tests.oracle import (
     PROMPT,
     Exact,

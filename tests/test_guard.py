@@ -8,7 +8,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.testclient import TestClient, WebSocketDenialResponse
 from starlette.websockets import WebSocket
 
-from flows.guard import Password, guarded
+from flows.service.guard import Password, guarded
 
 NAMES = ["gpu7.example.org", "127.0.0.1", "localhost", "[::1]"]
 

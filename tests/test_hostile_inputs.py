@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from flows.cli import numbers
-from flows.configuration import ConfigurationError, checked, merged, parse_overrides, read_configuration
-from flows.guarded_yaml import RefusedError, parse, parse_value
+from flows.command.configuration import ConfigurationError, checked, merged, parse_overrides, read_configuration
+from flows.command.guarded_yaml import RefusedError, parse, parse_value
 from schemas.config import CalibrateConfig, Context, Prompt, RunConfig, template_fields
 from schemas.limits import (
     INT32,
@@ -41,18 +41,18 @@ from schemas.limits import (
 from schemas.tables import RUN_TABLES
 from schemas.text import id_problem, name_problem, reason, shown, visible, without_user
 from schemas.urls import url_problem
-from tasks.engines.streams import stream_seed
-from tasks.files import NotAFileError, read_file
-from tasks.job import Job, forget_jobs
-from tasks.lineage import sources
-from tasks.outputs import aggregate_task, make_outputs
-from tasks.prompts import PLAIN, prompt_text
-from tasks.questions import InputError, Question, load_questions
-from tasks.recorded import read_recorded
-from tasks.stages import BY_SOURCE, STAGES, run_stage
-from tasks.store.artefact import MARKER, Store, StoreError
-from tasks.store.collect import referred
-from tasks.tables import parse_table
+from tasks.inputs.files import NotAFileError, read_file
+from tasks.inputs.prompts import PLAIN, prompt_text
+from tasks.inputs.questions import InputError, Question, load_questions
+from tasks.inputs.recorded import read_recorded
+from tasks.inputs.tables import parse_table
+from tasks.outputs.run import aggregate_task, make_outputs
+from tasks.run.keys import sources
+from tasks.run.session import Job, forget_jobs
+from tasks.run.shells import BY_SOURCE, STAGES, run_stage
+from tasks.statistics.streams import stream_seed
+from tasks.store.garbage import referred
+from tasks.store.store import MARKER, Store, StoreError
 
 SECONDS = 5.0
 """Of the processor, that one input may take."""
@@ -223,7 +223,7 @@ def waiting(path: Path) -> Path:
 
 
 def test_files_that_make_readers_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.files.check_file", lambda path: None)  # as it was when it was looked at
+    monkeypatch.setattr("tasks.inputs.files.check_file", lambda path: None)  # as it was when it was looked at
     with pytest.raises(NotAFileError):
         read_file(waiting(tmp_path / "come since"))
 
@@ -867,7 +867,7 @@ def test_tables_are_kept_where_the_report_fails(tmp_path: Path, monkeypatch: pyt
     def fails(*_: object) -> str:
         raise RuntimeError("no report")
 
-    monkeypatch.setattr("tasks.outputs.render", fails)
+    monkeypatch.setattr("tasks.outputs.run.render", fails)
     with pytest.raises(RuntimeError, match="no report"):
         aggregate_task.fn(config, list(job.questions), {}, [])
     forget_jobs()

@@ -16,8 +16,8 @@ import pytest
 import yaml
 from prefect.events.schemas.automations import AutomationCore
 
-from flows.deployments import lost_runs, pool_template
-from flows.server import server_settings
+from flows.orchestration.deployments import lost_runs, pool_template
+from flows.service.server import server_settings
 
 ROOT = Path(__file__).parents[1]
 INFRA = ROOT / "infra"
@@ -44,7 +44,7 @@ def test_compose_is_valid_pinned_and_on_loopback() -> None:
     given = {line.partition("=")[0] for line in (INFRA / "example.env").read_text().splitlines() if "=" in line}
     assert wanted <= given
     server = services["server"]
-    assert server["command"].startswith("python -m flows.guarded_server 0.0.0.0 4200 server 127.0.0.1 ")
+    assert server["command"].startswith("python -m flows.service.guarded_server 0.0.0.0 4200 server 127.0.0.1 ")
     port, names = 4200, ["127.0.0.1"]
     assert {k: v for k, v in server_settings(port, names).items() if not k.startswith("PREFECT_SERVER_UI")}.items() <= (
         server["environment"].items()

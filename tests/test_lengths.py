@@ -9,15 +9,15 @@ import pytest
 import torch
 import transformers
 
-from flows.configuration import checked
+from flows.command.configuration import checked
 from schemas.config import TransformersEngine, VLLMEngine
 from tasks.engines.positions import length_limit
 from tasks.engines.protocol import Draw, EngineError, Trunk
 from tasks.engines.transformers import TransformersScorer
 from tasks.engines.trunks import TransformersSampler
 from tasks.engines.vllm import _context_length
-from tasks.job import Job
-from tasks.questions import InputError
+from tasks.inputs.questions import InputError
+from tasks.run.session import Job
 from tests.families import tiny
 
 

@@ -20,7 +20,7 @@ from schemas.config import (
     TotalVariation,
     loss_name,
 )
-from tasks.losses import descent, support
+from tasks.stages.distillation.losses import descent, support
 
 ROUNDING = 4e-15
 """Autograd's own: it adds terms of size 1 that cancel."""

@@ -10,11 +10,11 @@ import resource, sys
 import numpy as np, torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from schemas.config import JSD, ForwardKL, ReverseKL, RunConfig, TopK
-from tasks.distillation import distill
+from tasks.stages.distillation.gradients import distill
 from tasks.engines.scoring import View
 from tasks.engines.transformers import TransformersScorer
-from tasks.store.artefact import Artefact
-from tasks.trees.tree import next_round, survey
+from tasks.store.store import Artefact
+from tasks.stages.trees.tree import next_round, survey
 
 nodes, V = int(sys.argv[1]), 151_936
 def peak():  # GiB

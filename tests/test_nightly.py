@@ -12,13 +12,13 @@ import yaml
 from prefect.logging import disable_run_logger
 
 from flows import nightly as nights
-from flows.configuration import ConfigurationError, checked
-from flows.runs import checked_suite, read_suite
-from tasks.history import SCHEMA, compared, no_history, slower, unchanged
-from tasks.job import Job
-from tasks.outputs import write_run
-from tasks.store.artefact import Store, StoreError
+from flows.command.commands import checked_suite, read_suite
+from flows.command.configuration import ConfigurationError, checked
+from tasks.outputs.history import SCHEMA, compared, no_history, slower, unchanged
+from tasks.outputs.run import write_run
+from tasks.run.session import Job
 from tasks.store.outages import StoreAwayError
+from tasks.store.store import Store, StoreError
 from tests.test_cli import cli
 
 FIRST = datetime(2026, 1, 1, tzinfo=UTC)

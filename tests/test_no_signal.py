@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from schemas.config import RunConfig
-from tasks.no_signal import Endings, why_unresolved
+from tasks.stages.no_signal import Endings, why_unresolved
 
 WRONG, RIGHT, MIXED, CUT = Endings(4, 0, 0), Endings(4, 4, 0), Endings(4, 2, 0), Endings(4, 0, 3)
 DRAWN, SURE = Endings(4, 0, 0, 64, 3), Endings(4, 2, 0, 64, 0)  # draws tell where rollouts do not

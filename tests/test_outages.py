@@ -18,9 +18,9 @@ from botocore.exceptions import (  # type: ignore[import-untyped]
 )
 from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
 
-from tasks.failures import may_pass, of_run, patiently
-from tasks.store.artefact import Store, StoreError
+from tasks.operations.errors import may_pass, of_run, patiently
 from tasks.store.outages import StoreAwayError, translated
+from tasks.store.store import Store, StoreError
 
 URL = "memory://outages"
 

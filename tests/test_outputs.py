@@ -9,11 +9,11 @@ import polars as pl
 import pytest
 from prefect.logging import disable_run_logger
 
-from flows.configuration import checked
+from flows.command.configuration import checked
 from schemas.config import RunConfig
-from tasks import outputs
-from tasks.job import Job
-from tasks.outputs import (
+from tasks.inputs.questions import InputError
+from tasks.outputs import run as outputs
+from tasks.outputs.run import (
     add_references,
     named,
     parquet_bytes,
@@ -23,10 +23,10 @@ from tasks.outputs import (
     write_run,
     writing,
 )
-from tasks.questions import InputError
-from tasks.stages import STAGES
-from tasks.store.artefact import StoreError
-from tasks.store.collect import referred
+from tasks.run.session import Job
+from tasks.run.shells import STAGES
+from tasks.store.garbage import referred
+from tasks.store.store import StoreError
 
 TABLES = ("tokens", "summary", "differences")
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flows.configuration import checked, merged
+from flows.command.configuration import checked, merged
 from flows.plan import cost
 from schemas.config import AdaptiveTree, ReverseKL, WindowsTree
 from tasks.calibration.chain import exact_scores
@@ -14,18 +14,18 @@ from tasks.calibration.simulate import Rolled, Taught, draw, roll
 from tasks.calibration.suite import Family, make_question
 from tasks.engines.transformers import TransformersScorer
 from tasks.engines.trunks import TransformersSampler
-from tasks.job import Job
-from tasks.lineage import sources, taught
-from tasks.outcomes import Outcomes, completed, linear, squared_norm
-from tasks.outcomes import merged as merged_nodes
-from tasks.outputs import write_run
-from tasks.ragged import owners, row_sums
-from tasks.stages import run_stage
-from tasks.store.artefact import Store
-from tasks.trees.adaptive import half_width, outcome_variance
-from tasks.trees.plan import Drawn, assembled
-from tasks.trees.tree import next_round
-from tasks.trees.windows import count_visits, windows
+from tasks.outputs.run import write_run
+from tasks.run.keys import sources, taught
+from tasks.run.session import Job
+from tasks.run.shells import run_stage
+from tasks.stages.trees.adaptive import half_width, outcome_variance
+from tasks.stages.trees.rounds import Drawn, assembled
+from tasks.stages.trees.tree import next_round
+from tasks.stages.trees.windows import count_visits, windows
+from tasks.statistics.csr import owners, row_sums
+from tasks.statistics.estimators import Outcomes, completed, linear, squared_norm
+from tasks.statistics.estimators import merged as merged_nodes
+from tasks.store.store import Store
 
 LOSS = ReverseKL()
 

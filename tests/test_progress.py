@@ -7,8 +7,8 @@ import time
 import pytest
 from rich.console import Console
 
-from flows.terminal import progress
-from tasks.progress import Amount, report
+from flows.command.terminal import progress
+from tasks.operations.progress import Amount, report
 
 
 def test_a_log_file_says_every_so_often_how_far_the_work_is() -> None:

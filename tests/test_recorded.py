@@ -13,15 +13,15 @@ import yaml
 from typer.testing import CliRunner
 
 from flows.cli import app
-from flows.configuration import ConfigurationError, checked
+from flows.command.configuration import ConfigurationError, checked
 from schemas.config import Branching, ReverseKL
 from tasks.calibration.chain import directions
 from tasks.calibration.simulate import Rolled, draw, roll
 from tasks.calibration.suite import Family, OracleQuestion, make_question
-from tasks.job import Job
-from tasks.questions import InputError
-from tasks.ragged import owners
-from tasks.trees.plan import Drawn, assembled, plan_round
+from tasks.inputs.questions import InputError
+from tasks.run.session import Job
+from tasks.stages.trees.rounds import Drawn, assembled, plan_round
+from tasks.statistics.csr import owners
 
 
 def question_rows(q: OracleQuestion, rolled: Rolled, draws: int, seed: int) -> tuple[list[Any], dict[str, list[Any]]]:

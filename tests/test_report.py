@@ -8,10 +8,10 @@ import polars as pl
 import pytest
 
 from schemas.config import Scores
-from tasks.outcomes import merged
-from tasks.outputs import make_tables
-from tasks.prior import fit
-from tasks.report.page import FOREST, draw_charts, render
+from tasks.outputs.report.page import FOREST, draw_charts, render
+from tasks.outputs.run import make_tables
+from tasks.statistics.estimators import merged
+from tasks.statistics.prior import fit
 from tests.oracle import OracleJob, oracle_config, oracle_rollouts, random_chain, teacher_of
 from tests.test_estimators import scored, tree_of
 
@@ -62,7 +62,7 @@ def test_a_chart_that_cannot_be_drawn_is_left_out_and_said(monkeypatch: pytest.M
     def fails(spec: object) -> str:
         raise ValueError("Vega is\nill")
 
-    monkeypatch.setattr("tasks.report.charts.vlc.vegalite_to_svg", fails)
+    monkeypatch.setattr("tasks.outputs.report.charts.vlc.vegalite_to_svg", fails)
     html = page("x", {})
     assert "The chart of alignment by teacher, context and loss could not be drawn: Vega is." in html
     assert "Token by token" in html

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from flows.reports import reports
-from tasks.store.artefact import Store
+from flows.service.reports import reports
+from tasks.store.store import Store
 
 OUTSIDE = "not an output"
 

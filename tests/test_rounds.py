@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from flows.configuration import checked
+from flows.command.configuration import checked
 from tasks.engines.protocol import Continuation, Draw, Trunk
 from tasks.engines.trunks import TransformersSampler
-from tasks.job import Job
-from tasks.rounds import Unit, equal_units
-from tasks.stages import run_stage
+from tasks.run.session import Job
+from tasks.run.shells import run_stage
+from tasks.store.checkpoints import Unit, equal_units
 
 
 class Interrupted(BaseException):

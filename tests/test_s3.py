@@ -12,11 +12,11 @@ import pytest
 import yaml
 from s3fs import S3FileSystem
 
-from tasks.failures import may_pass
-from tasks.store.artefact import Store, StoreError
-from tasks.store.claims import Claims
-from tasks.store.collect import holdings, remove, stored, unreferred
+from tasks.operations.errors import may_pass
+from tasks.store.garbage import holdings, remove, stored, unreferred
+from tasks.store.leases import Claims
 from tasks.store.outages import StoreAwayError
+from tasks.store.store import Store, StoreError
 from tests.s3 import SECRET, Gate, s3_server
 
 HERE = Path(__file__).parents[1]

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import yaml
 
-from flows.configuration import checked
+from flows.command.configuration import checked
 from tests.ports import free_port
 from tests.prefect_server import Server
 
@@ -141,7 +141,7 @@ def test_two_workers_on_one_store(
     served = server(database=database)
     api = httpx.Client(base_url=served.url, timeout=30)
     environment = {**served.client_environment, "PREFECT_WORKER_QUERY_SECONDS": "1", "PYTHONPATH": str(HERE)}
-    make = "from flows.deployments import *; deploy(offers({}, {}, 'store'), Path.cwd(), None)"
+    make = "from flows.orchestration.deployments import *; deploy(offers({}, {}, 'store'), Path.cwd(), None)"
     subprocess.run([sys.executable, "-c", make], check=True, env=environment, cwd=tmp_path)
     place = api.get("/deployments/name/diagnose/diagnose").json()["id"]
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "opdscope", "--limit", "1", "--name"]

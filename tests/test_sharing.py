@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tasks.store.artefact import Store
-from tasks.store.claims import Claims
 from tasks.store.keys import digest
+from tasks.store.leases import Claims
+from tasks.store.store import Store
 from tests.served import tables
 
 HERE = Path(__file__).parents[1]
@@ -58,7 +58,7 @@ def test_a_claim_is_kept_alive_and_else_taken_over(store: Store, monkeypatch: py
 
 def test_the_claim_of_a_process_that_is_gone_is_taken_over_at_once(tmp_path: Path) -> None:
     code = (
-        "import os, signal, sys; from tasks.store.artefact import Store; from tasks.store.claims import Claims\n"
+        "import os, signal, sys; from tasks.store.store import Store; from tasks.store.leases import Claims\n"
         "with Claims(Store(sys.argv[1]), 600).hold('work') as ours: os.kill(os.getpid(), signal.SIGKILL)"
     )
     killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=HERE, check=False)

@@ -15,19 +15,19 @@ import pytest
 from pydantic import BaseModel, model_serializer
 from pydantic_core import PydanticSerializationError
 
-from flows.configuration import ConfigurationError
-from flows.runs import guarded
-from flows.signals import Ended, ended_by_signals, signals_held
+from flows.command.commands import guarded
+from flows.command.configuration import ConfigurationError
+from flows.command.signals import Ended, ended_by_signals, signals_held
 from tests.served import HERE
 
 COMMAND = """
 import sys, time
-from flows.runs import guarded
-from flows.signals import ended_by_signals
+from flows.command.commands import guarded
+from flows.command.signals import ended_by_signals
 
 def action():
     from prefect import flow
-    from flows.own_server import server_of_command
+    from flows.service.own_server import server_of_command
 
     @flow
     def endless():
@@ -210,13 +210,13 @@ def test_no_module_is_left_half_made(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("module", "number"),
     [
-        ("flows.runs", signal.SIGTERM),
+        ("flows.command.commands", signal.SIGTERM),
         ("pydantic", signal.SIGINT),
         ("prefect", signal.SIGHUP),
         ("prefect.settings", signal.SIGTERM),
         ("prefect.plugins", signal.SIGTERM),
         ("prefect.context", signal.SIGINT),
-        ("flows.own_server", signal.SIGTERM),
+        ("flows.service.own_server", signal.SIGTERM),
     ],
 )
 def test_a_signal_while_a_command_starts(
@@ -266,7 +266,7 @@ def home(tmp_path: Path) -> Iterator[Path]:
     before = set(psutil.pids())
     yield tmp_path
     for process in psutil.process_iter():
-        if process.pid not in before and "flows.guarded_server" in process.cmdline():
+        if process.pid not in before and "flows.service.guarded_server" in process.cmdline():
             process.kill()
 
 

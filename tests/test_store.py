@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from zarr.storage import ZipStore
 
 from schemas.arrays import LAYOUTS, check_layout
-from tasks.store.artefact import FORMAT, OBJECT, Store, StoreError, decode, encode, is_whole
 from tasks.store.keys import canonical, digest
+from tasks.store.store import FORMAT, OBJECT, Store, StoreError, decode, encode, is_whole
 
 KEY = "k" * 64
 
@@ -154,6 +154,6 @@ def test_a_full_disk_is_told_with_the_place(tmp_path: Path, monkeypatch: pytest.
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("tasks.store.artefact.os.fsync", full)
+    monkeypatch.setattr("tasks.store.store.os.fsync", full)
     with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/runs/small/run.json'"):
         Store(str(tmp_path)).put_bytes(b"x", "runs", "small", "run.json")

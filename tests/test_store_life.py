@@ -14,12 +14,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tasks.store import claims as module
-from tasks.store.artefact import OBJECT, Store
-from tasks.store.claims import Claim, Claims
-from tasks.store.collect import claims as at_work
-from tasks.store.collect import damaged, holdings, refer, refer_also, remove, stored, sweep, unreferred
+from tasks.store import leases as module
+from tasks.store.garbage import claims as at_work
+from tasks.store.garbage import damaged, holdings, refer, refer_also, remove, stored, sweep, unreferred
 from tasks.store.keys import digest
+from tasks.store.leases import Claim, Claims
+from tasks.store.store import OBJECT, Store
 
 LEASE = 8.0
 STAGE, KEYS, RUNS = "rounds", [digest(i) for i in range(4)], ["one", "two"]

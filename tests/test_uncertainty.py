@@ -8,22 +8,29 @@ import pytest
 from scipy.stats import binom, rankdata
 
 from schemas.config import ForcedTree, ReverseKL, Scores
-from tasks.aggregate import LEAST_UNITS, QuestionScores, bootstrap_interval, differences_table, make_pool, resample
-from tasks.alignment import interval, make_alignment
 from tasks.calibration.chain import Sums, exact_scores, expected
 from tasks.calibration.simulate import Rolled, Taught, draw, roll
 from tasks.calibration.suite import Family, OracleQuestion, make_question
-from tasks.distillation import NO_NODES
-from tasks.ideal import ideal_gradients
-from tasks.lineage import Signal
-from tasks.outcomes import Outcomes, merged
-from tasks.predictors import PREDICTORS, AtNodes, predictor_rows
-from tasks.prior import CONCENTRATIONS, Prior, cells, fit
-from tasks.ranking import RankedQuestion, advantages, contributions, rank
-from tasks.selection import CHOICES, selection_rows, split, sum_choices, sum_predicted
-from tasks.trees.forced import forced_plan
-from tasks.trees.plan import Drawn, assembled
-from tasks.values import boundaries
+from tasks.run.keys import Signal
+from tasks.stages.aggregate.pooling import (
+    LEAST_UNITS,
+    QuestionScores,
+    bootstrap_interval,
+    differences_table,
+    make_pool,
+    resample,
+)
+from tasks.stages.aggregate.predictors import PREDICTORS, AtNodes, predictor_rows
+from tasks.stages.aggregate.selection import CHOICES, selection_rows, split, sum_choices, sum_predicted
+from tasks.stages.alignment import interval, make_alignment
+from tasks.stages.distillation.gradients import NO_NODES
+from tasks.stages.ideal import ideal_gradients
+from tasks.stages.ranking import RankedQuestion, advantages, contributions, rank
+from tasks.stages.trees.forced import forced_plan
+from tasks.stages.trees.rounds import Drawn, assembled
+from tasks.stages.values import boundaries
+from tasks.statistics.estimators import Outcomes, merged
+from tasks.statistics.prior import CONCENTRATIONS, Prior, cells, fit
 from tests.benchmarks.few_units import population, settles
 
 LOSS = ReverseKL()
@@ -58,7 +65,7 @@ def test_the_prior_tells_no_difference_from_large_ones() -> None:
 def test_likelihood_is_that_of_beta_binomial_counts() -> None:
     outcomes = siblings(np.random.default_rng(1), 1, 1.0, draws=3)
     prior = Prior(np.array([0.3]), np.array([2.0]), np.array([1.0]))
-    from tasks.prior import log_likelihood
+    from tasks.statistics.prior import log_likelihood
 
     rng = np.random.default_rng(2)
     q = rng.beta(0.6, 1.4, size=(400_000, 4))

@@ -27,10 +27,10 @@ from tasks.engines.bounds import NoAnswerError
 from tasks.engines.connection import Connection
 from tasks.engines.protocol import Continuation, Draw, EngineError, Sampler, Trunk
 from tasks.engines.server import ServerSampler, look_up
-from tasks.engines.streams import stream_seed
 from tasks.engines.transformers import SELF_TEST_LIMIT, TransformersScorer, load_transformers, stop_tokens
 from tasks.engines.trunks import TransformersSampler
 from tasks.engines.vllm import VLLMSampler
+from tasks.statistics.streams import stream_seed
 from tests.helpers.small import random_model
 
 pytestmark = pytest.mark.vllm

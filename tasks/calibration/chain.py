@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from schemas.config import Settings
-from tasks.losses import descent
-from tasks.ragged import Floats, Ints
+from tasks.stages.distillation.losses import descent
+from tasks.statistics.csr import Floats, Ints
 
 
 @dataclass(frozen=True)

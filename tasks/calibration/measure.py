@@ -22,21 +22,21 @@ from schemas.config import (
     WindowsTree,
 )
 from schemas.config import Scores as ScoreSettings
-from tasks.aggregate import Pool, QuestionScores, make_pool
-from tasks.alignment import make_alignment
 from tasks.calibration.chain import Chain, Sums, exact_scores, expected
 from tasks.calibration.chain import Scores as Exact
 from tasks.calibration.simulate import Rolled, Taught, continue_windows, draw, roll
 from tasks.calibration.suite import TEACHERS, Family, OracleQuestion, equal_teacher, make_question
-from tasks.distillation import NO_NODES
-from tasks.ideal import ideal_gradients
-from tasks.lineage import Signal
-from tasks.outcomes import Outcomes, merged
-from tasks.prior import fit
-from tasks.ranking import RankedQuestion, rank
-from tasks.trees.plan import Drawn, assembled
-from tasks.trees.tree import next_round
-from tasks.trees.windows import count_visits, windows, windows_tree
+from tasks.run.keys import Signal
+from tasks.stages.aggregate.pooling import Pool, QuestionScores, make_pool
+from tasks.stages.alignment import make_alignment
+from tasks.stages.distillation.gradients import NO_NODES
+from tasks.stages.ideal import ideal_gradients
+from tasks.stages.ranking import RankedQuestion, rank
+from tasks.stages.trees.rounds import Drawn, assembled
+from tasks.stages.trees.tree import next_round
+from tasks.stages.trees.windows import count_visits, windows, windows_tree
+from tasks.statistics.estimators import Outcomes, merged
+from tasks.statistics.prior import fit
 
 POPULATION, QUESTIONS, ROLLOUTS = 48, 24, 8
 EQUAL, EQUAL_COSINE = "equal", 0.4

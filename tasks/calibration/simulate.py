@@ -15,12 +15,12 @@ import torch
 from schemas.arrays import AnyArray
 from schemas.config import Settings
 from tasks.calibration.chain import Chain, walk
-from tasks.distillation import divergences, head_direction
-from tasks.losses import descent, floored
-from tasks.ragged import Floats, Ints, owners
-from tasks.trees.nodes import leverage
-from tasks.trees.plan import Ground, Plan
-from tasks.trees.windows import Window
+from tasks.stages.distillation.gradients import divergences, head_direction
+from tasks.stages.distillation.losses import descent, floored
+from tasks.stages.trees.rounds import Ground, Plan
+from tasks.stages.trees.windows import Window
+from tasks.statistics.csr import Floats, Ints, owners
+from tasks.statistics.design import leverage
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from tasks.calibration.chain import Chain
-from tasks.ragged import Floats, Ints
+from tasks.statistics.csr import Floats, Ints
 
 PIVOTS, WORDINGS = 12, 20
 """Decisions of a chain that matter, and that do not."""

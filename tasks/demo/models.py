@@ -22,7 +22,7 @@ from schemas.config import DemoConfig
 from tasks.demo.chains import CONTEXTS, draw_questions
 from tasks.demo.train import Recipe as TrainingRecipe
 from tasks.demo.train import recipes, train
-from tasks.progress import report
+from tasks.operations.progress import report
 from tasks.store.keys import Recipe, engine_fingerprint
 
 VERSION = 1

@@ -8,7 +8,7 @@ from tasks.engines.positions import Limit, model_limit
 from tasks.engines.protocol import EngineError, Sampler
 from tasks.engines.server import Served, ServerSampler, look_up
 from tasks.engines.vllm import VLLMSampler, check_installed
-from tasks.questions import InputError
+from tasks.inputs.questions import InputError
 from tasks.store.keys import engine_fingerprint, installed_version
 
 if TYPE_CHECKING:

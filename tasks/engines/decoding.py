@@ -18,7 +18,7 @@ from tasks.engines.attention import Part, attend, hidden_as_bias, joined
 from tasks.engines.memory import is_out_of_memory
 from tasks.engines.protocol import Continuation, Draw, EngineError
 from tasks.engines.sampling import inverse_cdf
-from tasks.engines.streams import uniforms
+from tasks.statistics.streams import uniforms
 
 Ints = npt.NDArray[np.int64]
 KeysValues = list[tuple[torch.Tensor, torch.Tensor]]

@@ -4,7 +4,7 @@ from typing import cast
 
 import fsspec
 
-from tasks.store.artefact import StoreError
+from tasks.store.store import StoreError
 
 
 def use_block(name: str) -> None:

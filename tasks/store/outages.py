@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from tasks.files import NotAFileError
+from tasks.inputs.files import NotAFileError
 
 LASTING = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError, NotAFileError)
 """Errors that say what is the matter, and that waiting does not change."""

@@ -14,19 +14,19 @@ import numpy as np
 import torch
 
 from schemas.config import ForcedTree, Grouping, ReverseKL, Scores
-from tasks.aggregate import QuestionScores, make_pool
-from tasks.alignment import make_alignment
 from tasks.calibration.chain import Chain, Sums, exact_scores, expected
 from tasks.calibration.simulate import Rolled, Taught, draw, roll
 from tasks.calibration.suite import Family, OracleQuestion, make_question
-from tasks.distillation import NO_NODES
-from tasks.ideal import ideal_gradients
-from tasks.lineage import Signal
-from tasks.outcomes import Outcomes
-from tasks.prior import Prior
-from tasks.ranking import RankedQuestion, rank
-from tasks.trees.forced import forced_plan
-from tasks.trees.plan import Drawn, assembled
+from tasks.run.keys import Signal
+from tasks.stages.aggregate.pooling import QuestionScores, make_pool
+from tasks.stages.alignment import make_alignment
+from tasks.stages.distillation.gradients import NO_NODES
+from tasks.stages.ideal import ideal_gradients
+from tasks.stages.ranking import RankedQuestion, rank
+from tasks.stages.trees.forced import forced_plan
+from tasks.stages.trees.rounds import Drawn, assembled
+from tasks.statistics.estimators import Outcomes
+from tasks.statistics.prior import Prior
 
 LOSS, FAMILY, QUESTIONS, ROLLOUTS = ReverseKL(), Family(64, "clear", "even"), 40, 8
 OPEN = (2, 3, 5, 10, 40)

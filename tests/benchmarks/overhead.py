@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from flows.environment import prepare
+from flows.command.environment import prepare
 from tests.benchmarks.timing import add_time
 
 DRAWS = 1600
@@ -26,12 +26,12 @@ def main() -> None:
         prepare()
         from prefect.client.orchestration import get_client
 
-        from flows.configuration import checked, merged
+        from flows.command.configuration import checked, merged
         from flows.diagnose import diagnose
         from schemas.config import DemoConfig
         from tasks.demo.models import make_models, models_folder, write_inputs
-        from tasks.job import open_job
-        from tasks.store.artefact import Store
+        from tasks.run.session import open_job
+        from tasks.store.store import Store
 
         imports = time.monotonic() - began
         storage = add_time(

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from flows.environment import prepare
+from flows.command.environment import prepare
 from tests.benchmarks.timing import add_time
 
 SIGNALS = 2
@@ -95,16 +95,16 @@ def outcomes(path: Path, questions: int) -> dict[str, Any]:
 
 def measure_many(folder: Path, questions: int) -> dict[str, float]:
     """Run many questions, and once more with everything there."""
-    import tasks.job
-    import tasks.outputs
-    import tasks.stages
-    from flows.configuration import checked
+    import tasks.outputs.run
+    import tasks.run.session
+    import tasks.run.shells
+    from flows.command.configuration import checked
     from flows.diagnose import diagnose
-    from tasks.store.artefact import OBJECT, Store
+    from tasks.store.store import OBJECT, Store
 
-    of_outputs = [(vars(tasks.outputs), name) for name in ("make_tables", "parquet_bytes", "render")]
-    numerics = add_time([(vars(tasks.stages), "_make"), *of_outputs])
-    reading = add_time([(vars(tasks.job), "read_recorded")])
+    of_outputs = [(vars(tasks.outputs.run), name) for name in ("make_tables", "parquet_bytes", "render")]
+    numerics = add_time([(vars(tasks.run.shells), "_make"), *of_outputs])
+    reading = add_time([(vars(tasks.run.session), "read_recorded")])
     storage = add_time([(Store, name) for name in ("put_bytes", "put_note", "commit", "has", "load", "remove")])
     config = checked({**outcomes(folder, questions), "store": str(folder / "many")})
     began = time.monotonic()
@@ -142,7 +142,7 @@ def prefect_rows() -> dict[str, int]:
 
 def measure_requests(folder: Path, few: int, more: int) -> dict[str, float]:
     """HTTP requests by method that a question adds."""
-    from flows.configuration import checked
+    from flows.command.configuration import checked
     from flows.diagnose import diagnose
     from tests.s3 import Gate, s3_server
 
@@ -169,8 +169,8 @@ def measure_requests(folder: Path, few: int, more: int) -> dict[str, float]:
 def one_round(url: str) -> None:
     """A round as a tree decodes it, with nothing to decode."""
     from schemas.config import Execution
-    from tasks.rounds import Unit, decoded_round
-    from tasks.store.artefact import Store
+    from tasks.store.checkpoints import Unit, decoded_round
+    from tasks.store.store import Store
 
     job: Any = SimpleNamespace(store=Store(url), config=SimpleNamespace(execution=Execution()))
     nothing = {"success": np.zeros(1, bool), "truncated": np.zeros(1, bool), "length": np.zeros(1, np.int32)}
@@ -180,11 +180,11 @@ def one_round(url: str) -> None:
 def write_long(url: str, question: int, rollouts: int, tokens: int) -> dict[str, float]:
     """Commit every artefact of one long question; seconds of it, and of stage 5."""
     from schemas.config import Scores
-    from tasks.alignment import make_alignment
-    from tasks.ideal import ideal_gradients
-    from tasks.outcomes import Outcomes, merged
-    from tasks.prior import Prior, fit
-    from tasks.store.artefact import Store
+    from tasks.stages.alignment import make_alignment
+    from tasks.stages.ideal import ideal_gradients
+    from tasks.statistics.estimators import Outcomes, merged
+    from tasks.statistics.prior import Prior, fit
+    from tasks.store.store import Store
 
     store, rng = Store(url), np.random.default_rng(question)
     T, branches = rollouts * tokens, 8
@@ -243,10 +243,10 @@ def write_long(url: str, question: int, rollouts: int, tokens: int) -> dict[str,
 def stage6(url: str, questions: int) -> None:
     """Print seconds of the tables of so many long questions, and the process's peak memory in GiB."""
     from schemas.config import RunConfig
-    from tasks.lineage import QuestionKeys, Signal
-    from tasks.outputs import load_scores, make_tables
-    from tasks.prior import Prior
-    from tasks.store.artefact import Store
+    from tasks.outputs.run import load_scores, make_tables
+    from tasks.run.keys import QuestionKeys, Signal
+    from tasks.statistics.prior import Prior
+    from tasks.store.store import Store
 
     store = Store(url)
     config = RunConfig.model_validate(
@@ -274,7 +274,7 @@ def stage6(url: str, questions: int) -> None:
 
 def measure_long(folder: Path, rollouts: int, tokens: int) -> dict[str, float]:
     """Some long questions, and stage 6 over half and all of them."""
-    from tasks.store.artefact import Store
+    from tasks.store.store import Store
 
     url, few, more = str(folder / "long"), 6, 12
     written = [write_long(url, q, rollouts, tokens) for q in range(more)]

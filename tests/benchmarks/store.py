@@ -13,9 +13,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from tasks.store.artefact import OBJECT, Store, encode
-from tasks.store.collect import damaged, holdings, remove, unreferred
+from tasks.store.garbage import damaged, holdings, remove, unreferred
 from tasks.store.keys import digest
+from tasks.store.store import OBJECT, Store, encode
 
 T = TypeVar("T")
 

@@ -21,9 +21,9 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from schemas.config import Model, TransformersEngine, VLLMEngine
 from tasks.engines.protocol import Draw, Trunk
-from tasks.engines.streams import stream_seed
 from tasks.engines.transformers import TransformersScorer, load_transformers
 from tasks.engines.trunks import TransformersSampler
+from tasks.statistics.streams import stream_seed
 
 PROMPT, BRANCHES, DRAWS, LIMIT = 64, 4, 16, 128
 SHAPES: dict[str, dict[str, Any]] = {

@@ -16,14 +16,14 @@ from unittest.mock import patch
 import numpy as np
 import polars as pl
 
-from flows.configuration import checked
+from flows.command.configuration import checked
 from schemas.config import RunConfig
 from tasks.calibration.measure import Setting, measure
 from tasks.calibration.suite import Family
-from tasks.job import Job
-from tasks.lineage import sources
-from tasks.outputs import make_outputs
-from tasks.stages import BY_SOURCE, STAGES, run_stage
+from tasks.outputs.run import make_outputs
+from tasks.run.keys import sources
+from tasks.run.session import Job
+from tasks.run.shells import BY_SOURCE, STAGES, run_stage
 from tasks.store.keys import digest
 from tests.helpers.small import make_models, make_questions, small_settings
 
@@ -76,13 +76,13 @@ def configurations(settings: dict[str, Any], folder: Path) -> dict[str, RunConfi
 
 def keys(config: RunConfig) -> Summary:
     """Every key of a run, by stage, with models, engine and verifier of no particular content or version."""
-    content = {
+    content: dict[str, Any] = {
         "model_fingerprint": lambda model: Path(model.path).name,
         "tokenizer_fingerprint": lambda tokenizer: "tokenizer",
         "verifier_fingerprint": lambda kind: kind,
     }
     engine = patch("tasks.engines.choice.engine_fingerprint", lambda kind: kind)
-    with patch.multiple("tasks.lineage", **content), engine:
+    with patch.multiple("tasks.run.keys", **content), engine:
         job = Job(config)
         found = job.references([*STAGES, "values", "ranking"])
         whole = job.aggregate_key(list(job.questions))

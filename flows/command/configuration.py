@@ -1,0 +1,240 @@
+"""Configuration files: read, overridden, and checked with one-line errors."""
+
+import difflib
+import re
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from flows.command.guarded_yaml import RefusedError, parse, parse_value
+from schemas.config import Execution, RunConfig, settings_in
+from schemas.limits import MOST_CONFIGURATION_BYTES, MOST_ERRORS, MOST_NESTING
+from schemas.text import listed, reason, shown, visible
+from tasks.inputs.files import read_file
+
+
+class ConfigurationError(ValueError):
+    """A configuration that cannot be used; one line for each field that is wrong."""
+
+
+def read_configuration(path: Path) -> dict[str, Any]:
+    """The content of a YAML (or JSON) configuration.
+
+    Raises:
+        ConfigurationError: missing, not what `flows.command.guarded_yaml` reads, or not a mapping.
+    """
+    try:
+        data = parse(read_file(path, MOST_CONFIGURATION_BYTES + 1))
+    except FileNotFoundError:
+        raise ConfigurationError(f"configuration: {shown(str(path))} is not there; give a YAML file") from None
+    except RefusedError as error:
+        raise ConfigurationError(f"configuration: {shown(str(path))} {error}") from error
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"configuration: {shown(str(path))} cannot be read: {reason(error)}") from error
+    if not isinstance(data, dict):
+        raise ConfigurationError(f"configuration: {shown(str(path))} holds {shown(data)}, not fields with values")
+    return data
+
+
+def parse_overrides(assignments: list[str]) -> dict[str, Any]:
+    """`a.b=c` assignments as nested fields; values are YAML, or the text itself where it is none.
+
+    Raises:
+        ConfigurationError: an assignment without = or with two meanings, or a value that is past a limit.
+    """
+    out: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        *parents, last = name.split(".")
+        if not equals or not all((*parents, last)) or len(parents) >= MOST_NESTING:
+            raise ConfigurationError(f"--set: {shown(assignment)} is not of the form field.field=value")
+        try:
+            value = parse_value(text)
+        except RefusedError as error:
+            raise ConfigurationError(f"--set: {shown(assignment)} {error}") from error
+        here = out
+        for parent in parents:
+            here = here.setdefault(parent, {})
+            if not isinstance(here, dict):
+                raise ConfigurationError(
+                    f"--set: {shown(assignment)} sets a field of {shown(parent)}, which is set itself"
+                )
+        here[last] = value
+    return out
+
+
+def merged(base: dict[str, Any], overrides: dict[str, Any], place: tuple[str, ...] = ()) -> dict[str, Any]:
+    """`base` with the nested fields of `overrides` in their places; items of lists go by index.
+
+    Settings of another kind replace what stands there: their fields have nothing to do with each other.
+
+    Args:
+        place: of `base` in the configuration, for errors.
+
+    Raises:
+        ConfigurationError: an index past a list's end.
+    """
+    out = dict(base)
+    for name, value in overrides.items():
+        here, inner = out.get(name), (*place, name)
+        if isinstance(value, dict) and isinstance(here, dict) and _same_kind(value, here):
+            out[name] = merged(here, value, inner)
+        elif isinstance(value, dict) and isinstance(here, list) and value and all(map(_INDEX.fullmatch, value)):
+            items = {str(i): item for i, item in enumerate(here)}
+            past = next((index for index in value if index not in items), None)
+            if past is not None:
+                raise ConfigurationError(_past_the_end(".".join(map(_part, inner)), len(here), past))
+            out[name] = list(merged(items, value, inner).values())
+        else:
+            out[name] = value
+    return out
+
+
+_INDEX = re.compile(r"[0-9]+")
+
+
+def _past_the_end(place: str, entries: int, index: str) -> str:
+    has = f"has {entries} entries, from 0 to {entries - 1}" if entries else "has no entries"
+    return f"--set: {place} {has}, and none {_part(index)}; give the whole list to add one"
+
+
+def _same_kind(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return "kind" not in a or "kind" not in b or a["kind"] == b["kind"]
+
+
+def checked(data: dict[str, Any]) -> RunConfig:
+    """A run's configuration.
+
+    Raises:
+        ConfigurationError: naming every field that is wrong, its value, and what would be right.
+    """
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigurationError("\n".join(explain(error, RunConfig))) from error
+
+
+def check_ranked(config: RunConfig) -> None:
+    """Refuse what cannot be ranked.
+
+    Raises:
+        ConfigurationError: there is no student, or only one rollout a question.
+    """
+    if config.student is None:
+        raise ConfigurationError(
+            "tree.kind: 'recorded', but a ranking is made from rollouts of a model; give questions and student"
+        )
+    if config.sampling.rollouts < 2:
+        raise ConfigurationError(
+            f"sampling.rollouts: {config.sampling.rollouts}, but a ranking needs two rollouts a question or more"
+        )
+
+
+def check_execution(execution: Execution) -> None:
+    """Refuse to start on Ray, or under a limit on GPUs, without what that needs.
+
+    Raises:
+        ConfigurationError: a package, a Prefect server or the limit is missing.
+    """
+    on_ray, limit = execution.task_runner == "ray", execution.gpu_limit
+    if not on_ray and limit is None:
+        return
+    if on_ray and find_spec("prefect_ray") is None:
+        raise ConfigurationError(
+            "execution.task_runner: 'ray', but prefect-ray is not installed: pip install 'opdscope[ray]'"
+        )
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+    from prefect.settings import get_current_settings
+
+    if get_current_settings().api.url is None:
+        field = "task_runner: 'ray'" if on_ray else f"gpu_limit: {limit!r}"
+        raise ConfigurationError(
+            f"execution.{field} needs a running Prefect server that all processes share; "
+            "start `opdscope serve` and set PREFECT_API_URL"
+        )
+    if limit is not None:
+        with get_client(sync_client=True) as client:
+            try:
+                client.read_global_concurrency_limit_by_name(limit)
+            except ObjectNotFound as error:
+                raise ConfigurationError(
+                    f"execution.gpu_limit: {limit!r} is no global concurrency limit of the Prefect server; make it "
+                    f"with `prefect gcl create {limit} --limit N`"
+                ) from error
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """One line for each wrong field, the first 20 of them; what was given is shown in part, and without secrets."""
+    details = error.errors(include_url=False)
+    lines = [visible(_line(detail, model)) for detail in details[:MOST_ERRORS]]
+    rest = len(details) - len(lines)
+    return [*lines, *([f"and {rest:,} more fields that are wrong"] if rest else [])]
+
+
+def _line(detail: ErrorDetails, model: type[BaseModel]) -> str:
+    place = ".".join(_place(model, detail["loc"]))
+    context = detail.get("ctx", {})
+    if detail["type"] == "opdscope":
+        named = str(context["field"])
+        if place.rpartition(".")[2] != named:  # a field's own validator names the field that the place ends in
+            place = ".".join(part for part in (place, named) if part)
+        return f"{place}: {context['message']}"
+    if detail["type"] == "extra_forbidden":
+        known = sorted(_fields(model, detail["loc"][:-1]))
+        close = difflib.get_close_matches(_part(detail["loc"][-1]), known, 1)
+        hint = f"did you mean {close[0]}?" if close else f"known are {listed(known)}"
+        return f"{place}: unknown field, given {shown(detail['input'])}; {hint}"
+    if detail["type"] == "missing":
+        return f"{place}: missing; it has no default"
+    if detail["type"] == "union_tag_invalid":
+        return f"{place}: kind {shown(context['tag'])} is not known; known are {context['expected_tags']}"
+    message = detail["msg"].removeprefix("Value error, ")
+    given = shown(detail["input"]) if detail["input"] is not None else "null (nothing, null or ~ in YAML)"
+    return f"{place}: {message[0].lower()}{message[1:]}, given {given}"
+
+
+def _place(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """A place in the configuration as the user writes it: without the kinds that pydantic tells unions apart by."""
+    out: list[str] = []
+    models = [model]
+    for part in path:
+        kinds = _of_kind(models, part)
+        fields = (
+            [] if kinds else [m.model_fields[part] for m in models if isinstance(part, str) and part in m.model_fields]
+        )
+        if not kinds:
+            out.append(_part(part))
+        if fields:
+            models = [inner for field in fields for inner in settings_in(field.annotation)]
+        elif kinds:
+            models = kinds
+    return out
+
+
+def _of_kind(models: list[type[BaseModel]], part: int | str) -> list[type[BaseModel]]:
+    """The member of a union that is told apart by this part of a place; none where the part is a field or an index."""
+    kinds = [m for m in models if "kind" in m.model_fields and m.model_fields["kind"].default == part]
+    return kinds if len(models) > 1 else []
+
+
+def _part(part: int | str) -> str:
+    """One name of a place, which may be anything that stands in a file."""
+    text = str(part)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _fields(annotation: Any, path: tuple[int | str, ...]) -> set[str]:
+    """Names of the fields at a place in the configuration."""
+    models = settings_in(annotation)
+    if not path:
+        return {name for model in models for name in model.model_fields}
+    head, rest = path[0], path[1:]
+    kinds = _of_kind(models, head)
+    inner = [m.model_fields[head].annotation for m in models if isinstance(head, str) and head in m.model_fields]
+    if kinds or not inner:  # the kind that a union was told apart by, or a list's index
+        return {name for m in kinds or models for name in _fields(m, rest)}
+    return {name for annotation in inner for name in _fields(annotation, rest)}

@@ -1,0 +1,240 @@
+"""What a run shows in a terminal: progress with the time that is left, and the table at its end."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import polars as pl
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Task as RichTask
+from rich.table import Table
+from rich.text import Text
+
+from tasks.calibration.judge import Figure
+from tasks.operations.progress import Amount, Step, listen
+from tasks.stages.aggregate.pooling import headline
+
+SHOWN = {"all": "all rollouts", "correct": "correct", "incorrect": "incorrect"}
+
+
+class RateColumn(ProgressColumn):
+    """How much is done a second."""
+
+    def render(self, task: RichTask) -> Text:
+        """The rate, once it is known."""
+        return Text("" if task.speed is None else f"{task.speed:,.3g}/s", style="progress.data.speed")
+
+
+_PAUSE = 30.0
+"""Seconds between two lines of a stage where the output is no terminal, at most."""
+
+
+@contextmanager
+def progress(console: Console, pause: float = _PAUSE) -> Iterator[None]:
+    """Show every stage's progress: bars in a terminal, and elsewhere lines, such as in a log file.
+
+    Args:
+        pause: seconds after which a line is written again, where the output is no terminal.
+    """
+    with _bars(console) if console.is_terminal else _lines(console, pause):
+        yield
+
+
+@contextmanager
+def _bars(console: Console) -> Iterator[None]:
+    bars: dict[str, Any] = {}
+    display = Progress(
+        TextColumn("{task.description:12}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        RateColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+    def show(step: Step) -> None:
+        if step.total is None:
+            if step.stage in bars:
+                display.advance(bars[step.stage], step.done)
+        elif step.stage in bars:
+            display.reset(bars[step.stage], total=step.total)
+        else:
+            bars[step.stage] = display.add_task(step.stage, total=step.total)
+
+    stop = listen(show)
+    try:
+        with display:
+            yield
+            for bar in display.tasks:  # draws that were cached, training that ended early
+                display.update(bar.id, total=bar.completed if bar.completed else bar.total)
+    finally:
+        stop()
+
+
+@contextmanager
+def _lines(console: Console, pause: float) -> Iterator[None]:
+    """A line when a stage begins and when it is done, and every `pause` seconds between."""
+    begun: dict[str, Amount] = {}
+    told: dict[str, int] = {}
+    over, guard = threading.Event(), threading.Lock()
+
+    def tell(stage: str) -> None:
+        told[stage] = begun[stage].done
+        console.print(escape(f"{stage}: {begun[stage]}"), soft_wrap=True)
+
+    def show(step: Step) -> None:
+        with guard:
+            if step.total is not None:
+                begun.pop(step.stage, None)  # so that the last one is the one that works
+                begun[step.stage] = Amount(step.total)
+            elif step.stage in begun:
+                begun[step.stage].add(step.done)
+            if step.stage in begun and (step.total is not None or begun[step.stage].complete):
+                tell(step.stage)
+
+    def tell_again() -> None:
+        while not over.wait(pause):
+            with guard:
+                moved = [stage for stage, amount in begun.items() if amount.done > told[stage]]
+                for stage in moved or [stage for stage in list(begun)[-1:] if not begun[stage].complete]:
+                    tell(stage)
+
+    stop, teller = listen(show), threading.Thread(target=tell_again, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        stop()
+        over.set()
+        teller.join()
+
+
+def score_table(summary: pl.DataFrame, level: float) -> Table:
+    """Alignment with its interval by teacher, context and loss, beside the mean cosine."""
+    title = f"alignment with the ideal gradient, {100 * level:g} % interval"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    for name in ("teacher", "context", "loss"):
+        table.add_column(name, no_wrap=True)
+    for name in SHOWN.values():
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("mean cos.", justify="right", no_wrap=True)
+    before: tuple[str, str] | None = None
+    for row in headline(summary):
+        source: tuple[str, str] = (row["teacher"], row["context"])
+        if before not in (None, source):
+            table.add_section()
+        table.add_row(
+            *(escape(name) if source != before else "" for name in source),
+            escape(row["loss"]),
+            *(score(row[name]) for name in SHOWN),
+            number(row["all"]["mean_cosine"]),
+        )
+        before = source
+    return table
+
+
+def rank_table(ranks: pl.DataFrame, level: float) -> Table:
+    """Signals by gain, with the probability that each is the best."""
+    title = f"gain a rollout of a unit step along each signal, {100 * level:g} % interval"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("", justify="right", no_wrap=True)
+    for name in ("teacher", "context", "loss"):
+        table.add_column(name, no_wrap=True)
+    for name in ("gain", "behind the first", "best"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in ranks.iter_rows(named=True):
+        known = row["gain"] is not None
+        table.add_row(
+            str(row["rank"] or ""),
+            *(escape(row[name]) for name in ("teacher", "context", "loss")),
+            _interval(row, "gain") if known else "undefined",
+            _interval(row, "behind") if known and row["rank"] > 1 else "",
+            f"{100 * row['p_best']:.0f} %" if row["p_best"] is not None else "",
+        )
+    return table
+
+
+def figure_table(figures: Sequence[Figure]) -> Table:
+    """The figures of a calibration with what they must be."""
+    table = Table(title="the estimators against the exact oracle", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("figure")
+    for name in ("value", "of", "must be"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for f in figures:
+        value = "-" if f.value is None else f"{f.value:.3f}" + ("" if f.error is None else f" ± {f.error:.3f}")
+        table.add_row(f.name, value, f"{f.n:,}", f.must_be, f.verdict or "")
+    return table
+
+
+def planner_table(planners: pl.DataFrame) -> Table:
+    """Every planner at as many decoded tokens."""
+    table = Table(title="planners at as many decoded tokens", title_justify="left", box=SIMPLE_HEAD)
+    for name in planners.columns:
+        table.add_column(name, justify="left" if name == "planner" else "right")
+    for row in planners.iter_rows():
+        table.add_row(*(value if isinstance(value, str) else "-" if value is None else f"{value:.3f}" for value in row))
+    return table
+
+
+def ranking_shares(ranking: pl.DataFrame) -> Table:
+    """How often the best teacher comes first, by rollouts."""
+    table = Table(title="the best of five teachers comes first", title_justify="left", box=SIMPLE_HEAD)
+    for name in ("by", "rollouts a question", "draws a question", "in", "rank correlation"):
+        table.add_column(name, justify="left" if name == "by" else "right")
+    for row in ranking.iter_rows(named=True):
+        share, agreement = f"{100 * row['right']:.0f} %", f"{row['agreement']:.2f}"
+        table.add_row(row["planner"], str(row["rollouts"]), f"{row['draws']:,}", share, agreement)
+    return table
+
+
+def _interval(row: dict[str, Any], name: str) -> str:
+    low, value, high = (row[n] for n in (f"{name}_low", name, f"{name}_high"))
+    if low is None:
+        return f"{value:.4f}"
+    return f"{value:.4f} [{low:.4f}, {high:.4f}]"
+
+
+def what_would_settle(ranks: pl.DataFrame, result: dict[str, Any]) -> str:
+    """One sentence: whether the first two are told apart, or what more it would take."""
+    if result["why_unresolved"] is not None:
+        return escape(f"not settled: {result['why_unresolved']}")
+    if result["settled"] is None:
+        return "there are no two signals to compare"
+    names = [f"{row['teacher']}/{row['context']} by {row['loss']}" for row in ranks.head(2).iter_rows(named=True)]
+    pair = escape(f"{names[0]} and {names[1]}")
+    if result["settled"]:
+        return f"settled: {pair} are told apart"
+    if result["more_questions"] is None:
+        return f"not settled: {pair} show no difference at all"
+    n = ranks["rollouts"][0] / ranks["questions"][0]
+    more = f"about {result['more_questions']:,} more questions with {n:g} rollouts each"
+    if result["more_rollouts"] is None:
+        return f"not settled: to tell {pair} apart would take {more}; rollouts of the same questions alone would not do"
+    others = f"about {result['more_rollouts']:,} more rollouts of each question here"
+    return f"not settled: to tell {pair} apart would take {more}, or {others}"
+
+
+def score(row: dict[str, Any] | None) -> str:
+    """An alignment with its interval."""
+    if row is None or row["alignment"] is None:
+        return "no nodes" if row is None else "undefined" if row["d_sq"] == 0 else "unresolved"
+    return f"{number(row['alignment'])} [{number(row['alignment_low'])}, {number(row['alignment_high'])}]"
+
+
+def number(value: float | None) -> str:
+    """Two decimals without the leading zero, in the manner of the field."""
+    return "-" if value is None else f"{value:.2f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.2f}"

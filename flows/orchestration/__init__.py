@@ -1,0 +1,1 @@
+"""What is asked of Prefect: task runners, artifacts, deployments."""

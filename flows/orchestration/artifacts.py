@@ -1,0 +1,143 @@
+"""What a run leaves in Prefect's UI: progress of each stage, tables, a summary, and a link to the report."""
+
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import cast
+from urllib.parse import quote
+from uuid import UUID
+
+import polars as pl
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+
+from flows.command.terminal import SHOWN, number, score
+from tasks.operations.progress import Amount, Step, listen
+from tasks.run.shells import Outcome
+from tasks.stages.aggregate.pooling import headline
+from tasks.store.store import Store
+
+REPORTS_URL = "OPDSCOPE_REPORTS_URL"
+"""Environment variable: where `opdscope serve` shows the outputs of runs."""
+_PAUSE = 2.0
+"""Seconds between two updates of one artifact."""
+
+
+@dataclass
+class _Bar:
+    artifact: UUID
+    amount: Amount
+    shown: float = field(default_factory=time.monotonic)
+
+
+@contextmanager
+def progress_artifacts() -> Iterator[None]:
+    """While the block runs, every stage that reports has a progress artifact with its rate and time left."""
+    bars: dict[str, _Bar] = {}
+
+    def show(step: Step) -> None:
+        if step.total is not None:
+            made = create_progress_artifact(0.0, key=_key(f"progress-{step.stage}"), description=step.stage)
+            bars[step.stage] = _Bar(cast(UUID, made), Amount(step.total))
+        elif step.stage in bars:
+            bar = bars[step.stage]
+            bar.amount.add(step.done)
+            if bar.amount.complete or time.monotonic() - bar.shown >= _PAUSE:
+                _update(step.stage, bar)
+
+    stop = listen(show)
+    try:
+        yield
+        for stage, bar in bars.items():
+            _update(stage, bar, finished=True)
+    finally:
+        stop()
+
+
+def _update(stage: str, bar: _Bar, finished: bool = False) -> None:
+    bar.shown, bar.amount.over = time.monotonic(), finished
+    share = 1.0 if finished else bar.amount.done / max(1, bar.amount.total)
+    update_progress_artifact(bar.artifact, round(100 * share, 1), description=f"{stage}: {bar.amount}")
+
+
+def scores_artifact(run: str, summary: pl.DataFrame) -> None:
+    """Alignments with their intervals, as the command line shows them."""
+    rows = [
+        {
+            **{name: row[name] for name in ("teacher", "context", "loss")},
+            **{shown: score(row[name]) for name, shown in SHOWN.items()},
+            "mean cos.": number(row["all"]["mean_cosine"]),
+        }
+        for row in headline(summary)
+    ]
+    create_table_artifact(rows, key=_key(f"{run}-scores"), description=f"alignment with the ideal gradient, run {run}")
+
+
+def table_artifact(name: str, table: pl.DataFrame, description: str) -> None:
+    """A table, its numbers rounded for reading."""
+    rounded = table.with_columns(pl.col(pl.Float64).round(4))
+    create_table_artifact(rounded.to_dicts(), key=_key(name), description=description)
+
+
+def markdown_artifact(name: str, text: str, description: str) -> None:
+    """Text for the UI."""
+    create_markdown_artifact(text, key=_key(name), description=description)
+
+
+def output_link(store: Store, run: str, file: str) -> None:
+    """A link to an output, where something serves it; else where it lies."""
+    place = store.path("runs", run, file)
+    served = os.environ.get(REPORTS_URL)
+    if served:
+        link = f"{served.rstrip('/')}/{quote(run)}/{quote(file)}"
+        create_link_artifact(link, link_text=file, key=_key(f"{run}-{file}"), description=place)
+    else:
+        text = f"`{place}`\n\n`opdscope serve` shows it in a browser."
+        markdown_artifact(f"{run}-{file}", text, file)
+
+
+def summary_artifact(
+    run: str,
+    stages: Mapping[str, Outcome],
+    left_out: Mapping[str, str],
+    failed: Mapping[str, str],
+    why_unresolved: str | None,
+) -> None:
+    """What each stage did, why scores are unresolved if some are, and the questions that are missing."""
+    lines = [] if why_unresolved is None else [f"**Unresolved:** {plain(why_unresolved)}", ""]
+    lines += ["| stage | made | from the store | decoded tokens | seconds |", "|---|---:|---:|---:|---:|"]
+    for stage, outcome in stages.items():
+        figures = (outcome.made, outcome.cached, outcome.decoded_tokens)
+        lines.append(f"| {stage} | {' | '.join(f'{n:,}' for n in figures)} | {outcome.seconds:.1f} |")
+    for title, questions in (("left out", {k: v for k, v in left_out.items() if k not in failed}), ("failed", failed)):
+        if questions:
+            lines += ["", f"**{len(questions)} {title}**", ""]
+            lines += [f"* `{plain(q)}`: {plain(reason)}" for q, reason in _first(questions)]
+            if len(questions) > _MOST:
+                lines.append(f"* and {len(questions) - _MOST} more")
+    markdown_artifact(f"{run}-summary", "\n".join(lines), f"what run {run} did")
+
+
+_MOST = 50
+
+
+def _first(questions: Mapping[str, str]) -> Sequence[tuple[str, str]]:
+    return list(questions.items())[:_MOST]
+
+
+def plain(text: str) -> str:
+    """Text that markdown shows as it is; questions and errors may hold anything."""
+    return re.sub(r"([\\`*_{}\[\]<>()#+!|~-])", r"\\\1", " ".join(text.split()))
+
+
+def _key(name: str) -> str:
+    """An artifact's key: lower-case letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

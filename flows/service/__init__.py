@@ -1,0 +1,1 @@
+"""Servers: Prefect's own, the page of runs, and what guards them."""

@@ -1,0 +1,1 @@
+"""What any long work needs: errors, progress, processes."""

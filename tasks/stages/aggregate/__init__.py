@@ -1,0 +1,1 @@
+"""Stage 6: pooled scores and tables."""

@@ -1,0 +1,122 @@
+"""How far what is known of a token without a draw tells its alignment, corrected for the noise of the draws."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import rankdata
+
+from schemas.config import Scores
+from tasks.run.keys import Signal
+from tasks.stages.aggregate.pooling import QuestionScores, bootstrap_interval, resample, resampled
+from tasks.statistics.csr import Floats, Ints
+
+PREDICTORS = (
+    "kl",
+    "js",
+    "entropy",
+    "position",
+    "student_prob",
+    "teacher_prob",
+    "teacher_lead",
+    "signal_norm",
+)
+"""`teacher_lead` is log T - log P of the sampled token, `position` is relative to the rollout, `signal_norm` is |d|."""
+
+
+class AtNodes(NamedTuple):
+    """What is kept of one question's nodes under one signal to judge predictors by; [N] each."""
+
+    predictors: Floats  # [predictors, N]
+    weight: Floats
+    inner: Floats
+    inner_noise: Floats
+    d_sq: Floats
+    open: npt.NDArray[np.bool_]
+    node: Ints
+
+    @classmethod
+    def of(cls, q: QuestionScores, signal: Signal) -> "AtNodes":
+        """From a question's arrays."""
+        a, d_sq = q.alignment[signal], q.distillation[signal]["d_sq"][q.tree["node"]]
+        return cls(_values(q, signal), q.weight, a["inner"], a["inner_noise"], d_sq, q.open, np.asarray(q.tree["node"]))
+
+
+def _values(q: QuestionScores, signal: Signal) -> Floats:
+    """The predictors at the nodes, [predictors, N]."""
+    node, d = q.tree["node"], q.distillation[signal]
+    lengths = np.diff(np.asarray(q.rollouts["offsets"], dtype=np.int64))
+    student, teacher = q.tree["token_prob"][node], d["teacher_token_prob"][node]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        lead = np.log(teacher) - np.log(student)
+    return np.stack(
+        [
+            d["kl"][node],
+            d["js"][node],
+            q.tree["entropy"][node],
+            (q.place / lengths[q.rollout_of_position])[node],
+            student,
+            teacher,
+            lead,
+            np.sqrt(d["d_sq"][node]),
+        ]
+    )
+
+
+def joined(questions: Sequence[AtNodes]) -> AtNodes:
+    """The nodes of all questions, one question after the other."""
+    return AtNodes(*(np.concatenate(arrays, axis=-1) for arrays in zip(*questions, strict=True)))
+
+
+def predictor_rows(nodes: Mapping[Signal, Sequence[AtNodes]], scores: Scores, seed: int) -> list[dict[str, Any]]:
+    """Rows of `schemas.tables.PREDICTORS`, from the nodes of every question.
+
+    With y = <g, d> / |d| and x the predictor's rank, cov(x, y) is unbiased as it is, for noise knows nothing of x; the
+    variance of y has its noise taken out.
+    """
+    rows = []
+    for signal, questions in nodes.items():
+        units = len(questions)
+        counts = resample(units, scores.bootstrap, seed)
+        x, w, inner, inner_noise, d_sq, _, node = joined(questions)
+        carrying = sum(bool(((q.weight > 0) & q.open).any()) for q in questions)
+        owner = np.repeat(np.arange(units), [len(q.weight) for q in questions])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            y, noise = inner / np.sqrt(d_sq), inner_noise / d_sq
+        for name, column in zip(PREDICTORS, x, strict=True):
+            use = np.isfinite(column) & np.isfinite(y) & (w > 0)
+            sums = np.zeros((units, 7))
+            if use.any():
+                r = rankdata(column[use]) / use.sum() - 0.5
+                v, t, e = w[use], y[use], noise[use]
+                np.add.at(sums, owner[use], np.stack([v, v * r, v * r**2, v * t, v * t**2, v * e, v * r * t], axis=1))
+            corrected, plain = (float(v) for v in _correlations(sums.sum(axis=0)))
+            replicates = _correlations(resampled(counts, sums))[0]
+            lost = not np.isfinite(corrected) or np.isnan(replicates).mean() > (1 - scores.level) / 2
+            low, high = (np.nan, np.nan) if lost else bootstrap_interval(replicates, carrying, scores.level)
+            rows.append(
+                {
+                    "predictor": name,
+                    **signal._asdict(),
+                    "correlation": np.nan if lost else corrected,
+                    "correlation_low": low,
+                    "correlation_high": high,
+                    "correlation_plain": plain,
+                    "nodes": len(np.unique(np.stack([owner, node])[:, use], axis=1).T),
+                }
+            )
+    return rows
+
+
+def _correlations(sums: Floats) -> tuple[Floats, Floats]:
+    """Corrected and plain correlation from weighted sums [..., 7]; NaN where a variance is not above 0."""
+    n, x, xx, y, yy, noise, xy = np.moveaxis(sums, -1, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        covariance = xy / n - x * y / n**2
+        of_x, of_y = xx / n - (x / n) ** 2, yy / n - (y / n) ** 2
+        true_y = of_y - noise / n
+        known = of_x > 1e-12
+        corrected = np.where(known & (true_y > 0), covariance / np.sqrt(of_x * true_y), np.nan)
+        plain = np.where(known & (of_y > 0), covariance / np.sqrt(of_x * of_y), np.nan)
+    return corrected, plain

@@ -1,0 +1,129 @@
+"""What training on some tokens alone would gain, scored on draws that had no part in choosing them.
+
+A token kept because its own noisy estimate is positive looks better than it is. So the draws of every branch are split
+at random; the posterior of one half chooses, the other half scores, and then the other way round. Where cheap
+predictors choose, without a draw, their weights are learned from other questions.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.stats import rankdata
+
+from schemas.arrays import AnyArray
+from schemas.config import Scores
+from tasks.run.keys import Signal
+from tasks.stages.aggregate.pooling import QuestionScores, bootstrap_interval, gain, resample, resampled
+from tasks.stages.aggregate.predictors import AtNodes, joined
+from tasks.stages.alignment import node_scores, simulate
+from tasks.statistics.csr import Floats
+from tasks.statistics.estimators import Outcomes, merged
+from tasks.statistics.prior import Prior
+
+CHOICES = ("all", "likely_positive", "resolved_positive", "predicted_positive")
+"""Likelier positive than not, and known to be, by the posterior; expected to be, by the cheap predictors."""
+FOLDS = 5
+_SUMS = ("inner", "d_sq", "weight", "open", "rollouts")
+"""What is summed, of both halves; `open` counts nodes whose draws did not all end alike."""
+
+
+def split(tree: Mapping[str, AnyArray], rng: np.random.Generator) -> tuple[dict[str, AnyArray], dict[str, AnyArray]]:
+    """A tree as two, each with half the draws of every branch at random (its successes are hypergeometric)."""
+    n, s = np.asarray(tree["draws"], dtype=np.int64), np.asarray(tree["successes"], dtype=np.int64)
+    half = n // 2 + np.where(n % 2 == 1, rng.integers(0, 2, size=len(n)), 0)
+    won = rng.hypergeometric(s, n - s, half) if len(n) else s
+    return {**tree, "draws": half, "successes": won}, {**tree, "draws": n - half, "successes": s - won}
+
+
+def sum_choices(
+    q: QuestionScores,
+    signals: Sequence[Signal],
+    prior: Prior,
+    scores: Scores,
+    temperature: float,
+    tail_limit: float,
+    seed: int,
+) -> Floats:
+    """Sums over one question's nodes, by signal and choice: [signals, choices, len(_SUMS)]; those predicted stay 0."""
+    rng = np.random.default_rng(seed)
+    halves = split(q.tree, rng)
+    out = np.zeros((len(signals), len(CHOICES), len(_SUMS)))
+    for chooses, judges in (halves, halves[::-1]):
+        nodes, rows = merged(chooses), Outcomes.of(judges)
+        posterior = simulate(nodes.outcomes, prior, temperature, scores.posterior, int(rng.integers(2**63)))
+        for i, signal in enumerate(signals):
+            d = q.distillation[signal]
+            d_sq = np.asarray(d["d_sq"])[q.tree["node"]]
+            with np.errstate(divide="ignore", invalid="ignore"):  # one draw a branch has no spread, and needs none
+                a = node_scores(rows, nodes, d, d_sq, posterior, temperature, scores.level, tail_limit)
+            positive = np.nan_to_num(a["p_positive"], nan=0.0) > 0.5
+            kept = (np.ones(len(d_sq), dtype=bool), positive, positive & (a["lfsr"] < 1 - scores.level))
+            terms = _terms(q.weight, a["inner"], d_sq, q.open)
+            out[i, :3] += [terms[k].sum(axis=0) for k in kept]
+    out[..., _SUMS.index("rollouts")] = 2 * len(q.rollouts["correct"])
+    return out
+
+
+def _terms(weight: Floats, inner: AnyArray, d_sq: AnyArray, open_: AnyArray) -> Floats:
+    return np.stack([weight * inner, weight * d_sq, weight, (weight > 0) & open_, np.zeros(len(weight))], axis=1)
+
+
+def sum_predicted(questions: Sequence[AtNodes]) -> Floats:
+    """Sums over the nodes of each question that cheap predictors expect to be positive, [Q, len(_SUMS)], twice over.
+
+    A linear model of <g, d> / |d| on the predictors' ranks, fitted for each fold of questions on all others.
+    """
+    owner = np.repeat(np.arange(len(questions)), [len(q.weight) for q in questions])
+    x, weight, inner, _, d_sq, open_, _ = joined(questions)
+    known = d_sq > 0
+    ranks = rankdata(x, axis=1, nan_policy="omit") / max(1, x.shape[1]) - 0.5
+    features = np.concatenate([np.ones((1, x.shape[1])), np.nan_to_num(ranks)]).T
+    target = np.divide(inner, np.sqrt(d_sq), out=np.zeros(len(inner)), where=known)
+    root = np.sqrt(np.maximum(weight, 0.0) * known)
+    terms = _terms(weight, inner, d_sq, open_)
+    out = np.zeros((len(questions), len(_SUMS)))
+    for fold in range(min(FOLDS, len(questions))):
+        held = owner % FOLDS == fold
+        rest = root * ~held
+        solution = np.linalg.lstsq(features * rest[:, None], target * rest, rcond=None)[0]
+        kept = held & known & (features @ solution > 0)
+        np.add.at(out, owner[kept], 2 * terms[kept])
+    return out
+
+
+def selection_rows(sums: Floats, signals: Sequence[Signal], scores: Scores, seed: int) -> list[dict[str, Any]]:
+    """Rows of `schemas.tables.SELECTION` from the sums of all questions, [Q, signals, choices, len(_SUMS)]."""
+    counts = resample(len(sums), scores.bootstrap, seed)
+    point, replicates = _gains(sums.sum(axis=0)), _gains(resampled(counts, sums))
+    weight = sums.sum(axis=0)[..., _SUMS.index("weight")]
+    carrying = (sums[..., _SUMS.index("open")] > 0).sum(axis=0)
+    rows = []
+    for i, signal in enumerate(signals):
+        for c, tokens in enumerate(CHOICES):
+            units, known = int(carrying[i, c]), np.isfinite(point[i, c])
+            low, high = bootstrap_interval(replicates[:, i, c], units, scores.level)
+            more = bootstrap_interval(replicates[:, i, c] - replicates[:, i, 0], units, scores.level)
+            rows.append(
+                {
+                    "tokens": tokens,
+                    **signal._asdict(),
+                    "share": weight[i, c] / weight[i, 0] if weight[i, 0] > 0 else np.nan,
+                    "gain": point[i, c],
+                    "gain_low": low if known else np.nan,
+                    "gain_high": high if known else np.nan,
+                    "more": point[i, c] - point[i, 0] if c else np.nan,
+                    "more_low": more[0] if known and c else np.nan,
+                    "more_high": more[1] if known and c else np.nan,
+                }
+            )
+    return rows
+
+
+def _gains(sums: Floats) -> Floats:
+    """Gain of a unit step, [..., choices, len(_SUMS)] -> [..., choices]; NaN where nothing is kept, or known.
+
+    Both halves scored every token, so all sums are twice over; rollouts are those of all tokens, whatever is kept.
+    """
+    inner, d_sq, open_, rollouts = (sums[..., _SUMS.index(name)] for name in ("inner", "d_sq", "open", "rollouts"))
+    return np.where(open_ > 0, gain(inner, d_sq, rollouts[..., :1]), np.nan)

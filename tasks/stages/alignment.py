@@ -1,0 +1,201 @@
+"""Stage 5: scores of nodes: inner products without bias, cosines and signs by posterior simulation."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from schemas.arrays import AnyArray
+from schemas.config import Scores
+from tasks.statistics.csr import Floats, owners, row_sums
+from tasks.statistics.estimators import Merged, Outcomes, completed, covariance, linear, merged
+from tasks.statistics.prior import CONCENTRATIONS, Prior, cells
+
+_LEAN, _ONE = 3, 0.9
+
+
+class Posterior(NamedTuple):
+    """Simulated success probabilities of one question's branches; one set serves every teacher and loss.
+
+    weight: what a branch counts in sum_j P_j (.), [S, B]; Q: [S, B]; g_norm: |g|, [S, N]; null: the node's branches do
+    not differ, [S, N].
+    """
+
+    weight: Floats
+    Q: Floats
+    g_norm: Floats
+    null: npt.NDArray[np.bool_]
+
+
+def simulate(outcomes: Outcomes, prior: Prior, temperature: float, samples: int, seed: int) -> Posterior:
+    """Posterior simulation of Q at every node, under the prior of all nodes.
+
+    A node's cell of the prior is sampled first, then its branches, which given the cell are Beta. Which tail tokens
+    were sampled is uncertain too: their weights are simulated by the Bayesian bootstrap (Rubin 1981).
+
+    Args:
+        samples: S.
+        seed: of the simulation; 64 bits.
+    """
+    rng = np.random.default_rng(seed)
+    offsets, owner, p = outcomes.offsets, owners(outcomes.offsets), outcomes.prob
+    upto = np.cumsum(cells(prior, outcomes), axis=1)
+    u = rng.random((samples, len(upto))) * upto[:, -1]
+    cell = np.empty((samples, len(upto)), dtype=np.int64)
+    for node, column in enumerate(u.T):
+        cell[:, node] = np.searchsorted(upto[node], column)
+    a, b = prior.mu * prior.kappa, (1 - prior.mu) * prior.kappa
+    null = prior.kappa[cell] == CONCENTRATIONS[-1]
+    cell = cell[:, owner]
+    Q = rng.beta(a[cell] + outcomes.successes, b[cell] + outcomes.draws - outcomes.successes)
+    weight = np.broadcast_to(p, Q.shape).copy()
+    tail = np.flatnonzero(outcomes.tail)
+    if len(tail):
+        mass = np.zeros_like(Q)
+        mass[:, tail] = rng.exponential(size=(samples, len(tail)))
+        total = row_sums(mass, offsets)[:, owner[tail]]
+        weight[:, tail] = outcomes.tail_prob[owner[tail]] * mass[:, tail] / total
+    V, W = (
+        _simulated(outcomes, weight, Q, c, rest)
+        for c, rest in ((np.ones_like(p), outcomes.tail_prob), (p, outcomes.tail_p_sq))
+    )
+    undrawn = np.where(outcomes.tail_size > 0, 0.0, outcomes.tail_p_sq)
+    A = row_sums(weight * p * Q**2, offsets) + undrawn * V**2
+    g_sq = np.maximum(A - 2 * V * W + outcomes.p_sq * V**2, 0.0)
+    return Posterior(weight, Q, np.sqrt(g_sq) / temperature, null)
+
+
+def _simulated(outcomes: Outcomes, weight: Floats, Q: Floats, c: Floats, rest: Floats) -> Floats:
+    """sum_j P_j Q_j c_j in every simulation, the tail completed as in `completed`; [S, N]."""
+    offsets = outcomes.offsets
+    sampled = row_sums(np.where(outcomes.tail, weight * c, 0.0), offsets)
+    share = (rest - sampled) / row_sums(outcomes.head_prob, offsets)
+    return row_sums(weight * Q * c, offsets) + share * row_sums(outcomes.head_prob * Q, offsets)
+
+
+def node_scores(
+    rows: Outcomes,
+    nodes: Merged,
+    distillation: Mapping[str, AnyArray],
+    d_sq: Floats,
+    posterior: Posterior,
+    temperature: float,
+    level: float,
+    tail_limit: float,
+) -> dict[str, AnyArray]:
+    """The arrays of stage 5 for one signal.
+
+    Args:
+        rows: draws by node and round, from which the unbiased estimates are made.
+        nodes: the same by node, from which the posterior is.
+        distillation: `d`, `d_head` and `teacher_prob` at the branches, `d_bar` at the rows.
+        d_sq: |d|^2 at the rows, [N].
+        level: coverage of the intervals.
+        tail_limit: the most that a teacher may put on a tail that was not drawn, for its advantage to be told.
+
+    Returns:
+        `p_positive` and `lfsr` are NaN where |d| = 0 or a node has a single branch; a cosine and its interval there
+        too, and where the branches more likely than not do not differ at all.
+    """
+    offsets, owner = rows.offsets, owners(rows.offsets)
+    c = (np.asarray(distillation["d"]) - np.asarray(distillation["d_bar"])[owner]) / temperature
+    # over the whole vocabulary sum_j P_j c_j = 0, so the tail holds minus the head's
+    c_rest = -row_sums(rows.head_prob * c, offsets)
+
+    T = np.asarray(distillation["teacher_prob"])
+    T_rest = np.maximum(1 - row_sums(np.where(rows.tail, 0.0, T), offsets), 0.0)
+    advantage = linear(rows, completed(rows, T / rows.prob - 1, T_rest - rows.tail_prob))
+    told = (rows.tail_size > 0) | (T_rest <= tail_limit)
+
+    one = np.zeros(len(nodes.outcomes.offsets) - 1, dtype=np.int64)
+    one[nodes.row] = np.arange(len(nodes.row))  # any row of the node
+    simulated = _simulated(nodes.outcomes, posterior.weight, posterior.Q, c[nodes.first], c_rest[one])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        cosines = np.clip(simulated / (posterior.g_norm * np.sqrt(d_sq[one])), -1.0, 1.0)
+    teaches = (d_sq[one] > 0) & (np.diff(nodes.outcomes.offsets) >= 2)  # a single branch has nothing to differ from
+    differs = (~posterior.null).mean(axis=0)
+    defined = teaches & (differs >= 0.5) & np.isfinite(cosines).all(axis=0)
+    low, high = interval(np.where(np.isfinite(cosines), cosines, 0.0), level)
+    signs = [((sign * simulated > 0) & ~posterior.null).mean(axis=0) for sign in (1, -1)]
+    scores = {
+        "cosine": np.where(defined, cosines.mean(axis=0), np.nan),
+        "cosine_low": np.where(defined, low, np.nan),
+        "cosine_high": np.where(defined, high, np.nan),
+        "p_positive": np.where(teaches, (simulated > 0).mean(axis=0) + 0.5 * (simulated == 0).mean(axis=0), np.nan),
+        "p_differs": np.where(teaches, differs, np.nan),
+        "lfsr": np.where(teaches, 1 - np.maximum(*signs), np.nan),
+    }
+    return {
+        "inner": linear(rows, completed(rows, c, c_rest)),
+        "inner_noise": covariance(rows, c, c, c_rest, c_rest),
+        **{name: score[nodes.row] for name, score in scores.items()},
+        "cosine_plain": plain_cosine(rows, np.asarray(distillation["d_head"])),
+        "teacher_advantage": np.where(told, advantage, np.nan),
+    }
+
+
+def interval(cosines: Floats, level: float) -> tuple[Floats, Floats]:
+    """Interval of each node's cosine from its simulations, [S, N] -> [N], [N].
+
+    The prior knows no direction, but a teacher may be right, or wrong, nearly everywhere. So each end is that under a
+    prior that leans its way, by (1 + cosine)^3 or (1 - cosine)^3, and cosines beyond .9 are not told from 1.
+    """
+    alpha = (1 - level) / 2
+    order = np.argsort(cosines, axis=0)
+    ascending = np.take_along_axis(cosines, order, axis=0)
+    ends = []
+    for lean, share in ((-1, alpha), (1, 1 - alpha)):
+        mass = np.cumsum((1 + lean * ascending) ** _LEAN, axis=0)
+        place = (mass < share * mass[-1]).sum(axis=0)
+        ends.append(np.take_along_axis(ascending, np.minimum(place, len(mass) - 1)[None], axis=0)[0])
+    low, high = ends
+    return np.where(low < -_ONE, -1.0, low), np.where(high > _ONE, 1.0, high)
+
+
+def plain_cosine(outcomes: Outcomes, d_head: Floats) -> Floats:
+    """The uncorrected cosine of g_hat and d over the head's branches, P and T renormalised there, as the paper's is.
+
+    NaN with fewer than two head branches, where their success rates agree within 1e-4, and where d is 0.
+    """
+    offsets, owner, head = outcomes.offsets, owners(outcomes.offsets), ~outcomes.tail
+    p = np.where(head, outcomes.prob, 0.0)
+    total = row_sums(p, offsets)
+    p = p / total[owner]
+    V = row_sums(p * outcomes.rate, offsets)
+    g = p * (outcomes.rate - V[owner])
+    g_sq, d_sq = row_sums(g * g, offsets), row_sums(d_head * d_head, offsets)
+    rates = np.where(head, outcomes.rate, np.nan)
+    starts = offsets[:-1]
+    spread = np.fmax.reduceat(rates, starts) - np.fmin.reduceat(rates, starts) if len(starts) else np.empty(0)
+    usable = (row_sums(head.astype(np.float64), offsets) >= 2) & (spread > 1e-4) & (g_sq > 0) & (d_sq > 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        cosine = np.clip(row_sums(g * d_head, offsets) / np.sqrt(g_sq * d_sq), -1.0, 1.0)
+    return np.where(usable, cosine, np.nan)
+
+
+def make_alignment(
+    tree: Mapping[str, AnyArray],
+    distillations: Mapping[str, Mapping[str, AnyArray]],
+    prior: Prior,
+    scores: Scores,
+    temperature: float,
+    tail_limit: float,
+    seed: int,
+) -> dict[str, dict[str, AnyArray]]:
+    """Stage 5 of one question for several signals, by their keys."""
+    rows, nodes = Outcomes.of(tree), merged(tree)
+    posterior = simulate(nodes.outcomes, prior, temperature, scores.posterior, seed)
+    return {
+        key: node_scores(
+            rows,
+            nodes,
+            d,
+            np.asarray(d["d_sq"])[tree["node"]],
+            posterior,
+            temperature,
+            scores.level,
+            tail_limit,
+        )
+        for key, d in distillations.items()
+    }

@@ -1,0 +1,74 @@
+"""Why little is known of a run's signals, in words: how outcomes ended, and what to change."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from schemas.arrays import AnyArray
+from schemas.config import RecordedTree, RunConfig
+from tasks.stages.aggregate.pooling import LEAST_UNITS
+
+
+class Endings(NamedTuple):
+    """How one question's rollouts, and the draws of its tree if it has one, ended; truncated by the length limit."""
+
+    rollouts: int
+    correct: int
+    truncated: int
+    draws: int = 0
+    successes: int = 0
+
+    @classmethod
+    def of(cls, rollouts: Mapping[str, AnyArray]) -> "Endings":
+        """From a question's rollouts alone."""
+        correct = rollouts["correct"]
+        return cls(len(correct), int(correct.sum()), int(rollouts["truncated"].sum()))
+
+    @property
+    def always_wrong(self) -> bool:
+        """True where nothing succeeded."""
+        return self.correct + self.successes == 0
+
+    @property
+    def always_right(self) -> bool:
+        """True where everything succeeded."""
+        return self.correct + self.successes == self.rollouts + self.draws
+
+
+def why_unresolved(questions: Sequence[Endings], carrying: int, config: RunConfig) -> str:
+    """The likeliest reason that a run's scores are unresolved, and what to change.
+
+    Outcomes that differ are all that tells of a direction: a student that is always right, always wrong or always cut
+    off shows none.
+
+    Args:
+        carrying: units that carry signal, as intervals count them.
+    """
+    n, recorded = len(questions), isinstance(config.tree, RecordedTree)
+    cut = sum(2 * q.truncated >= q.rollouts for q in questions)
+    wrong, right = sum(q.always_wrong for q in questions), sum(q.always_right for q in questions)
+    if not recorded and 2 * cut >= n:
+        return (
+            f"the length limit ended half or more of the rollouts of {cut} of {n} questions: "
+            f"raise sampling.max_tokens, now {config.sampling.max_tokens}"
+        )
+    if 2 * wrong >= n:
+        change = (
+            "record easier ones"
+            if recorded
+            else (
+                "ask easier ones, lower sampling.temperature, say in prompt.template how to answer, or see whether the "
+                "verifier reads its answers"
+            )
+        )
+        return f"the student is always wrong on {wrong} of {n} questions: {change}"
+    if 2 * right >= n:
+        change = "record harder ones" if recorded else "ask harder ones, or raise sampling.temperature"
+        return f"the student is always right on {right} of {n} questions: {change}"
+    if carrying < LEAST_UNITS:
+        change = "record more questions" if recorded else "add questions, or raise sampling.rollouts"
+        return (
+            f"{carrying} questions (of a few, rollouts) have outcomes that differ where it matters, and intervals need "
+            f"{LEAST_UNITS}: {change}"
+        )
+    more = "record more draws a branch" if recorded else "raise tree.draws"
+    return f"the ideal gradient is lost in the noise of the draws: add questions, or {more}"

@@ -1,0 +1,190 @@
+"""Teachers, contexts and losses ranked from on-policy rollouts alone (statistics of section 9).
+
+Every token of a rollout is a draw at its own node: sum_t (R - b) (d_{y_t} - dbar_t) has the expectation of the pooled
+<g, d>, b the mean outcome of the question's other rollouts. |d| is exact, and |g| common to all signals, so gains rank
+them as alignments do.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from schemas.arrays import AnyArray
+from schemas.config import Scores
+from tasks.run.keys import Signal
+from tasks.stages.aggregate.pooling import LEAST_UNITS, bootstrap_interval, critical_value, gain, resample, resampled
+from tasks.stages.no_signal import Endings
+from tasks.statistics.csr import Floats, row_sums
+
+
+@dataclass(frozen=True)
+class RankedQuestion:
+    """What a ranking reads of one question: rollouts, `d_sq` and `d_token` of every signal, values along rollouts."""
+
+    rollouts: Mapping[str, AnyArray]
+    signals: Mapping[Signal, Mapping[str, AnyArray]]
+    values: Mapping[str, AnyArray] | None = None
+
+
+def advantages(correct: AnyArray) -> Floats:
+    """R - b of each rollout, b the mean of the others, [R]; 0 for a single one, which tells nothing."""
+    n, wins = len(correct), np.asarray(correct, dtype=np.float64)
+    return wins - (wins.sum() - wins) / (n - 1) if n > 1 else np.zeros(1)
+
+
+def token_advantages(q: RankedQuestion) -> Floats:
+    """The advantage of every token, [T]: the value at the end of its segment less that at its start.
+
+    The first segment starts at the mean of the other rollouts, the last one ends with the outcome. Whatever the noise
+    of the values, that at the end is unbiased and that at the start knows nothing of the segment's tokens.
+    """
+    offsets, correct = np.asarray(q.rollouts["offsets"], dtype=np.int64), np.asarray(q.rollouts["correct"])
+    starts = correct - advantages(correct)
+    if q.values is None:
+        return np.repeat(correct - starts, np.diff(offsets))
+    ends = np.asarray(q.values["boundary"], dtype=np.int64)
+    value = np.asarray(q.values["successes"] / q.values["draws"], dtype=np.float64)
+    out = np.empty(int(offsets[-1]))
+    for r, (first, last) in enumerate(pairwise(offsets.tolist())):
+        inside = (ends > first) & (ends < last)
+        steps = np.diff([starts[r], *value[inside], float(correct[r])])
+        out[first:last] = np.repeat(steps, np.diff([first, *ends[inside], last]))
+    return out
+
+
+_SUMS = ("inner", "d_sq", "open", "rollouts")
+"""What is summed: `open` counts rollouts with an advantage, which alone tell of a direction."""
+
+
+def contributions(q: RankedQuestion, temperature: float) -> Floats:
+    """Unbiased pieces of <g, d>, |d|^2 and counts of each rollout by signal: [R, signals, len(_SUMS)]."""
+    offsets = np.asarray(q.rollouts["offsets"], dtype=np.int64)
+    advantage = token_advantages(q) / temperature
+    differs = row_sums(np.abs(advantage), offsets) > 0
+    out = []
+    for arrays in q.signals.values():
+        leads, d_sq = (row_sums(np.asarray(x), offsets) for x in (advantage * arrays["d_token"], arrays["d_sq"]))
+        out.append(np.stack([leads, d_sq, differs, np.ones(len(differs))], axis=1))
+    return np.stack(out, axis=1)
+
+
+def gains(sums: Floats) -> Floats:
+    """Gain of a unit step: [..., len(_SUMS)] -> [...]; NaN where |d| is 0, or no rollout tells of a direction."""
+    inner, d_sq, open_, rollouts = np.moveaxis(sums, -1, 0)
+    return np.where(open_ > 0, gain(inner, d_sq, rollouts), np.nan)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Signals by gain: rows of `schemas.tables.RANKS`, and what it would take to settle the first two.
+
+    settled: their difference's interval leaves 0 out; None where there are no two signals whose gain is known.
+    more_questions: questions to add, with as many rollouts each; more_rollouts: rollouts to add to each of these
+    questions instead; None where that cannot be told, or cannot be enough. endings: how each question's rollouts ended.
+    """
+
+    rows: list[dict[str, Any]]
+    settled: bool | None
+    more_questions: int | None
+    more_rollouts: int | None
+    endings: list[Endings]
+
+
+def rank(questions: Sequence[RankedQuestion], temperature: float, scores: Scores, seed: int) -> Ranking:
+    """Rank the signals of some questions; those whose gain is not known come last, without a rank's numbers."""
+    signals = list(questions[0].signals)
+    by_rollout, endings, tokens = [], [], 0
+    for q in questions:  # one by one: each may be read when it is looked at
+        by_rollout.append(contributions(q, temperature))
+        endings.append(Endings.of(q.rollouts))
+        tokens += int(q.rollouts["offsets"][-1])
+    units, carrying = _units(by_rollout)
+    total = units.sum(axis=0)
+    point = gains(total)
+    replicates = gains(resampled(resample(len(units), scores.bootstrap, seed), units))
+    order = np.argsort(-np.nan_to_num(point, nan=-np.inf), kind="stable")
+    first, p_best = order[0], _shares_of_lead(replicates)
+    rows: list[dict[str, Any]] = []
+    for place, i in enumerate(order.tolist(), 1):
+        known = bool(np.isfinite(point[i]))
+        tied = bool(rows) and _equal(point[i], rows[-1]["gain"])
+        low, high = bootstrap_interval(replicates[:, i], carrying, scores.level)
+        behind = bootstrap_interval(replicates[:, first] - replicates[:, i], carrying, scores.level)
+        rows.append(
+            {
+                "rank": (rows[-1]["rank"] if tied else place) if known else None,
+                **signals[i]._asdict(),
+                "gain": point[i],
+                "gain_low": low,
+                "gain_high": high,
+                "p_best": p_best[i] if known and carrying >= LEAST_UNITS else np.nan,
+                "behind": point[first] - point[i],
+                "behind_low": behind[0],
+                "behind_high": behind[1],
+                "d_sq": total[i, _SUMS.index("d_sq")] / tokens,
+                "questions": len(questions),
+                "carrying": carrying,
+                "rollouts": sum(len(c) for c in by_rollout),
+            }
+        )
+    return Ranking(rows, *_to_settle(by_rollout, carrying, point, replicates, order, scores.level), endings)
+
+
+def _units(by_rollout: Sequence[Floats]) -> tuple[Floats, int]:
+    """What is resampled, [units, signals, len(_SUMS)], and how many of them carry signal.
+
+    Questions; where fewer than `LEAST_UNITS` of them carry signal, the rollouts of those that do, beside the others.
+    """
+    column = _SUMS.index("open")
+    carrying = [bool(c[:, 0, column].any()) for c in by_rollout]
+    if sum(carrying) >= LEAST_UNITS:
+        return np.stack([c.sum(axis=0) for c in by_rollout]), sum(carrying)
+    units = np.concatenate([c if open_ else c.sum(axis=0)[None] for c, open_ in zip(by_rollout, carrying, strict=True)])
+    return units, int((units[:, 0, column] > 0).sum())
+
+
+def _equal(a: float, b: float) -> bool:
+    """True for gains that differ by rounding alone, as those of teachers of the same content do."""
+    return bool(np.isclose(a, b, rtol=1e-9, atol=0.0))
+
+
+def _shares_of_lead(replicates: Floats) -> Floats:
+    """In which share of the replicates each signal has the largest gain, [b, signals] -> [signals]; ties are shared."""
+    most = np.max(replicates, axis=1, keepdims=True, initial=-np.inf, where=np.isfinite(replicates))
+    leads = np.isclose(replicates, most, rtol=1e-9, atol=0.0)
+    n = leads.sum(axis=1, keepdims=True)
+    return np.asarray(np.divide(leads, n, out=np.zeros(leads.shape), where=n > 0).mean(axis=0), dtype=np.float64)
+
+
+def _to_settle(
+    by_rollout: Sequence[Floats], carrying: int, point: Floats, replicates: Floats, order: AnyArray, level: float
+) -> tuple[bool | None, int | None, int | None]:
+    """Whether the interval of the first two's difference leaves 0 out, and if not, what more it would take.
+
+    The variance of their difference is that between rollouts of one question, which falls with rollouts, and that
+    between questions, which falls with questions alone.
+    """
+    if np.isfinite(point).sum() < 2:
+        return None, None, None
+    a, b = order[:2]
+    if carrying < LEAST_UNITS or _equal(point[a], point[b]):
+        return False, None, None
+    lead, differences = point[a] - point[b], replicates[:, a] - replicates[:, b]
+    if bootstrap_interval(differences, carrying, level)[0] > 0:
+        return True, 0, 0
+    variance = float(np.nanvar(differences, ddof=1))
+    wanted = (lead / critical_value(carrying, level)) ** 2
+    scale = np.sqrt(np.sum([c[:, :, 1:].sum(axis=0) for c in by_rollout], axis=0))[:, [0, 2]].prod(axis=1)
+    pieces = [c[:, a, 0] / scale[a] - c[:, b, 0] / scale[b] for c in by_rollout]
+    within = min(variance, float(sum(len(x) * x.var(ddof=1) for x in pieces if len(x) > 1)))
+    questions, rollouts = len(by_rollout), float(np.mean([len(c) for c in by_rollout]))
+    room = wanted - (variance - within)
+    return False, _more(questions, variance, wanted), _more(rollouts, within, room) if room > 0 else None
+
+
+def _more(n: float, variance: float, wanted: float) -> int:
+    """What to add to n for a variance that falls as 1/n to be as wanted; at least one."""
+    return max(1, int(np.ceil(n * (variance / wanted - 1))))

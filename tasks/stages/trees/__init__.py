@@ -1,0 +1,1 @@
+"""Stage 2: trees of draws, by planner."""

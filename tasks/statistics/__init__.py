@@ -1,0 +1,1 @@
+"""The mathematics that stages share: estimators, the prior, sampling designs, random streams."""

@@ -1,1 +1,0 @@
-"""Stage 2: where to branch, how many draws, and the draws."""
