@@ -13,13 +13,13 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 
 from flows.orchestration.artifacts import markdown_artifact, output_link, plain, progress_artifacts, table_artifact
-from schemas.arrays import STAGE_VERSIONS
 from schemas.config import CalibrateConfig
+from schemas.pipeline import versions as stage_versions
 from tasks.calibration.judge import MAIN_DRAWS, WINDOWS_DRAWS, Figure, figures, judged_as
 from tasks.calibration.measure import Setting, measure
 from tasks.calibration.report import calibration_page
 from tasks.calibration.suite import Family
-from tasks.operations.progress import report
+from tasks.operations.progress import publish
 from tasks.outputs.run import parquet_bytes
 from tasks.store.garbage import refer
 from tasks.store.keys import Recipe
@@ -64,7 +64,7 @@ def _measured(settings: Sequence[Setting], seed: int, run: int) -> list[dict[str
 
 def rows_key(config: CalibrateConfig, family: Family) -> str:
     """Content key of a family's rows."""
-    versions = {**STAGE_VERSIONS, "calibration": VERSION}
+    versions = {**stage_versions(), "calibration": VERSION}
     settings = [repr(s) for s in settings_of(family)]
     what: dict[str, object] = {"settings": settings, "seed": config.seed, "runs": config.runs, "versions": versions}
     return Recipe("calibration", VERSION, what, [], {}).key
@@ -77,7 +77,7 @@ def family_task(config: CalibrateConfig, family: Family) -> Any:
     settings, key = settings_of(family), rows_key(config, family)
     data = store.get_bytes("calibration", key, "rows.parquet")
     if data is not None:
-        report("calibrate", config.runs)
+        publish("calibrate", config.runs)
         return Completed(name="Cached", message="the rows are there", data=pl.read_parquet(io.BytesIO(data)))
     rows: list[dict[str, Any]] = []
     workers = config.workers or os.cpu_count() or 1
@@ -85,7 +85,7 @@ def family_task(config: CalibrateConfig, family: Family) -> Any:
         futures = [pool.submit(_measured, settings, config.seed, run) for run in range(config.runs)]
         for future in as_completed(futures):
             rows += future.result()
-            report("calibrate", 1)
+            publish("calibrate", 1)
     frame = pl.DataFrame(rows, infer_schema_length=None).with_columns(pl.col(pl.Float64).fill_nan(None))
     frame = frame.sort("planner", "draws", "rollouts", "run", maintain_order=True)
     store.put_bytes(parquet_bytes(frame), "calibration", key, "rows.parquet")
@@ -113,7 +113,7 @@ def _calibrate(config: CalibrateConfig) -> pl.DataFrame:
     chosen = families(config)
     store = Store(config.store)
     refer(store, config.name, "calibrate", (f"calibration/{rows_key(config, family)}" for family in chosen))
-    report("calibrate", 0, len(chosen) * config.runs)
+    publish("calibrate", 0, len(chosen) * config.runs)
     rows: pl.DataFrame = pl.concat([family_task(config, family, return_state=True).result() for family in chosen])
     store.put_bytes(parquet_bytes(rows), "runs", config.name, "calibration.parquet")
     store.put_bytes(calibration_page(rows, config).encode(), "runs", config.name, "calibration.html")

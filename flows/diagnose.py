@@ -11,8 +11,10 @@ from flows.command.configuration import check_execution
 from flows.orchestration.artifacts import output_link, progress_artifacts, scores_artifact, summary_artifact
 from flows.orchestration.runner import retried, task_runner
 from schemas.config import RunConfig
+from schemas.pipeline import DIAGNOSIS, PIPELINE, Scope
+from schemas.signals import sources
 from tasks.inputs.questions import InputError
-from tasks.operations.progress import report
+from tasks.operations.progress import publish
 from tasks.outputs.run import (
     add_references,
     aggregate_task,
@@ -22,9 +24,8 @@ from tasks.outputs.run import (
     write_run,
     writing,
 )
-from tasks.run.keys import sources
-from tasks.run.session import forget_jobs, open_job
-from tasks.run.shells import BY_SOURCE, OF_RUN, STAGES, Outcome, draws_shown, stage_task
+from tasks.run.session import close_sessions, open_session
+from tasks.run.shells import TaskSummary, stage_task
 
 MOST_BATCHES = 25
 """A flow has tens to a few hundred task runs at any size."""
@@ -62,17 +63,11 @@ class Progressed:
     left_out: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     not_pooled: list[str] = field(default_factory=list)
-    stages: dict[str, Outcome] = field(default_factory=dict)
+    stages: dict[str, TaskSummary] = field(default_factory=dict)
 
-    def add(self, stage: str, part: Outcome) -> None:
+    def add(self, stage: str, part: TaskSummary) -> None:
         """Count a task's figures."""
-        total = self.stages.setdefault(stage, Outcome())
-        total.made += part.made
-        total.cached += part.cached
-        total.decoded_tokens += part.decoded_tokens
-        total.seconds += part.seconds
-        total.left_out |= part.left_out
-        total.failed |= part.failed
+        self.stages.setdefault(stage, TaskSummary()).add(part)
 
     def drop(self, stage: str) -> None:
         """Go on without the questions that a stage could not do.
@@ -85,7 +80,7 @@ class Progressed:
         self.failed |= of_stage.failed
         self.left_out |= of_stage.left_out | of_stage.failed
         self.ids = [i for i in self.ids if i not in self.left_out]
-        if not any(begun in OF_RUN for begun in self.stages):
+        if not any(PIPELINE[begun].scope is Scope.RUN for begun in self.stages if begun in PIPELINE):
             self.not_pooled = sorted(self.left_out)
         if self.ids:
             return
@@ -112,61 +107,62 @@ def diagnose(config: RunConfig) -> dict[str, Any]:
         QuestionsFailedError: some questions failed; outputs are of the others.
     """
     try:
-        with progress_artifacts(), named(config, "diagnose", STAGES):
+        with progress_artifacts(), named(config, "diagnose", DIAGNOSIS):
             return _diagnose(config)
     finally:
-        forget_jobs()
+        close_sessions()
 
 
 def _diagnose(config: RunConfig) -> dict[str, Any]:
-    done = run_stages(config, "diagnose", STAGES)
-    report("aggregate", 0, len(done.ids))
+    done = run_stages(config, "diagnose", DIAGNOSIS)
+    publish("aggregate", 0, len(done.ids))
     aggregate = retried(aggregate_task, config.execution)
-    job = open_job(config)
-    with writing(job):
+    session = open_session(config)
+    with writing(session):
         finished = cast(State[Any], aggregate(config, done.ids, done.left_out, done.not_pooled, return_state=True))
         outputs, done.stages["aggregate"] = finished.result()
-        job.leave_out(done.not_pooled)
-        run = write_run(job, done.ids, done.left_out, list(done.failed), outputs, done.stages)
-        scores_artifact(config.name, read_patiently(job, "summary"))
-    get_run_logger().info("outputs in %s", job.store.path("runs", config.name))
-    output_link(job.store, config.name, "report.html")
+        session.keys.leave_out(done.not_pooled)
+        run = write_run(session, done.ids, done.left_out, list(done.failed), outputs, done.stages)
+        scores_artifact(config.name, read_patiently(session, "summary"))
+    get_run_logger().info("outputs in %s", session.store.path("runs", config.name))
+    output_link(session.store, config.name, "report.html")
     summary_artifact(config.name, done.stages, done.left_out, done.failed, run["why_unresolved"])
     if done.failed:
         raise QuestionsFailedError(done.failed, run)
     return run
 
 
-def run_stages(config: RunConfig, name: str, wanted: Sequence[str]) -> Progressed:
+def run_stages(config: RunConfig, flow_name: str, wanted: Sequence[str]) -> Progressed:
     """Run some stages in order, each in a few tasks.
 
     Args:
-        name: of the flow.
+        flow_name: of the flow.
 
     Raises:
         QuestionsFailedError: no question is left, by errors.
         InputError: no question is left, by what their rollouts are.
     """
     check_execution(config.execution)
-    job = open_job(config)
-    write_references(job, name, wanted)
-    done = Progressed(list(job.questions))
+    session = open_session(config)
+    write_references(session, flow_name, wanted)
+    done = Progressed(session.keys.questions)
     with task_runner(config.execution) as start:
-        for stage in wanted:
-            done.stages[stage] = Outcome()
-            parts = sources(config) if stage in BY_SOURCE else [None]
-            report(stage, 0, len(done.ids) * len(parts))
-            for shown, most in draws_shown(config, stage).items():
-                report(shown, 0, len(done.ids) * most)
-            size = len(done.ids) if stage in OF_RUN else config.execution.questions_per_task
-            stage_run = retried(stage_task.with_options(name=stage), config.execution)
+        for name in wanted:
+            stage = PIPELINE[name]
+            done.stages[name] = TaskSummary()
+            parts = sources(config) if stage.of_source else [None]
+            publish(name, 0, len(done.ids) * len(parts))
+            if session.samples and stage.draws is not None:
+                publish(stage.draws.label, 0, len(done.ids) * stage.draws.most(config))
+            size = len(done.ids) if stage.scope is Scope.RUN else config.execution.questions_per_task
+            stage_run = retried(stage_task.with_options(name=name), config.execution)
             started = [
                 start(
                     stage_run,
                     {
-                        "label": _label(stage, source, batch, done.ids),
+                        "label": _label(name, source, batch, done.ids),
                         "config": config,
-                        "stage": stage,
+                        "stage": name,
                         "ids": batch,
                         "source": tuple(source) if source is not None else None,
                         "left_out": done.not_pooled,
@@ -176,15 +172,15 @@ def run_stages(config: RunConfig, name: str, wanted: Sequence[str]) -> Progresse
                 for batch in batches(done.ids, size)
             ]
             for finish in started:
-                outcome: Outcome = finish().result()
-                done.add(stage, outcome)
+                summary: TaskSummary = finish().result()
+                done.add(name, summary)
                 if config.execution.task_runner != "process":  # what other processes report is not heard in this one
-                    for shown, n in outcome.told.items():
-                        report(shown, n)
-            done.drop(stage)
-            if done.stages[stage].left_out or done.stages[stage].failed:
-                job.leave_out(done.not_pooled)
-                add_references(job, name, wanted)
+                    for shown, n in summary.events.items():
+                        publish(shown, n)
+            done.drop(name)
+            if done.stages[name].left_out or done.stages[name].failed:
+                session.keys.leave_out(done.not_pooled)
+                add_references(session, flow_name, wanted)
     return done
 
 

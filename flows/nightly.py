@@ -21,7 +21,7 @@ from tasks.inputs.questions import InputError
 from tasks.operations.errors import patiently
 from tasks.outputs.history import MOVED, compared, no_history, slower, tonight, unchanged
 from tasks.outputs.run import parquet_bytes, read_run, read_table
-from tasks.run.session import forget_jobs, open_job
+from tasks.run.session import close_sessions, open_session
 from tasks.store.leases import Claims
 from tasks.store.store import Store, StoreError
 
@@ -111,17 +111,17 @@ def finished_key(run: RunConfig) -> str | None:
         StoreError: nor its store be used.
     """
     try:
-        job = open_job(run)
-        written = read_run(job)
+        session = open_session(run)
+        written = read_run(session)
         if written is None or written["failed"]:
             return None
-        job.leave_out(written["left_out"])
-        if not set(written["questions"]) <= set(job.keys):
+        session.keys.leave_out(written["left_out"])
+        if not set(written["questions"]) <= set(session.keys.questions):
             return None  # other questions are asked now
-        key = job.aggregate_key(written["questions"])
+        key = session.keys.aggregate(written["questions"])
         return key if key == written["aggregate"] else None
     finally:
-        forget_jobs()
+        close_sessions()
 
 
 def _diagnosed(run: RunConfig) -> tuple[dict[str, Any] | None, str | None]:

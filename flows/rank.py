@@ -9,9 +9,10 @@ from flows.diagnose import QuestionsFailedError, run_stages
 from flows.orchestration.artifacts import output_link, progress_artifacts, summary_artifact, table_artifact
 from flows.orchestration.runner import retried
 from schemas.config import RunConfig
-from tasks.operations.progress import report
+from schemas.pipeline import ranking_stages
+from tasks.operations.progress import publish
 from tasks.outputs.run import named, rank_task, read_patiently, writing
-from tasks.run.session import forget_jobs, open_job
+from tasks.run.session import close_sessions, open_session
 
 
 @flow(name="rank", flow_run_name="{config.name}", persist_result=False)
@@ -28,23 +29,23 @@ def rank(config: RunConfig) -> dict[str, Any]:
         with progress_artifacts():
             return _rank(config)
     finally:
-        forget_jobs()
+        close_sessions()
 
 
 def _rank(config: RunConfig) -> dict[str, Any]:
     check_ranked(config)
-    wanted = ("rollouts", "values", "ranking") if config.ranking.segments > 1 else ("rollouts", "ranking")
+    wanted = ranking_stages(config)
     with named(config, "rank", wanted):
         done = run_stages(config, "rank", wanted)
-        report("rank", 0, 1)
-        job = open_job(config)
-        with writing(job):
+        publish("rank", 0, 1)
+        session = open_session(config)
+        with writing(session):
             result = cast(dict[str, Any], retried(rank_task, config.execution)(config, done.ids))
-            ranks = read_patiently(job, "ranks")
+            ranks = read_patiently(session, "ranks")
     run = {**result, "left_out": done.left_out, "failed": list(done.failed)}
     run["stages"] = {name: outcome.figures for name, outcome in done.stages.items()}
     table_artifact(f"{config.name}-ranks", ranks, f"ranking of run {config.name}")
-    output_link(job.store, config.name, "rank.json")
+    output_link(session.store, config.name, "rank.json")
     summary_artifact(f"{config.name}-rank", done.stages, done.left_out, done.failed, run["why_unresolved"])
     if done.failed:
         raise QuestionsFailedError(done.failed, run)

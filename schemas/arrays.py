@@ -109,47 +109,23 @@ VALUES = {
     "successes": Array(("P",), "int32", "continuations that the verifier accepts", "draws"),
 }
 
-LAYOUTS: dict[str, dict[str, Array]] = {
-    "rollouts": ROLLOUTS,
-    "trees": TREES,
-    "ideal": IDEAL,
-    "prior": PRIOR,
-    "distillation": DISTILLATION,
-    "alignment": ALIGNMENT,
-    "ranking": RANKING,
-    "values": VALUES,
-    # what trees are made from, and a killed or enlarged one goes on from
-    "rounds": {
-        "success": Array(("D",), "bool", "the verifier's verdict on each draw of the round"),
-        "truncated": Array(("D",), "bool", "stopped by the length limit"),
-        "length": Array(("D",), "int32", "sampled tokens", "token"),
-    },
-    "continuations": {
-        "success": Array(("D",), "bool", "the verifier's verdict on each continuation"),
-        "truncated": Array(("D",), "bool", "stopped by the length limit"),
-        "tokens": Array(("K",), "int32", "sampled tokens of all continuations", "token id"),
-        "offsets": Array(("D+1",), "int64", "where each one starts", "index into K"),
-    },
+# outcomes of draws, which trees and other stages are made from, and a killed or enlarged one goes on from
+ROUNDS = {
+    "success": Array(("D",), "bool", "the verifier's verdict on each draw of the round"),
+    "truncated": Array(("D",), "bool", "stopped by the length limit"),
+    "length": Array(("D",), "int32", "sampled tokens", "token"),
 }
 
-# raised whenever a stage's code gives other numbers or another layout: the keys change with it
-STAGE_VERSIONS = {
-    "rollouts": 3,
-    "rounds": 2,
-    "trees": 3,
-    "ideal": 2,
-    "prior": 2,
-    "distillation": 3,
-    "alignment": 2,
-    "values": 2,
-    "ranking": 2,
-    "aggregate": 4,
+CONTINUATIONS = {
+    "success": Array(("D",), "bool", "the verifier's verdict on each continuation"),
+    "truncated": Array(("D",), "bool", "stopped by the length limit"),
+    "tokens": Array(("K",), "int32", "sampled tokens of all continuations", "token id"),
+    "offsets": Array(("D+1",), "int64", "where each one starts", "index into K"),
 }
 
 
-def check_layout(stage: str, arrays: Arrays) -> None:
+def check_layout(stage: str, layout: Mapping[str, Array], arrays: Arrays) -> None:
     """Raise ValueError unless the arrays are exactly those declared for the stage, with agreeing lengths."""
-    layout = LAYOUTS[stage]
     if set(arrays) != set(layout):
         raise ValueError(f"{stage}: arrays {sorted(arrays)} are not the declared {sorted(layout)}")
     lengths: dict[str, int] = {}

@@ -17,8 +17,8 @@ import yaml
 from transformers import PreTrainedTokenizerFast
 
 from tasks.demo.train import make_tokenizer
+from tests.helpers.prefect_server import Server
 from tests.helpers.small import make_models, make_questions, small_settings
-from tests.prefect_server import Server
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 # workers of pytest-xdist ignore the first, nohup the second, and so would the commands that tests start

@@ -11,23 +11,32 @@ import pytest
 from flows.command.configuration import checked
 from schemas.arrays import AnyArray
 from schemas.config import AdaptiveTree, Grouping, ReverseKL, Scores
-from tasks.calibration.simulate import Taught, roll
+from schemas.pipeline import DIAGNOSIS, PIPELINE
+from schemas.signals import Signal, sources
+from tasks.calibration.simulate import OracleTeaching, roll
 from tasks.calibration.suite import Family, make_question
 from tasks.outputs.run import make_outputs
-from tasks.run.keys import Signal, sources
-from tasks.run.session import Job
-from tasks.run.shells import BY_SOURCE, STAGES, run_stage
+from tasks.run.session import start_session
+from tasks.run.shells import run_stage
 from tasks.stages.aggregate.pooling import Histogram, QuestionScores, make_pool, summary_table, tokens_table
 from tasks.stages.aggregate.predictors import AtNodes, predictor_rows
 from tasks.stages.aggregate.selection import selection_rows, sum_choices
-from tasks.stages.alignment import make_alignment
 from tasks.stages.ideal import ideal_gradients
-from tasks.stages.trees.rounds import assembled
 from tasks.statistics import prior
-from tasks.statistics.estimators import Outcomes, merged
-from tasks.store.store import Artefact, Store
-from tests.oracle import OracleJob, oracle_config, oracle_rollouts, random_chain, teacher_of
-from tests.test_estimators import scored, tree_of
+from tasks.statistics.estimators import Outcomes, pool_rounds
+from tasks.store.codec import Artefact
+from tasks.store.store import Store
+from tests.helpers.oracle import (
+    Given,
+    OracleModels,
+    oracle_config,
+    oracle_rollouts,
+    oracle_tree,
+    random_chain,
+    scored_tree,
+    teacher_of,
+)
+from tests.test_estimators import scored
 from tests.test_planners import grown
 
 
@@ -63,10 +72,10 @@ def test_quantiles_that_tie(values: list[float], edges: list[float], labels: lis
 
 def test_questions_are_gone_through_one_by_one(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """However many questions and signals there are: the artefacts of one are held, each read at most twice."""
-    job = Job(checked(settings))
-    ids = list(job.questions)
-    for stage in STAGES:
-        for source in sources(job.config) if stage in BY_SOURCE else [None]:
+    job = start_session(checked(settings))
+    ids = job.keys.questions
+    for stage in DIAGNOSIS:
+        for source in sources(job.config) if PIPELINE[stage].of_source else [None]:
             run_stage(job, stage, ids, source)
     reads: Counter[str] = Counter()
     most = 0
@@ -88,7 +97,7 @@ def test_questions_are_gone_through_one_by_one(settings: dict[str, Any], monkeyp
     monkeypatch.setattr(Store, "need", watched)
     outputs = dict(make_outputs(job, ids, {}).files)
     assert {"tokens.parquet", "report.html"} <= set(outputs)
-    of_question = len(job.keys[ids[0]].all())
+    of_question = len(job.keys.artefacts(ids[0]))
     assert most <= of_question + 1  # the prior is held beside them
     shown = 4
     assert sum(n > 2 for n in reads.values()) <= shown * of_question and max(reads.values()) <= 3
@@ -96,9 +105,9 @@ def test_questions_are_gone_through_one_by_one(settings: dict[str, Any], monkeyp
 
 def oracle_question() -> tuple[QuestionScores, list[Signal]]:
     chain = random_chain(3, length=10)
-    job = OracleJob(chain, oracle_config(chain, rollouts=6, nodes=30, head=4, tail=2, draws=40))
-    rollouts = oracle_rollouts(job)
-    q = scored(job, teacher_of(chain, 4, 2.0, 0.5), rollouts, tree_of(job, rollouts))
+    models = OracleModels(chain, oracle_config(chain, rollouts=6, nodes=30, head=4, tail=2, draws=40))
+    rollouts = oracle_rollouts(models)
+    q = scored(models, teacher_of(chain, 4, 2.0, 0.5), rollouts, oracle_tree(models, rollouts))
     return q, list(q.distillation)
 
 
@@ -165,20 +174,12 @@ def test_tables_agree_on_the_gain_of_all_tokens() -> None:
         "share": np.ones(len(few)),
         "inclusion": np.ones(len(few)),
     }
-    fitted = prior.fit([merged(tree).outcomes])
+    fitted = prior.fit([pool_rounds(tree).outcomes])
     d = {
         s: {n: v[few] if len(v) == len(sizes) else v[branch] if len(v) == sizes.sum() else v for n, v in x.items()}
         for s, x in q.distillation.items()
     }
-    a = make_alignment(tree, {"k": d[signals[0]]}, fitted, Scores(), 1.0, 1e-3, 0)["k"]
-    part = replace(
-        q,
-        tree=tree,
-        ideal=ideal_gradients(Outcomes.of(tree), 1.0),
-        distillation=d,
-        alignment={signals[0]: a},
-        sampled=False,
-    )
+    part = replace(scored_tree(Given(q.rollouts, tree, d)), sampled=False)
     summary = summary_table(make_pool([part] * 6, signals, Scores(bootstrap=200), 0)).row(0, named=True)
     sums = np.stack([sum_choices(part, signals, fitted, Scores(), 1.0, 1e-3, seed) for seed in range(40)])
     found = np.mean([selection_rows(s[None], signals, Scores(bootstrap=200), 0)[0]["gain"] for s in sums])
@@ -197,13 +198,11 @@ def test_a_node_counts_once_however_many_rounds_drew_it() -> None:
     """Against the table of nodes; those that were drawn for their own sake alone are left out."""
     q = make_question(Family(64, "clear", "even"), 0, 0)
     rolled = roll(q.student, "q", 8, 0, np.random.default_rng(0))
-    drawn = grown(AdaptiveTree(draws=8192, target="tokens"), rolled, np.random.default_rng(3))
-    tree = assembled(rolled.ground, drawn)
+    tree, _ = grown(AdaptiveTree(draws=8192, target="tokens"), rolled, np.random.default_rng(3))
     tree["share"] = np.where(tree["node"] == tree["node"][0], 0.0, tree["share"])
     signal = Signal("fair", "none", "reverse_kl")
-    d = Taught(rolled, q.teachers["fair"], ReverseKL()).distillation(tree)
-    a = make_alignment(tree, {"k": d}, prior.fit([merged(tree).outcomes]), Scores(), 1.0, 1e-3, 0)["k"]
-    scores = QuestionScores("q", rolled.arrays, tree, ideal_gradients(Outcomes.of(tree), 1.0), {signal: d}, {signal: a})
+    d = OracleTeaching(rolled, q.teachers["fair"], ReverseKL()).distillation(tree)
+    scores = scored_tree(Given(rolled.arrays, tree, {signal: d}))
     row = summary_table(make_pool([scores], [signal], Scores(bootstrap=200), 0)).row(0, named=True)
     tokens = tokens_table(scores, [signal], lambda ids: {i: str(i) for i in ids}, 0.95)
     counted = tokens.filter(tokens["weight"] > 0)

@@ -16,7 +16,7 @@ from tasks.engines.protocol import Continuation, Draw, EngineError, Trunk
 from tasks.engines.transformers import PROBE_LENGTH, TransformersScorer
 from tasks.engines.trunks import TransformersSampler
 from tasks.statistics.streams import uniforms
-from tests.families import FAMILIES, WINDOW, tiny
+from tests.helpers.families import FAMILIES, WINDOW, tiny
 
 PROMPTS = (1, 2, WINDOW - 1, WINDOW, WINDOW + 1, 20)
 """Tokens of a prompt: a row of the first has nothing before its input token."""

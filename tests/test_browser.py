@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.served import Served, in_trees, processes, tables
+from tests.helpers.served import Served, in_trees, processes, tables
 
 sync_api = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.slow

@@ -28,26 +28,28 @@ from tasks.calibration.measure import EQUAL_COSINE, Setting, measure
 from tasks.calibration.report import calibration_page
 from tasks.calibration.simulate import draw, roll
 from tasks.calibration.suite import Family, equal_teacher, make_question
-from tasks.stages.trees.rounds import plan_round
-from tests.prefect_server import Server
+from tasks.stages.trees.design import design_round
+from tasks.stages.trees.planner import CompletedRound
+from tests.helpers.prefect_server import Server
 
 
 def test_a_jump_to_the_end_has_the_law_of_a_walk() -> None:
     q = make_question(Family(64, "clear", "even"), 0, 0)
     rng = np.random.default_rng(0)
     rolled = roll(q.student, "q", 2, 0, rng)
-    node = np.flatnonzero(rolled.ground.leverage > 1e-2)[:1]
-    plan = plan_round(rolled.ground, node, np.ones(1), Branching(head=4, tail=2), 40_000)
-    successes, tokens = draw(rolled, plan, rng)
+    node = np.flatnonzero(rolled.frame.leverage > 1e-2)[:1]
+    design = design_round(rolled.frame, node, np.ones(1), Branching(head=4, tail=2), 40_000)
+    launches = design.launches(rolled.frame.offsets)
+    completed = CompletedRound(design, launches, draw(rolled, launches, rng))
     depth, state = rolled.depth[node], rolled.state[node]
-    after = q.student.follow[q.student.kinds[depth], state, plan.arrays["branch_token"]]
+    after = q.student.follow[q.student.kinds[depth], state, launches.token]
     for b, s in enumerate(after):
         walked, _ = walk(q.student, np.repeat(depth + 1, 20_000), np.repeat(s, 20_000), rng)
         exact = q.student.values[int(depth[0]) + 1, s]
-        n = plan.arrays["draws"][b]
-        for rate, many in ((successes[b] / n, n), ((walked[:, -1] == q.student.passes).mean(), 20_000)):
+        n = launches.draws[b]
+        for rate, many in ((completed.successes[b] / n, n), ((walked[:, -1] == q.student.passes).mean(), 20_000)):
             assert abs(rate - exact) <= 4 * np.sqrt(exact * (1 - exact) / many) + 1e-9
-    assert tokens == plan.draws * (q.student.length - int(depth[0]) - 1)
+    assert completed.tokens == completed.draws * (q.student.length - int(depth[0]) - 1)
 
 
 def test_expected_sums_are_the_means_of_many_rollouts() -> None:

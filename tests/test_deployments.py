@@ -14,7 +14,7 @@ from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 
 from flows.command.configuration import ConfigurationError
 from flows.orchestration.deployments import deploy, make_pool, offers, pool_template
-from tests.prefect_server import Server
+from tests.helpers.prefect_server import Server
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from flows.command.configuration import ConfigurationError, checked
 from schemas.config import Model, TransformersEngine
+from schemas.signals import sources
 from tasks.engines.attention import Part, attend
 from tasks.engines.protocol import Draw, EngineError, Trunk
 from tasks.engines.sampling import inverse_cdf
@@ -19,8 +20,9 @@ from tasks.engines.scoring import View, score_blocks
 from tasks.engines.transformers import TransformersScorer, load_transformers
 from tasks.engines.trunks import TransformersSampler
 from tasks.inputs.questions import InputError
-from tasks.run.session import Job
+from tasks.run.session import start_session
 from tasks.statistics.streams import stream_seed, uniforms
+from tests.helpers.sessions import provided
 
 STOP = frozenset([1])
 
@@ -70,7 +72,7 @@ def test_draws_are_those_of_whole_forward_passes(model: Any, temperature: float)
     sampler = sampler_with(model)
     ends = sampler.continue_prefixes(TRUNKS, DRAWS, temperature)
     expected = [slow(model, draw, temperature) for draw in DRAWS]
-    assert [(e.tokens.tolist(), e.cut) for e in ends] == expected
+    assert [(e.tokens.tolist(), e.truncated) for e in ends] == expected
     assert sampler.decoded == sum(len(tokens) for tokens, _ in expected)
     assert any(len(tokens) < draw.limit for (tokens, _), draw in zip(expected, DRAWS, strict=True))
 
@@ -233,15 +235,15 @@ def test_a_scorer_gives_its_memory_back_and_scores_as_before(models: Path, token
 def test_student_and_teacher_take_turns_where_memory_does_not_hold_both(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = Job(checked(settings))
-    teacher = job.config.model_teachers[0]
-    monkeypatch.setattr("tasks.run.session.fits", lambda model, device: False)
-    student, other = job.student, job.teacher_scorer(teacher)
+    job = start_session(checked(settings))
+    monkeypatch.setattr("tasks.run.models.fits", lambda model, device: False)
+    models = provided(job)
+    student, other = models.student, models.teacher(sources(job.config)[0])
     views = [View(student, PROMPT), View(other, PROMPT)]
     tokens, offsets = np.array([20, 21, 22, 1], dtype=np.int32), np.array([0, 4])
     turned = [x for _, x in score_blocks(views, tokens, offsets)]
     assert (student.loaded, other.loaded) in {(True, False), (False, True)}
-    monkeypatch.setattr("tasks.run.session.fits", lambda model, device: True)
+    monkeypatch.setattr("tasks.run.models.fits", lambda model, device: True)
     together = [x for _, x in score_blocks(views, tokens, offsets)]
     assert student.loaded and other.loaded
     for a, b in zip(turned[0], together[0], strict=True):
@@ -253,13 +255,13 @@ def test_a_model_larger_than_memory_is_refused_before_it_is_loaded(
 ) -> None:
     monkeypatch.setattr("tasks.engines.memory.total_memory", lambda device: 1000)
     with pytest.raises(InputError, match=r"student.path: .* GiB of weights in float32, but cpu has 0.00 GiB"):
-        Job(checked(settings))
+        start_session(checked(settings))
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
 def test_missing_vllm_is_a_clear_error(settings: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=r"engine.kind: vLLM is not installed: pip install 'opdscope\[vllm\]'"):
-        Job(checked({**settings, "engine": {"kind": "vllm"}}))
+        start_session(checked({**settings, "engine": {"kind": "vllm"}}))
 
 
 def test_a_server_that_is_not_there_is_a_clear_error(settings: dict[str, Any]) -> None:
@@ -267,7 +269,7 @@ def test_a_server_that_is_not_there_is_a_clear_error(settings: dict[str, Any]) -
         probe.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{probe.getsockname()[1]}"
     with pytest.raises(InputError, match=f"engine.urls: {url} does not answer as a vLLM server"):
-        Job(checked({**settings, "engine": {"kind": "vllm-server", "urls": [url]}}))
+        start_session(checked({**settings, "engine": {"kind": "vllm-server", "urls": [url]}}))
 
 
 @pytest.mark.parametrize(

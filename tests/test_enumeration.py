@@ -1,38 +1,30 @@
 """Draws of a real model against the enumeration of every continuation."""
 
-from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, ClassVar, cast
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from schemas.config import Model, ReverseKL, RunConfig, Scores, TransformersEngine
-from tasks.engines.scoring import View
+from schemas.arrays import Arrays
+from schemas.config import Model, ReverseKL, RunConfig, TransformersEngine
+from schemas.signals import Signal, Source
 from tasks.engines.transformers import TransformersScorer, load_transformers
 from tasks.engines.trunks import TransformersSampler
-from tasks.inputs.questions import Question
-from tasks.run.keys import Signal
 from tasks.stages.aggregate.pooling import QuestionScores, pooled, sum_rollouts
-from tasks.stages.alignment import make_alignment
-from tasks.stages.distillation.gradients import distill
 from tasks.stages.distillation.losses import descent
-from tasks.stages.ideal import ideal_gradients
+from tasks.stages.models import ModelProvider
+from tasks.stages.protocol import NoCheckpoints
 from tasks.stages.rollouts import make_rollouts
-from tasks.stages.trees.rounds import assembled
-from tasks.stages.trees.tree import draw_unit, next_round, survey, with_outcomes
-from tasks.statistics.estimators import Outcomes, merged
-from tasks.statistics.prior import fit
-from tasks.store.checkpoints import Unit
-from tasks.store.store import Artefact
 from tasks.verifiers.verifier import Attempt, Verifier
+from tests.helpers.oracle import Given, scored_tree
 from tests.helpers.small import random_model
 
 WORDS = ["<pad>", "<eos>", "A", "B", "so", "then"]
 HORIZON = 4
 PROMPT = [4, 5]
+QUESTION = "q"
 SIGNAL = Signal("teacher", "none", "reverse_kl")
 
 
@@ -43,22 +35,30 @@ class Words:
         return [" ".join(WORDS[int(i)] for i in row if int(i) > 1) for row in ids]
 
 
-class SmallJob:
-    """What stages ask of a job."""
+class SmallModels:
+    """Two models of six tokens: `tasks.stages.protocol.Models`."""
 
-    recorded = None
-    keys: ClassVar = {"q": SimpleNamespace(rollouts="")}
+    decoded, tokenizer = 0, Words()
 
-    def __init__(self, engine: TransformersScorer, config: RunConfig) -> None:
-        self.student, self.config, self.tokenizer = engine, config, Words()
-        self.sampler = TransformersSampler(engine, frozenset([1]), TransformersEngine(device="cpu"))
+    def __init__(self, engines: tuple[TransformersScorer, TransformersScorer], config: RunConfig) -> None:
+        self.student, self._teacher = engines
+        self.sampler = TransformersSampler(self.student, frozenset([1]), TransformersEngine(device="cpu"))
         self.verifier = Verifier(config.verifier)
 
-    def prompt_ids(self, _: Question) -> list[int]:
+    def prompt(self, question: str) -> list[int]:
         return PROMPT
 
+    def answer(self, question: str) -> str:
+        return "A"
 
-QUESTION = Question("q", "A", {})
+    def teacher(self, source: Source) -> TransformersScorer:
+        return self._teacher
+
+    def teacher_prompt(self, source: Source, question: str) -> list[int]:
+        return PROMPT
+
+    def close(self) -> None:
+        self.verifier.close()
 
 
 @pytest.fixture(scope="module")
@@ -135,44 +135,28 @@ class Enumeration:
 
 
 @torch.inference_mode()
-def scores(engines: Any, seed: int, draws: int, rollouts: Artefact) -> QuestionScores:
+def scores(engines: Any, seed: int, draws: int, rollouts: Arrays) -> QuestionScores:
     """Stages 2 to 5 with one seed."""
-    student, teacher = engines
-    job = cast(Any, SmallJob(student, config(seed, draws)))
-    ground = survey(student, rollouts, job.config, QUESTION.id)
-    plan = next_round(job.config.tree, ground, [])
-    assert plan is not None
-    outcome = draw_unit(job, QUESTION, rollouts, plan, Counter(), Unit(0, plan.branches))
-    tree = assembled(ground, [with_outcomes(plan, outcome)])
-    ideal = ideal_gradients(Outcomes.of(tree), 1.0)
-    d = distill(
-        View(student, PROMPT),
-        View(teacher, PROMPT),
-        rollouts["tokens"],
-        rollouts["offsets"],
-        tree,
-        {"reverse_kl": ReverseKL()},
-        temperature=1.0,
-        block=64,
-        group_tokens=4096,
-    )["reverse_kl"]
-    prior = fit([merged(tree).outcomes])
-    alignment = make_alignment(tree, {"k": d}, prior, Scores(), 1.0, 0.0, seed)["k"]
-    return QuestionScores("q", rollouts.arrays, tree, ideal, {SIGNAL: d}, {SIGNAL: alignment})
+    given = config(seed, draws)
+    provider = ModelProvider(SmallModels(engines, given), given, NoCheckpoints())
+    tree = provider.tree(QUESTION, rollouts)
+    d = provider.distillation(QUESTION, SIGNAL.source, {SIGNAL.loss: ReverseKL()}, rollouts, tree)
+    return scored_tree(Given(rollouts, tree, {SIGNAL: d[SIGNAL.loss]}), seed=seed, tail_limit=0.0)
 
 
-def prefixes(rollouts: Artefact, positions: Any) -> list[tuple[int, ...]]:
+def prefixes(rollouts: Arrays, positions: Any) -> list[tuple[int, ...]]:
     offsets = rollouts["offsets"]
     owner = np.searchsorted(offsets, positions, side="right") - 1
     return [tuple(rollouts["tokens"][offsets[r] : t].tolist()) for r, t in zip(owner, positions, strict=True)]
 
 
 @pytest.fixture(scope="module")
-def rollouts(engines: Any) -> Artefact:
-    return Artefact("rollouts", "", make_rollouts(cast(Any, SmallJob(engines[0], config(0, 24))), QUESTION))
+def rollouts(engines: Any) -> Arrays:
+    given = config(0, 24)
+    return make_rollouts(SmallModels(engines, given), given, QUESTION, NoCheckpoints())
 
 
-def test_draws_converge_to_the_enumerated_values(engines: Any, rollouts: Artefact) -> None:
+def test_draws_converge_to_the_enumerated_values(engines: Any, rollouts: Arrays) -> None:
     """Q, g, cosine and pooled alignment: each error falls as one over the root of the draws."""
     exact = Enumeration(*engines)
     errors: dict[int, list[list[float]]] = {}
@@ -213,7 +197,7 @@ def test_draws_converge_to_the_enumerated_values(engines: Any, rollouts: Artefac
     assert (many / few)[:2] == pytest.approx(1 / 4, rel=0.3)
 
 
-def test_z_scores_over_repeated_seeds_are_standard_normal(engines: Any, rollouts: Artefact) -> None:
+def test_z_scores_over_repeated_seeds_are_standard_normal(engines: Any, rollouts: Arrays) -> None:
     """Stated test: of 100 seeds, the mean of z = (estimate - exact) / (standard deviation over the seeds) is within
     3 / sqrt(100) of 0, for V, <g, d> and |g|^2 summed over the nodes, and each branch's z over its binomial error
     has a mean square within 10 % of 1."""

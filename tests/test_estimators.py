@@ -1,36 +1,36 @@
 """Stages 2 to 6 against the exact oracle, by the same functions that run on real models."""
 
-from collections import Counter
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 
+from schemas.arrays import Arrays
 from schemas.config import Branching, ForwardKL, ReverseKL, Scores
+from schemas.signals import Signal
 from tasks.calibration.chain import Chain
-from tasks.engines.scoring import View
-from tasks.run.keys import Signal
 from tasks.stages.aggregate.pooling import QuestionScores, make_pool, pooled, summary_table
-from tasks.stages.alignment import make_alignment
-from tasks.stages.distillation.gradients import distill
 from tasks.stages.ideal import ideal_gradients
+from tasks.stages.models import ModelProvider
+from tasks.stages.protocol import NoCheckpoints, Unit
 from tasks.stages.trees.branches import allocate
-from tasks.stages.trees.rounds import Drawn, Plan, assembled
-from tasks.stages.trees.tree import count, draw_unit, next_round, survey, with_outcomes
+from tasks.stages.trees.design import RoundDesign
+from tasks.stages.trees.frame import survey
+from tasks.stages.trees.planner import Launches
+from tasks.stages.trees.stage import DrawCounts, draw_unit, planner_of
 from tasks.statistics.design import inclusion_probabilities, systematic_sample
-from tasks.statistics.estimators import Outcomes, merged, squared_norm
-from tasks.statistics.prior import fit
-from tasks.store.checkpoints import Unit
-from tasks.store.store import Artefact
-from tests.oracle import (
-    PROMPT,
+from tasks.statistics.estimators import Outcomes, squared_norm
+from tests.helpers.oracle import (
+    QUESTION,
     Exact,
-    OracleEngine,
-    OracleJob,
+    Given,
+    OracleModels,
     exact,
     oracle_config,
     oracle_rollouts,
+    oracle_tree,
     random_chain,
+    scored_tree,
     teacher_of,
 )
 
@@ -38,52 +38,28 @@ LOSS = ReverseKL()
 SIGNAL = Signal("teacher", "none", "reverse_kl")
 
 
-def plan_of(job: OracleJob, rollouts: Artefact) -> Plan:
+def design_of(models: OracleModels, rollouts: Arrays) -> tuple[RoundDesign, Launches]:
     """The first round, as stage 2 plans it."""
-    ground = survey(job.student, rollouts, job.config, job.question.id)
-    plan = next_round(cast(Any, job.config.tree), ground, [])
-    assert plan is not None
-    return plan
+    frame = survey(models.student, models.config, QUESTION, rollouts)
+    design = planner_of(models.config.tree).next_round(frame, [], 0.0)
+    assert isinstance(design, RoundDesign)
+    return design, design.launches(frame.offsets)
 
 
-def outcomes_of(job: OracleJob, rollouts: Artefact, plan: Plan, unit: Unit | None = None) -> dict[str, Any]:
+def outcomes_of(models: OracleModels, rollouts: Arrays, launches: Launches, unit: Unit | None = None) -> Arrays:
     """Outcomes of a first round, or a unit of it."""
-    whole = Unit(0, plan.branches)
-    return draw_unit(cast(Any, job), job.question, rollouts, plan, Counter(), unit or whole)
+    whole = Unit(0, len(launches.draws))
+    return draw_unit(models, models.config, QUESTION, rollouts, "rounds", launches, DrawCounts(), unit or whole)
 
 
-def tree_of(job: OracleJob, rollouts: Artefact) -> dict[str, Any]:
-    """One tree, as stage 2 makes it, without its store."""
-    ground = survey(job.student, rollouts, job.config, job.question.id)
-    drawn: list[Drawn] = []
-    done: Counter[tuple[int, int]] = Counter()
-    while (plan := next_round(cast(Any, job.config.tree), ground, drawn)) is not None:
-        outcome = draw_unit(cast(Any, job), job.question, rollouts, plan, done, Unit(0, plan.branches))
-        drawn.append(with_outcomes(plan, outcome))
-        count(plan, done)
-    return assembled(ground, drawn)
-
-
-def scored(job: OracleJob, teacher: Chain, rollouts: Artefact, tree: dict[str, Any]) -> QuestionScores:
+def scored(models: OracleModels, teacher: Chain, rollouts: Arrays, tree: Arrays) -> QuestionScores:
     """Stages 3 to 5 of one tree, whose prior is its own."""
-    distillation = distill(
-        View(job.student, PROMPT),
-        View(OracleEngine(teacher), PROMPT),
-        rollouts["tokens"],
-        rollouts["offsets"],
-        tree,
-        {"reverse_kl": LOSS},
-        temperature=1.0,
-        block=64,
-        group_tokens=4096,
-    )["reverse_kl"]
-    prior = fit([merged(tree).outcomes])
-    limit = job.config.tree.tail_limit
-    alignment = make_alignment(tree, {"k": distillation}, prior, Scores(), 1.0, limit, job.config.seed)["k"]
-    ideal = ideal_gradients(Outcomes.of(tree), 1.0)
-    return QuestionScores(
-        f"q{job.config.seed}", rollouts.arrays, tree, ideal, {SIGNAL: distillation}, {SIGNAL: alignment}
-    )
+    config = models.config
+    taught = OracleModels(models.student.chain, config, {"teacher": teacher})
+    provider = ModelProvider(taught, config, NoCheckpoints())
+    made = provider.distillation(QUESTION, SIGNAL.source, {SIGNAL.loss: LOSS}, rollouts, tree)
+    given = Given(rollouts, tree, {SIGNAL: made[SIGNAL.loss]})
+    return scored_tree(given, seed=config.seed, tail_limit=config.tree.tail_limit)
 
 
 def summary(questions: list[QuestionScores], seed: int = 0) -> dict[str, Any]:
@@ -91,8 +67,8 @@ def summary(questions: list[QuestionScores], seed: int = 0) -> dict[str, Any]:
     return summary_table(make_pool(questions, [SIGNAL], Scores(groupings=[]), seed)).row(0, named=True)
 
 
-def with_seed(job: OracleJob, chain: Chain, seed: int) -> OracleJob:
-    return OracleJob(chain, job.config.model_copy(update={"seed": seed}))
+def with_seed(models: OracleModels, chain: Chain, seed: int) -> OracleModels:
+    return OracleModels(chain, models.config.model_copy(update={"seed": seed}))
 
 
 @pytest.mark.parametrize(
@@ -119,7 +95,7 @@ def test_pooled_inner_and_squared_norm_are_unbiased(
         allocation=allocation,
         tail_limit=0.0,
     )
-    first = OracleJob(chain, config)
+    first = OracleModels(chain, config)
     rollouts = oracle_rollouts(first)
     truth = exact(chain, teacher, LOSS, rollouts)
     inner, g_sq, d_sq, value = [], [], [], []
@@ -128,7 +104,7 @@ def test_pooled_inner_and_squared_norm_are_unbiased(
             with_seed(first, chain, 1000 + seed),
             teacher,
             rollouts,
-            tree_of(with_seed(first, chain, 1000 + seed), rollouts),
+            oracle_tree(with_seed(first, chain, 1000 + seed), rollouts),
         )
         inner.append((q.weight * q.alignment[SIGNAL]["inner"]).sum())
         g_sq.append((q.weight * q.ideal["g_sq"]).sum())
@@ -149,13 +125,13 @@ def test_a_tail_left_undrawn_biases_by_at_most_its_probability() -> None:
     chain = random_chain(5, length=12, sharpness=4.0)
     teacher = teacher_of(chain, 6, strength=2.0, noise=0.5)
     config = oracle_config(chain, rollouts=4, nodes=60, head=6, tail=2, draws=2000, tail_limit=0.2)
-    job = OracleJob(chain, config)
-    rollouts = oracle_rollouts(job)
-    tree = tree_of(job, rollouts)
+    models = OracleModels(chain, config)
+    rollouts = oracle_rollouts(models)
+    tree = oracle_tree(models, rollouts)
     undrawn = (tree["tail_prob"] > 0) & ~np.logical_or.reduceat(tree["branch_tail"], tree["branch_offsets"][:-1])
     assert undrawn.any()
     truth = exact(chain, teacher, LOSS, rollouts).value[tree["node"]]
-    q = scored(job, teacher, rollouts, tree)
+    q = scored(models, teacher, rollouts, tree)
     error = np.abs(truth - q.ideal["value"])
     assert (error[undrawn] <= tree["tail_prob"][undrawn] + 0.05).all()
     single = np.diff(tree["branch_offsets"]) == 1
@@ -172,10 +148,10 @@ def test_pooled_alignment_and_node_cosines_converge() -> None:
     errors = []
     for draws in (40, 2560):
         config = oracle_config(chain, rollouts=8, nodes=100, head=12, tail=2, draws=draws)
-        job = OracleJob(chain, config)
-        rollouts = oracle_rollouts(job)
+        models = OracleModels(chain, config)
+        rollouts = oracle_rollouts(models)
         truth = exact(chain, teacher, LOSS, rollouts)
-        q = scored(job, teacher, rollouts, tree_of(job, rollouts))
+        q = scored(models, teacher, rollouts, oracle_tree(models, rollouts))
         table = summary([q])
         clear = truth.g_sq[q.tree["node"]] > 0.03**2
         node_error = np.abs(q.alignment[SIGNAL]["cosine"] - truth.cosine[q.tree["node"]])[clear]
@@ -206,7 +182,7 @@ def test_outcomes_shuffled_among_branches_give_an_interval_that_holds_zero() -> 
     for seed in range(20):
         questions, shuffled = [], []
         for k in range(8):
-            job = OracleJob(
+            models = OracleModels(
                 chain,
                 oracle_config(
                     chain,
@@ -219,10 +195,10 @@ def test_outcomes_shuffled_among_branches_give_an_interval_that_holds_zero() -> 
                     allocation="equal",
                 ),
             )
-            rollouts = oracle_rollouts(job)
-            tree = tree_of(job, rollouts)
-            questions.append(scored(job, teacher, rollouts, tree))
-            shuffled.append(scored(job, teacher, rollouts, shuffle(tree, rng)))
+            rollouts = oracle_rollouts(models)
+            tree = oracle_tree(models, rollouts)
+            questions.append(scored(models, teacher, rollouts, tree))
+            shuffled.append(scored(models, teacher, rollouts, shuffle(tree, rng)))
         null = summary(shuffled, seed)
         # the gain has the alignment's sign, and is defined where |g| is lost in noise, as it is here
         covered += null["gain_low"] <= 0 <= null["gain_high"]
@@ -248,9 +224,9 @@ def shuffle(tree: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
 
 def test_a_teacher_equal_to_the_student_is_undefined_and_not_zero() -> None:
     chain = random_chain(11, length=10)
-    job = OracleJob(chain, oracle_config(chain, rollouts=3, nodes=10, head=4, tail=2, draws=16))
-    rollouts = oracle_rollouts(job)
-    q = scored(job, chain, rollouts, tree_of(job, rollouts))
+    models = OracleModels(chain, oracle_config(chain, rollouts=3, nodes=10, head=4, tail=2, draws=16))
+    rollouts = oracle_rollouts(models)
+    q = scored(models, chain, rollouts, oracle_tree(models, rollouts))
     assert not np.asarray(q.distillation[SIGNAL]["d_sq"]).any()
     assert np.isnan(q.alignment[SIGNAL]["cosine"]).all()
     assert np.isnan(q.alignment[SIGNAL]["p_positive"]).all()
@@ -264,7 +240,7 @@ def test_temperature_scales_the_ideal_gradient() -> None:
     chain = random_chain(12, length=8)
     config = oracle_config(chain, rollouts=3, nodes=30, head=12, tail=2, draws=1500)
     config = config.model_copy(update={"sampling": config.sampling.model_copy(update={"temperature": 2.0})})
-    job = OracleJob(chain, config)
+    models = OracleModels(chain, config)
     tempered_step = np.sqrt(chain.step)
     hot = Chain(
         chain.kinds,
@@ -272,8 +248,8 @@ def test_temperature_scales_the_ideal_gradient() -> None:
         chain.follow,
         np.sqrt(chain.success) / (np.sqrt(chain.success) + np.sqrt(1 - chain.success)),
     )
-    rollouts = oracle_rollouts(job)
-    tree = tree_of(job, rollouts)
+    rollouts = oracle_rollouts(models)
+    tree = oracle_tree(models, rollouts)
     ideal = ideal_gradients(Outcomes.of(tree), 2.0)
     truth = exact(hot, chain, LOSS, rollouts)
     assert ideal["value"] == pytest.approx(truth.value[tree["node"]], abs=0.08)
@@ -282,21 +258,21 @@ def test_temperature_scales_the_ideal_gradient() -> None:
 
 def test_tree_is_the_same_in_any_units_and_a_larger_budget_extends_it() -> None:
     chain = random_chain(13, length=12)
-    job = OracleJob(chain, oracle_config(chain, rollouts=3, nodes=8, head=3, tail=2, draws=16))
-    rollouts = oracle_rollouts(job)
-    plan = plan_of(job, rollouts)
-    whole = outcomes_of(job, rollouts, plan)["success"]
-    cut = int(plan.arrays["branch_offsets"][4])
-    parts = [outcomes_of(job, rollouts, plan, unit)["success"] for unit in (Unit(0, cut), Unit(cut, plan.branches))]
+    models = OracleModels(chain, oracle_config(chain, rollouts=3, nodes=8, head=3, tail=2, draws=16))
+    rollouts = oracle_rollouts(models)
+    design, launches = design_of(models, rollouts)
+    whole = outcomes_of(models, rollouts, launches)["success"]
+    edge, branches = int(design.arrays["branch_offsets"][4]), len(launches.draws)
+    parts = [outcomes_of(models, rollouts, launches, unit)["success"] for unit in (Unit(0, edge), Unit(edge, branches))]
     assert (np.concatenate(parts) == whole).all()
 
-    larger = OracleJob(chain, oracle_config(chain, rollouts=3, nodes=8, head=3, tail=2, draws=64))
-    more = plan_of(larger, rollouts)
+    larger = OracleModels(chain, oracle_config(chain, rollouts=3, nodes=8, head=3, tail=2, draws=64))
+    _, more = design_of(larger, rollouts)
     extended = outcomes_of(larger, rollouts, more)["success"]
-    assert (more.arrays["branch_token"] == plan.arrays["branch_token"]).all()
-    few, many = (np.concatenate([[0], np.cumsum(p.arrays["draws"])]) for p in (plan, more))
-    for b in range(plan.branches):
-        n = int(plan.arrays["draws"][b])
+    assert (more.token == launches.token).all()
+    few, many = (np.concatenate([[0], np.cumsum(of.draws)]) for of in (launches, more))
+    for b in range(branches):
+        n = int(launches.draws[b])
         assert (extended[many[b] : many[b] + n] == whole[few[b] : few[b] + n]).all()
 
 
@@ -329,6 +305,8 @@ def test_pooled_scores_are_undefined_where_they_have_no_sense() -> None:
     noise = pooled(np.array([0.1, -0.2, 0.5, 1.0, 0.3, 2.0, 3.0, 2.0, 4.0]))
     assert np.isnan(noise["alignment"]) and noise["gain"] == pytest.approx(0.05)
     assert noise["mean_cosine"] == pytest.approx(0.15)
+    rounding = pooled(np.array([0.0, -1e-16, 1e-17, 1.0, 0.0, 0.0, 3.0, 0.0, 4.0]))  # all draws ended alike
+    assert all(np.isnan(v) for v in rounding.values())
 
 
 def test_exact_values_agree_with_brute_force() -> None:
@@ -349,5 +327,5 @@ def test_exact_values_agree_with_brute_force() -> None:
     assert isinstance(exact(chain, teacher_of(chain, 0, 1, 1), ForwardKL(), some_rollouts(chain)), Exact)
 
 
-def some_rollouts(chain: Chain) -> Artefact:
-    return oracle_rollouts(OracleJob(chain, oracle_config(chain, rollouts=2)))
+def some_rollouts(chain: Chain) -> Arrays:
+    return oracle_rollouts(OracleModels(chain, oracle_config(chain, rollouts=2)))

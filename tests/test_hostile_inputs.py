@@ -38,6 +38,8 @@ from schemas.limits import (
     MOST_SETTING,
     MOST_TOKENS,
 )
+from schemas.pipeline import DIAGNOSIS, PIPELINE
+from schemas.signals import sources
 from schemas.tables import RUN_TABLES
 from schemas.text import id_problem, name_problem, reason, shown, visible, without_user
 from schemas.urls import url_problem
@@ -47,9 +49,8 @@ from tasks.inputs.questions import InputError, Question, load_questions
 from tasks.inputs.recorded import read_recorded
 from tasks.inputs.tables import parse_table
 from tasks.outputs.run import aggregate_task, make_outputs
-from tasks.run.keys import sources
-from tasks.run.session import Job, forget_jobs
-from tasks.run.shells import BY_SOURCE, STAGES, run_stage
+from tasks.run.session import close_sessions, start_session
+from tasks.run.shells import run_stage
 from tasks.statistics.streams import stream_seed
 from tasks.store.garbage import referred
 from tasks.store.store import MARKER, Store, StoreError
@@ -490,7 +491,7 @@ def test_odd_templates(template: str, part: str, settings: dict[str, Any]) -> No
 )
 def test_odd_models(path: str, settings: dict[str, Any]) -> None:
     """The hub is not asked (HF_HUB_OFFLINE), or would refuse the name."""
-    refused(lambda: Job(checked(merged(settings, {"student": {"path": path}}))), "student.path: ")
+    refused(lambda: start_session(checked(merged(settings, {"student": {"path": path}}))), "student.path: ")
 
 
 def test_a_folder_that_holds_no_model_is_not_read(
@@ -504,9 +505,13 @@ def test_a_folder_that_holds_no_model_is_not_read(
         lambda folder: "read" if str(folder) == student else pytest.fail(f"{folder} is read"),
     )
     for path in ("/", "/usr", str(tmp_path / "anything")):
-        refused(partial(Job, checked(merged(settings, {"student": {"path": path}}))), "student.path: ", "config.json")
+        refused(
+            partial(start_session, checked(merged(settings, {"student": {"path": path}}))),
+            "student.path: ",
+            "config.json",
+        )
         change = {"teachers": {"0": {"model": {"path": path}}}}
-        refused(partial(Job, checked(merged(settings, change))), "teachers[0].model.path: ", "config.json")
+        refused(partial(start_session, checked(merged(settings, change))), "teachers[0].model.path: ", "config.json")
 
 
 def test_a_model_folder_that_cannot_be_read(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -514,7 +519,7 @@ def test_a_model_folder_that_cannot_be_read(settings: dict[str, Any], monkeypatc
         raise PermissionError(13, "Permission denied", "/m/weights")
 
     monkeypatch.setattr("tasks.store.keys._file_digest", fails)
-    refused(lambda: Job(checked(settings)), "student.path: ", "cannot be read: [Errno 13] Permission denied")
+    refused(lambda: start_session(checked(settings)), "student.path: ", "cannot be read: [Errno 13] Permission denied")
 
 
 def test_a_prompt_does_not_grow_without_bounds() -> None:
@@ -838,14 +843,16 @@ def recorded(tmp_path: Path, rows: list[dict[str, Any]], kind: str = "jsonl") ->
 @pytest.mark.parametrize(("change", "part"), RECORDED, ids=range(len(RECORDED)))
 def test_odd_recorded_outcomes(change: dict[str, Any], part: str, tmp_path: Path) -> None:
     data = recorded(tmp_path, [{**OUTCOME, **change}, OUTCOME] if "missing" in part else [{**OUTCOME, **change}])
-    refused(lambda: Job(checked(data)), "tree.path: ", part)
+    refused(lambda: start_session(checked(data)), "tree.path: ", part)
 
 
 def test_recorded_rollouts_that_are_too_long_all_together(tmp_path: Path) -> None:
     rows = [{**OUTCOME, "question_id": f"q{i}", "position": MOST_TOKENS} for i in range(11)]
-    message = refused(lambda: Job(checked(recorded(tmp_path, rows))), "row 10, column 'position'")
+    message = refused(lambda: start_session(checked(recorded(tmp_path, rows))), "row 10, column 'position'")
     rows = [{**OUTCOME, "token_id": token, "student_prob": 0.1, "draws": INT32 // 2} for token in range(3)]
-    refused(lambda: Job(checked(recorded(tmp_path, rows))), "row 3, column 'draws': this node's branches have")
+    refused(
+        lambda: start_session(checked(recorded(tmp_path, rows))), "row 3, column 'draws': this node's branches have"
+    )
     assert f"the most are {MOST_POSITIONS:,}" in message
 
 
@@ -859,18 +866,18 @@ def test_csv_columns_of_texts_stay_texts(tmp_path: Path) -> None:
 def test_tables_are_kept_where_the_report_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{**OUTCOME, "question_id": f"q{q}", "token_id": t, "student_prob": 0.4} for q in range(5) for t in range(2)]
     config = checked(recorded(tmp_path, rows))
-    job = Job(config)
-    for stage in STAGES:
-        for source in sources(config) if stage in BY_SOURCE else [None]:
-            run_stage(job, stage, list(job.questions), source)
+    job = start_session(config)
+    for stage in DIAGNOSIS:
+        for source in sources(config) if PIPELINE[stage].of_source else [None]:
+            run_stage(job, stage, job.keys.questions, source)
 
     def fails(*_: object) -> str:
         raise RuntimeError("no report")
 
     monkeypatch.setattr("tasks.outputs.run.render", fails)
     with pytest.raises(RuntimeError, match="no report"):
-        aggregate_task.fn(config, list(job.questions), {}, [])
-    forget_jobs()
+        aggregate_task.fn(config, job.keys.questions, {}, [])
+    close_sessions()
     written = {path.name for path in (tmp_path / "store" / "runs" / "run").iterdir()}
     assert written == {f"{name}.parquet" for name in RUN_TABLES}
 
@@ -883,10 +890,10 @@ def test_the_ends_of_what_recorded_tables_may_hold_are_scored(tmp_path: Path) ->
         for q in range(6)
         for token, p, won in ((INT32, 1.0, INT32 // 3), (0, tiny, 0), (1, 1e-30, INT32 // 7))
     ]  # fmt: skip
-    job = Job(checked(recorded(tmp_path, rows)))
-    ids = list(job.questions)
-    for stage in STAGES:
-        for source in sources(job.config) if stage in BY_SOURCE else [None]:
+    job = start_session(checked(recorded(tmp_path, rows)))
+    ids = job.keys.questions
+    for stage in DIAGNOSIS:
+        for source in sources(job.config) if PIPELINE[stage].of_source else [None]:
             assert not run_stage(job, stage, ids, source).failed
     outputs = dict(make_outputs(job, ids, {}).files)
     assert list(outputs)[-1] == "report.html"  # after all tables

@@ -17,8 +17,9 @@ from tasks.engines.transformers import TransformersScorer
 from tasks.engines.trunks import TransformersSampler
 from tasks.engines.vllm import _context_length
 from tasks.inputs.questions import InputError
-from tasks.run.session import Job
-from tests.families import tiny
+from tasks.run.session import start_session
+from tests.helpers.families import tiny
+from tests.helpers.sessions import provided
 
 
 def longrope(original: int) -> dict[str, Any]:
@@ -127,7 +128,7 @@ def test_completions_past_the_students_positions_are_refused_before_anything_is_
 
     monkeypatch.setattr("tasks.engines.transformers.load_transformers", never)
     with pytest.raises(InputError) as raised:
-        Job(checked(copied))
+        start_session(checked(copied))
     message = str(raised.value)
     assert message.startswith("sampling.max_tokens: 9000 tokens after a prompt of ") and "\n" not in message
     prompt = int(message.split("prompt of ")[1].split()[0])
@@ -136,34 +137,34 @@ def test_completions_past_the_students_positions_are_refused_before_anything_is_
     longest = 48 - max(len(job_prompt) for job_prompt in prompts(copied))
     copied["sampling"]["max_tokens"] = longest
     copied["teachers"] = copied["teachers"][:1]
-    Job(checked(copied))
+    start_session(checked(copied))
     copied["sampling"]["max_tokens"] = longest + 1
     with pytest.raises(InputError, match=rf"set it to {longest} or less"):
-        Job(checked(copied))
+        start_session(checked(copied))
 
 
 def prompts(settings: dict[str, Any]) -> list[list[int]]:
-    short = Job(checked({**settings, "sampling": {**settings["sampling"], "max_tokens": 2}}))
-    return [short.prompt_ids(question) for question in short.questions.values()]
+    short = start_session(checked({**settings, "sampling": {**settings["sampling"], "max_tokens": 2}}))
+    return [provided(short).prompt(question) for question in short.keys.questions]
 
 
 def test_a_teachers_prompt_with_its_context_counts(copied: dict[str, Any]) -> None:
     longest = max(map(len, prompts(copied)))
     shortened(Path(copied["teachers"][0]["model"]["path"]), longest + 24)
-    Job(checked(copied))
+    start_session(checked(copied))
     copied["teachers"][0]["contexts"] = [{"kind": "answer", "template": "{prompt} answer {answer}"}]
     with pytest.raises(InputError, match=r"teacher 'large' with context 'answer'\) are more than the .*/teacher'"):
-        Job(checked(copied))
+        start_session(checked(copied))
 
 
 def test_a_prompt_without_room_is_to_be_shortened(copied: dict[str, Any]) -> None:
     shortened(Path(copied["student"]["path"]), 3)
     with pytest.raises(InputError, match=r"that '.*' can take \(max_position_embeddings\); shorten the prompt"):
-        Job(checked(copied))
+        start_session(checked(copied))
 
 
 def test_a_configuration_that_cannot_be_read_is_an_error_of_its_field(copied: dict[str, Any]) -> None:
     path = Path(copied["teachers"][0]["model"]["path"]) / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": "of_another_world"}))
     with pytest.raises(InputError, match=r"^teachers\[0\]\.model\.path: '.*' cannot be loaded: .*of_another_world"):
-        Job(checked(copied))
+        start_session(checked(copied))

@@ -13,7 +13,7 @@ from schemas.config import JSD, ForwardKL, ReverseKL, RunConfig, TopK
 from tasks.stages.distillation.gradients import distill
 from tasks.engines.scoring import View
 from tasks.engines.transformers import TransformersScorer
-from tasks.store.store import Artefact
+from tasks.store.codec import Artefact
 from tasks.stages.trees.tree import next_round, survey
 
 nodes, V = int(sys.argv[1]), 151_936

@@ -16,7 +16,7 @@ from flows.command.commands import checked_suite, read_suite
 from flows.command.configuration import ConfigurationError, checked
 from tasks.outputs.history import SCHEMA, compared, no_history, slower, unchanged
 from tasks.outputs.run import write_run
-from tasks.run.session import Job
+from tasks.run.session import start_session
 from tasks.store.outages import StoreAwayError
 from tasks.store.store import Store, StoreError
 from tests.test_cli import cli
@@ -201,8 +201,8 @@ def test_a_question_that_is_no_longer_asked_is_something_new(
 ) -> None:
     fewer = tmp_path / "fewer.jsonl"
     fewer.write_text("".join(questions.read_text().splitlines(keepends=True)[:-1]))
-    before = Job(checked(settings))
+    before = start_session(checked(settings))
     with disable_run_logger():
-        write_run(before, list(before.questions), {}, [], {"files": {}, "why_unresolved": None}, {})
+        write_run(before, before.keys.questions, {}, [], {"files": {}, "why_unresolved": None}, {})
     assert nights.finished_key(checked(settings)) is not None
     assert nights.finished_key(checked({**settings, "questions": {"path": str(fewer)}})) is None

@@ -18,7 +18,7 @@ from botocore.exceptions import (  # type: ignore[import-untyped]
 )
 from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
 
-from tasks.operations.errors import may_pass, of_run, patiently
+from tasks.operations.errors import is_fatal, is_transient, patiently
 from tasks.store.outages import StoreAwayError, translated
 from tasks.store.store import Store, StoreError
 
@@ -83,7 +83,7 @@ def test_an_outage_is_one_error_that_may_pass(call: Callable[[Exception], Any], 
     with pytest.raises(StoreAwayError, match=f"store '{URL}' does not answer") as caught:
         call(error)
     assert caught.value.__cause__ is error and "\n" not in str(caught.value)
-    assert may_pass(caught.value) and of_run(caught.value)
+    assert is_transient(caught.value) and is_fatal(caught.value)
 
 
 def test_what_waiting_does_not_change_is_told_apart(call: Callable[[Exception], Any]) -> None:
@@ -91,7 +91,7 @@ def test_what_waiting_does_not_change_is_told_apart(call: Callable[[Exception], 
         call(NoCredentialsError())
     with pytest.raises(PermissionError) as refused:
         call(PermissionError("Access Denied"))
-    assert not may_pass(refused.value) and of_run(refused.value)
+    assert not is_transient(refused.value) and is_fatal(refused.value)
     with pytest.raises(KeyError):  # a fault of the program is no outage
         call(KeyError("x"))
 

@@ -11,6 +11,7 @@ from prefect.logging import disable_run_logger
 
 from flows.command.configuration import checked
 from schemas.config import RunConfig
+from schemas.pipeline import DIAGNOSIS
 from tasks.inputs.questions import InputError
 from tasks.outputs import run as outputs
 from tasks.outputs.run import (
@@ -23,8 +24,7 @@ from tasks.outputs.run import (
     write_run,
     writing,
 )
-from tasks.run.session import Job
-from tasks.run.shells import STAGES
+from tasks.run.session import RunSession, start_session
 from tasks.store.garbage import referred
 from tasks.store.store import StoreError
 
@@ -32,18 +32,18 @@ TABLES = ("tokens", "summary", "differences")
 
 
 @pytest.fixture
-def jobs(settings: dict[str, Any]) -> list[Job]:
+def jobs(settings: dict[str, Any]) -> list[RunSession]:
     """Of two configurations with one name."""
-    return [Job(checked(settings | {"seed": seed})) for seed in (0, 1)]
+    return [start_session(checked(settings | {"seed": seed})) for seed in (0, 1)]
 
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every opening of a job is as one by a process of its own."""
-    monkeypatch.setattr(outputs, "open_job", Job)
+    monkeypatch.setattr(outputs, "open_session", start_session)
 
 
-def write(job: Job, pause: float = 0.0) -> None:
+def write(job: RunSession, pause: float = 0.0) -> None:
     """What a flow does at its end; in every table stands the seed."""
     with disable_run_logger(), writing(job):
 
@@ -53,10 +53,10 @@ def write(job: Job, pause: float = 0.0) -> None:
                 time.sleep(pause)
 
         digests = outputs._write_files(job, files())
-        write_run(job, list(job.questions), {}, [], {"files": digests, "why_unresolved": None}, {})
+        write_run(job, job.keys.questions, {}, [], {"files": digests, "why_unresolved": None}, {})
 
 
-def test_files_and_run_json_are_of_one_run(jobs: list[Job]) -> None:
+def test_files_and_run_json_are_of_one_run(jobs: list[RunSession]) -> None:
     seen: set[int] = set()
     for i in range(6):
         both = [threading.Thread(target=write, args=(job, 0.01)) for job in (jobs if i % 2 else jobs[::-1])]
@@ -72,7 +72,7 @@ def test_files_and_run_json_are_of_one_run(jobs: list[Job]) -> None:
     assert jobs[0].store.names("claims") == []
 
 
-def test_a_mixture_is_not_read(jobs: list[Job]) -> None:
+def test_a_mixture_is_not_read(jobs: list[RunSession]) -> None:
     write(jobs[0])
     assert read_table(jobs[0].store, "small", "summary")["seed"].to_list() == [0]
     outputs._write_files(
@@ -91,15 +91,15 @@ def test_a_mixture_is_not_read(jobs: list[Job]) -> None:
 def test_a_name_is_of_one_configuration_at_a_time(settings: dict[str, Any]) -> None:
     one, other = checked(settings), checked(settings | {"seed": 1})
     again = checked(settings | {"execution": {"questions_per_task": 1}})  # needs the same of the store
-    with named(one, "diagnose", STAGES), named(again, "diagnose", STAGES):
+    with named(one, "diagnose", DIAGNOSIS), named(again, "diagnose", DIAGNOSIS):
         with (
             pytest.raises(InputError, match="name: a run named 'small' with another configuration is at work"),
-            named(other, "diagnose", STAGES),
+            named(other, "diagnose", DIAGNOSIS),
         ):
             pass
-        with named(checked(settings | {"seed": 1, "name": "free"}), "diagnose", STAGES):
+        with named(checked(settings | {"seed": 1, "name": "free"}), "diagnose", DIAGNOSIS):
             pass
-    with named(other, "diagnose", STAGES):
+    with named(other, "diagnose", DIAGNOSIS):
         pass
 
 
@@ -111,7 +111,7 @@ def test_of_two_that_come_at_once_one_is_refused(settings: dict[str, Any]) -> No
 
     def run(config: RunConfig) -> None:
         try:
-            with named(config, "diagnose", STAGES):
+            with named(config, "diagnose", DIAGNOSIS):
                 outcomes.append("held")
                 done.wait(30)
         except InputError:
@@ -130,16 +130,16 @@ def test_of_two_that_come_at_once_one_is_refused(settings: dict[str, Any]) -> No
     assert sorted(outcomes) == ["held", "refused"]
 
 
-def test_what_is_made_without_some_questions_is_needed_too(jobs: list[Job]) -> None:
+def test_what_is_made_without_some_questions_is_needed_too(jobs: list[RunSession]) -> None:
     job = jobs[0]
-    write_references(job, "diagnose", STAGES)
+    write_references(job, "diagnose", DIAGNOSIS)
     before = referred(job.store)
-    job.leave_out(list(job.questions)[:2])
-    prior = f"prior/{next(iter(job.keys.values())).prior}"
+    job.keys.leave_out(job.keys.questions[:2])
+    prior = f"prior/{job.keys.key('prior', job.keys.questions[0])}"
     assert prior not in before
-    add_references(job, "diagnose", STAGES)
+    add_references(job, "diagnose", DIAGNOSIS)
     assert before | {prior} <= referred(job.store)
-    write_references(Job(job.config), "diagnose", STAGES)  # the same run beside it begins
+    write_references(start_session(job.config), "diagnose", DIAGNOSIS)  # the same run beside it begins
     assert before | {prior} <= referred(job.store)
-    write_references(jobs[1], "diagnose", STAGES)  # another, later
+    write_references(jobs[1], "diagnose", DIAGNOSIS)  # another, later
     assert not (before | {prior}) & referred(job.store)

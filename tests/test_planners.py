@@ -1,5 +1,6 @@
 """The adaptive and the windows plan."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,34 +9,52 @@ import pytest
 
 from flows.command.configuration import checked, merged
 from flows.plan import cost
+from schemas.arrays import AnyArray
 from schemas.config import AdaptiveTree, ReverseKL, WindowsTree
+from schemas.signals import sources
 from tasks.calibration.chain import exact_scores
-from tasks.calibration.simulate import Rolled, Taught, draw, roll
+from tasks.calibration.simulate import OracleTeaching, Rolled, drawn_by, roll
 from tasks.calibration.suite import Family, make_question
 from tasks.engines.transformers import TransformersScorer
 from tasks.engines.trunks import TransformersSampler
 from tasks.outputs.run import write_run
-from tasks.run.keys import sources, taught
-from tasks.run.session import Job
+from tasks.run.session import start_session
 from tasks.run.shells import run_stage
-from tasks.stages.trees.adaptive import half_width, outcome_variance
-from tasks.stages.trees.rounds import Drawn, assembled
-from tasks.stages.trees.tree import next_round
+from tasks.stages.trees.adaptive import AdaptivePlanner, half_width, outcome_variance
+from tasks.stages.trees.design import Completed, RoundDesign
+from tasks.stages.trees.frame import SamplingFrame
+from tasks.stages.trees.planner import grow_tree
 from tasks.stages.trees.windows import count_visits, windows
 from tasks.statistics.csr import owners, row_sums
-from tasks.statistics.estimators import Outcomes, completed, linear, squared_norm
-from tasks.statistics.estimators import merged as merged_nodes
+from tasks.statistics.estimators import Outcomes, completed, linear, pool_rounds, squared_norm
 from tasks.store.store import Store
+from tests.helpers.sessions import provided
 
 LOSS = ReverseKL()
 
 
-def grown(tree: AdaptiveTree, rolled: Rolled, rng: np.random.Generator) -> list[Drawn]:
-    drawn: list[Drawn] = []
-    while (plan := next_round(tree, rolled.ground, drawn)) is not None:
-        successes, tokens = draw(rolled, plan, rng)
-        drawn.append(Drawn(plan, successes, np.zeros_like(successes), tokens))
-    return drawn
+class Recording:
+    """Keeps the rounds that it has planned."""
+
+    layout = "rounds"
+
+    def __init__(self, tree: AdaptiveTree) -> None:
+        self.rounds: list[Completed] = []
+        self._planner = AdaptivePlanner(tree)
+
+    def next_round(self, frame: SamplingFrame, completed: Sequence[Completed], seconds: float) -> RoundDesign | None:
+        self.rounds = list(completed)
+        return self._planner.next_round(frame, completed, seconds)
+
+    def tree(self, frame: SamplingFrame, completed: Sequence[Completed]) -> dict[str, AnyArray]:
+        return self._planner.tree(frame, completed)
+
+
+def grown(tree: AdaptiveTree, rolled: Rolled, rng: np.random.Generator) -> tuple[dict[str, AnyArray], list[Completed]]:
+    """The tree and its rounds."""
+    planner = Recording(tree)
+    arrays = grow_tree(planner, rolled.frame, drawn_by(rolled, rng))
+    return arrays, planner.rounds
 
 
 def test_adaptive_sums_are_unbiased_though_later_rounds_follow_from_earlier_ones() -> None:
@@ -43,12 +62,11 @@ def test_adaptive_sums_are_unbiased_though_later_rounds_follow_from_earlier_ones
     rolled = roll(q.student, "q", 4, 0, np.random.default_rng(0))
     exact = exact_scores(q.student, q.teachers["fair"], LOSS)
     tree = AdaptiveTree(draws=1024, round=256)
-    taught = Taught(rolled, q.teachers["fair"], LOSS)
+    taught = OracleTeaching(rolled, q.teachers["fair"], LOSS)
     sums = []
     for seed in range(300):
-        ground = replace(rolled.ground, seed=seed)
-        again = Rolled(rolled.chain, rolled.arrays, rolled.state, ground)
-        arrays = assembled(ground, grown(tree, again, np.random.default_rng(1000 + seed)))
+        again = replace(rolled, frame=replace(rolled.frame, seed=seed))
+        arrays, _ = grown(tree, again, np.random.default_rng(1000 + seed))
         outcomes, d = Outcomes.of(arrays), taught.distillation(arrays)
         w = arrays["share"] / arrays["inclusion"]
         c = d["d"] - d["d_bar"][owners(outcomes.offsets)]
@@ -64,27 +82,27 @@ def test_adaptive_goes_where_outcomes_are_open() -> None:
     """Positions whose value is known to be near 0 or 1 get a smaller share than open ones of the same leverage."""
     q = make_question(Family(256, "clear", "easy"), 3, 0)
     rolled = roll(q.student, "q", 8, 0, np.random.default_rng(0))
-    drawn = grown(AdaptiveTree(draws=4096, round=512), rolled, np.random.default_rng(1))
-    believed = outcome_variance(rolled.ground, drawn)
+    _, drawn = grown(AdaptiveTree(draws=4096, round=512), rolled, np.random.default_rng(1))
+    believed = outcome_variance(rolled.frame, drawn)
     value = q.student.values[rolled.depth, rolled.state]
     assert np.corrcoef(believed, value * (1 - value))[0, 1] > 0.4
-    assert len(np.unique(outcome_variance(rolled.ground, []))) == 1  # before any draw
+    assert len(np.unique(outcome_variance(rolled.frame, []))) == 1  # before any draw
 
 
 def test_budgets_and_precision_end_the_rounds() -> None:
     q = make_question(Family(64, "clear", "even"), 0, 0)
     rolled = roll(q.student, "q", 8, 0, np.random.default_rng(0))
 
-    def rounds(**tree: Any) -> list[Drawn]:
+    def rounds(**tree: Any) -> list[Completed]:
         settings = AdaptiveTree(**{"draws": 8192, "round": 512, **tree})
-        return grown(settings, rolled, np.random.default_rng(2))
+        return grown(settings, rolled, np.random.default_rng(2))[1]
 
     assert len(rounds()) == 16 and len(rounds(draws=1300)) == 2
     few = rounds(tokens=60_000)
     assert 40_000 <= sum(d.tokens for d in few) <= 60_000
     precise = rounds(half_width=0.1)
     assert 4 <= len(precise) < 16
-    assert half_width(rolled.ground, precise) <= 0.1 < half_width(rolled.ground, precise[:-1])
+    assert half_width(rolled.frame, precise) <= 0.1 < half_width(rolled.frame, precise[:-1])
 
 
 def test_target_tokens_resolves_more_of_the_signal() -> None:
@@ -94,68 +112,67 @@ def test_target_tokens_resolves_more_of_the_signal() -> None:
     signal = exact_scores(q.student, q.teachers["fair"], LOSS).g_sq[rolled.depth, rolled.state]
     held = {}
     for target in ("pooled", "tokens"):
-        drawn = grown(AdaptiveTree(draws=8192, target=target), rolled, np.random.default_rng(3))
-        arrays = assembled(rolled.ground, drawn)
+        arrays, drawn = grown(AdaptiveTree(draws=8192, target=target), rolled, np.random.default_rng(3))
         draws = row_sums(arrays["draws"].astype(float), arrays["branch_offsets"])
         held[target] = (draws * signal[arrays["node"]]).sum() / signal.max()
-        focused = [d for d in drawn if d.plan.focused]
+        focused = [d for d in drawn if d.design.focused]
         assert bool(focused) == (target == "tokens")
         assert arrays["share"].sum() == pytest.approx(
-            sum(len(d.plan.arrays["node"]) for d in drawn if not d.plan.focused) / (len(drawn) - len(focused))
+            sum(len(d.design.arrays["node"]) for d in drawn if not d.design.focused) / (len(drawn) - len(focused))
         )
     assert held["tokens"] > 1.5 * held["pooled"]
 
 
 def test_a_larger_budget_decodes_only_what_it_adds(settings: dict[str, Any]) -> None:
     tree = {"kind": "adaptive", "head": 3, "tail": 2, "node_draws": 12, "round": 24, "draws": 48}
-    small = Job(checked(merged({**settings, "tree": tree}, {})))
-    large = Job(checked({**settings, "tree": {**tree, "draws": 96}}))
-    ids = list(small.questions)
+    small = start_session(checked(merged({**settings, "tree": tree}, {})))
+    large = start_session(checked({**settings, "tree": {**tree, "draws": 96}}))
+    ids = small.keys.questions
     run_stage(small, "rollouts", ids)
     run_stage(small, "trees", ids)
-    before = [small.store.need("trees", small.keys[i].trees) for i in ids]
+    before = [small.store.need("trees", small.keys.key("trees", i)) for i in ids]
     run_stage(large, "trees", ids)
     for i, less in zip(ids, before, strict=True):
-        more = large.store.need("trees", large.keys[i].trees)
+        more = large.store.need("trees", large.keys.key("trees", i))
         early = more["round"] < 2
         assert more["node"][early].tolist() == less["node"].tolist()
         branches = early[owners(more["branch_offsets"])]
         for name in ("branch_token", "draws", "successes"):
             assert more[name][branches].tolist() == less[name].tolist()
-    alone = Job(checked({**settings, "tree": {**tree, "draws": 96}, "store": settings["store"] + "-alone"}))
+    alone = start_session(checked({**settings, "tree": {**tree, "draws": 96}, "store": settings["store"] + "-alone"}))
     run_stage(alone, "rollouts", ids)
     run_stage(alone, "trees", ids)
-    sampled_before = alone.decoded - sum(
-        int(alone.store.need("rollouts", alone.keys[i].rollouts)["offsets"][-1]) for i in ids
+    sampled_before = alone.provider.decoded - sum(
+        int(alone.store.need("rollouts", alone.keys.key("rollouts", i))["offsets"][-1]) for i in ids
     )
-    assert 0 < large.decoded < sampled_before
+    assert 0 < large.provider.decoded < sampled_before
     for i in ids:
-        a, b = (j.store.need("trees", j.keys[i].trees).arrays for j in (large, alone))
+        a, b = (j.store.need("trees", j.keys.key("trees", i)).arrays for j in (large, alone))
         assert all(np.array_equal(a[name], b[name]) for name in a)
 
 
 def test_a_plan_reads_nothing_of_what_is_there(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    job = Job(checked(settings))
-    run_stage(job, "rollouts", list(job.questions)[:4])
+    job = start_session(checked(settings))
+    run_stage(job, "rollouts", job.keys.questions[:4])
     monkeypatch.setattr(Store, "get_bytes", lambda *_: pytest.fail("an artefact was read"))
     rollouts, trees = cost(job)[:2]
-    assert (rollouts.cached, rollouts.missing, rollouts.sequences) == (4, 2, 2 * 4)
-    assert (trees.cached, trees.missing, trees.sequences) == (0, 6, 6 * 6 * 12)
+    assert (rollouts.cached, rollouts.missing, rollouts.completions) == (4, 2, 2 * 4)
+    assert (trees.cached, trees.missing, trees.completions) == (0, 6, 6 * 6 * 12)
 
 
 def test_a_plan_leaves_out_what_the_last_run_left_out(settings: dict[str, Any]) -> None:
-    job = Job(checked(settings))
-    ids = list(job.questions)
+    job = start_session(checked(settings))
+    ids = job.keys.questions
     lost, kept = ids[0], ids[1:]
     run_stage(job, "rollouts", ids)
-    job.leave_out([lost])
+    job.keys.leave_out([lost])
     for stage in ("trees", "ideal", "prior"):
         run_stage(job, stage, kept)
     write_run(job, kept, {lost: "all rollouts hit the length limit"}, [], {"files": {}, "why_unresolved": None}, {})
-    planned = {c.stage: c for c in cost(Job(checked(settings)))}
+    planned = {c.stage: c for c in cost(start_session(checked(settings)))}
     assert [planned[stage].missing for stage in ("rollouts", "trees", "ideal", "prior")] == [0, 0, 0, 0]
     assert planned["alignment"].missing == len(kept) * 6
-    other = {c.stage: c for c in cost(Job(checked({**settings, "name": "other"})))}
+    other = {c.stage: c for c in cost(start_session(checked({**settings, "name": "other"})))}
     assert other["trees"].missing == 1
 
 
@@ -173,7 +190,7 @@ def test_a_plan_is_what_is_done_at_most(
     tree: dict[str, Any], settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Counted: completions decoded and sequences scored, by stage."""
-    done = {"sequences": 0, "forwards": 0}
+    done = {"completions": 0, "forwards": 0}
     hidden, decode = TransformersScorer.hidden, TransformersSampler.continue_prefixes
 
     def scored(self: TransformersScorer, sequences: Any, starts: Any) -> Any:
@@ -181,20 +198,21 @@ def test_a_plan_is_what_is_done_at_most(
         return hidden(self, sequences, starts)
 
     def decoded(self: TransformersSampler, trunks: Any, draws: Any, temperature: float) -> Any:
-        done["sequences"] += len(draws)
+        done["completions"] += len(draws)
         return decode(self, trunks, draws, temperature)
 
-    job = Job(checked({**settings, "tree": tree}))
+    job = start_session(checked({**settings, "tree": tree}))
     planned = {c.stage: c for c in cost(job)}
-    _ = job.sampler, job.student  # loaded, with their self-tests
+    models = provided(job)
+    _ = models.sampler, models.student  # loaded, with their self-tests
     monkeypatch.setattr(TransformersScorer, "hidden", scored)
     monkeypatch.setattr(TransformersSampler, "continue_prefixes", decoded)
     for stage in ("rollouts", "trees", "ideal", "prior", "distillation"):
         for source in sources(job.config) if stage == "distillation" else [None]:
             if source is not None:
-                job.teacher_scorer(taught(job.config)[source][0])
-            done.update(sequences=0, forwards=0)
-            run_stage(job, stage, list(job.questions), source)
+                models.teacher(source)
+            done.update(completions=0, forwards=0)
+            run_stage(job, stage, job.keys.questions, source)
             parts = len(sources(job.config)) if source is not None else 1
             for what, n in done.items():
                 most = getattr(planned[stage], what) / parts
@@ -231,12 +249,12 @@ def test_visits_are_those_of_the_prefix_tree() -> None:
 
 def test_a_windows_tree_keeps_nodes_with_two_counted_children(settings: dict[str, Any]) -> None:
     tree = {"kind": "windows", "draws": 600, "min_visits": 3}
-    job = Job(checked({**settings, "tree": tree}))
-    ids = list(job.questions)[:2]
+    job = start_session(checked({**settings, "tree": tree}))
+    ids = job.keys.questions[:2]
     run_stage(job, "rollouts", ids)
     run_stage(job, "trees", ids)
     for i in ids:
-        arrays = job.store.need("trees", job.keys[i].trees)
+        arrays = job.store.need("trees", job.keys.key("trees", i))
         assert len(arrays["node"]) > 0
         assert (np.diff(arrays["branch_offsets"]) >= 2).all() and (arrays["draws"] >= 3).all()
         assert (arrays["successes"] <= arrays["draws"]).all()
@@ -248,8 +266,8 @@ def test_rounds_of_a_node_are_merged() -> None:
     q = make_question(Family(64, "clear", "even"), 0, 0)
     rolled = roll(q.student, "q", 2, 0, np.random.default_rng(0))
     tree = AdaptiveTree(draws=4096, round=512)
-    arrays = assembled(rolled.ground, grown(tree, rolled, np.random.default_rng(4)))
-    nodes = merged_nodes(arrays)
+    arrays, _ = grown(tree, rolled, np.random.default_rng(4))
+    nodes = pool_rounds(arrays)
     assert len(np.unique(arrays["node"])) == len(nodes.outcomes.p_sq) < len(arrays["node"])
     assert nodes.outcomes.draws.sum() == arrays["draws"].sum()
     assert np.array_equal(nodes.outcomes.prob[nodes.branch], arrays["branch_prob"])
@@ -258,8 +276,8 @@ def test_rounds_of_a_node_are_merged() -> None:
 def test_a_student_that_is_certain_of_every_token_has_no_nodes() -> None:
     q = make_question(Family(64, "clear", "even"), 0, 0)
     rolled = roll(q.student, "q", 2, 0, np.random.default_rng(0))
-    flat = {name: np.zeros_like(values) for name, values in rolled.ground.by_position.items()}
-    certain = Rolled(rolled.chain, rolled.arrays, rolled.state, replace(rolled.ground, by_position=flat))
-    drawn = grown(AdaptiveTree(), certain, np.random.default_rng(0))
-    assert [d.plan.draws for d in drawn] == [0]
-    assert len(assembled(certain.ground, drawn)["node"]) == 0
+    flat = {name: np.zeros_like(values) for name, values in rolled.frame.by_position.items()}
+    certain = replace(rolled, frame=replace(rolled.frame, by_position=flat))
+    arrays, drawn = grown(AdaptiveTree(), certain, np.random.default_rng(0))
+    assert [d.draws for d in drawn] == [0]
+    assert len(arrays["node"]) == 0

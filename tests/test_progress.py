@@ -8,20 +8,20 @@ import pytest
 from rich.console import Console
 
 from flows.command.terminal import progress
-from tasks.operations.progress import Amount, report
+from tasks.operations.progress import Amount, publish
 
 
 def test_a_log_file_says_every_so_often_how_far_the_work_is() -> None:
     out = io.StringIO()
     with progress(Console(file=out), pause=0.05):
-        report("rollouts", 0, 2)
-        report("completions", 0, 16)
+        publish("rollouts", 0, 2)
+        publish("completions", 0, 16)
         time.sleep(0.12)  # nothing is done yet: it says so all the same
         for _ in range(2):
-            report("completions", 8)
-            report("rollouts", 1)
-        report("trees", 0, 4)
-        report("trees", 1)
+            publish("completions", 8)
+            publish("rollouts", 1)
+        publish("trees", 0, 4)
+        publish("trees", 1)
         time.sleep(0.12)
     lines = out.getvalue().splitlines()
     assert lines[0] == "rollouts: 0 of 2, 0 s" and lines[1] == "completions: 0 of 16, 0 s"
@@ -36,10 +36,10 @@ def test_a_log_file_says_every_so_often_how_far_the_work_is() -> None:
 def test_nothing_is_written_after_the_end() -> None:
     out = io.StringIO()
     with progress(Console(file=out), pause=0.01):
-        report("trees", 0, 4)
+        publish("trees", 0, 4)
     ended = out.getvalue()
     time.sleep(0.05)
-    report("trees", 4)
+    publish("trees", 4)
     assert out.getvalue() == ended
 
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import yaml
 
-from tests.prefect_server import Server
+from tests.helpers.prefect_server import Server
 
 pytest.importorskip("prefect_ray")
 pytestmark = pytest.mark.slow

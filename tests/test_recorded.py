@@ -15,23 +15,27 @@ from typer.testing import CliRunner
 from flows.cli import app
 from flows.command.configuration import ConfigurationError, checked
 from schemas.config import Branching, ReverseKL
+from schemas.pipeline import DIAGNOSIS
 from tasks.calibration.chain import directions
 from tasks.calibration.simulate import Rolled, draw, roll
 from tasks.calibration.suite import Family, OracleQuestion, make_question
 from tasks.inputs.questions import InputError
-from tasks.run.session import Job
-from tasks.stages.trees.rounds import Drawn, assembled, plan_round
+from tasks.run.keys import RunKeys
+from tasks.run.session import start_session
+from tasks.stages.trees.design import assemble, design_round
+from tasks.stages.trees.planner import CompletedRound
 from tasks.statistics.csr import owners
 
 
 def question_rows(q: OracleQuestion, rolled: Rolled, draws: int, seed: int) -> tuple[list[Any], dict[str, list[Any]]]:
     """A node at every decision, all of its tokens drawn, as rows of a table; and those of each teacher."""
     chain = rolled.chain
-    nodes = np.flatnonzero(rolled.ground.leverage > 1e-3)
+    nodes = np.flatnonzero(rolled.frame.leverage > 1e-3)
     everything = Branching(head=chain.tokens, tail=2, tail_limit=0.0, allocation="equal")
-    plan = plan_round(rolled.ground, nodes, np.ones(len(nodes)), everything, draws)
-    successes, _ = draw(rolled, plan, np.random.default_rng(seed))
-    tree = assembled(rolled.ground, [Drawn(plan, successes, np.zeros_like(successes), 0)])
+    design = design_round(rolled.frame, nodes, np.ones(len(nodes)), everything, draws)
+    launches = design.launches(rolled.frame.offsets)
+    outcome = draw(rolled, launches, np.random.default_rng(seed))
+    tree = assemble(rolled.frame, [CompletedRound(design, launches, outcome)])
     at = tree["node"][owners(tree["branch_offsets"])]
     rollout, depth, state = at // chain.length, rolled.depth[at], rolled.state[at]
     rows = [
@@ -129,7 +133,7 @@ def test_recorded_outcomes_are_scored_without_a_model(
     for name in ("good", "wrong"):
         inner = g_sq = d_sq = 0.0
         for q, r in zip(questions, rolled, strict=True):
-            nodes = np.flatnonzero(r.ground.leverage > 1e-3)
+            nodes = np.flatnonzero(r.frame.leverage > 1e-3)
             d = directions(q.student, q.teachers[name], ReverseKL())[r.depth[nodes], r.state[nodes]]
             g = q.student.gradients[r.depth[nodes], r.state[nodes]]
             inner, g_sq, d_sq = inner + (g * d).sum(), g_sq + (g * g).sum(), d_sq + (d * d).sum()
@@ -138,7 +142,7 @@ def test_recorded_outcomes_are_scored_without_a_model(
         ).row(0, named=True)
         assert row["d_sq"] == pytest.approx(d_sq, rel=1e-6)
         assert row["alignment"] == pytest.approx(inner / np.sqrt(g_sq * d_sq), abs=0.05)
-        rollouts = sum(len(r.ground.correct) for r in rolled)
+        rollouts = sum(len(r.frame.correct) for r in rolled)
         assert row["gain"] == pytest.approx(inner / np.sqrt(rollouts * d_sq), abs=0.1 / np.sqrt(rollouts))
 
 
@@ -167,7 +171,7 @@ def test_bad_outcomes_are_refused_by_row_and_column(
     data = configuration(tmp_path, rows, teachers, "jsonl")
     write(tmp_path / "outcomes.jsonl", broken(rows, 5, **change))
     with pytest.raises(InputError) as error:
-        Job(checked(data))
+        start_session(checked(data))
     assert line in str(error.value) and str(error.value).startswith("tree.path: ")
 
 
@@ -179,7 +183,7 @@ def test_other_bad_tables_are_refused(recorded: Any, tmp_path: Path) -> None:
         good = (tmp_path / file).read_text()
         write(tmp_path / file, content)
         with pytest.raises(InputError) as error:
-            Job(checked(data))
+            start_session(checked(data))
         assert line in str(error.value)
         (tmp_path / file).write_text(good)
 
@@ -191,7 +195,7 @@ def test_other_bad_tables_are_refused(recorded: Any, tmp_path: Path) -> None:
     refused("good.jsonl", broken(teachers["good"], 2, teacher_prob=0.9999), "column 'teacher_prob': the probabilities")
     refused("good.jsonl", [*teachers["good"], teachers["good"][0]], "is a branch that row 1 has already")
     refused("wrong.jsonl", broken(teachers["wrong"], 0, teacher_prob="much"), "teachers.1.path")
-    Job(checked(data))
+    start_session(checked(data))
 
 
 def test_recorded_and_made_do_not_mix(recorded: Any, settings: dict[str, Any], tmp_path: Path) -> None:
@@ -219,35 +223,38 @@ def test_keys_follow_the_rows_and_not_their_place(recorded: Any, tmp_path: Path)
     _, _, rows, teachers = recorded
     data = configuration(tmp_path, rows, teachers, "jsonl")
 
-    def keys() -> dict[str, Any]:
-        return Job(checked(data)).keys
+    def keys() -> RunKeys:
+        return start_session(checked(data)).keys
+
+    def signals_of(found: RunKeys, question: str) -> dict[Any, str]:
+        return found.of_stage("distillation", question)
 
     before = keys()
     write(tmp_path / "outcomes.jsonl", rows[::-1])
-    assert keys() == before
+    assert sorted(keys().references(DIAGNOSIS, draws=False)) == sorted(before.references(DIAGNOSIS, draws=False))
     write(tmp_path / "outcomes.jsonl", broken(rows, 5, successes=rows[5]["successes"] - 1))
     changed = keys()
     first = rows[0]["question_id"]
-    assert changed[first].trees != before[first].trees
-    assert all(changed[i].trees == before[i].trees for i in before if i != first)
+    assert changed.key("trees", first) != before.key("trees", first)
+    others = [i for i in before.questions if i != first]
+    assert all(changed.key("trees", i) == before.key("trees", i) for i in others)
     write(tmp_path / "outcomes.jsonl", rows)
     write(tmp_path / "good.jsonl", broken(teachers["good"], 0, teacher_prob=1e-9))
     changed = keys()
-    assert changed[first].trees == before[first].trees
-    assert {
-        s for s in before[first].distillation if changed[first].distillation[s] != before[first].distillation[s]
-    } == {s for s in before[first].distillation if s.teacher == "good"}
+    assert changed.key("trees", first) == before.key("trees", first)
+    a, b = signals_of(before, first), signals_of(changed, first)
+    assert {s for s in a if a[s] != b[s]} == {s for s in a if s.teacher == "good"}
 
 
 def test_the_temperature_of_recorded_outcomes_is_in_the_keys(recorded: Any, tmp_path: Path) -> None:
     """Gradients are divided by it, and no rollouts' key of a recorded run tells it."""
     _, _, rows, teachers = recorded
     data = configuration(tmp_path, rows, teachers, "jsonl")
-    one, half = (Job(checked({**data, "sampling": {"temperature": t}})) for t in (1.0, 0.5))
-    ids = list(one.keys)
-    assert one.aggregate_key(ids) != half.aggregate_key(ids)
+    one, half = (start_session(checked({**data, "sampling": {"temperature": t}})) for t in (1.0, 0.5))
+    ids = one.keys.questions
+    assert one.keys.aggregate(ids) != half.keys.aggregate(ids)
     for i in ids:
-        assert one.keys[i].ideal != half.keys[i].ideal
-        assert not set(one.keys[i].alignment.values()) & set(half.keys[i].alignment.values())
+        assert one.keys.key("ideal", i) != half.keys.key("ideal", i)
+        assert not set(one.keys.of_stage("alignment", i).values()) & set(half.keys.of_stage("alignment", i).values())
         for stage in ("rollouts", "trees", "prior", "distillation"):  # none of these reads it
-            assert getattr(one.keys[i], stage) == getattr(half.keys[i], stage)
+            assert one.keys.of_stage(stage, i) == half.keys.of_stage(stage, i)

@@ -10,23 +10,23 @@ import pytest
 from schemas.config import Scores
 from tasks.outputs.report.page import FOREST, draw_charts, render
 from tasks.outputs.run import make_tables
-from tasks.statistics.estimators import merged
+from tasks.statistics.estimators import pool_rounds
 from tasks.statistics.prior import fit
-from tests.oracle import OracleJob, oracle_config, oracle_rollouts, random_chain, teacher_of
-from tests.test_estimators import scored, tree_of
+from tests.helpers.oracle import OracleModels, oracle_config, oracle_rollouts, oracle_tree, random_chain, teacher_of
+from tests.test_estimators import scored
 
 HOSTILE = "<script>alert(1)</script>\"'&"
 
 
 def page(texts: str, left_out: dict[str, str], why: str | None = None, **names: Any) -> str:
     chain = random_chain(3, length=10)
-    job = OracleJob(chain, oracle_config(chain, rollouts=6, nodes=30, head=4, tail=2, draws=40))
-    rollouts = oracle_rollouts(job)
-    q = scored(job, names.get("teacher", teacher_of(chain, 4, 2.0, 0.5)), rollouts, tree_of(job, rollouts))
+    models = OracleModels(chain, oracle_config(chain, rollouts=6, nodes=30, head=4, tail=2, draws=40))
+    rollouts = oracle_rollouts(models)
+    q = scored(models, names.get("teacher", teacher_of(chain, 4, 2.0, 0.5)), rollouts, oracle_tree(models, rollouts))
     by_id = dict.fromkeys(range(chain.tokens), texts)
     scores = Scores(bootstrap=200)
-    config = job.config.model_copy(update={"scores": scores, "name": "run"})
-    tables, facts = make_tables(config, [q], lambda _: by_id, fit([merged(q.tree).outcomes]))
+    config = models.config.model_copy(update={"scores": scores, "name": "run"})
+    tables, facts = make_tables(config, [q], lambda _: by_id, fit([pool_rounds(q.tree).outcomes]))
     assert np.isfinite(tables["tokens"]["weight"].to_numpy()).all()
     return render(config, [q], facts, tables, lambda _: by_id, left_out, why)
 

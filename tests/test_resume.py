@@ -14,7 +14,7 @@ import yaml
 
 def drive(config: Path, counts: Path, environment: dict[str, str], event: int | None = None) -> int:
     """The driver's exit code."""
-    command = [sys.executable, "-m", "tests.driver", str(config), str(counts), *([str(event)] if event else [])]
+    command = [sys.executable, "-m", "tests.helpers.driver", str(config), str(counts), *([str(event)] if event else [])]
     done = subprocess.run(
         command, env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=300
     )

@@ -8,9 +8,9 @@ import pytest
 from flows.command.configuration import checked
 from tasks.engines.protocol import Continuation, Draw, Trunk
 from tasks.engines.trunks import TransformersSampler
-from tasks.run.session import Job
+from tasks.run.session import RunSession, start_session
 from tasks.run.shells import run_stage
-from tasks.store.checkpoints import Unit, equal_units
+from tasks.stages.protocol import Unit, equal_units
 
 
 class Interrupted(BaseException):
@@ -44,10 +44,10 @@ def test_an_interrupted_stage_goes_on_where_it_was(
     settings["sampling"] = {"rollouts": 5, "max_tokens": 24}
     settings["execution"] = {"round_seconds": 0.0, "round_draws": most}
 
-    def job(store: str) -> Job:
-        return Job(checked({**settings, "store": f"{settings['store']}-{store}"}))
+    def job(store: str) -> RunSession:
+        return start_session(checked({**settings, "store": f"{settings['store']}-{store}"}))
 
-    ids = list(job("whole").questions)
+    ids = job("whole").keys.questions
     whole, killed, again = job("whole"), job("killed"), job("killed")
     for one in (whole, killed) if stage == "values" else ():
         run_stage(one, "rollouts", ids)
@@ -57,15 +57,15 @@ def test_an_interrupted_stage_goes_on_where_it_was(
     planned, engine.calls, engine.at = engine.calls, [], 3
     with pytest.raises(Interrupted):
         run_stage(killed, stage, ids)
-    assert killed.store.names("rounds", *killed.rounds_keys(stage, ids[0]))
-    assert ("rounds", killed.rounds_keys(stage, ids[0])[0]) in killed.references([stage])
+    assert killed.store.names("rounds", killed.keys.rounds(stage, ids[0]))
+    assert ("rounds", killed.keys.rounds(stage, ids[0])) in killed.keys.references([stage], draws=True)
     engine.calls, engine.at = [], None
     run_stage(again, stage, ids)
     assert engine.calls == planned[2:]
-    key = whole.stage_keys(stage, ids[0])[None]
+    key = whole.keys.key(stage, ids[0])
     a, b = (j.store.need(stage, key).arrays for j in (whole, again))
     assert all(a[name].tolist() == b[name].tolist() for name in a)
-    assert again.store.names("rounds", *again.rounds_keys(stage, ids[0])) == []
+    assert again.store.names("rounds", again.keys.rounds(stage, ids[0])) == []
 
 
 def test_units_are_as_equal_as_can_be() -> None:

@@ -12,12 +12,12 @@ import pytest
 import yaml
 from s3fs import S3FileSystem
 
-from tasks.operations.errors import may_pass
+from tasks.operations.errors import is_transient
 from tasks.store.garbage import holdings, remove, stored, unreferred
 from tasks.store.leases import Claims
 from tasks.store.outages import StoreAwayError
 from tasks.store.store import Store, StoreError
-from tests.s3 import SECRET, Gate, s3_server
+from tests.helpers.s3 import SECRET, Gate, s3_server
 
 HERE = Path(__file__).parents[1]
 KEY, PART = "0" * 64, "part-0000-000000000.zarr.zip"
@@ -76,7 +76,7 @@ def test_a_store_that_refuses_or_is_away_is_told_apart_from_a_wrong_one(gate: Ga
         for call in calls:
             with pytest.raises(StoreAwayError, match="'s3://bucket/x' does not answer, or refuses for now") as caught:
                 call()
-            assert may_pass(caught.value)
+            assert is_transient(caught.value)
         setattr(gate, fault, False)
     assert opened("x").names("claims") == []
     with pytest.raises(StoreError, match="cannot write to 's3://nobucket'"):

@@ -22,8 +22,8 @@ from flows.command.configuration import ConfigurationError
 from flows.orchestration.deployments import lost_runs
 from flows.service.serve import address, check_access, check_port, check_version, known_as, parse_schedule
 from schemas.config import RunConfig
-from tests.ports import free_port
-from tests.served import HERE, Served, csrf, in_trees, processes, tables
+from tests.helpers.ports import free_port
+from tests.helpers.served import HERE, Served, csrf, in_trees, processes, tables
 
 ELSEWHERE = Origin("http://elsewhere.example")
 

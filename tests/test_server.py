@@ -18,8 +18,8 @@ import pytest
 import yaml
 
 from flows.command.configuration import checked
-from tests.ports import free_port
-from tests.prefect_server import Server
+from tests.helpers.ports import free_port
+from tests.helpers.prefect_server import Server
 
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parents[1]

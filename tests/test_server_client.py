@@ -37,7 +37,7 @@ from tasks.engines import connection, server, vllm_answers, vllm_requests
 from tasks.engines.bounds import NoAnswerError
 from tasks.engines.protocol import Continuation, Draw, EngineAwayError, EngineError, Trunk
 from tasks.engines.server import ServerSampler, look_up
-from tests.fake_vllm import (
+from tests.helpers.fake_vllm import (
     STOP,
     VOCABULARY,
     Behaviour,
@@ -713,7 +713,9 @@ def test_any_json_is_a_lawful_draw_or_an_error(value: Any, limit: int) -> None:
         return
     ids = got.tokens.tolist()
     assert got.tokens.dtype == np.int32 and len(ids) <= limit and all(0 <= t < VOCABULARY for t in ids)
-    assert not STOP & set(ids[:-1]) and got.cut == (ids[-1] not in STOP) and (not got.cut or len(ids) == limit)
+    assert (
+        not STOP & set(ids[:-1]) and got.truncated == (ids[-1] not in STOP) and (not got.truncated or len(ids) == limit)
+    )
 
 
 PROBED = completion(token_ids=[5], prompt_logprobs=[None, {"3": {"logprob": -1.5}}, {"2": {"logprob": -0.5}}])

@@ -16,7 +16,7 @@ import yaml
 from tasks.store.keys import digest
 from tasks.store.leases import Claims
 from tasks.store.store import Store
-from tests.served import tables
+from tests.helpers.served import tables
 
 HERE = Path(__file__).parents[1]
 
@@ -82,7 +82,7 @@ def start(settings: dict[str, Any], tmp_path: Path, prefect_environment: dict[st
         path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump({**settings, "name": name, "store": str(tmp_path / store)}))
         return subprocess.Popen(
-            [sys.executable, "-m", "tests.faults", fault, "run", str(path)],
+            [sys.executable, "-m", "tests.helpers.faults", fault, "run", str(path)],
             env=prefect_environment,
             cwd=HERE,
             stdout=subprocess.PIPE,

@@ -18,7 +18,7 @@ from pydantic_core import PydanticSerializationError
 from flows.command.commands import guarded
 from flows.command.configuration import ConfigurationError
 from flows.command.signals import Ended, ended_by_signals, signals_held
-from tests.served import HERE
+from tests.helpers.served import HERE
 
 COMMAND = """
 import sys, time

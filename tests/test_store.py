@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zarr.storage import ZipStore
 
-from schemas.arrays import LAYOUTS, check_layout
+from schemas.arrays import ROUNDS, check_layout
+from schemas.pipeline import LAYOUTS
+from tasks.store.codec import decode, encode, is_whole
 from tasks.store.keys import canonical, digest
-from tasks.store.store import FORMAT, OBJECT, Store, StoreError, decode, encode, is_whole
+from tasks.store.store import FORMAT, OBJECT, Store, StoreError
 
 KEY = "k" * 64
 
@@ -97,7 +99,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
 
 def test_layout_is_checked() -> None:
     good = rounds(5)
-    check_layout("rounds", good)
+    check_layout("rounds", ROUNDS, good)
     for bad, message in (
         ({"success": good["success"]}, "not the declared"),
         ({**good, "success": good["success"].astype(np.int8)}, "dtype int8"),
@@ -105,7 +107,7 @@ def test_layout_is_checked() -> None:
         ({**good, "success": good["success"][None]}, "dimensions"),
     ):
         with pytest.raises(ValueError, match=message):
-            check_layout("rounds", bad)
+            check_layout("rounds", ROUNDS, bad)
     for layout in LAYOUTS.values():
         assert all(np.dtype(a.dtype).kind in "bif" and a.meaning and a.dims for a in layout.values())
 

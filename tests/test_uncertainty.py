@@ -8,10 +8,10 @@ import pytest
 from scipy.stats import binom, rankdata
 
 from schemas.config import ForcedTree, ReverseKL, Scores
+from schemas.signals import Signal
 from tasks.calibration.chain import Sums, exact_scores, expected
-from tasks.calibration.simulate import Rolled, Taught, draw, roll
+from tasks.calibration.simulate import OracleTeaching, Rolled, drawn_by, roll
 from tasks.calibration.suite import Family, OracleQuestion, make_question
-from tasks.run.keys import Signal
 from tasks.stages.aggregate.pooling import (
     LEAST_UNITS,
     QuestionScores,
@@ -22,16 +22,16 @@ from tasks.stages.aggregate.pooling import (
 )
 from tasks.stages.aggregate.predictors import PREDICTORS, AtNodes, predictor_rows
 from tasks.stages.aggregate.selection import CHOICES, selection_rows, split, sum_choices, sum_predicted
-from tasks.stages.alignment import interval, make_alignment
-from tasks.stages.distillation.gradients import NO_NODES
-from tasks.stages.ideal import ideal_gradients
+from tasks.stages.alignment import interval
+from tasks.stages.distillation.stage import NO_NODES
 from tasks.stages.ranking import RankedQuestion, advantages, contributions, rank
-from tasks.stages.trees.forced import forced_plan
-from tasks.stages.trees.rounds import Drawn, assembled
+from tasks.stages.trees.forced import ForcedPlanner
+from tasks.stages.trees.planner import grow_tree
 from tasks.stages.values import boundaries
-from tasks.statistics.estimators import Outcomes, merged
+from tasks.statistics.estimators import Outcomes
 from tasks.statistics.prior import CONCENTRATIONS, Prior, cells, fit
 from tests.benchmarks.few_units import population, settles
+from tests.helpers.oracle import Given, scored_trees
 
 LOSS = ReverseKL()
 SCORES = Scores(groupings=[], bootstrap=400, posterior=200)
@@ -94,23 +94,22 @@ def run() -> Run:
         q = make_question(family, n, 0)
         rng = np.random.default_rng(n)
         rolled = roll(q.student, str(n), 8, n, rng)
-        plan = forced_plan(ForcedTree(nodes=48, draws=384), rolled.ground)
-        successes, tokens = draw(rolled, plan, rng)
-        out.append((q, rolled, assembled(rolled.ground, [Drawn(plan, successes, np.zeros_like(successes), tokens)])))
+        planner = ForcedPlanner(ForcedTree(nodes=48, draws=384))
+        out.append((q, rolled, grow_tree(planner, rolled.frame, drawn_by(rolled, rng))))
     return out
 
 
 def scored(run: Run, teacher: str, trees: list[dict[str, Any]] | None = None) -> tuple[list[QuestionScores], Prior]:
     """All of a run for one teacher, with other trees if given."""
     trees = trees if trees is not None else [tree for _, _, tree in run]
-    prior = fit([merged(tree).outcomes for tree in trees])
-    signal, out = Signal(teacher, "none", "reverse_kl"), []
-    for n, ((q, rolled, _), tree) in enumerate(zip(run, trees, strict=True)):
-        d = Taught(rolled, q.teachers[teacher], LOSS).distillation(tree)
-        a = make_alignment(tree, {"k": d}, prior, SCORES, 1.0, 1e-3, n)["k"]
-        ideal = ideal_gradients(Outcomes.of(tree), 1.0)
-        out.append(QuestionScores(str(n), rolled.arrays, tree, ideal, {signal: d}, {signal: a}))
-    return out, prior
+    signal = Signal(teacher, "none", "reverse_kl")
+    given = {
+        str(n): Given(
+            rolled.arrays, tree, {signal: OracleTeaching(rolled, q.teachers[teacher], LOSS).distillation(tree)}
+        )
+        for n, ((q, rolled, _), tree) in enumerate(zip(run, trees, strict=True))
+    }
+    return scored_trees(given, seed=int, scores=SCORES)
 
 
 @pytest.mark.parametrize("teacher", ["good", "random"])
@@ -244,7 +243,7 @@ def ranked(questions: list[OracleQuestion], rollouts: int, seed: int, names: lis
     for n, q in enumerate(questions):
         rolled = roll(q.student, str(n), rollouts, seed, rng)
         signals = {
-            Signal(name, "none", "reverse_kl"): Taught(rolled, q.teachers[name], LOSS).distillation(NO_NODES)
+            Signal(name, "none", "reverse_kl"): OracleTeaching(rolled, q.teachers[name], LOSS).distillation(NO_NODES)
             for name in names
         }
         out.append(RankedQuestion(rolled.arrays, signals))
@@ -283,7 +282,7 @@ def test_values_along_rollouts_cut_the_variance_and_keep_the_mean() -> None:
     for seed in range(400):
         rng = np.random.default_rng(seed)
         rolled = roll(q.student, "q", 4, seed, rng)
-        arrays = {signal: Taught(rolled, q.teachers["good"], LOSS).distillation(NO_NODES)}
+        arrays = {signal: OracleTeaching(rolled, q.teachers["good"], LOSS).distillation(NO_NODES)}
         ends = boundaries(rolled.arrays["offsets"], 4)
         value = q.student.values[rolled.depth[ends], rolled.state[ends]]
         values = {"boundary": ends, "draws": np.full(len(ends), 16), "successes": rng.binomial(16, value)}

@@ -284,7 +284,7 @@ def test_math_in_worker_processes_with_a_time_limit() -> None:
 def test_a_check_that_uses_up_its_worker_is_wrong_and_the_pool_goes_on(
     monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    from tests import hanging
+    from tests.helpers import hanging
 
     monkeypatch.setattr("tasks.verifiers.math.check_math", hanging.check)
     pool = MathPool(MathVerifier(workers=1, seconds=1.0))
@@ -297,7 +297,7 @@ def test_a_check_that_uses_up_its_worker_is_wrong_and_the_pool_goes_on(
 
 
 def test_a_mistake_of_our_own_in_a_worker_is_not_a_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests import hanging
+    from tests.helpers import hanging
 
     monkeypatch.setattr("tasks.verifiers.math.check_math", hanging.check)
     pool = MathPool(MathVerifier(workers=1))

@@ -80,7 +80,7 @@ SPECIAL = [Draw(0, 2, 1, 9, 1), Draw(0, 3, 25, 0, 2), Draw(1, 3, None, 30, 3), D
 
 
 def same(a: list[Continuation], b: list[Continuation]) -> bool:
-    return [(x.tokens.tolist(), x.cut) for x in a] == [(y.tokens.tolist(), y.cut) for y in b]
+    return [(x.tokens.tolist(), x.truncated) for x in a] == [(y.tokens.tolist(), y.truncated) for y in b]
 
 
 def stops_alike(ends: list[Continuation], draws: list[Draw], vocabulary: int) -> None:
@@ -88,8 +88,8 @@ def stops_alike(ends: list[Continuation], draws: list[Draw], vocabulary: int) ->
         tokens = end.tokens.tolist()
         assert not STOP & set(tokens[:-1]) and all(t < vocabulary for t in tokens)
         if draw.token in STOP:
-            assert not tokens and not end.cut
-        elif end.cut:
+            assert not tokens and not end.truncated
+        elif end.truncated:
             assert len(tokens) == max(0, draw.limit) and not STOP & set(tokens)
         else:
             assert 0 < len(tokens) <= draw.limit and tokens[-1] in STOP
@@ -103,7 +103,7 @@ def test_draws_depend_on_their_own_seed_alone(vllm: VLLMSampler) -> None:
     draws = branches(6, 20) + SPECIAL
     whole = vllm.continue_prefixes(TRUNKS, draws, 1.0)
     stops_alike(whole, draws, vllm._vocabulary)
-    assert any(end.cut for end in whole) and any(not end.cut for end in whole)
+    assert any(end.truncated for end in whole) and any(not end.truncated for end in whole)
     order = np.random.default_rng(0).permutation(len(draws))
     shuffled = vllm.continue_prefixes(TRUNKS, [draws[i] for i in order], 1.0)
     assert same(shuffled, [whole[i] for i in order])
@@ -119,7 +119,7 @@ def agree(a: Sampler, b: Sampler, vocabulary: int, *, count: int, draws: int) ->
         stops_alike(ends, asked, vocabulary)
     for i in range(count):
         part = slice(i * draws, (i + 1) * draws)
-        success = [sum(not e.cut and int(e.tokens[:-1].sum()) % 2 == 0 for e in ends[part]) for ends in both]
+        success = [sum(not e.truncated and int(e.tokens[:-1].sum()) % 2 == 0 for e in ends[part]) for ends in both]
         if 0 < sum(success) < 2 * draws:
             found = chi2_contingency([[s, draws - s] for s in success], correction=False)
             statistic, freedom = statistic + found.statistic, freedom + 1

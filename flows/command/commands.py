@@ -78,9 +78,9 @@ def run_file(path: Path, assignments: list[str]) -> int:
     def action() -> int:
         config = load(path, assignments)
         check_execution(config.execution)
-        from tasks.run.session import open_job
+        from tasks.run.session import open_session
 
-        open_job(config)  # before Prefect's server is started
+        open_session(config)  # before Prefect's server is started
         from flows.diagnose import diagnose
 
         return _follow(lambda: diagnose(config))
@@ -95,9 +95,9 @@ def rank_file(path: Path, assignments: list[str]) -> int:
         config = load(path, assignments)
         check_ranked(config)
         check_execution(config.execution)
-        from tasks.run.session import open_job
+        from tasks.run.session import open_session
 
-        open_job(config)
+        open_session(config)
         from flows.command.terminal import rank_table, what_would_settle
         from flows.rank import rank
         from tasks.outputs.run import read_table
@@ -228,9 +228,9 @@ def plan_file(path: Path, assignments: list[str]) -> int:
     def action() -> int:
         config = load(path, assignments)
         from flows.plan import cost, cost_table
-        from tasks.run.session import open_job
+        from tasks.run.session import open_session
 
-        _console.print(cost_table(cost(open_job(config))))
+        _console.print(cost_table(cost(open_session(config))))
         return OK
 
     return guarded(action)

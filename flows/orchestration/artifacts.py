@@ -21,7 +21,7 @@ from prefect.artifacts import (
 
 from flows.command.terminal import SHOWN, number, score
 from tasks.operations.progress import Amount, Step, listen
-from tasks.run.shells import Outcome
+from tasks.run.shells import TaskSummary
 from tasks.stages.aggregate.pooling import headline
 from tasks.store.store import Store
 
@@ -106,7 +106,7 @@ def output_link(store: Store, run: str, file: str) -> None:
 
 def summary_artifact(
     run: str,
-    stages: Mapping[str, Outcome],
+    stages: Mapping[str, TaskSummary],
     left_out: Mapping[str, str],
     failed: Mapping[str, str],
     why_unresolved: str | None,

@@ -8,7 +8,7 @@ from typing import Any
 from prefect import State, Task
 
 from schemas.config import Execution
-from tasks.operations.errors import may_pass
+from tasks.operations.errors import is_transient
 
 Finish = Callable[[], State[Any]]
 Start = Callable[[Task[..., Any], dict[str, Any]], Finish]
@@ -60,4 +60,4 @@ def retried(task: Task[..., Any], execution: Execution) -> Task[..., Any]:
 
 
 def _worth_it(task: Task[..., Any], run: object, state: State[Any]) -> bool:
-    return isinstance(state.data, BaseException) and may_pass(state.data)
+    return isinstance(state.data, BaseException) and is_transient(state.data)

@@ -6,7 +6,7 @@ population's score. Errors are judged against the same questions, so that they a
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -17,26 +17,27 @@ from schemas.config import (
     ForcedTree,
     ForwardKL,
     Grouping,
+    Model,
+    Questions,
     ReverseKL,
+    RunConfig,
+    Sampling,
     Settings,
+    Teacher,
     WindowsTree,
+    loss_name,
 )
 from schemas.config import Scores as ScoreSettings
+from schemas.pipeline import DIAGNOSIS
+from schemas.signals import Signal
 from tasks.calibration.chain import Chain, Sums, exact_scores, expected
 from tasks.calibration.chain import Scores as Exact
-from tasks.calibration.simulate import Rolled, Taught, continue_windows, draw, roll
+from tasks.calibration.provider import Chains, OracleProvider
+from tasks.calibration.simulate import Rolled
 from tasks.calibration.suite import TEACHERS, Family, OracleQuestion, equal_teacher, make_question
-from tasks.run.keys import Signal
 from tasks.stages.aggregate.pooling import Pool, QuestionScores, make_pool
-from tasks.stages.alignment import make_alignment
-from tasks.stages.distillation.gradients import NO_NODES
-from tasks.stages.ideal import ideal_gradients
+from tasks.stages.compute import Computed
 from tasks.stages.ranking import RankedQuestion, rank
-from tasks.stages.trees.rounds import Drawn, assembled
-from tasks.stages.trees.tree import next_round
-from tasks.stages.trees.windows import count_visits, windows, windows_tree
-from tasks.statistics.estimators import Outcomes, merged
-from tasks.statistics.prior import fit
 
 POPULATION, QUESTIONS, ROLLOUTS = 48, 24, 8
 EQUAL, EQUAL_COSINE = "equal", 0.4
@@ -67,6 +68,25 @@ class Setting:
                 return WindowsTree(draws=self.draws)
             case _:
                 return None
+
+    @property
+    def signals(self) -> list[Signal]:
+        """The teachers that are judged, each with its loss; a ranking has no teacher whose groups are equal."""
+        teachers = TEACHERS if self.tree is None else [*TEACHERS, EQUAL]
+        return [Signal(name, "none", loss_name(loss_of(name))) for name in teachers]
+
+    def config(self, seed: int) -> RunConfig:
+        """A run of it: the configuration under which a user's run does the same."""
+        return RunConfig(
+            seed=seed,
+            questions=Questions(path="oracle"),
+            student=Model(path="oracle"),
+            sampling=Sampling(rollouts=self.rollouts, max_tokens=self.family.length),
+            tree=self.tree or ForcedTree(),
+            teachers=[Teacher(name=name) for name in (*TEACHERS, EQUAL)],
+            losses=[ReverseKL(), ForwardKL()],
+            scores=SCORES,
+        )
 
 
 @dataclass(frozen=True)
@@ -102,41 +122,21 @@ def truth(members: Sequence[Member], teacher: str, group: str) -> Sums:
     return sum((m.expected[teacher][group] for m in members), start=Sums(0.0, 0.0, 0.0))
 
 
-def grow(setting: Setting, rolled: Rolled, rng: np.random.Generator) -> tuple[dict[str, AnyArray], int]:
-    """A tree, and the tokens it took."""
-    tree, ground = setting.tree, rolled.ground
-    if isinstance(tree, WindowsTree):
-        launched = windows(tree, ground.offsets)
-        continued, success, tokens = continue_windows(rolled, launched, rng)
-        each = [w for w in launched for _ in range(w.draws)]
-        never = np.zeros(len(success), dtype=bool)
-        visits = count_visits(rolled.arrays["tokens"], ground.offsets, each, continued, success, never)
-        return windows_tree(tree, ground, visits), tokens
-    if tree is None:
-        raise ValueError(f"{setting.planner} makes no tree")
-    drawn: list[Drawn] = []
-    while (plan := next_round(tree, ground, drawn)) is not None:
-        successes, tokens = draw(rolled, plan, rng)
-        drawn.append(Drawn(plan, successes, np.zeros_like(successes), tokens))
-    return assembled(ground, drawn), sum(d.tokens for d in drawn)
-
-
 def measure(setting: Setting, seed: int, run: int) -> list[dict[str, Any]]:
     """Rows of one run: score, teacher, estimate, interval and both truths; see `flows.calibrate`."""
     members = population(setting.family, seed)
     rng = np.random.default_rng([seed, run, setting.draws, setting.rollouts])
-    drawn = [members[i] for i in rng.integers(0, len(members), size=QUESTIONS)]
-    rolled = [roll(m.question.student, f"{n}", setting.rollouts, seed + run, rng) for n, m in enumerate(drawn)]
-    tokens = QUESTIONS * setting.rollouts * setting.family.length
+    drawn = {f"{n}": members[i] for n, i in enumerate(rng.integers(0, len(members), size=QUESTIONS))}
+    chains = {name: Chains(m.question.student, m.teachers) for name, m in drawn.items()}
+    config = setting.config(seed + run)
+    provider = OracleProvider(config, chains, rng)
+    computed = Computed(config, provider, list(drawn), setting.signals, lambda _, __, name: 1000 * run + int(name))
     if setting.tree is None:
-        rows = list(_ranks(drawn, rolled, run))
+        computed.run("rollouts", "ranking")
+        rows = list(_ranks(list(drawn.values()), computed, run))
     else:
-        trees = []
-        for r in rolled:
-            tree, decoded = grow(setting, r, rng)
-            trees.append(tree)
-            tokens += decoded
-        rows = list(_scores(setting, members, drawn, rolled, trees, run))
+        computed.run(*DIAGNOSIS)
+        rows = list(_scores(members, list(drawn.values()), computed, provider, config, run))
     shared = {
         "length": setting.family.length,
         "signal": setting.family.signal,
@@ -146,7 +146,7 @@ def measure(setting: Setting, seed: int, run: int) -> list[dict[str, Any]]:
         "draws": setting.draws,
         "rollouts": setting.rollouts,
         "run": run,
-        "tokens": tokens,
+        "tokens": provider.decoded,
     }
     return [{**shared, **row} for row in rows]
 
@@ -156,15 +156,14 @@ def _row(score: str, teacher: str, estimate: float, truth: float, **more: float)
     return {"score": score, "teacher": teacher, "estimate": estimate, "truth": truth, **blank, **more}
 
 
-def _ranks(drawn: Sequence[Member], rolled: Sequence[Rolled], run: int) -> Iterator[dict[str, Any]]:
+def _ranks(drawn: Sequence[Member], computed: Computed, run: int) -> Iterator[dict[str, Any]]:
     """The ranking's gains, in the unit of alignments: divided by the exact sqrt(sum |g|^2) of a rollout."""
-    signals = {name: Signal(name, "none", "reverse_kl") for name in TEACHERS}
     questions = [
         RankedQuestion(
-            r.arrays,
-            {s: Taught(r, m.teachers[name], loss_of(name)).distillation(NO_NODES) for name, s in signals.items()},
+            computed.artefact("rollouts", name),
+            {signal: computed.artefact("ranking", name, signal) for signal in computed.signals},
         )
-        for m, r in zip(drawn, rolled, strict=True)
+        for name in computed.questions
     ]
     ranking = rank(questions, 1.0, SCORES, run)
     for row in ranking.rows:
@@ -174,34 +173,23 @@ def _ranks(drawn: Sequence[Member], rolled: Sequence[Rolled], run: int) -> Itera
 
 
 def _scores(
-    setting: Setting,
     members: Sequence[Member],
     drawn: Sequence[Member],
-    rolled: Sequence[Rolled],
-    trees: Sequence[dict[str, AnyArray]],
+    computed: Computed,
+    provider: OracleProvider,
+    config: RunConfig,
     run: int,
 ) -> Iterator[dict[str, Any]]:
-    prior = fit([merged(tree).outcomes for tree in trees])
-    signals = {name: Signal(name, "none", "loss") for name in [*TEACHERS, EQUAL]}
-    scored = []
-    for n, (m, r, tree) in enumerate(zip(drawn, rolled, trees, strict=True)):
-        d = {name: Taught(r, m.teachers[name], loss_of(name)).distillation(tree) for name in signals}
-        a = make_alignment(tree, d, prior, SCORES, 1.0, 1e-3, 1000 * run + n)
-        scored.append(
-            QuestionScores(
-                str(n),
-                r.arrays,
-                tree,
-                ideal_gradients(Outcomes.of(tree), 1.0),
-                {signals[name]: arrays for name, arrays in d.items()},
-                {signals[name]: arrays for name, arrays in a.items()},
-                sampled=setting.planner != "windows",
-            )
-        )
-    pool = make_pool(scored, list(signals.values()), SCORES, run)
+    sampled = config.tree.sampled
+    scored = [
+        QuestionScores.of(name, computed.signals, partial(computed.read, name), sampled) for name in computed.questions
+    ]
+    signals = {signal.teacher: signal for signal in computed.signals}
+    pool = make_pool(scored, computed.signals, SCORES, run)
     yield from _pooled(pool, signals, members, drawn)
     for name, signal in signals.items():
-        yield from _nodes(name, [q.alignment[signal] for q in scored], drawn, rolled, trees)
+        alignments, trees = [q.alignment[signal] for q in scored], [q.tree for q in scored]
+        yield from _nodes(name, alignments, drawn, list(provider.rolled.values()), trees)
 
 
 def _pooled(
@@ -241,7 +229,7 @@ def _nodes(
     alignments: Sequence[Mapping[str, AnyArray]],
     drawn: Sequence[Member],
     rolled: Sequence[Rolled],
-    trees: Sequence[dict[str, AnyArray]],
+    trees: Sequence[Mapping[str, AnyArray]],
 ) -> Iterator[dict[str, Any]]:
     """Intervals and signs of single nodes: shares, with the number of nodes that they are of.
 

@@ -4,21 +4,20 @@ What an estimator sees is what a language model would give it: tokens, outcomes,
 teachers. Draws are not walked token by token: the state at the end has a known law from any prefix.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from schemas.arrays import AnyArray
+from schemas.arrays import AnyArray, Arrays
 from schemas.config import Settings
 from tasks.calibration.chain import Chain, walk
-from tasks.stages.distillation.gradients import divergences, head_direction
+from tasks.stages.distillation.directions import divergences, head_direction
 from tasks.stages.distillation.losses import descent, floored
-from tasks.stages.trees.rounds import Ground, Plan
-from tasks.stages.trees.windows import Window
+from tasks.stages.trees.frame import SamplingFrame
+from tasks.stages.trees.planner import Launches
 from tasks.statistics.csr import Floats, Ints, owners
 from tasks.statistics.design import leverage
 
@@ -30,12 +29,16 @@ class Rolled:
     chain: Chain
     arrays: dict[str, AnyArray]
     state: Ints
-    ground: Ground
+    frame: SamplingFrame
 
     @property
     def depth(self) -> Ints:
         """Place of each position in its rollout, [T]."""
         return np.arange(len(self.state)) % self.chain.length
+
+    def position(self, launches: Launches) -> Ints:
+        """The position that each launch is before, [L]."""
+        return np.asarray(self.arrays["offsets"][launches.rollout] + launches.depth)
 
 
 def roll(chain: Chain, question: str, rollouts: int, seed: int, rng: np.random.Generator) -> Rolled:
@@ -65,25 +68,42 @@ def roll(chain: Chain, question: str, rollouts: int, seed: int, rng: np.random.G
         "correct": correct,
         "truncated": np.zeros(rollouts, dtype=bool),
     }
-    return Rolled(chain, arrays, state, Ground(seed, question, offsets, correct, by_position, distributions))
+    frame = SamplingFrame(seed, question, arrays["tokens"], offsets, correct, by_position, distributions)
+    return Rolled(chain, arrays, state, frame)
 
 
-def draw(rolled: Rolled, plan: Plan, rng: np.random.Generator) -> tuple[Ints, int]:
-    """Successes of every branch, and the tokens that decoding them would have taken."""
-    chain, arrays = rolled.chain, plan.arrays
-    node = arrays["node"][owners(arrays["branch_offsets"])]
-    depth = rolled.depth[node]
-    after = chain.follow[chain.kinds[depth], rolled.state[node], arrays["branch_token"]]
-    branch = np.repeat(np.arange(plan.branches), arrays["draws"])
-    law = np.cumsum(chain.arrivals[depth + 1, after], axis=-1)[branch]
-    end = (law[:, :-1] <= rng.random(len(branch))[:, None] * law[:, -1:]).sum(axis=1)
-    success = rng.random(len(branch)) < chain.success[end]
-    tokens = int(((chain.length - depth - 1) * arrays["draws"]).sum())
-    return np.bincount(branch, success, plan.branches).astype(np.int64), tokens
+def draw(rolled: Rolled, launches: Launches, rng: np.random.Generator) -> dict[str, AnyArray]:
+    """Outcomes of draws that forced tokens begin, as the layout "rounds" has them."""
+    chain, depth, owner = rolled.chain, launches.depth, launches.owner
+    after = chain.follow[chain.kinds[depth], rolled.state[rolled.position(launches)], launches.token]
+    law = np.cumsum(chain.arrivals[depth + 1, after], axis=-1)[owner]
+    end = (law[:, :-1] <= rng.random(len(owner))[:, None] * law[:, -1:]).sum(axis=1)
+    success = rng.random(len(owner)) < chain.success[end]
+    length = (chain.length - depth - 1)[owner]
+    return {"success": success, "truncated": np.zeros(len(owner), dtype=bool), "length": length.astype(np.int32)}
+
+
+def drawn_by(rolled: Rolled, rng: np.random.Generator) -> Callable[[int, object, Launches], dict[str, AnyArray]]:
+    """What draws rounds of forced tokens for `tasks.stages.trees.planner.grow_tree`."""
+    return lambda index, design, launches: draw(rolled, launches, rng)
+
+
+def continue_freely(rolled: Rolled, launches: Launches, rng: np.random.Generator) -> dict[str, AnyArray]:
+    """Continuations that nothing is forced on, as the layout "continuations" has them."""
+    chain, owner = rolled.chain, launches.owner
+    depth = launches.depth[owner]
+    walked, _ = walk(chain, depth, rolled.state[rolled.position(launches)][owner], rng)
+    tokens = [row[start:-1] for row, start in zip(walked, depth.tolist(), strict=True)]
+    return {
+        "success": walked[:, -1] == chain.passes,
+        "truncated": np.zeros(len(owner), dtype=bool),
+        "tokens": np.concatenate([np.empty(0, dtype=np.int32), *tokens]).astype(np.int32),
+        "offsets": np.cumsum([0, *(len(t) for t in tokens)]).astype(np.int64),
+    }
 
 
 @dataclass(frozen=True)
-class Taught:
+class OracleTeaching:
     """A teacher's view of rollouts: stage 4 by table look-up."""
 
     rolled: Rolled
@@ -104,7 +124,7 @@ class Taught:
         flat = descent(self.loss, log_p.flatten(0, 1), log_t.flatten(0, 1))
         return np.asarray(flat.numpy().reshape(log_p.shape))
 
-    def distillation(self, tree: dict[str, AnyArray]) -> dict[str, AnyArray]:
+    def distillation(self, tree: Arrays) -> dict[str, AnyArray]:
         """The arrays of stage 4."""
         log_p, log_t, pair = self._pair
         state, sampled = self.rolled.state, self.rolled.arrays["tokens"]
@@ -124,18 +144,3 @@ class Taught:
             "d_head": head_direction(self.loss, p_branch, t_branch, tree["branch_offsets"], tree["branch_tail"]),
             "teacher_prob": t_branch.exp().numpy(),
         }
-
-
-def continue_windows(
-    rolled: Rolled, launched: Sequence[Window], rng: np.random.Generator
-) -> tuple[list[Ints], npt.NDArray[np.bool_], int]:
-    """Continuations of every window, one after another: their tokens, their outcomes, and the tokens decoded."""
-    chain, draws = rolled.chain, [w.draws for w in launched]
-    depth = np.repeat([w.depth for w in launched], draws)
-    place = np.repeat([int(rolled.arrays["offsets"][w.rollout]) + w.depth for w in launched], draws)
-    tokens, _ = walk(chain, depth, rolled.state[place], rng)
-    return (
-        [row[start:-1] for row, start in zip(tokens, depth.tolist(), strict=True)],
-        tokens[:, -1] == chain.passes,
-        int((chain.length - depth).sum()),
-    )

@@ -22,7 +22,7 @@ from schemas.config import DemoConfig
 from tasks.demo.chains import CONTEXTS, draw_questions
 from tasks.demo.train import Recipe as TrainingRecipe
 from tasks.demo.train import recipes, train
-from tasks.operations.progress import report
+from tasks.operations.progress import publish
 from tasks.store.keys import Recipe, engine_fingerprint
 
 VERSION = 1
@@ -105,7 +105,7 @@ def make_models(demo: DemoConfig, folder: Path) -> None:
 def _train_all(wanted: list[TrainingRecipe], folder: Path) -> dict[str, Any]:
     context = multiprocessing.get_context("spawn")
     queue: SimpleQueue[int] = context.SimpleQueue()
-    report("models", 0, sum(r.steps for r in wanted))
+    publish("models", 0, sum(r.steps for r in wanted))
     workers = min(len(wanted), os.cpu_count() or 1)
     with ProcessPoolExecutor(workers, context, initializer=_connect, initargs=(queue,)) as pool:
         futures: dict[Future[dict[str, Any]], str] = {
@@ -115,7 +115,7 @@ def _train_all(wanted: list[TrainingRecipe], folder: Path) -> dict[str, Any]:
         while waiting:
             _, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
             while not queue.empty():
-                report("models", queue.get())
+                publish("models", queue.get())
         return {name: future.result() for future, name in futures.items()}
 
 

@@ -45,10 +45,10 @@ class Draw(NamedTuple):
 
 @dataclass(frozen=True)
 class Continuation:
-    """The sampled tokens of a draw, without prefix and forced token; `cut` where the limit ended it."""
+    """The sampled tokens of a draw, without prefix and forced token; `truncated` where the limit ended it."""
 
     tokens: npt.NDArray[np.int32]
-    cut: bool
+    truncated: bool
 
 
 class Sampler(Protocol):

@@ -9,21 +9,21 @@ from tasks.inputs.questions import InputError
 from tasks.store.outages import LASTING
 from tasks.store.store import StoreError
 
-_OF_RUN = (EngineError, InputError, StoreError, OSError, MemoryError)
+_FATAL = (EngineError, InputError, StoreError, OSError, MemoryError)
 
 Result = TypeVar("Result")
 
 
-def may_pass(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """True for what may go away without a change to the run: a full disk, a store or a server out of reach."""
     if isinstance(error, EngineAwayError):
         return True
     return isinstance(error, OSError) and not isinstance(error, LASTING)
 
 
-def of_run(error: BaseException) -> bool:
+def is_fatal(error: BaseException) -> bool:
     """True for what would meet every question alike; anything else is one question's own."""
-    return isinstance(error, _OF_RUN)
+    return isinstance(error, _FATAL)
 
 
 def patiently(action: Callable[[], Result], retries: int, seconds: float) -> Result:
@@ -37,7 +37,7 @@ def patiently(action: Callable[[], Result], retries: int, seconds: float) -> Res
         try:
             return action()
         except (OSError, EngineAwayError) as error:
-            if not may_pass(error):
+            if not is_transient(error):
                 raise
             time.sleep(seconds * 2**i)
     return action()

@@ -56,18 +56,18 @@ def listen(listener: Listener) -> Callable[[], None]:
     return lambda: _listeners.remove(listener)
 
 
-def report(stage: str, done: int, total: int | None = None) -> None:
+def publish(stage: str, done: int, total: int | None = None) -> None:
     """Tell all listeners."""
     for listener in _listeners:
         listener(Step(stage, done, total))
 
 
 @contextmanager
-def heard() -> Iterator[Counter[str]]:
+def capture_progress() -> Iterator[Counter[str]]:
     """What is done while the block runs, by stage: for a process in which nobody listens."""
-    told: Counter[str] = Counter()
-    stop = listen(lambda step: told.update({step.stage: step.done}))
+    events: Counter[str] = Counter()
+    stop = listen(lambda step: events.update({step.stage: step.done}))
     try:
-        yield told
+        yield events
     finally:
         stop()

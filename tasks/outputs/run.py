@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple, TypeVar
 
@@ -16,15 +17,15 @@ from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 from prefect.states import Completed
 
-from schemas.config import RecordedTree, RunConfig, WindowsTree
+from schemas.config import RunConfig
+from schemas.signals import Signal, signals
 from schemas.tables import PREDICTORS, RANKS, SELECTION
 from tasks.inputs.questions import InputError
 from tasks.operations.errors import patiently
-from tasks.operations.progress import report
+from tasks.operations.progress import publish
 from tasks.outputs.report.page import Facts, LeftOut, render
-from tasks.run.keys import Signal
-from tasks.run.session import Job, open_job
-from tasks.run.shells import Outcome
+from tasks.run.session import RunSession, open_session
+from tasks.run.shells import TaskSummary
 from tasks.stages.aggregate.pooling import (
     LEAST_UNITS,
     QuestionScores,
@@ -44,7 +45,7 @@ from tasks.statistics.prior import Prior
 from tasks.statistics.streams import stream_seed
 from tasks.store.garbage import refer, refer_also
 from tasks.store.keys import digest
-from tasks.store.lazy import OneQuestion
+from tasks.store.lazy import Loaded, OneQuestion
 from tasks.store.store import Store, StoreError
 
 Result = TypeVar("Result")
@@ -55,22 +56,14 @@ _WAIT = 0.2
 PACKAGES = ("opdscope", "prefect", "torch", "transformers", "zarr", "polars", "numpy", "scipy")
 
 
-def load_scores(job: Job, ids: Sequence[str]) -> list[QuestionScores]:
+def load_scores(session: RunSession, ids: Sequence[str]) -> list[QuestionScores]:
     """The artefacts of the questions, read when looked at; those of one question are held at a time."""
-    held = OneQuestion(job.store)
-    sampled = not isinstance(job.config.tree, WindowsTree | RecordedTree)
-    return [
-        QuestionScores(
-            i,
-            held.loaded(i, "rollouts", keys.rollouts),
-            held.loaded(i, "trees", keys.trees),
-            held.loaded(i, "ideal", keys.ideal),
-            {signal: held.loaded(i, "distillation", key) for signal, key in keys.distillation.items()},
-            {signal: held.loaded(i, "alignment", key) for signal, key in keys.alignment.items()},
-            sampled,
-        )
-        for i, keys in ((i, job.keys[i]) for i in ids)
-    ]
+    held, names = OneQuestion(session.store), signals(session.config)
+
+    def read(question: str, stage: str, signal: Signal | None = None) -> Loaded:
+        return held.loaded(question, stage, session.keys.key(stage, question, signal))
+
+    return [QuestionScores.of(i, names, partial(read, i), session.config.tree.sampled) for i in ids]
 
 
 def parquet_bytes(frame: pl.DataFrame) -> bytes:
@@ -97,7 +90,7 @@ def make_tables(
         for signal, kept in nodes.items():
             kept.append(AtNodes.of(q, signal))
         facts.append(Facts.of(q))
-        report("aggregate", 1)
+        publish("aggregate", 1)
     choices = np.stack(chosen)
     for i, signal in enumerate(names):
         choices[:, i, CHOICES.index("predicted_positive")] = sum_predicted(nodes[signal])
@@ -125,17 +118,20 @@ class Outputs(NamedTuple):
     files: Iterator[tuple[str, bytes]]
 
 
-def make_outputs(job: Job, ids: Sequence[str], left_out: LeftOut) -> Outputs:
+def make_outputs(session: RunSession, ids: Sequence[str], left_out: LeftOut) -> Outputs:
     """Tables and report."""
-    scored = load_scores(job, ids)
-    prior = Prior.of(job.store.need("prior", job.keys[ids[0]].prior).arrays)
-    tables, facts = make_tables(job.config, scored, job.texts, prior)
-    why = _why_unresolved(job.config, tables["summary"], facts)
+    scored = load_scores(session, ids)
+    prior = Prior.of(session.store.need("prior", session.keys.key("prior", ids[0])).arrays)
+    tables, facts = make_tables(session.config, scored, session.provider.texts, prior)
+    why = _why_unresolved(session.config, tables["summary"], facts)
 
     def files() -> Iterator[tuple[str, bytes]]:
         for name, table in tables.items():
             yield f"{name}.parquet", parquet_bytes(table)
-        yield "report.html", render(job.config, scored, facts, tables, job.texts, left_out, why).encode()
+        yield (
+            "report.html",
+            render(session.config, scored, facts, tables, session.provider.texts, left_out, why).encode(),
+        )
 
     return Outputs(why, files())
 
@@ -148,13 +144,13 @@ def _why_unresolved(config: RunConfig, summary: pl.DataFrame, facts: Sequence[Fa
     return why_unresolved([f.endings for f in facts], carrying, config)
 
 
-def read_run(job: Job) -> dict[str, Any] | None:
+def read_run(session: RunSession) -> dict[str, Any] | None:
     """A run's `run.json`, if it is there and its files are as it says."""
-    run = _written(job.store, job.config.name, "run.json")
+    run = _written(session.store, session.config.name, "run.json")
     if run is None:
         return None
     for name, expected in run.get("files", {}).items():
-        content = job.store.get_bytes("runs", job.config.name, name)
+        content = session.store.get_bytes("runs", session.config.name, name)
         if content is None or hashlib.sha256(content).hexdigest() != expected:
             return None
     return run
@@ -169,39 +165,39 @@ def aggregate_task(config: RunConfig, ids: list[str], left_out: dict[str, str], 
         not_pooled: those of them that the prior is without.
     """
     began = time.monotonic()
-    job = open_job(config)
-    job.leave_out(not_pooled)
-    key = job.aggregate_key(ids)
-    run = read_run(job)
+    session = open_session(config)
+    session.keys.leave_out(not_pooled)
+    key = session.keys.aggregate(ids)
+    run = read_run(session)
     same = run is not None and (run.get("aggregate"), run.get("left_out")) == (key, left_out)
     if run is not None and same and "why_unresolved" in run:
-        report("aggregate", len(ids))
-        outcome = Outcome(cached=1, seconds=time.monotonic() - began)
+        publish("aggregate", len(ids))
+        outcome = TaskSummary(cached=1, seconds=time.monotonic() - began)
         found = {"files": run["files"], "why_unresolved": run["why_unresolved"]}
         return Completed(name="Cached", message="the outputs are there", data=(found, outcome))
-    outputs = make_outputs(job, ids, left_out)
-    made = {"files": _write_files(job, outputs.files), "why_unresolved": outputs.why_unresolved}
-    get_run_logger().info("wrote %s", job.store.path("runs", config.name))
-    return made, Outcome(made=1, seconds=time.monotonic() - began)
+    outputs = make_outputs(session, ids, left_out)
+    made = {"files": _write_files(session, outputs.files), "why_unresolved": outputs.why_unresolved}
+    get_run_logger().info("wrote %s", session.store.path("runs", config.name))
+    return made, TaskSummary(made=1, seconds=time.monotonic() - began)
 
 
 @task(name="rank", cache_policy=NO_CACHE, persist_result=False, task_run_name="rank")
 def rank_task(config: RunConfig, ids: list[str]) -> dict[str, Any]:
     """Rank all signals; writes `ranks.parquet` and `rank.json`, and returns the latter's content."""
-    job = open_job(config)
-    held = OneQuestion(job.store)
+    session = open_session(config)
+    held, keys = OneQuestion(session.store), session.keys
     questions = [
         RankedQuestion(
-            held.loaded(i, "rollouts", job.keys[i].rollouts),
-            {signal: held.loaded(i, "ranking", key) for signal, key in job.ranking_keys(i).items()},
-            held.loaded(i, "values", job.values_key(i)) if config.ranking.segments > 1 else None,
+            held.loaded(i, "rollouts", keys.key("rollouts", i)),
+            {signal: held.loaded(i, "ranking", keys.key("ranking", i, signal)) for signal in signals(config)},
+            held.loaded(i, "values", keys.key("values", i)) if config.ranking.segments > 1 else None,
         )
         for i in ids
     ]
     ranking = rank(questions, config.sampling.temperature, config.scores, config.seed)
     carrying = int(ranking.rows[0]["carrying"])
     why = why_unresolved(ranking.endings, carrying, config) if carrying < LEAST_UNITS else None
-    report("rank", 1)
+    publish("rank", 1)
     result = {
         "name": config.name,
         "configuration": config.model_dump(mode="json"),
@@ -210,9 +206,9 @@ def rank_task(config: RunConfig, ids: list[str]) -> dict[str, Any]:
         "why_unresolved": why,
         "more_questions": ranking.more_questions,
         "more_rollouts": ranking.more_rollouts,
-        "files": _write_files(job, [("ranks.parquet", parquet_bytes(frame(ranking.rows, RANKS)))]),
+        "files": _write_files(session, [("ranks.parquet", parquet_bytes(frame(ranking.rows, RANKS)))]),
     }
-    job.store.put_bytes(json.dumps(result, indent=1).encode(), "runs", config.name, "rank.json")
+    session.store.put_bytes(json.dumps(result, indent=1).encode(), "runs", config.name, "rank.json")
     return result
 
 
@@ -232,16 +228,16 @@ def named(config: RunConfig, flow: str, stages: Sequence[str]) -> Iterator[None]
     Raises:
         InputError: another configuration's run of this name is at work.
     """
-    job = open_job(config)
-    need = digest(job.references(stages))
+    session = open_session(config)
+    need = digest(session.keys.references(stages, draws=session.samples))
     claim = digest(["run", flow, config.name])
     seen: set[str] = set()
     while True:
         with ExitStack() as held:
-            if _patiently(job, lambda: held.enter_context(job.claims.hold(claim, need))):
+            if _patiently(session, lambda: held.enter_context(session.claims.hold(claim, need))):
                 yield
                 return
-        others = {r.name for r in job.claims.rivals(claim) if r.alive and not r.expired and r.subject != need}
+        others = {r.name for r in session.claims.rivals(claim) if r.alive and not r.expired and r.subject != need}
         if others & seen:  # not one that has only come and looked
             raise InputError(
                 "name",
@@ -253,59 +249,60 @@ def named(config: RunConfig, flow: str, stages: Sequence[str]) -> Iterator[None]
 
 
 @contextmanager
-def writing(job: Job) -> Iterator[None]:
+def writing(session: RunSession) -> Iterator[None]:
     """Write the outputs of a run's name for the time of a block, after any other that writes them."""
 
     def told() -> None:
-        get_run_logger().info("another run named %r writes its outputs: waiting for it", job.config.name)
+        get_run_logger().info("another run named %r writes its outputs: waiting for it", session.config.name)
 
-    claim = digest(["outputs", job.config.name])
+    claim = digest(["outputs", session.config.name])
     with ExitStack() as held:
-        _patiently(job, lambda: held.enter_context(job.claims.wait(claim, told)))
+        _patiently(session, lambda: held.enter_context(session.claims.wait(claim, told)))
         yield
 
 
-def _write_files(job: Job, files: Iterable[tuple[str, bytes]]) -> dict[str, str]:
+def _write_files(session: RunSession, files: Iterable[tuple[str, bytes]]) -> dict[str, str]:
     """Write outputs, one after the other as they are made; gives the SHA-256 of each."""
     digests = {}
     for name, content in files:
-        job.store.put_bytes(content, "runs", job.config.name, name)
+        session.store.put_bytes(content, "runs", session.config.name, name)
         digests[name] = hashlib.sha256(content).hexdigest()
     return digests
 
 
-def _patiently(job: Job, action: Callable[[], Result]) -> Result:
-    return patiently(action, job.config.execution.retries, job.config.execution.retry_seconds)
+def _patiently(session: RunSession, action: Callable[[], Result]) -> Result:
+    return patiently(action, session.config.execution.retries, session.config.execution.retry_seconds)
 
 
-def write_references(job: Job, flow: str, stages: Sequence[str]) -> None:
+def write_references(session: RunSession, flow: str, stages: Sequence[str]) -> None:
     """Tell the store's clean-up what a run needs, before it has made it."""
-    needed = [f"{stage}/{key}" for stage, key in job.references(stages)]
-    _patiently(job, lambda: refer(job.store, job.config.name, flow, needed))
+    needed = [f"{stage}/{key}" for stage, key in session.keys.references(stages, draws=session.samples)]
+    _patiently(session, lambda: refer(session.store, session.config.name, flow, needed))
 
 
-def add_references(job: Job, flow: str, stages: Sequence[str]) -> None:
+def add_references(session: RunSession, flow: str, stages: Sequence[str]) -> None:
     """Tell it again, once questions are left out: what is made of all questions has another key then."""
-    needed = [f"{stage}/{key}" for stage, key in job.references(stages)]
-    _patiently(job, lambda: refer_also(job.store, job.config.name, flow, needed))
+    needed = [f"{stage}/{key}" for stage, key in session.keys.references(stages, draws=session.samples)]
+    _patiently(session, lambda: refer_also(session.store, session.config.name, flow, needed))
 
 
-def left_out_before(job: Job) -> list[str]:
+def left_out_before(session: RunSession) -> list[str]:
     """Questions that the last run of this name left out for what their rollouts are, which these still are."""
-    if "run.json" not in job.store.names("runs", job.config.name):
+    if "run.json" not in session.store.names("runs", session.config.name):
         return []
-    run = _written(job.store, job.config.name, "run.json") or {}
+    run = _written(session.store, session.config.name, "run.json") or {}
     lost = set(run.get("left_out", {})) - set(run.get("failed", []))
-    return [i for i in job.keys if i in lost and job.store.names("rollouts", job.keys[i].rollouts)]
+    keys = session.keys
+    return [i for i in keys.questions if i in lost and session.store.names("rollouts", keys.key("rollouts", i))]
 
 
-def read_patiently(job: Job, name: str) -> pl.DataFrame:
-    """A table of a job's run, waited for where the store is away.
+def read_patiently(session: RunSession, name: str) -> pl.DataFrame:
+    """A table of a session's run, waited for where the store is away.
 
     Raises:
         StoreError: it is gone, or another run is about to replace it.
     """
-    return _patiently(job, lambda: read_table(job.store, job.config.name, name))
+    return _patiently(session, lambda: read_table(session.store, session.config.name, name))
 
 
 def read_table(store: Store, run: str, name: str) -> pl.DataFrame:
@@ -343,12 +340,12 @@ def _written(store: Store, run: str, name: str) -> dict[str, Any] | None:
 
 
 def write_run(
-    job: Job,
+    session: RunSession,
     ids: Sequence[str],
     left_out: LeftOut,
     failed: Sequence[str],
     outputs: Mapping[str, Any],
-    stages: Mapping[str, Outcome],
+    stages: Mapping[str, TaskSummary],
 ) -> dict[str, Any]:
     """Write `run.json`, last of all.
 
@@ -356,17 +353,17 @@ def write_run(
         outputs: what `aggregate_task` tells of them: SHA-256 of each file, and why scores are unresolved.
     """
     run = {
-        "name": job.config.name,
-        "configuration": job.config.model_dump(mode="json"),
-        "aggregate": job.aggregate_key(ids),
+        "name": session.config.name,
+        "configuration": session.config.model_dump(mode="json"),
+        "aggregate": session.keys.aggregate(ids),
         **outputs,
         "questions": list(ids),
         "left_out": dict(left_out),
         "failed": list(failed),
-        "artefacts": {i: [list(pair) for pair in job.keys[i].all()] for i in ids},
+        "artefacts": {i: [list(pair) for pair in session.keys.artefacts(i)] for i in ids},
         "versions": {package: _version(package) for package in PACKAGES},
         "stages": {stage: outcome.figures for stage, outcome in stages.items()},
     }
     data = json.dumps(run, indent=1).encode()
-    _patiently(job, lambda: job.store.put_bytes(data, "runs", job.config.name, "run.json"))
+    _patiently(session, lambda: session.store.put_bytes(data, "runs", session.config.name, "run.json"))
     return run

@@ -1,210 +1,131 @@
 """Which artefact follows from which: the keys of a run, known before anything is computed."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
-from schemas.arrays import STAGE_VERSIONS
-from schemas.config import AdaptiveTree, Context, Model, RecordedTree, RunConfig, Settings, Teacher, loss_name
-from tasks.inputs.prompts import load_tokenizer, tokenizer_fingerprint
-from tasks.inputs.questions import Question
-from tasks.store.keys import Recipe, digest, model_fingerprint, verifier_fingerprint
-
-BUDGET = ("draws", "tokens", "seconds", "half_width")
-"""Settings of an adaptive tree that say when it ends, and nothing of what its rounds are."""
+from schemas.config import RunConfig
+from schemas.pipeline import AGGREGATE_VERSION, DIAGNOSIS, PIPELINE, ROUNDS_VERSION, Scope, Stage
+from schemas.signals import Signal, Source, losses, signals
+from tasks.store.keys import Recipe
 
 
-class Source(NamedTuple):
-    """One teacher with one context, by their names."""
+class Identities(Protocol):
+    """What keys say of all that is read from outside the store: questions, models, recorded tables."""
 
-    teacher: str
-    context: str
+    def settings(self, stage: Stage) -> dict[str, object]:
+        """What of the configuration is in a stage's keys."""
+        ...
 
+    def of_question(self, question: str) -> dict[str, str]:
+        """Fingerprints of what the first stage makes a question's artefact from."""
+        ...
 
-class Signal(NamedTuple):
-    """One distillation signal: teacher, context and loss, by their names."""
-
-    teacher: str
-    context: str
-    loss: str
-
-
-@dataclass(frozen=True)
-class QuestionKeys:
-    """Keys of everything that is made for one question."""
-
-    rollouts: str
-    rounds: str
-    trees: str
-    ideal: str
-    prior: str
-    distillation: dict[Signal, str]
-    alignment: dict[Signal, str]
-
-    def of_stage(self, stage: str) -> list[str]:
-        """All keys of a stage, in the order of the configuration."""
-        keys = getattr(self, stage)
-        return list(keys.values()) if isinstance(keys, dict) else [keys]
-
-    def all(self) -> list[tuple[str, str]]:
-        """Every (stage, key) but the rounds, which trees are made from."""
-        return [
-            (stage, key) for stage in self.__dataclass_fields__ if stage != "rounds" for key in self.of_stage(stage)
-        ]
+    def of_teacher(self, source: Source, question: str) -> dict[str, object]:
+        """What a teacher with its context is, for one question."""
+        ...
 
 
-def sources(config: RunConfig) -> list[Source]:
-    """Teachers with contexts, in the order of the configuration."""
-    recorded = [Source(t.name, Context().label) for t in config.recorded_teachers]
-    return [*taught(config), *recorded]
+class RunKeys:
+    """The keys of a run, computed when they are asked for, and what stands behind each."""
 
-
-def taught(config: RunConfig) -> dict[Source, tuple[Teacher, Context]]:
-    """Teachers that are models, with contexts, in the order of the configuration."""
-    return {Source(t.name, c.label): (t, c) for t in config.model_teachers for c in t.contexts}
-
-
-def losses(config: RunConfig) -> dict[str, Settings]:
-    """Losses by name, in the order of the configuration."""
-    return {loss_name(loss): loss for loss in config.losses}
-
-
-def signals(config: RunConfig) -> list[Signal]:
-    """Every distillation signal of a run."""
-    return [Signal(*source, loss) for source in sources(config) for loss in losses(config)]
-
-
-class Lineage:
-    """Computes keys and remembers what stands behind each; models are looked at once."""
-
-    def __init__(self, config: RunConfig, engine: str) -> None:
-        """Start with nothing known; `engine` names what draws with its versions."""
+    def __init__(self, config: RunConfig, identities: Identities, questions: Iterable[str]) -> None:
         self.recipes: dict[str, Recipe] = {}
-        self._config = config
-        self._models: dict[Model, str] = {}
-        self._tokenizers: dict[Model, Any] = {}
-        self._engine = engine
+        self._config, self._identities = config, identities
+        self._all = list(questions)
+        self._left_out: frozenset[str] = frozenset()
+        self._losses = losses(config)
+        self._signals = signals(config)
+        self._known: dict[tuple[str, str, Signal | None], str] = {}
 
-    def tokenizer(self, model: Model) -> Any:
-        """A model's tokenizer.
+    @property
+    def questions(self) -> list[str]:
+        """Those that have not been left out."""
+        return [q for q in self._all if q not in self._left_out]
 
-        Raises:
-            ValueError: it has none.
+    def leave_out(self, questions: Iterable[str]) -> None:
+        """Questions that the run goes on without: what is made of all questions is then made of the others."""
+        left_out = frozenset(questions)
+        if left_out == self._left_out:
+            return
+        self._left_out = left_out
+        pooled = {name for name in PIPELINE if _pools(name)}
+        self._known = {place: key for place, key in self._known.items() if place[0] not in pooled}
+
+    def key(self, stage: str, question: str, signal: Signal | None = None) -> str:
+        """Key of one artefact; where there is one of all questions, or of all signals, it is the same for each."""
+        declared = PIPELINE[stage]
+        whose = "" if declared.scope is Scope.RUN else question
+        place = stage, whose, signal if declared.scope is Scope.SIGNAL else None
+        if place not in self._known:
+            self._known[place] = self._computed(declared, whose, place[2])
+        return self._known[place]
+
+    def of_stage(self, stage: str, question: str) -> dict[Signal | None, str]:
+        """Keys of one stage of one question, by signal where there is one for each."""
+        if PIPELINE[stage].scope is Scope.SIGNAL:
+            return {signal: self.key(stage, question, signal) for signal in self._signals}
+        return {None: self.key(stage, question)}
+
+    def rounds(self, stage: str, question: str) -> str:
+        """Under which a stage keeps its draws while it makes them."""
+        declared = PIPELINE[stage]
+        if declared.round_settings is None:
+            return self.key(stage, question)
+        place = "rounds", question, None
+        if place not in self._known:
+            inputs = self._inputs(declared, question, None)
+            recipe = Recipe("rounds", ROUNDS_VERSION, declared.round_settings(self._config), inputs, {})
+            self._known[place] = self._remembered(recipe)
+        return self._known[place]
+
+    def references(self, stages: Sequence[str], *, draws: bool) -> list[tuple[str, str]]:
+        """Every (stage, key) that a run of some stages may read or make.
+
+        Args:
+            draws: whether it samples, and keeps rounds.
         """
-        if model not in self._tokenizers:
-            self._tokenizers[model] = load_tokenizer(model)
-        return self._tokenizers[model]
+        found: list[tuple[str, str]] = []
+        for question in self.questions:
+            for stage in stages:
+                found += [(stage, key) for key in self.of_stage(stage, question).values()]
+                if draws and PIPELINE[stage].draws is not None:
+                    found.append(("rounds", self.rounds(stage, question)))
+        return list(dict.fromkeys(found))
 
-    def fingerprint(self, model: Model) -> str:
-        """Content of model and tokenizer, with the dtype it is run in.
+    def artefacts(self, question: str) -> list[tuple[str, str]]:
+        """Every (stage, key) that a diagnosis' tables are read from, of one question."""
+        return [(stage, key) for stage in DIAGNOSIS for key in self.of_stage(stage, question).values()]
 
-        Raises:
-            ValueError: the model is not to be had.
-        """
-        if model not in self._models:
-            content = model_fingerprint(model)
-            self._models[model] = digest([content, tokenizer_fingerprint(self.tokenizer(model)), model.dtype])
-        return self._models[model]
-
-    def asked(self, question: Question, prompt: list[int]) -> str:
-        """Key of a question's rollouts, from its student's prompt as token ids."""
-        config = self._config
-        return self._key(
-            "rollouts",
-            {
-                "seed": config.seed,
-                "prompt": config.prompt.keyed(),
-                "sampling": config.sampling.keyed(),
-                "verifier": config.verifier.keyed(),
-            },
-            fingerprints={
-                "question": digest([question.id, question.answer]),
-                "prompt": digest(prompt),
-                "verifier": verifier_fingerprint(config.verifier.kind),
-                "student": self.fingerprint(config.model),
-                "engine": self._engine,
-            },
-        )
-
-    def recorded(self, rows: str) -> str:
-        """Key of a recorded question's rollouts, from the digest of its rows."""
-        return self._key("rollouts", {}, fingerprints={"rows": rows})
-
-    def shown(self, source: Source, prompt: list[int]) -> dict[str, object]:
-        """What a model teacher's part of a key is, from its prompt as token ids."""
-        teacher, context = taught(self._config)[source]
-        return {
-            "context": context.keyed(),
-            "chat_template": teacher.chat_template,
-            "teacher": self.fingerprint(teacher.model or self._config.model),
-            "prompt": digest(prompt),
-        }
-
-    def keys(
-        self, rollouts: Mapping[str, str], shown: Mapping[str, Mapping[Source, dict[str, object]]]
-    ) -> dict[str, QuestionKeys]:
-        """Keys of everything that is made for each question, from its rollouts' key and what its teachers are."""
-        config = self._config
-        trees = {i: self._key("trees", {"tree": config.tree.keyed()}, [key]) for i, key in rollouts.items()}
-        # of draws made here the temperature is in the rollouts' key; recorded ones are read at the one that is set
-        tempered = {"temperature": config.sampling.temperature} if isinstance(config.tree, RecordedTree) else {}
-        ideal = {i: self._key("ideal", tempered, [key]) for i, key in trees.items()}
-        prior = self._key("prior", {}, sorted(trees.values()))
-        endless = config.tree.keyed()
-        if isinstance(config.tree, AdaptiveTree):
-            endless = {name: value for name, value in endless.items() if name not in BUDGET}
-        scores = {"level": config.scores.level, "posterior": config.scores.posterior}
-        out = {}
-        for i in rollouts:
-            distillation = {
-                Signal(*source, name): self._key(
-                    "distillation", {**settings, "loss": loss.keyed()}, [rollouts[i], trees[i]]
-                )
-                for source, settings in shown[i].items()
-                for name, loss in losses(config).items()
-            }
-            out[i] = QuestionKeys(
-                rollouts[i],
-                self._key("rounds", {"tree": endless}, [rollouts[i]]),
-                trees[i],
-                ideal[i],
-                prior,
-                distillation,
-                {
-                    signal: self._key("alignment", scores, [trees[i], ideal[i], prior, key])
-                    for signal, key in distillation.items()
-                },
-            )
-        return out
-
-    def ranking_keys(self, rollouts: str, shown: Mapping[Source, dict[str, object]]) -> dict[Signal, str]:
-        """Keys of what a ranking reads of one question."""
-        return {
-            Signal(*source, name): self._key("ranking", {**settings, "loss": loss.keyed()}, [rollouts])
-            for source, settings in shown.items()
-            for name, loss in losses(self._config).items()
-        }
-
-    def values_key(self, rollouts: str) -> str:
-        """Key of the values at the ends of a question's segments."""
-        return self._key("values", self._config.ranking.keyed(), [rollouts])
-
-    def aggregate_key(self, keys: list[QuestionKeys]) -> str:
-        """Key of a run's tables: everything they are read from, and the names that stand in them."""
-        settings = {
+    def aggregate(self, questions: Sequence[str]) -> str:
+        """Key of the tables over some questions: everything they are read from, and the names that stand in them."""
+        settings: dict[str, object] = {
             "seed": self._config.seed,
             "scores": self._config.scores.keyed(),
-            "signals": [list(s) for s in signals(self._config)],
+            "signals": [list(s) for s in self._signals],
         }
-        return self._key("aggregate", settings, list(dict.fromkeys(key for k in keys for _, key in k.all())))
+        read = dict.fromkeys(key for question in questions for _, key in self.artefacts(question))
+        return self._remembered(Recipe("aggregate", AGGREGATE_VERSION, settings, list(read), {}))
 
-    def _key(
-        self,
-        stage: str,
-        settings: Mapping[str, object],
-        inputs: Sequence[str] = (),
-        fingerprints: dict[str, str] | None = None,
-    ) -> str:
-        recipe = Recipe(stage, STAGE_VERSIONS[stage], dict(settings), list(inputs), fingerprints or {})
+    def _computed(self, stage: Stage, question: str, signal: Signal | None) -> str:
+        settings = self._identities.settings(stage)
+        if stage.of_source and signal is not None:
+            teacher = self._identities.of_teacher(signal.source, question)
+            settings = {**settings, **teacher, "loss": self._losses[signal.loss].keyed()}
+        fingerprints = {} if stage.reads else self._identities.of_question(question)
+        inputs = self._inputs(stage, question, signal)
+        return self._remembered(Recipe(stage.name, stage.version, settings, inputs, fingerprints))
+
+    def _inputs(self, stage: Stage, question: str, signal: Signal | None) -> list[str]:
+        if stage.scope is Scope.RUN:
+            return sorted(self.key(read, q) for read in stage.reads for q in self.questions)
+        return [self.key(read, question, signal) for read in stage.reads]
+
+    def _remembered(self, recipe: Recipe) -> str:
         self.recipes[recipe.key] = recipe
         return recipe.key
+
+
+def _pools(stage: str) -> bool:
+    """True for what is made of all questions together, and for what is read from it."""
+    declared = PIPELINE[stage]
+    return declared.scope is Scope.RUN or any(_pools(read) for read in declared.reads)

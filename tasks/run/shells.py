@@ -1,4 +1,4 @@
-"""The shells of stages 1 to 5: read inputs, call the stage's function, commit what was missing."""
+"""The shell of every stage: find what is missing, have it made, commit it."""
 
 import logging
 import time
@@ -14,37 +14,31 @@ from prefect.concurrency.sync import concurrency
 from prefect.logging import get_run_logger
 from prefect.states import Completed
 
-from schemas.arrays import AnyArray
-from schemas.config import RecordedTree, RunConfig
-from tasks.operations.errors import of_run
-from tasks.operations.progress import heard, report
-from tasks.run.keys import Signal, Source, losses
-from tasks.run.session import Job, open_job
-from tasks.stages.alignment import make_alignment
-from tasks.stages.distillation.gradients import make_distillation, make_ranking
-from tasks.stages.ideal import ideal_gradients
-from tasks.stages.rollouts import COMPLETIONS, failure, make_rollouts
-from tasks.stages.trees.tree import make_tree, most_draws
-from tasks.stages.values import VALUE_DRAWS, make_values
-from tasks.statistics.estimators import Outcomes, merged
-from tasks.statistics.prior import Prior, fit
-from tasks.statistics.streams import stream_seed
-from tasks.store.checkpoints import clear_rounds
+from schemas.config import RunConfig
+from schemas.pipeline import PIPELINE, Scope, Stage
+from schemas.signals import Signal, Source
+from tasks.operations.errors import is_fatal
+from tasks.operations.progress import capture_progress, publish
+from tasks.run.reads import StoredReads
+from tasks.run.session import RunSession, open_session
+from tasks.stages.compute import compute, function_at
+from tasks.stages.protocol import Work
 from tasks.store.keys import digest
 
 _log = logging.getLogger(__name__)
 
-STAGES = ("rollouts", "trees", "ideal", "prior", "distillation", "alignment")
+_WAIT = 0.2
+"""Seconds between two looks at what another process works on."""
 
 
 @dataclass
-class Outcome:
+class TaskSummary:
     """What a task did: the small reference that it returns.
 
     Attributes:
         left_out: questions that cannot be diagnosed, with the reason.
         failed: questions that an error ended, with the error; the next run tries them again.
-        told: progress that the task reported, by what it is of.
+        events: progress that the task published, by what it is of.
     """
 
     made: int = 0
@@ -53,62 +47,46 @@ class Outcome:
     seconds: float = 0.0
     left_out: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
-    told: dict[str, int] = field(default_factory=dict)
+    events: dict[str, int] = field(default_factory=dict)
 
     @property
     def figures(self) -> dict[str, int | float]:
         """What it made, found and decoded, and how long that took."""
         return {name: getattr(self, name) for name in ("made", "cached", "decoded_tokens", "seconds")}
 
-
-OF_RUN = ("prior",)
-"""Stages that make one artefact of all questions."""
-WITH_MODEL = ("rollouts", "trees", "values", "distillation", "ranking")
-"""Stages that sample from or score with a model."""
-BY_SOURCE = ("distillation", "ranking")
-"""Stages whose tasks are of one teacher with one context."""
-_WAIT = 0.2
-"""Seconds between two looks at what another process works on."""
-
-
-def draws_shown(config: RunConfig, stage: str) -> dict[str, int]:
-    """What progress calls the draws of a stage, and how many a question takes at most."""
-    if isinstance(config.tree, RecordedTree):
-        return {}
-    match stage:
-        case "rollouts":
-            return {COMPLETIONS: config.sampling.rollouts}
-        case "values":
-            return {VALUE_DRAWS: config.sampling.rollouts * (config.ranking.segments - 1) * config.ranking.draws}
-        case "trees":
-            return {"draws": most_draws(config.tree)}
-        case _:
-            return {}
+    def add(self, part: "TaskSummary") -> None:
+        """Count what another task of the stage did."""
+        self.made += part.made
+        self.cached += part.cached
+        self.decoded_tokens += part.decoded_tokens
+        self.seconds += part.seconds
+        self.left_out |= part.left_out
+        self.failed |= part.failed
 
 
-def run_stage(job: Job, stage: str, ids: Sequence[str], source: Source | None = None) -> Outcome:
-    """Make what is missing of one stage for some questions (stage 4: for one teacher with one context).
+def run_stage(session: RunSession, name: str, ids: Sequence[str], source: Source | None = None) -> TaskSummary:
+    """Make what is missing of one stage for some questions, of one teacher with one context where it works on one.
 
     What another process on the same store works on is waited for; a question that fails does not end the others.
 
     Raises:
-        Exception: what would meet every question alike (`tasks.operations.errors.of_run`).
+        Exception: what would meet every question alike (`tasks.operations.errors.is_fatal`).
     """
-    began, outcome = time.monotonic(), Outcome()
-    parts = deque([list(ids)] if stage in OF_RUN else [[i] for i in ids])
+    stage, began, summary = PIPELINE[name], time.monotonic(), TaskSummary()
+    parts = deque([list(ids)] if stage.scope is Scope.RUN else [[i] for i in ids])
     others = 0
     while parts:
         part = parts.popleft()
         try:
-            finished = _make_part(job, stage, part, source, outcome)
+            finished = _make_part(session, stage, part[0], source, summary)
         except Exception as error:
-            if of_run(error):
+            if is_fatal(error):
                 raise
-            _log.exception("%s of question %s failed", stage, ", ".join(part))
-            outcome.failed |= dict.fromkeys(part, _one_line(error))
+            _log.exception("%s of question %s failed", name, ", ".join(part))
+            summary.failed |= dict.fromkeys(part, _one_line(error))
             finished = True
         if finished:
-            report(stage, len(part))
+            publish(name, len(part))
             others = 0
         else:
             parts.append(part)
@@ -116,100 +94,69 @@ def run_stage(job: Job, stage: str, ids: Sequence[str], source: Source | None = 
             if others == len(parts):
                 time.sleep(_WAIT)
                 others = 0
-    if stage == "rollouts":
-        outcome.left_out = failures(job, [i for i in ids if i not in outcome.failed])
-    outcome.seconds = time.monotonic() - began
-    return outcome
+    summary.left_out = _refused(session, stage, [i for i in ids if i not in summary.failed])
+    summary.seconds = time.monotonic() - began
+    return summary
 
 
-def _make_part(job: Job, stage: str, part: Sequence[str], source: Source | None, outcome: Outcome) -> bool:
+def _make_part(session: RunSession, stage: Stage, question: str, source: Source | None, summary: TaskSummary) -> bool:
     """Make what is missing of one question, or of all together; False where another process is at it."""
-    keys = _keys(job, stage, part[0], source)
-    absent = [key for key in keys if not job.store.has(stage, key)]
+    keys = {
+        signal: key
+        for signal, key in session.keys.of_stage(stage.name, question).items()
+        if signal is None or source is None or signal.source == source
+    }
+    absent = _absent(session, stage, keys)
     if absent:
-        with job.claims.hold(digest([stage, job.keys[part[0]].rollouts, source])) as ours:
+        subject = digest([stage.name, session.keys.key("rollouts", question), source])
+        with session.claims.hold(subject) as ours:
             if not ours:
                 return False
-            absent = [key for key in absent if not job.store.has(stage, key)]  # made since then
+            absent = _absent(session, stage, absent)  # made since then
             if absent:
-                _commit(job, stage, part, absent, source, outcome)
-                clear_rounds(job, stage, part[0])
-    outcome.cached += len(keys) - len(absent)
+                _commit(session, stage, question, absent, source, summary)
+                if session.samples:
+                    session.checkpoints.clear(stage.name, question)
+    summary.cached += len(keys) - len(absent)
     return True
 
 
+def _absent(session: RunSession, stage: Stage, keys: dict[Signal | None, str]) -> dict[Signal | None, str]:
+    return {signal: key for signal, key in keys.items() if not session.store.has(stage.name, key)}
+
+
 def _commit(
-    job: Job, stage: str, part: Sequence[str], absent: Sequence[str], source: Source | None, outcome: Outcome
+    session: RunSession,
+    stage: Stage,
+    question: str,
+    absent: dict[Signal | None, str],
+    source: Source | None,
+    summary: TaskSummary,
 ) -> None:
-    start, decoded = time.monotonic(), job.decoded
-    made = _make(job, stage, part, absent, source)
-    decoded = job.decoded - decoded
+    start, decoded = time.monotonic(), session.provider.decoded
+    reads = StoredReads(session.store, session.keys)
+    made = compute(stage, Work(session.config, session.provider, reads, question, list(absent), source))
+    decoded = session.provider.decoded - decoded
     seconds = round((time.monotonic() - start) / len(made), 6)
-    for key, arrays in made.items():
-        meta = {**asdict(job.recipe(key)), "seconds": seconds, "decoded_tokens": decoded}
-        job.store.commit(stage, key, arrays, meta)
-    outcome.made += len(made)
-    outcome.decoded_tokens += decoded
+    for signal, arrays in made.items():
+        key = absent[signal]
+        meta = {**asdict(session.keys.recipes[key]), "seconds": seconds, "decoded_tokens": decoded}
+        session.store.commit(stage.name, key, arrays, meta)
+    summary.made += len(made)
+    summary.decoded_tokens += decoded
+
+
+def _refused(session: RunSession, stage: Stage, ids: Sequence[str]) -> dict[str, str]:
+    """Questions that the run cannot go on with after a stage, with the reason."""
+    if stage.refuse is None:
+        return {}
+    refusal, reads = function_at(stage.refuse), StoredReads(session.store, session.keys)
+    reasons = {i: refusal(reads.artefact(stage.name, i)) for i in ids}
+    return {i: reason for i, reason in reasons.items() if reason is not None}
 
 
 def _one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
-
-
-def _keys(job: Job, stage: str, question: str, source: Source | None) -> list[str]:
-    keys = job.stage_keys(stage, question)
-    return [key for signal, key in keys.items() if signal is None or source is None or signal[:2] == source]
-
-
-def failures(job: Job, ids: Sequence[str]) -> dict[str, str]:
-    """Questions that cannot be diagnosed from their rollouts, with the reason."""
-    reasons = {i: failure(job.store.need("rollouts", job.keys[i].rollouts).arrays) for i in ids}
-    return {i: reason for i, reason in reasons.items() if reason is not None}
-
-
-def _make(
-    job: Job, stage: str, ids: Sequence[str], absent: Sequence[str], source: Source | None
-) -> dict[str, dict[str, AnyArray]]:
-    """The arrays of missing artefacts, by key: of one question, or of all of them together."""
-    question, keys = job.questions[ids[0]], job.keys[ids[0]]
-
-    def read(stage: str, key: str) -> dict[str, AnyArray]:
-        return job.store.need(stage, key).arrays
-
-    if stage == "rollouts":
-        return {keys.rollouts: make_rollouts(job, question)}
-    if stage == "trees":
-        return {keys.trees: make_tree(job, question, job.store.need("rollouts", keys.rollouts))}
-    if stage == "values":
-        return {absent[0]: make_values(job, question, job.store.need("rollouts", keys.rollouts))}
-    if stage == "prior":
-        # in an order that is in the key
-        trees = (read("trees", key) for key in sorted(job.keys[i].trees for i in ids))
-        return {keys.prior: fit([merged(tree).outcomes for tree in trees])._asdict()}
-    temperature = job.config.sampling.temperature
-    if stage == "ideal":
-        return {keys.ideal: ideal_gradients(Outcomes.of(read("trees", keys.trees)), temperature)}
-    if stage in BY_SOURCE:
-        if source is None:
-            raise ValueError(f"stage {stage} works on one teacher with one context")
-        of_signal = job.ranking_keys(question.id) if stage == "ranking" else keys.distillation
-        wanted = {name: loss for name, loss in losses(job.config).items() if of_signal[Signal(*source, name)] in absent}
-        rollouts = read("rollouts", keys.rollouts)
-        if stage == "ranking":
-            made = make_ranking(job, question, source, wanted, rollouts)
-        else:
-            made = make_distillation(job, question, source, wanted, rollouts, read("trees", keys.trees))
-        return {of_signal[Signal(*source, name)]: arrays for name, arrays in made.items()}
-    signals = {key: keys.distillation[signal] for signal, key in keys.alignment.items() if key in absent}
-    return make_alignment(
-        read("trees", keys.trees),
-        {key: read("distillation", d) for key, d in signals.items()},
-        Prior.of(read("prior", keys.prior)),
-        job.config.scores,
-        temperature,
-        job.config.tree.tail_limit,
-        stream_seed("posterior", keys.trees),
-    )
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, task_run_name="{label}")
@@ -223,24 +170,24 @@ def stage_task(
 ) -> Any:
     """One stage for a batch of questions. `Cached` where the store has it all, verified, and nothing was made."""
     logger = get_run_logger()
-    limit = config.execution.gpu_limit if stage in WITH_MODEL else None
-    with concurrency(limit, strict=True) if limit is not None else nullcontext(), heard() as told:
-        job = open_job(config)
-        job.leave_out(left_out)
-        outcome = run_stage(job, stage, ids, Source(*source) if source is not None else None)
-    outcome.told = dict(told)
-    for question, reason in outcome.left_out.items():
+    limit = config.execution.gpu_limit if PIPELINE[stage].with_model else None
+    with concurrency(limit, strict=True) if limit is not None else nullcontext(), capture_progress() as events:
+        session = open_session(config)
+        session.keys.leave_out(left_out)
+        summary = run_stage(session, stage, ids, Source(*source) if source is not None else None)
+    summary.events = dict(events)
+    for question, reason in summary.left_out.items():
         logger.warning("question %s is left out: %s", question, reason)
-    for question, reason in outcome.failed.items():
+    for question, reason in summary.failed.items():
         logger.error("question %s failed: %s", question, reason)
-    if outcome.made == 0 and not outcome.failed:
-        return Completed(name="Cached", message=f"{outcome.cached} artefacts in the store", data=outcome)
+    if summary.made == 0 and not summary.failed:
+        return Completed(name="Cached", message=f"{summary.cached} artefacts in the store", data=summary)
     logger.info(
         "%s: %d artefacts made, %d in the store, %d tokens decoded, %.1f s",
         label,
-        outcome.made,
-        outcome.cached,
-        outcome.decoded_tokens,
-        outcome.seconds,
+        summary.made,
+        summary.cached,
+        summary.decoded_tokens,
+        summary.seconds,
     )
-    return outcome
+    return summary

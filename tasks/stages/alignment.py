@@ -1,16 +1,19 @@
 """Stage 5: scores of nodes: inner products without bias, cosines and signs by posterior simulation."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from schemas.arrays import AnyArray
 from schemas.config import Scores
+from tasks.stages.protocol import Made, Work
 from tasks.statistics.csr import Floats, owners, row_sums
-from tasks.statistics.estimators import Merged, Outcomes, completed, covariance, linear, merged
+from tasks.statistics.estimators import Outcomes, PooledRounds, completed, covariance, linear, pool_rounds
 from tasks.statistics.prior import CONCENTRATIONS, Prior, cells
+
+K = TypeVar("K")
 
 _LEAN, _ONE = 3, 0.9
 
@@ -76,7 +79,7 @@ def _simulated(outcomes: Outcomes, weight: Floats, Q: Floats, c: Floats, rest: F
 
 def node_scores(
     rows: Outcomes,
-    nodes: Merged,
+    nodes: PooledRounds,
     distillation: Mapping[str, AnyArray],
     d_sq: Floats,
     posterior: Posterior,
@@ -174,17 +177,31 @@ def plain_cosine(outcomes: Outcomes, d_head: Floats) -> Floats:
     return np.where(usable, cosine, np.nan)
 
 
+def make(work: Work) -> Made:
+    """The scores of one question's nodes, for every signal that is wanted."""
+    made = make_alignment(
+        work.read("trees"),
+        {signal: work.read("distillation", signal) for signal in work.signals},
+        Prior.of(work.read("prior")),
+        work.config.scores,
+        work.config.sampling.temperature,
+        work.config.tree.tail_limit,
+        work.reads.seed("posterior", "trees", work.question),
+    )
+    return dict(made.items())
+
+
 def make_alignment(
     tree: Mapping[str, AnyArray],
-    distillations: Mapping[str, Mapping[str, AnyArray]],
+    distillations: Mapping[K, Mapping[str, AnyArray]],
     prior: Prior,
     scores: Scores,
     temperature: float,
     tail_limit: float,
     seed: int,
-) -> dict[str, dict[str, AnyArray]]:
-    """Stage 5 of one question for several signals, by their keys."""
-    rows, nodes = Outcomes.of(tree), merged(tree)
+) -> dict[K, dict[str, AnyArray]]:
+    """Stage 5 of one question for several signals, by whatever they are called."""
+    rows, nodes = Outcomes.of(tree), pool_rounds(tree)
     posterior = simulate(nodes.outcomes, prior, temperature, scores.posterior, seed)
     return {
         key: node_scores(

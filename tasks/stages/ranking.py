@@ -14,7 +14,7 @@ import numpy as np
 
 from schemas.arrays import AnyArray
 from schemas.config import Scores
-from tasks.run.keys import Signal
+from schemas.signals import Signal
 from tasks.stages.aggregate.pooling import LEAST_UNITS, bootstrap_interval, critical_value, gain, resample, resampled
 from tasks.stages.no_signal import Endings
 from tasks.statistics.csr import Floats, row_sums

@@ -4,18 +4,18 @@ from itertools import pairwise
 
 import numpy as np
 
-from schemas.arrays import AnyArray
+from schemas.arrays import AnyArray, Arrays
+from schemas.config import RunConfig
 from tasks.engines.protocol import Draw
-from tasks.inputs.questions import Question
-from tasks.run.session import Job
-from tasks.stages.rollouts import outcomes, trunks
+from tasks.stages.draws import outcomes, trunks
+from tasks.stages.protocol import Checkpoints, Made, Models, Unit, Work, equal_units
 from tasks.statistics.csr import Ints
 from tasks.statistics.streams import stream_seed
-from tasks.store.checkpoints import Unit, decoded_round, equal_units
-from tasks.store.store import Artefact
 
-VALUE_DRAWS = "draws of values"
-"""What progress calls them."""
+
+def make(work: Work) -> Made:
+    """The values of one question's rollouts."""
+    return {None: work.provider.values(work.question, work.read("rollouts"))}
 
 
 def boundaries(offsets: Ints, segments: int) -> Ints:
@@ -27,25 +27,27 @@ def boundaries(offsets: Ints, segments: int) -> Ints:
     return np.array(out, dtype=np.int64)
 
 
-def make_values(job: Job, question: Question, rollouts: Artefact) -> dict[str, AnyArray]:
-    """The values of one question's rollouts; what is committed of their draws is not decoded again."""
-    settings, offsets = job.config.ranking, rollouts["offsets"]
+def make_values(
+    models: Models, config: RunConfig, question: str, rollouts: Arrays, checkpoints: Checkpoints
+) -> dict[str, AnyArray]:
+    """The values of one question's rollouts; what is kept of their draws is not decoded again."""
+    settings, offsets = config.ranking, rollouts["offsets"]
     ends = boundaries(offsets, settings.segments)
 
     def decode(unit: Unit) -> dict[str, AnyArray]:
-        draws, begun = [], []
+        draws, prefixes = [], []
         for end in ends[unit.first : unit.last].tolist():
             r = int(np.searchsorted(offsets, end, side="right")) - 1
             depth = end - int(offsets[r])
             for index in range(settings.draws):
-                identity = stream_seed(job.config.seed, question.id, "value", r, depth, index)
-                draws.append(Draw(r, depth, None, job.config.sampling.max_tokens - depth, identity))
-                begun.append(rollouts["tokens"][offsets[r] : end].tolist())
-        continued = job.sampler.continue_prefixes(trunks(rollouts), draws, job.config.sampling.temperature)
-        return outcomes(job, question, begun, continued)
+                identity = stream_seed(config.seed, question, "value", r, depth, index)
+                draws.append(Draw(r, depth, None, config.sampling.max_tokens - depth, identity))
+                prefixes.append(rollouts["tokens"][offsets[r] : end].tolist())
+        continued = models.sampler.continue_prefixes(trunks(rollouts), draws, config.sampling.temperature)
+        return outcomes(models, question, prefixes, continued)
 
-    units = equal_units(len(ends), max(1, job.config.execution.round_draws // settings.draws))
-    made = decoded_round(job, job.values_key(question.id), 0, units, decode, shown=VALUE_DRAWS, kept=False)
+    units = equal_units(len(ends), max(1, checkpoints.most_draws // settings.draws))
+    made = checkpoints.decode_round("values", question, 0, units, decode)
     return {
         "boundary": ends,
         "draws": np.full(len(ends), settings.draws, dtype=np.int32),

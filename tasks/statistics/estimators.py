@@ -18,6 +18,8 @@ import numpy.typing as npt
 from schemas.arrays import AnyArray
 from tasks.statistics.csr import Floats, Ints, owners, row_sums
 
+_ROUNDING = 1e-12
+
 
 class Outcomes(NamedTuple):
     """What the draws of N nodes with B branches showed; names as in `schemas.arrays.TREES`."""
@@ -83,7 +85,7 @@ class Outcomes(NamedTuple):
         return np.maximum(self.p_sq - row_sums(self.head_prob**2, self.offsets), 0.0)
 
 
-class Merged(NamedTuple):
+class PooledRounds(NamedTuple):
     """All draws of each node together, whatever round they came from.
 
     `row` and `branch` lead from a tree's rows [N] and branches [B] to the merged ones, `first` back to a branch [b].
@@ -95,7 +97,7 @@ class Merged(NamedTuple):
     first: Ints
 
 
-def merged(tree: Mapping[str, AnyArray]) -> Merged:
+def pool_rounds(tree: Mapping[str, AnyArray]) -> PooledRounds:
     """Draws of the same head token add up; sampled tail tokens stand side by side.
 
     What a posterior is read from: it may, as the number of draws may follow from outcomes. Unbiased estimates may not.
@@ -116,7 +118,7 @@ def merged(tree: Mapping[str, AnyArray]) -> Merged:
         rows.p_sq[first_row],
         rows.tail_prob[first_row],
     )
-    return Merged(outcomes, row, branch, first)
+    return PooledRounds(outcomes, row, branch, first)
 
 
 def weights(outcomes: Outcomes) -> Floats:
@@ -199,3 +201,13 @@ def squared_norm(outcomes: Outcomes) -> tuple[Floats, Floats]:
     )
     plain = row_sums(share * outcomes.rate**2, outcomes.offsets) + undrawn * V * V - 2 * V * W + S * V * V
     return unbiased, np.maximum(plain, 0.0)
+
+
+def reliability(unbiased: Floats, plain: Floats) -> Floats:
+    """Share of |g|^2 as drawn that is signal, [...]; NaN where nothing was seen to vary, rounding aside.
+
+    Args:
+        unbiased, plain: |g|^2 without bias, and as drawn; or sums of them, [...].
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(plain > _ROUNDING, unbiased / plain, np.nan)

@@ -13,24 +13,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from schemas.pipeline import PIPELINE
 from schemas.text import reason, shown
+from tasks.store.codec import is_whole
 from tasks.store.keys import digest
 from tasks.store.leases import FOLDER as CLAIMS
 from tasks.store.outages import StoreAwayError
-from tasks.store.store import MARKER, OBJECT, Store, StoreError, is_whole
+from tasks.store.store import MARKER, OBJECT, Store, StoreError
 
-STAGES = (
-    "rollouts",
-    "rounds",
-    "trees",
-    "ideal",
-    "prior",
-    "distillation",
-    "alignment",
-    "values",
-    "ranking",
-    "calibration",
-)
+STAGES = (*PIPELINE, "rounds", "calibration")
+"""Folders of artefacts."""
 REFERENCES = "references-"
 """How the names of files in a run's folder begin that say what the run needs of the store."""
 _WORKERS = 32

@@ -16,11 +16,11 @@ _PLAIN_NUMBER = re.compile(
 
 
 class Attempt(NamedTuple):
-    """A completion to be checked; `cut` says that the length limit ended it."""
+    """A completion to be checked; `truncated` says that the length limit ended it."""
 
     completion: str
     answer: str
-    cut: bool
+    truncated: bool
 
 
 class Verifier:

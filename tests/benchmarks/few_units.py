@@ -14,19 +14,17 @@ import numpy as np
 import torch
 
 from schemas.config import ForcedTree, Grouping, ReverseKL, Scores
+from schemas.signals import Signal
 from tasks.calibration.chain import Chain, Sums, exact_scores, expected
-from tasks.calibration.simulate import Rolled, Taught, draw, roll
+from tasks.calibration.simulate import OracleTeaching, Rolled, drawn_by, roll
 from tasks.calibration.suite import Family, OracleQuestion, make_question
-from tasks.run.keys import Signal
 from tasks.stages.aggregate.pooling import QuestionScores, make_pool
-from tasks.stages.alignment import make_alignment
-from tasks.stages.distillation.gradients import NO_NODES
-from tasks.stages.ideal import ideal_gradients
+from tasks.stages.distillation.stage import NO_NODES
 from tasks.stages.ranking import RankedQuestion, rank
-from tasks.stages.trees.forced import forced_plan
-from tasks.stages.trees.rounds import Drawn, assembled
-from tasks.statistics.estimators import Outcomes
+from tasks.stages.trees.forced import ForcedPlanner
+from tasks.stages.trees.planner import grow_tree
 from tasks.statistics.prior import Prior
+from tests.helpers.oracle import Given, scored_tree
 
 LOSS, FAMILY, QUESTIONS, ROLLOUTS = ReverseKL(), Family(64, "clear", "even"), 40, 8
 OPEN = (2, 3, 5, 10, 40)
@@ -49,13 +47,10 @@ def closed(q: OracleQuestion) -> OracleQuestion:
 def scored(q: OracleQuestion, number: int, seed: int, rng: np.random.Generator) -> QuestionScores:
     """A question's stages 1 to 5, by the functions that run on real models; the posterior is not looked at."""
     rolled = roll(q.student, str(number), ROLLOUTS, seed, rng)
-    plan = forced_plan(ForcedTree(nodes=16), rolled.ground)
-    successes, tokens = draw(rolled, plan, rng)
-    tree = assembled(rolled.ground, [Drawn(plan, successes, np.zeros_like(successes), tokens)])
-    d = Taught(rolled, q.teachers["fair"], LOSS).distillation(tree)
-    a = make_alignment(tree, {"d": d}, PRIOR, SCORES, 1.0, 1e-3, seed)["d"]
-    ideal = ideal_gradients(Outcomes.of(tree), 1.0)
-    return QuestionScores(str(number), rolled.arrays, tree, ideal, {SIGNAL: d}, {SIGNAL: a})
+    planner = ForcedPlanner(ForcedTree(nodes=16))
+    tree = grow_tree(planner, rolled.frame, drawn_by(rolled, rng))
+    d = OracleTeaching(rolled, q.teachers["fair"], LOSS).distillation(tree)
+    return scored_tree(Given(rolled.arrays, tree, {SIGNAL: d}), seed=seed, scores=SCORES, question=str(number))
 
 
 def truth(open_questions: list[OracleQuestion], k: int) -> dict[str, float]:
@@ -103,7 +98,7 @@ def settles(questions: int, rollouts: int, seed: int, population: list[OracleQue
         q = population[int(rng.integers(len(population)))]
         rolled: Rolled = roll(q.student, str(n), rollouts, seed, rng)
         signals = {
-            Signal(name, "none", "reverse_kl"): Taught(rolled, teacher, LOSS).distillation(NO_NODES)
+            Signal(name, "none", "reverse_kl"): OracleTeaching(rolled, teacher, LOSS).distillation(NO_NODES)
             for name, teacher in no_better(q, rng).items()
         }
         asked.append(RankedQuestion(rolled.arrays, signals))

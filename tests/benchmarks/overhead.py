@@ -30,7 +30,7 @@ def main() -> None:
         from flows.diagnose import diagnose
         from schemas.config import DemoConfig
         from tasks.demo.models import make_models, models_folder, write_inputs
-        from tasks.run.session import open_job
+        from tasks.run.session import open_session
         from tasks.store.store import Store
 
         imports = time.monotonic() - began
@@ -51,7 +51,7 @@ def main() -> None:
         override = {"tree": {"kind": "forced", "draws": DRAWS}}
         config = checked(merged(write_inputs(root, demo), override))
         began = time.monotonic()
-        open_job(config)
+        open_session(config)
         opening = time.monotonic() - began
         began = time.monotonic()
         run = diagnose(config)

@@ -24,7 +24,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
@@ -144,7 +144,7 @@ def measure_requests(folder: Path, few: int, more: int) -> dict[str, float]:
     """HTTP requests by method that a question adds."""
     from flows.command.configuration import checked
     from flows.diagnose import diagnose
-    from tests.s3 import Gate, s3_server
+    from tests.helpers.s3 import Gate, s3_server
 
     counted: list[Counter[str]] = []
     with s3_server() as server:
@@ -169,12 +169,14 @@ def measure_requests(folder: Path, few: int, more: int) -> dict[str, float]:
 def one_round(url: str) -> None:
     """A round as a tree decodes it, with nothing to decode."""
     from schemas.config import Execution
-    from tasks.store.checkpoints import Unit, decoded_round
+    from tasks.stages.protocol import Unit
+    from tasks.store.checkpoints import StoreCheckpoints
     from tasks.store.store import Store
 
-    job: Any = SimpleNamespace(store=Store(url), config=SimpleNamespace(execution=Execution()))
+    keys: Any = SimpleNamespace(rounds=lambda stage, question: "key")
     nothing = {"success": np.zeros(1, bool), "truncated": np.zeros(1, bool), "length": np.zeros(1, np.int32)}
-    decoded_round(job, "key", 0, [Unit(0, 1), Unit(1, 2)], lambda unit: nothing)
+    kept = StoreCheckpoints(Store(url), keys, cast(Any, SimpleNamespace(execution=Execution())))
+    kept.decode_round("trees", "q", 0, [Unit(0, 1), Unit(1, 2)], lambda unit: nothing)
 
 
 def write_long(url: str, question: int, rollouts: int, tokens: int) -> dict[str, float]:
@@ -182,7 +184,7 @@ def write_long(url: str, question: int, rollouts: int, tokens: int) -> dict[str,
     from schemas.config import Scores
     from tasks.stages.alignment import make_alignment
     from tasks.stages.ideal import ideal_gradients
-    from tasks.statistics.estimators import Outcomes, merged
+    from tasks.statistics.estimators import Outcomes, pool_rounds
     from tasks.statistics.prior import Prior, fit
     from tasks.store.store import Store
 
@@ -227,7 +229,7 @@ def write_long(url: str, question: int, rollouts: int, tokens: int) -> dict[str,
         "ideal": ideal_gradients(Outcomes.of(tree), 1.0),
         **taught,
     }
-    prior = fit([merged(tree).outcomes])
+    prior = fit([pool_rounds(tree).outcomes])
     began = time.monotonic()
     aligned = make_alignment(tree, taught, Prior.of(prior._asdict()), Scores(), 1.0, 0.05, 0)
     stage5 = time.monotonic() - began
@@ -243,32 +245,36 @@ def write_long(url: str, question: int, rollouts: int, tokens: int) -> dict[str,
 def stage6(url: str, questions: int) -> None:
     """Print seconds of the tables of so many long questions, and the process's peak memory in GiB."""
     from schemas.config import RunConfig
+    from schemas.signals import signals as signals_of
     from tasks.outputs.run import load_scores, make_tables
-    from tasks.run.keys import QuestionKeys, Signal
+    from tasks.run.keys import RunKeys
     from tasks.statistics.prior import Prior
     from tasks.store.store import Store
 
     store = Store(url)
     config = RunConfig.model_validate(
-        {"questions": {"path": "q"}, "student": {"path": "s"}, "teachers": [{"name": "teacher"}]}
+        {
+            "questions": {"path": "q"},
+            "student": {"path": "s"},
+            "teachers": [{"name": "teacher"}],
+            "losses": [{"kind": "jsd", "beta": (i + 1) / (SIGNALS + 1)} for i in range(SIGNALS)],
+        }
     )
-    signals = [Signal("teacher", "none", f"loss{i}") for i in range(SIGNALS)]
-    keys = {
-        str(q): QuestionKeys(
-            f"rollouts-{q}",
-            "",
-            f"trees-{q}",
-            f"ideal-{q}",
-            "prior-0",
-            {signal: f"distillation-{i}-{q}" for i, signal in enumerate(signals)},
-            {signal: f"alignment-{i}-{q}" for i, signal in enumerate(signals)},
-        )
-        for q in range(questions)
-    }
-    job: Any = SimpleNamespace(store=store, config=config, keys=keys)
+    number = {signal: i for i, signal in enumerate(signals_of(config))}
+
+    class Keys(RunKeys):
+        """Artefacts by their names."""
+
+        def key(self, stage: str, question: str, signal: Any = None) -> str:
+            if stage == "prior":
+                return "prior-0"
+            return f"{stage}-{question}" if signal is None else f"{stage}-{number[signal]}-{question}"
+
+    keys = Keys(config, cast(Any, None), [str(q) for q in range(questions)])
+    session: Any = SimpleNamespace(store=store, config=config, keys=keys)
     prior = Prior.of(store.need("prior", "prior-0").arrays)
     began = time.monotonic()
-    make_tables(config, load_scores(job, list(keys)), lambda ids: dict.fromkeys(ids, "x"), prior)
+    make_tables(config, load_scores(session, keys.questions), lambda ids: dict.fromkeys(ids, "x"), prior)
     print(time.monotonic() - began, peak())
 
 

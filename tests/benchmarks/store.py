@@ -13,9 +13,10 @@ from typing import TypeVar
 
 import numpy as np
 
+from tasks.store.codec import encode
 from tasks.store.garbage import damaged, holdings, remove, unreferred
 from tasks.store.keys import digest
-from tasks.store.store import OBJECT, Store, encode
+from tasks.store.store import OBJECT, Store
 
 T = TypeVar("T")
 

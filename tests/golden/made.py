@@ -9,6 +9,7 @@ import io
 import json
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -18,12 +19,13 @@ import polars as pl
 
 from flows.command.configuration import checked
 from schemas.config import RunConfig
+from schemas.pipeline import DIAGNOSIS, PIPELINE
+from schemas.signals import sources
 from tasks.calibration.measure import Setting, measure
 from tasks.calibration.suite import Family
 from tasks.outputs.run import make_outputs
-from tasks.run.keys import sources
-from tasks.run.session import Job
-from tasks.run.shells import BY_SOURCE, STAGES, run_stage
+from tasks.run.session import start_session
+from tasks.run.shells import run_stage
 from tasks.store.keys import digest
 from tests.helpers.small import make_models, make_questions, small_settings
 
@@ -81,11 +83,17 @@ def keys(config: RunConfig) -> Summary:
         "tokenizer_fingerprint": lambda tokenizer: "tokenizer",
         "verifier_fingerprint": lambda kind: kind,
     }
-    engine = patch("tasks.engines.choice.engine_fingerprint", lambda kind: kind)
-    with patch.multiple("tasks.run.keys", **content), engine:
-        job = Job(config)
-        found = job.references([*STAGES, "values", "ranking"])
-        whole = job.aggregate_key(list(job.questions))
+    names = {
+        "tasks.engines.identity": ("model_fingerprint", "tokenizer_fingerprint"),
+        "tasks.run.preflight": ("verifier_fingerprint",),
+    }
+    with ExitStack() as patched:
+        for module, functions in names.items():
+            patched.enter_context(patch.multiple(module, **{name: content[name] for name in functions}))
+        patched.enter_context(patch("tasks.engines.choice.engine_fingerprint", lambda kind: kind))
+        session = start_session(config)
+        found = session.keys.references([*DIAGNOSIS, "values", "ranking"], draws=session.samples)
+        whole = session.keys.aggregate(session.keys.questions)
     by_stage: dict[str, list[str]] = {}
     for stage, key in found:
         by_stage.setdefault(stage, []).append(key)
@@ -94,21 +102,21 @@ def keys(config: RunConfig) -> Summary:
 
 def run_tables(config: RunConfig) -> dict[str, pl.DataFrame]:
     """All tables of a diagnosis."""
-    job = Job(config)
+    session = start_session(config)
     try:
-        ids = list(job.questions)
-        for stage in STAGES:
-            for source in sources(config) if stage in BY_SOURCE else [None]:
-                outcome = run_stage(job, stage, ids, source)
-                if outcome.failed or outcome.left_out:
-                    raise RuntimeError(f"{stage}: {outcome.failed or outcome.left_out}")
+        ids = session.keys.questions
+        for stage in DIAGNOSIS:
+            for source in sources(config) if PIPELINE[stage].of_source else [None]:
+                summary = run_stage(session, stage, ids, source)
+                if summary.failed or summary.left_out:
+                    raise RuntimeError(f"{stage}: {summary.failed or summary.left_out}")
         return {
             name.removesuffix(".parquet"): pl.read_parquet(io.BytesIO(data))
-            for name, data in make_outputs(job, ids, {}).files
+            for name, data in make_outputs(session, ids, {}).files
             if name.endswith(".parquet")
         }
     finally:
-        job.close()
+        session.provider.close()
 
 
 def oracle_table(planner: str) -> pl.DataFrame:
@@ -118,7 +126,7 @@ def oracle_table(planner: str) -> pl.DataFrame:
     return pl.DataFrame(rows, infer_schema_length=None)
 
 
-def summary(table: pl.DataFrame) -> Summary:
+def summed_up(table: pl.DataFrame) -> Summary:
     """Rows of a table, and of each column its nulls, and sums that tell an order apart, or its digest."""
     columns: dict[str, Any] = {}
     place = np.cos(np.arange(len(table)))
@@ -158,7 +166,7 @@ def main(write: bool) -> None:
             settings = small_settings(folder / "models", folder / "questions.jsonl", folder / "store")
             made = {
                 "keys": {name: keys(config) for name, config in configurations(settings, folder).items()},
-                "tables": {name: summary(table) for name, table in found.items()},
+                "tables": {name: summed_up(table) for name, table in found.items()},
             }
             for name, content in made.items():
                 (HERE / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")

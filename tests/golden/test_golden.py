@@ -16,12 +16,12 @@ def test_keys_are_what_they_were(name: str, settings: dict[str, Any], tmp_path: 
 @pytest.mark.parametrize("name", ["forced", "adaptive", "windows", "recorded"])
 def test_tables_of_a_run_are_what_they_were(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
     for table, frame in made.run_tables(made.configurations(settings, tmp_path)[name]).items():
-        compare(f"{name} {table}", made.summary(frame))
+        compare(f"{name} {table}", made.summed_up(frame))
 
 
 @pytest.mark.parametrize("planner", made.PLANNERS)
 def test_tables_of_the_oracle_are_what_they_were(planner: str) -> None:
-    compare(f"oracle {planner}", made.summary(made.oracle_table(planner)))
+    compare(f"oracle {planner}", made.summed_up(made.oracle_table(planner)))
 
 
 def compare(name: str, found: made.Summary) -> None:

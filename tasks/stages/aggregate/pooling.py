@@ -14,9 +14,10 @@ from scipy.stats import t as student_t
 
 from schemas.arrays import AnyArray
 from schemas.config import Grouping, Scores
+from schemas.signals import Signal
 from schemas.tables import DIFFERENCES, SUMMARY, TOKENS, Column
-from tasks.run.keys import Signal
 from tasks.statistics.csr import Floats, Ints, owners, row_sums
+from tasks.statistics.estimators import reliability
 
 LEAST_UNITS = 5
 """Units that carry signal, at the least, for an interval: fewer do not tell their own spread. With fewer questions that
@@ -38,6 +39,21 @@ class QuestionScores:
     alignment: Mapping[Signal, Mapping[str, AnyArray]]
     sampled: bool = True
     """Whether nodes are a sample of all positions, with known probabilities."""
+
+    @classmethod
+    def of(
+        cls, question: str, signals: Sequence[Signal], read: Callable[..., Mapping[str, AnyArray]], sampled: bool
+    ) -> "QuestionScores":
+        """Of a question's artefacts; `read` gives those of a stage and, where there are such, of a signal."""
+        return cls(
+            question,
+            read("rollouts"),
+            read("trees"),
+            read("ideal"),
+            {signal: read("distillation", signal) for signal in signals},
+            {signal: read("alignment", signal) for signal in signals},
+            sampled,
+        )
 
     @property
     def rollout_of_position(self) -> Ints:
@@ -91,10 +107,7 @@ def tokens_table(q: QuestionScores, signals: Sequence[Signal], texts: Texts, lev
     token = np.asarray(q.rollouts["tokens"])[node]
     text = texts(int(t) for t in token)
     rollout = q.rollout_of_position[node]
-    plain = rows.mean(q.ideal["g_sq_plain"])
     g_sq = rows.mean(q.ideal["g_sq"])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        reliability = np.where(plain > 1e-12, g_sq / plain, np.nan)
     common: dict[str, Any] = {
         "question_id": [q.question_id] * len(node),
         "rollout_id": rollout,
@@ -109,7 +122,7 @@ def tokens_table(q: QuestionScores, signals: Sequence[Signal], texts: Texts, lev
         "draws": rows.sum(q.totals["draws"]),
         "truncated_draws": rows.sum(q.totals["truncations"]),
         "tail_prob": rows.mean(q.tree["tail_prob"]),
-        "reliability": reliability,
+        "reliability": reliability(g_sq, rows.mean(q.ideal["g_sq_plain"])),
         "g_sq": g_sq,
         "value": rows.mean(q.ideal["value"]),
     }
@@ -327,7 +340,7 @@ def pooled(sums: Floats) -> dict[str, Floats]:
             "alignment": np.where(told & (s["g_sq"] > 0), s["inner"] / np.sqrt(s["g_sq"] * s["d_sq"]), np.nan),
             "gain": np.where(told, gain(s["inner"], s["d_sq"], s["rollouts"]), np.nan),
             "mean_cosine": np.where(s["cosines"] > 0, s["cosine"] / s["cosines"], np.nan),
-            "reliability": np.where(s["g_sq_plain"] > 0, s["g_sq"] / s["g_sq_plain"], np.nan),
+            "reliability": reliability(s["g_sq"], s["g_sq_plain"]),
         }
 
 

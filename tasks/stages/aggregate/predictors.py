@@ -8,7 +8,7 @@ import numpy.typing as npt
 from scipy.stats import rankdata
 
 from schemas.config import Scores
-from tasks.run.keys import Signal
+from schemas.signals import Signal
 from tasks.stages.aggregate.pooling import QuestionScores, bootstrap_interval, resample, resampled
 from tasks.statistics.csr import Floats, Ints
 

@@ -13,12 +13,12 @@ from scipy.stats import rankdata
 
 from schemas.arrays import AnyArray
 from schemas.config import Scores
-from tasks.run.keys import Signal
+from schemas.signals import Signal
 from tasks.stages.aggregate.pooling import QuestionScores, bootstrap_interval, gain, resample, resampled
 from tasks.stages.aggregate.predictors import AtNodes, joined
 from tasks.stages.alignment import node_scores, simulate
 from tasks.statistics.csr import Floats
-from tasks.statistics.estimators import Outcomes, merged
+from tasks.statistics.estimators import Outcomes, pool_rounds
 from tasks.statistics.prior import Prior
 
 CHOICES = ("all", "likely_positive", "resolved_positive", "predicted_positive")
@@ -50,7 +50,7 @@ def sum_choices(
     halves = split(q.tree, rng)
     out = np.zeros((len(signals), len(CHOICES), len(_SUMS)))
     for chooses, judges in (halves, halves[::-1]):
-        nodes, rows = merged(chooses), Outcomes.of(judges)
+        nodes, rows = pool_rounds(chooses), Outcomes.of(judges)
         posterior = simulate(nodes.outcomes, prior, temperature, scores.posterior, int(rng.integers(2**63)))
         for i, signal in enumerate(signals):
             d = q.distillation[signal]

@@ -1,15 +1,34 @@
-"""The forced plan: one round, of chosen nodes with a fixed number of draws each."""
+"""The forced plan: one round with a fixed number of nodes, drawn by leverage or all alike."""
+
+from collections.abc import Sequence
 
 import numpy as np
 
+from schemas.arrays import AnyArray
 from schemas.config import ForcedTree
-from tasks.stages.trees.rounds import Ground, Plan, plan_round
+from tasks.stages.trees.design import Completed, RoundDesign, assemble, design_round
+from tasks.stages.trees.frame import SamplingFrame
 from tasks.statistics.design import inclusion_probabilities, systematic_sample
 
 
-def forced_plan(tree: ForcedTree, ground: Ground) -> Plan:
-    """The only round."""
-    sizes = ground.leverage if tree.node_choice == "leverage" else np.ones(len(ground.leverage))
-    inclusion = inclusion_probabilities(sizes, tree.nodes)
-    nodes = systematic_sample(inclusion, ground.start(0))
-    return plan_round(ground, nodes, inclusion[nodes], tree, tree.draws)
+class ForcedPlanner:
+    """Plans the one round of a forced tree."""
+
+    layout = "rounds"
+
+    def __init__(self, tree: ForcedTree) -> None:
+        self._tree = tree
+
+    def next_round(self, frame: SamplingFrame, completed: Sequence[Completed], seconds: float) -> RoundDesign | None:
+        """The first round; None after it."""
+        if completed:
+            return None
+        tree = self._tree
+        sizes = frame.leverage if tree.node_choice == "leverage" else np.ones(len(frame.leverage))
+        inclusion = inclusion_probabilities(sizes, tree.nodes)
+        nodes = systematic_sample(inclusion, frame.start(0))
+        return design_round(frame, nodes, inclusion[nodes], tree, tree.draws)
+
+    def tree(self, frame: SamplingFrame, completed: Sequence[Completed]) -> dict[str, AnyArray]:
+        """The tree of the round."""
+        return assemble(frame, completed)

@@ -6,14 +6,19 @@ them. A node's branches are the tokens that followed its prefix often enough, wh
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from schemas.arrays import AnyArray
 from schemas.config import WindowsTree
-from tasks.stages.trees.rounds import Ground, concatenated
+from tasks.stages.protocol import Unit
+from tasks.stages.trees.design import concatenated
+from tasks.stages.trees.frame import SamplingFrame
+from tasks.stages.trees.planner import CompletedRound, Launches
 from tasks.statistics.csr import Ints
 from tasks.statistics.design import leverage
 
@@ -24,6 +29,48 @@ class Window(NamedTuple):
     rollout: int
     depth: int
     draws: int
+
+
+@dataclass(frozen=True)
+class WindowsDesign:
+    """The one round of a tree of windows."""
+
+    windows: list[Window]
+
+    def launches(self, offsets: Ints) -> Launches:
+        """One for each window; nothing is forced."""
+        columns = np.array(self.windows, dtype=np.int64).reshape(-1, 3).T
+        return Launches(columns[0], columns[1], np.full(len(self.windows), -1), columns[2])
+
+    def units(self, offsets: Ints, most: int) -> list[Unit]:
+        """Windows one after another."""
+        upto = np.cumsum([w.draws for w in self.windows]) // most
+        edges = [0, *(np.flatnonzero(np.diff(upto)) + 1).tolist(), len(self.windows)]
+        return [Unit(a, b) for a, b in pairwise(edges)]
+
+
+class WindowsPlanner:
+    """Plans the one round of a tree of windows."""
+
+    layout = "continuations"
+
+    def __init__(self, tree: WindowsTree) -> None:
+        self._tree = tree
+
+    def next_round(
+        self, frame: SamplingFrame, completed: Sequence[CompletedRound[WindowsDesign]], seconds: float
+    ) -> WindowsDesign | None:
+        """All windows; None after them."""
+        return None if completed else WindowsDesign(windows(self._tree, frame.offsets))
+
+    def tree(self, frame: SamplingFrame, completed: Sequence[CompletedRound[WindowsDesign]]) -> dict[str, AnyArray]:
+        """The tree of what was counted on the rollouts."""
+        (only,) = completed
+        outcome, offsets = only.outcome, only.outcome["offsets"]
+        continued = [outcome["tokens"][a:b] for a, b in pairwise(offsets)]
+        each = [only.design.windows[i] for i in only.launches.owner]
+        visits = count_visits(frame.tokens, frame.offsets, each, continued, outcome["success"], outcome["truncated"])
+        return windows_tree(self._tree, frame, visits)
 
 
 def windows(tree: WindowsTree, offsets: Ints) -> list[Window]:
@@ -49,7 +96,7 @@ class Visits(NamedTuple):
 
 
 def count_visits(
-    tokens: Ints,
+    tokens: npt.NDArray[np.integer[Any]],
     offsets: Ints,
     launched: Sequence[Window],
     continued: Sequence[Ints],
@@ -85,14 +132,14 @@ def count_visits(
     return Visits(*columns)
 
 
-def _common(a: Ints, b: Ints) -> int:
+def _common(a: AnyArray, b: AnyArray) -> int:
     """Length of the common prefix."""
     n = min(len(a), len(b))
     differs = np.flatnonzero(a[:n] != b[:n])
     return int(differs[0]) if len(differs) else n
 
 
-def windows_tree(tree: WindowsTree, ground: Ground, visits: Visits) -> dict[str, AnyArray]:
+def windows_tree(tree: WindowsTree, frame: SamplingFrame, visits: Visits) -> dict[str, AnyArray]:
     """The arrays of a tree: nodes with two counted children or more; no inclusion probability is known, 1 stands."""
     counted = visits.visits >= tree.min_visits
     position = visits.position[counted]
@@ -101,7 +148,7 @@ def windows_tree(tree: WindowsTree, ground: Ground, visits: Visits) -> dict[str,
     kept = np.flatnonzero(counted)[np.isin(position, nodes)]
     where, token = visits.position[kept], visits.token[kept]
     probs, p_sq = [], []
-    for positions, p in ground.distributions(nodes):
+    for positions, p in frame.distributions(nodes):
         p_sq += leverage(p)[1].tolist()
         for row, at in enumerate(positions.tolist()):
             probs.append(p[row, token[where == at]].double().cpu().numpy())
@@ -109,7 +156,7 @@ def windows_tree(tree: WindowsTree, ground: Ground, visits: Visits) -> dict[str,
     offsets = np.searchsorted(where, np.append(nodes, np.iinfo(np.int64).max)).astype(np.int64)
     in_head = np.add.reduceat(branch_prob, offsets[:-1]) if len(nodes) else np.empty(0)
     return {
-        **ground.by_position,
+        **frame.by_position,
         "node": nodes.astype(np.int64),
         "round": np.zeros(len(nodes), dtype=np.int32),
         "inclusion": np.ones(len(nodes)),

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from tests.ports import free_port
+from tests.helpers.ports import free_port
 
 
 class Server:

@@ -1,26 +1,46 @@
 """The exact oracle (statistics of section 8) as an engine: chains in the place of language models, token by token."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from schemas.config import RunConfig
+from schemas.arrays import AnyArray, Arrays
+from schemas.config import (
+    ForcedTree,
+    ForwardKL,
+    Model,
+    Questions,
+    ReverseKL,
+    RunConfig,
+    Sampling,
+    Scores,
+    Settings,
+    Teacher,
+)
+from schemas.pipeline import DIAGNOSIS
+from schemas.signals import Signal, Source
 from tasks.calibration.chain import Chain, exact_scores
 from tasks.engines.protocol import Continuation, Draw, Trunk
-from tasks.inputs.questions import Question
+from tasks.stages.aggregate.pooling import QuestionScores
+from tasks.stages.compute import Computed
+from tasks.stages.protocol import NoCheckpoints
+from tasks.stages.rollouts import make_rollouts
+from tasks.stages.trees.stage import make_tree
+from tasks.statistics.prior import Prior
 from tasks.statistics.streams import uniforms
-from tasks.store.store import Artefact
 from tasks.verifiers.verifier import Verifier
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 PROMPT = [0]
+QUESTION = "oracle"
 
 
 def random_chain(
@@ -105,14 +125,102 @@ class IdTokenizer:
         return [" ".join(str(int(i)) for i in row) for row in ids]
 
 
-class OracleJob:
-    """What stages ask of a `tasks.run.session.Job`, on a chain."""
+class OracleModels:
+    """Chains as a run's models: an implementation of `tasks.stages.protocol.Models`."""
 
-    def __init__(self, chain: Chain, config: RunConfig) -> None:
-        self.config, self.student, self.tokenizer = config, OracleEngine(chain), IdTokenizer()
+    tokenizer = IdTokenizer()
+
+    def __init__(self, chain: Chain, config: RunConfig, teachers: Mapping[str, Chain] | None = None) -> None:
+        self.config, self.student = config, OracleEngine(chain)
         self.sampler = self.student
         self.verifier = Verifier(config.verifier)
-        self.question = Question("oracle", str(chain.passes), {})
+        self._teachers = {name: OracleEngine(teacher) for name, teacher in (teachers or {}).items()}
+
+    @property
+    def decoded(self) -> int:
+        return self.student.decoded
+
+    def prompt(self, question: str) -> list[int]:
+        return PROMPT
+
+    def answer(self, question: str) -> str:
+        return str(self.student.chain.passes)
+
+    def teacher(self, source: Source) -> OracleEngine:
+        return self._teachers[source.teacher]
+
+    def teacher_prompt(self, source: Source, question: str) -> list[int]:
+        return PROMPT
+
+    def close(self) -> None:
+        self.verifier.close()
+
+
+class Given(NamedTuple):
+    """What a test has made already of one question."""
+
+    rollouts: Arrays
+    tree: Arrays
+    distillation: Mapping[Signal, Arrays]
+
+
+class GivenProvider:
+    """Evidence that is there already, by question: a `tasks.stages.protocol.Provider`."""
+
+    decoded = 0
+
+    def __init__(self, given: Mapping[str, Given]) -> None:
+        self._given = given
+
+    def rollouts(self, question: str) -> Arrays:
+        return self._given[question].rollouts
+
+    def tree(self, question: str, rollouts: Arrays) -> Arrays:
+        return self._given[question].tree
+
+    def distillation(
+        self, question: str, source: Source, losses: Mapping[str, Settings], rollouts: Arrays, tree: Arrays
+    ) -> Mapping[str, Arrays]:
+        return {name: self._given[question].distillation[Signal(*source, name)] for name in losses}
+
+    def values(self, question: str, rollouts: Arrays) -> Arrays:
+        raise NotImplementedError
+
+    def texts(self, ids: Iterable[int]) -> dict[int, str]:
+        return {token: str(token) for token in ids}
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def scored_trees(
+    given: Mapping[str, Given],
+    *,
+    seed: Callable[[str], int] = lambda question: 0,
+    temperature: float = 1.0,
+    scores: Scores | None = None,
+    **settings: Any,
+) -> tuple[list[QuestionScores], Prior]:
+    """Stages 3 to 5 of trees that are there, and their prior; `settings` are of the forced planner."""
+    signals = list(next(iter(given.values())).distillation)
+    config = RunConfig(
+        questions=Questions(path="none.jsonl"),
+        student=Model(path="none"),
+        teachers=[Teacher(name=name) for name in dict.fromkeys(signal.teacher for signal in signals)],
+        losses=[ReverseKL(), ForwardKL()],
+        sampling=Sampling(temperature=temperature),
+        tree=ForcedTree(**settings),
+        scores=scores or Scores(),
+    )
+    computed = Computed(config, GivenProvider(given), list(given), signals, lambda _, __, question: seed(question))
+    computed.run(*DIAGNOSIS)
+    questions = [QuestionScores.of(i, signals, partial(computed.read, i), config.tree.sampled) for i in given]
+    return questions, Prior.of(computed.artefact("prior", next(iter(given))))
+
+
+def scored_tree(given: Given, *, question: str = QUESTION, seed: int = 0, **settings: Any) -> QuestionScores:
+    """The same of one tree."""
+    return scored_trees({question: given}, seed=lambda question: seed, **settings)[0][0]
 
 
 def oracle_config(chain: Chain, *, seed: int = 0, rollouts: int = 8, **tree: Any) -> RunConfig:
@@ -130,22 +238,14 @@ def oracle_config(chain: Chain, *, seed: int = 0, rollouts: int = 8, **tree: Any
     )
 
 
-def oracle_rollouts(job: OracleJob) -> Artefact:
-    """Rollouts of the chain's student, as stage 1 would store them."""
-    from tasks.stages.rollouts import sample_rollouts
+def oracle_rollouts(models: OracleModels) -> dict[str, AnyArray]:
+    """Rollouts of the chain's student."""
+    return make_rollouts(models, models.config, QUESTION, NoCheckpoints())
 
-    ends = sample_rollouts(job.student, PROMPT, job.config.sampling, job.config.seed, job.question.id)
-    return Artefact(
-        "rollouts",
-        "",
-        {
-            "prompt": np.array(PROMPT, dtype=np.int32),
-            "tokens": np.concatenate([e.tokens for e in ends]),
-            "offsets": np.cumsum([0, *(len(e.tokens) for e in ends)]).astype(np.int64),
-            "correct": np.array([e.tokens[-1] == job.student.chain.passes for e in ends]),
-            "truncated": np.array([e.cut for e in ends]),
-        },
-    )
+
+def oracle_tree(models: OracleModels, rollouts: Arrays) -> dict[str, AnyArray]:
+    """One tree."""
+    return make_tree(models, models.config, QUESTION, rollouts, NoCheckpoints())
 
 
 @dataclass(frozen=True)
@@ -167,7 +267,7 @@ class Exact:
         return float(self.inner.sum() / np.sqrt(self.g_sq.sum() * self.d_sq.sum()))
 
 
-def exact(chain: Chain, teacher: Chain, loss: Any, rollouts: Artefact) -> Exact:
+def exact(chain: Chain, teacher: Chain, loss: Any, rollouts: Arrays) -> Exact:
     """Exact g, d and their products at every position of the rollouts."""
     scores, offsets = exact_scores(chain, teacher, loss), rollouts["offsets"]
     completions = [rollouts["tokens"][a:b].tolist() for a, b in pairwise(offsets)]

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from tests.ports import free_port
+from tests.helpers.ports import free_port
 
 SECRET = "not-to-be-told-anywhere"  # noqa: S105
 

@@ -13,9 +13,9 @@ import httpx
 import psutil
 import yaml
 
-from tests.ports import free_port
+from tests.helpers.ports import free_port
 
-HERE = Path(__file__).parents[1]
+HERE = Path(__file__).parents[2]
 
 
 class Served:

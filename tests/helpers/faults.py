@@ -1,6 +1,6 @@
 """Runs the command line with a fault put in, as a process of its own.
 
-    python -m tests.faults FAULT ARGUMENTS...
+    python -m tests.helpers.faults FAULT ARGUMENTS...
 
 FAULT is `trees:ID` or another stage's (that stage of question ID raises an error), `disk:N` (from the twentieth write
 on, N writes find no space),
@@ -21,18 +21,20 @@ prepare()  # as the command line does, before anything imports Prefect
 
 import tasks.run.shells  # noqa: E402
 from flows.cli import app  # noqa: E402
+from schemas.pipeline import PIPELINE, Stage  # noqa: E402
+from tasks.stages.protocol import Work  # noqa: E402
 from tasks.store.store import Store  # noqa: E402
 
 
 def failing_question(wanted: str, question: str) -> None:
-    make: Callable[..., Any] = vars(tasks.run.shells)["_make"]
+    make: Callable[..., Any] = vars(tasks.run.shells)["compute"]
 
-    def broken(job: Any, stage: str, ids: Any, *args: Any) -> Any:
-        if stage == wanted and question in ids:
-            raise ValueError(f"no {stage} for {question}")
-        return make(job, stage, ids, *args)
+    def broken(stage: Stage, work: Work) -> Any:
+        if stage.name == wanted and work.question == question:
+            raise ValueError(f"no {stage.name} for {question}")
+        return make(stage, work)
 
-    setattr(tasks.run.shells, "_make", broken)  # noqa: B010
+    setattr(tasks.run.shells, "compute", broken)  # noqa: B010
 
 
 def full_disk(writes: int) -> None:
@@ -63,7 +65,7 @@ def meeting(folder: Path) -> None:
 
 if __name__ == "__main__":
     name, _, value = sys.argv[1].partition(":")
-    if name in tasks.run.shells.STAGES:
+    if name in PIPELINE:
         failing_question(name, value)
     elif name == "disk":
         full_disk(int(value))

@@ -1,6 +1,6 @@
 """Runs a diagnosis in a process of its own, counting decoded tokens, and kills itself at a chosen event.
 
-    python -m tests.driver CONFIG.yaml COUNTS [EVENT]
+    python -m tests.helpers.driver CONFIG.yaml COUNTS [EVENT]
 
 An event is a decoding step, or the start, middle or end of a write to the store: moments spread over all that a run
 does. After every step the tokens decoded so far by the call under way are appended to COUNTS, so that nothing that

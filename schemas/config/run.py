@@ -1,0 +1,132 @@
+"""Everything a diagnosis needs."""
+
+from typing import Annotated, Self
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from schemas import limits
+from schemas.config.base import COSMETIC, Settings, check_unique, invalid
+from schemas.config.engines import Engine, TransformersEngine
+from schemas.config.execution import Execution
+from schemas.config.forms import ByKind
+from schemas.config.inputs import Model, Prompt, Questions, Url
+from schemas.config.losses import Loss, TopK, default_losses, loss_name
+from schemas.config.scores import Ranking, Scores
+from schemas.config.teachers import RecordedTeacher, Teacher
+from schemas.config.trees import AdaptiveTree, RecordedTree, Tree
+from schemas.config.verifiers import MathVerifier, Verifier
+
+
+class Sampling(Settings):
+    """How the student samples: rollouts, and every draw of the tree."""
+
+    rollouts: int = Field(8, ge=1, le=limits.MOST_ROLLOUTS, description="Rollouts a question")
+    max_tokens: int = Field(
+        2048,
+        ge=2,
+        le=limits.MOST_TOKENS,
+        description="Length limit of a completion, tokens; with its prompt it must fit the student and every teacher",
+    )
+    temperature: float = Field(1.0, ge=0.001, le=4, description="Sampling temperature; nothing is truncated")
+
+
+class RunConfig(Settings):
+    """Everything a diagnosis needs."""
+
+    name: str = Field(
+        "run",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+        description="Folder of the outputs, under runs/ in the store",
+        json_schema_extra=COSMETIC,
+    )
+    store: Url = Field(
+        ".opdscope", description="Where everything is cached; any fsspec URL", json_schema_extra=COSMETIC
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of every draw and every bootstrap")
+    questions: Questions | None = Field(None, description="Needed unless the tree is recorded")
+    student: Model | None = Field(None, description="Needed unless the tree is recorded")
+    prompt: Prompt = Field(default_factory=Prompt)
+    verifier: Verifier = Field(default_factory=MathVerifier)
+    sampling: Sampling = Field(default_factory=Sampling)
+    tree: Tree = Field(default_factory=AdaptiveTree)
+    teachers: list[Annotated[Teacher | RecordedTeacher, Field(discriminator="kind"), ByKind(flat=True)]] = Field(
+        min_length=1, max_length=limits.MOST_SIGNALS
+    )
+    losses: list[Loss] = Field(default_factory=default_losses, min_length=1, max_length=limits.MOST_SIGNALS)
+    scores: Scores = Field(default_factory=Scores)
+    ranking: Ranking = Field(default_factory=Ranking)
+    engine: Engine = Field(default_factory=TransformersEngine)
+    execution: Execution = Field(default_factory=Execution)
+
+    @field_validator("losses", mode="before")
+    @classmethod
+    def _short_form(cls, losses: object) -> object:
+        if isinstance(losses, list):
+            return [{"kind": loss} if isinstance(loss, str) else loss for loss in losses]
+        return losses
+
+    @field_validator("teachers", "tree", "engine", mode="before")
+    @classmethod
+    def _default_kind(cls, value: object, info: ValidationInfo) -> object:
+        kind = {"teachers": "model", "tree": "adaptive", "engine": "transformers"}[str(info.field_name)]
+        if isinstance(value, list):
+            return [{"kind": kind, **v} if isinstance(v, dict) else v for v in value]
+        return {"kind": kind, **value} if isinstance(value, dict) and info.field_name != "teachers" else value
+
+    @model_validator(mode="after")
+    def _recorded_or_made(self) -> Self:
+        recorded = isinstance(self.tree, RecordedTree)
+        for i, teacher in enumerate(self.teachers):
+            if isinstance(teacher, RecordedTeacher) != recorded:
+                kinds = (
+                    "recorded, and so must be every teacher" if recorded else f"{self.tree.kind}, which needs models"
+                )
+                raise invalid(f"teachers.{i}.kind", f"{teacher.kind!r}, but the tree is {kinds}")
+        for name in ("questions", "student"):
+            if recorded and getattr(self, name) is not None:
+                raise invalid(name, "given, but recorded outcomes need none; leave it out")
+            if not recorded and getattr(self, name) is None:
+                raise invalid(name, "missing; it has no default")
+        for i, loss in enumerate(self.losses):
+            if recorded and isinstance(loss, TopK):
+                raise invalid(
+                    f"losses.{i}", f"{loss_name(loss)!r} needs whole distributions; a recorded table has branches"
+                )
+        return self
+
+    @property
+    def asked(self) -> Questions:
+        """The questions of a run that is not recorded."""
+        if self.questions is None:
+            raise ValueError("recorded outcomes have no questions file")
+        return self.questions
+
+    @property
+    def model(self) -> Model:
+        """The student of a run that is not recorded."""
+        if self.student is None:
+            raise ValueError("recorded outcomes have no student")
+        return self.student
+
+    @property
+    def recorded_tree(self) -> RecordedTree:
+        """The table of a run that is recorded."""
+        if not isinstance(self.tree, RecordedTree):
+            raise ValueError(f"the tree is {self.tree.kind}, and nothing is recorded")
+        return self.tree
+
+    @property
+    def model_teachers(self) -> list[Teacher]:
+        """The teachers that are models, in order."""
+        return [t for t in self.teachers if isinstance(t, Teacher)]
+
+    @property
+    def recorded_teachers(self) -> list[RecordedTeacher]:
+        """The teachers that are tables, in order."""
+        return [t for t in self.teachers if isinstance(t, RecordedTeacher)]
+
+    @model_validator(mode="after")
+    def _unique_names(self) -> Self:
+        check_unique("teachers", [t.name for t in self.teachers])
+        check_unique("losses", [loss_name(loss) for loss in self.losses])
+        return self

@@ -1,0 +1,56 @@
+"""What tells a right completion."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from schemas.config.base import COSMETIC, Settings, check_unique, invalid
+from schemas.config.forms import ByKind
+
+
+class ExactVerifier(Settings):
+    """The text after the last marker equals the answer, up to white space and, if asked, case."""
+
+    kind: Literal["exact"] = "exact"
+    marker: str | None = Field(
+        None, min_length=1, description="Compare what follows its last occurrence; else all text"
+    )
+    ignore_case: bool = False
+
+
+class NumericVerifier(Settings):
+    """The last number of the completion equals the answer. 50% equals 0.5, and 50 too; two percentages: as numbers."""
+
+    kind: Literal["numeric"] = "numeric"
+    marker: str | None = Field(None, min_length=1, description="Look only after its last occurrence")
+    tolerance: float = Field(1e-6, ge=0, description="Relative to the answer, absolute below 1")
+
+
+class ChoiceVerifier(Settings):
+    """The last stand-alone choice label of the completion equals the answer."""
+
+    kind: Literal["choice"] = "choice"
+    marker: str | None = Field(None, min_length=1, description="Look only after its last occurrence")
+    labels: list[str] = Field(["A", "B", "C", "D"], min_length=2, description="The possible answers")
+    ignore_case: bool = Field(False, description="Take b for B; then the article a is a label too")
+
+    @model_validator(mode="after")
+    def _told_apart(self) -> Self:
+        for label in self.labels:
+            if label != label.strip() or not label:
+                raise invalid("labels", f"{label!r} is empty or has white space at an end; write the label alone")
+        check_unique("labels", [label.casefold() if self.ignore_case else label for label in self.labels])
+        return self
+
+
+class MathVerifier(Settings):
+    """math-verify equivalence of the last boxed, else the final, expression, units aside; in worker processes."""
+
+    kind: Literal["math"] = "math"
+    seconds: float = Field(5.0, gt=0, description="Time limit of one check; past it the completion is wrong")
+    workers: int = Field(2, ge=1, description="Worker processes", json_schema_extra=COSMETIC)
+
+
+Verifier = Annotated[
+    MathVerifier | ExactVerifier | NumericVerifier | ChoiceVerifier, Field(discriminator="kind"), ByKind()
+]

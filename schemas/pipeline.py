@@ -1,0 +1,218 @@
+"""The stages of the pipeline, each declared once.
+
+Keys, shells, `plan`, progress, the order of the flows, the clean-up of stores and the tables of the documentation all
+read these declarations. A new stage is its own module and an entry here.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
+
+from schemas.arrays import (
+    ALIGNMENT,
+    CONTINUATIONS,
+    DISTILLATION,
+    IDEAL,
+    PRIOR,
+    RANKING,
+    ROLLOUTS,
+    ROUNDS,
+    TREES,
+    VALUES,
+    Array,
+)
+from schemas.config import RunConfig
+
+
+class Scope(Enum):
+    """What a stage makes an artefact of."""
+
+    QUESTION = "question"
+    SIGNAL = "question and signal"
+    RUN = "run"
+
+
+class Cost(NamedTuple):
+    """Of one unit of a stage's work, at most: completions, the tokens decoded for them, passes over whole sequences."""
+
+    completions: int = 0
+    tokens: int = 0
+    forwards: int = 0
+
+
+class Draws(NamedTuple):
+    """The draws of a stage: what progress calls them, and how many a question takes at most."""
+
+    label: str
+    most: Callable[[RunConfig], int]
+
+
+def _nothing(config: RunConfig) -> dict[str, object]:
+    return {}
+
+
+def _free(config: RunConfig) -> Cost:
+    return Cost()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage.
+
+    Attributes:
+        name: of its folder in the store.
+        version: raised whenever its code gives other numbers or another layout: its keys change with it.
+        arrays: what its artefacts hold.
+        make: `module:function`, which gets a `tasks.stages.protocol.Work` and returns the arrays that are wanted.
+        scope: what there is one artefact of.
+        reads: the stages whose artefacts it reads; their keys are in its own, in this order.
+        settings: what of a configuration is in its keys.
+        of_source: it works on one teacher with one context, which are in its keys, as the loss is.
+        with_model: it samples from a model or scores with one.
+        draws: what it samples, if it does.
+        round_settings: what is in the keys of its rounds, where those serve other settings of it too; else they are
+            kept under its own key, until it is done.
+        keeps_rounds: whether finished rounds stay, for larger settings of it.
+        refuse: `module:function`, which tells from a question's artefact why the run cannot go on with it.
+        cost: of a question (of one teacher with one context, where `of_source`).
+    """
+
+    name: str
+    version: int
+    arrays: Mapping[str, Array]
+    make: str
+    scope: Scope = Scope.QUESTION
+    reads: tuple[str, ...] = ()
+    settings: Callable[[RunConfig], dict[str, object]] = _nothing
+    of_source: bool = False
+    with_model: bool = False
+    draws: Draws | None = None
+    round_settings: Callable[[RunConfig], dict[str, object]] | None = None
+    keeps_rounds: Callable[[RunConfig], bool] = lambda config: False
+    refuse: str | None = None
+    cost: Callable[[RunConfig], Cost] = _free
+
+
+def _rollouts_cost(config: RunConfig) -> Cost:
+    return Cost(config.sampling.rollouts, config.sampling.rollouts * config.sampling.max_tokens)
+
+
+def _trees_cost(config: RunConfig) -> Cost:
+    tree = config.tree
+    forwards = tree.most_forwards(config.sampling.rollouts)
+    return Cost(tree.most_draws, tree.most_draws * (config.sampling.max_tokens - 1), forwards)
+
+
+def _value_draws(config: RunConfig) -> int:
+    return config.sampling.rollouts * (config.ranking.segments - 1) * config.ranking.draws
+
+
+_STAGES = (
+    Stage(
+        "rollouts",
+        3,
+        ROLLOUTS,
+        "tasks.stages.rollouts:make",
+        settings=lambda config: {
+            "seed": config.seed,
+            "prompt": config.prompt.keyed(),
+            "sampling": config.sampling.keyed(),
+            "verifier": config.verifier.keyed(),
+        },
+        with_model=True,
+        draws=Draws("completions", lambda config: config.sampling.rollouts),
+        refuse="tasks.stages.rollouts:refusal",
+        cost=_rollouts_cost,
+    ),
+    Stage(
+        "trees",
+        3,
+        TREES,
+        "tasks.stages.trees.stage:make",
+        reads=("rollouts",),
+        settings=lambda config: {"tree": config.tree.keyed()},
+        with_model=True,
+        draws=Draws("draws", lambda config: config.tree.most_draws),
+        round_settings=lambda config: {"tree": config.tree.round_settings()},
+        keeps_rounds=lambda config: config.tree.extends,
+        cost=_trees_cost,
+    ),
+    Stage("ideal", 2, IDEAL, "tasks.stages.ideal:make", reads=("trees",)),
+    Stage("prior", 2, PRIOR, "tasks.stages.prior:make", Scope.RUN, reads=("trees",)),
+    Stage(
+        "distillation",
+        3,
+        DISTILLATION,
+        "tasks.stages.distillation.stage:make",
+        Scope.SIGNAL,
+        reads=("rollouts", "trees"),
+        of_source=True,
+        with_model=True,
+        cost=lambda config: Cost(forwards=2 * config.sampling.rollouts),
+    ),
+    Stage(
+        "alignment",
+        2,
+        ALIGNMENT,
+        "tasks.stages.alignment:make",
+        Scope.SIGNAL,
+        reads=("trees", "ideal", "prior", "distillation"),
+        settings=lambda config: {"level": config.scores.level, "posterior": config.scores.posterior},
+    ),
+    Stage(
+        "values",
+        2,
+        VALUES,
+        "tasks.stages.values:make",
+        reads=("rollouts",),
+        settings=lambda config: config.ranking.keyed(),
+        with_model=True,
+        draws=Draws("draws of values", _value_draws),
+        cost=lambda config: Cost(_value_draws(config), _value_draws(config) * (config.sampling.max_tokens - 1)),
+    ),
+    Stage(
+        "ranking",
+        2,
+        RANKING,
+        "tasks.stages.distillation.stage:make_ranking",
+        Scope.SIGNAL,
+        reads=("rollouts",),
+        of_source=True,
+        with_model=True,
+        cost=lambda config: Cost(forwards=2 * config.sampling.rollouts),
+    ),
+)
+
+PIPELINE = {stage.name: stage for stage in _STAGES}
+"""Every stage by name, in order."""
+
+DIAGNOSIS = ("rollouts", "trees", "ideal", "prior", "distillation", "alignment")
+"""The stages of a diagnosis; its tables are made from all of them."""
+
+ROUNDS_VERSION = 2
+"""Of the draws that are kept while a stage makes them."""
+AGGREGATE_VERSION = 5
+"""Of a run's tables."""
+
+
+LAYOUTS: dict[str, Mapping[str, Array]] = {
+    **{stage.name: stage.arrays for stage in _STAGES},
+    "rounds": ROUNDS,
+    "continuations": CONTINUATIONS,
+}
+"""What an artefact or a round holds."""
+
+
+def ranking_stages(config: RunConfig) -> tuple[str, ...]:
+    """The stages of a ranking."""
+    return ("rollouts", "values", "ranking") if config.ranking.segments > 1 else ("rollouts", "ranking")
+
+
+def versions() -> dict[str, int]:
+    """Versions of everything that a number may follow from."""
+    return {
+        **{stage.name: stage.version for stage in _STAGES},
+        "rounds": ROUNDS_VERSION,
+        "aggregate": AGGREGATE_VERSION,
+    }

@@ -1,0 +1,46 @@
+"""The signals of a run: teacher, context and loss, by their names."""
+
+from typing import NamedTuple
+
+from schemas.config import Context, RunConfig, Settings, Teacher, loss_name
+
+
+class Source(NamedTuple):
+    """One teacher with one context, by their names."""
+
+    teacher: str
+    context: str
+
+
+class Signal(NamedTuple):
+    """One distillation signal: teacher, context and loss, by their names."""
+
+    teacher: str
+    context: str
+    loss: str
+
+    @property
+    def source(self) -> Source:
+        """Its teacher and context."""
+        return Source(self.teacher, self.context)
+
+
+def sources(config: RunConfig) -> list[Source]:
+    """Teachers with contexts, in the order of the configuration."""
+    recorded = [Source(t.name, Context().label) for t in config.recorded_teachers]
+    return [*model_sources(config), *recorded]
+
+
+def model_sources(config: RunConfig) -> dict[Source, tuple[Teacher, Context]]:
+    """Teachers that are models, with contexts, in the order of the configuration."""
+    return {Source(t.name, c.label): (t, c) for t in config.model_teachers for c in t.contexts}
+
+
+def losses(config: RunConfig) -> dict[str, Settings]:
+    """Losses by name, in the order of the configuration."""
+    return {loss_name(loss): loss for loss in config.losses}
+
+
+def signals(config: RunConfig) -> list[Signal]:
+    """Every distillation signal of a run."""
+    return [Signal(*source, loss) for source in sources(config) for loss in losses(config)]

@@ -1,0 +1,71 @@
+"""Evidence from the exact oracle: chains in the place of models, drawn from by their tables."""
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from schemas.arrays import AnyArray, Arrays
+from schemas.config import RunConfig, Settings
+from schemas.signals import Source
+from tasks.calibration.chain import Chain
+from tasks.calibration.simulate import OracleTeaching, Rolled, continue_freely, draw, roll
+from tasks.stages.trees.planner import Design, Launches, grow_tree
+from tasks.stages.trees.stage import planner_of
+
+
+class Chains(NamedTuple):
+    """The chain of a question's student, and those of its teachers."""
+
+    student: Chain
+    teachers: Mapping[str, Chain]
+
+
+class OracleProvider:
+    """A `tasks.stages.protocol.Provider` of chains, by question; all randomness comes from one generator."""
+
+    def __init__(self, config: RunConfig, chains: Mapping[str, Chains], rng: np.random.Generator) -> None:
+        self.decoded = 0
+        self.rolled: dict[str, Rolled] = {}
+        self._config, self._chains, self._rng = config, chains, rng
+
+    def rollouts(self, question: str) -> Arrays:
+        """Stage 1."""
+        config, chain = self._config, self._chains[question].student
+        self.rolled[question] = rolled = roll(chain, question, config.sampling.rollouts, config.seed, self._rng)
+        self.decoded += config.sampling.rollouts * (chain.length + 1)  # the outcome included
+        return rolled.arrays
+
+    def tree(self, question: str, rollouts: Arrays) -> Arrays:
+        """Stage 2."""
+        planner, rolled = planner_of(self._config.tree), self.rolled[question]
+        drawn = draw if planner.layout == "rounds" else continue_freely
+
+        def draw_round(index: int, design: Design, launches: Launches) -> dict[str, AnyArray]:
+            outcome = drawn(rolled, launches, self._rng)
+            self.decoded += int(outcome["length"].sum()) if "length" in outcome else len(outcome["tokens"])
+            return outcome
+
+        return grow_tree(planner, rolled.frame, draw_round)
+
+    def distillation(
+        self, question: str, source: Source, losses: Mapping[str, Settings], rollouts: Arrays, tree: Arrays
+    ) -> Mapping[str, Arrays]:
+        """Stage 4, by loss."""
+        rolled, teacher = self.rolled[question], self._chains[question].teachers[source.teacher]
+        return {name: OracleTeaching(rolled, teacher, loss).distillation(tree) for name, loss in losses.items()}
+
+    def values(self, question: str, rollouts: Arrays) -> Arrays:
+        """Rankings of the oracle give one advantage to a whole rollout.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError("the oracle draws no values along rollouts")
+
+    def texts(self, ids: Iterable[int]) -> dict[int, str]:
+        """Tokens of chains have no text."""
+        return {token: f"#{token}" for token in ids}
+
+    def close(self) -> None:
+        """Nothing is held."""

@@ -1,0 +1,114 @@
+"""What is checked before a run begins, without loading a model; what keys say of models comes of it."""
+
+from collections.abc import Iterable
+from functools import partial
+
+from schemas.config import Model, RunConfig, is_local_folder
+from schemas.pipeline import Stage
+from schemas.signals import Source, model_sources
+from tasks.engines.choice import EngineChoice
+from tasks.engines.device import resolve_device
+from tasks.engines.identity import ModelLibrary
+from tasks.engines.memory import check_size
+from tasks.engines.protocol import EngineError
+from tasks.inputs.prompts import check_same_tokenizer
+from tasks.inputs.questions import InputError
+from tasks.run.models import LoadedModels
+from tasks.store.keys import digest, verifier_fingerprint
+
+
+def check_models(config: RunConfig, library: ModelLibrary) -> None:
+    """Refuse models that cannot run here, or that do not go together; nothing of them is loaded.
+
+    Raises:
+        InputError: naming the field and the value.
+    """
+    try:
+        resolve_device(config.engine.device)
+    except EngineError as error:
+        raise InputError("engine.device", str(error)) from error
+    check = partial(_check_model, config, library)
+    check("student.path", config.model)
+    for i, teacher in enumerate(config.model_teachers):
+        if teacher.model is not None:
+            field = f"teachers[{i}].model.path"
+            check(field, teacher.model)
+            ours, theirs = library.tokenizer(config.model), library.tokenizer(teacher.model)
+            check_same_tokenizer(field, teacher.model.path, ours, theirs)
+
+
+def _check_model(config: RunConfig, library: ModelLibrary, field: str, model: Model) -> None:
+    """Refuse a model that is neither here nor on the hub, or has no tokenizer."""
+    looks_local = model.path.startswith((".", "/")) or model.path.count("/") > 1
+    if looks_local and not is_local_folder(model.path):
+        raise InputError(field, f"{model.path!r} is not there; give a model folder or a hub name")
+    try:
+        check_size(model, resolve_device(config.engine.device))
+        library.fingerprint(model)
+    except (ValueError, EngineError) as error:
+        raise InputError(field, str(error)) from error
+
+
+class ModelIdentities:
+    """What keys say of models, questions and prompts: `tasks.run.keys.Identities` of a run with models."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        library: ModelLibrary,
+        engine: EngineChoice,
+        models: LoadedModels,
+        questions: Iterable[str],
+    ) -> None:
+        """Render every prompt once, and check that its completions fit the models.
+
+        Raises:
+            InputError: naming the question, and the field that would have to change.
+        """
+        self._config, self._library, self._engine, self._models = config, library, engine, models
+        self._sources = model_sources(config)
+        self._prompts: dict[tuple[str, Source | None], str] = {}
+        for question in questions:
+            self._prompts[question, None] = digest(self._student_prompt(question))
+            for source in self._sources:
+                self._prompts[question, source] = digest(self._teacher_prompt(source, question))
+
+    def settings(self, stage: Stage) -> dict[str, object]:
+        """What of the configuration is in a stage's keys."""
+        return stage.settings(self._config)
+
+    def of_question(self, question: str) -> dict[str, str]:
+        """Fingerprints of the question, its prompt, and whatever answers and judges it."""
+        return {
+            "question": digest([question, self._models.answer(question)]),
+            "prompt": self._prompts[question, None],
+            "verifier": verifier_fingerprint(self._config.verifier.kind),
+            "student": self._library.fingerprint(self._config.model),
+            "engine": self._engine.fingerprint,
+        }
+
+    def of_teacher(self, source: Source, question: str) -> dict[str, object]:
+        """The teacher's model, its context, and its prompt."""
+        teacher, context = self._sources[source]
+        return {
+            "context": context.keyed(),
+            "chat_template": teacher.chat_template,
+            "teacher": self._library.fingerprint(teacher.model or self._config.model),
+            "prompt": self._prompts[question, source],
+        }
+
+    def _student_prompt(self, question: str) -> list[int]:
+        config, prompt = self._config, self._models.prompt(question)
+        if not prompt:
+            raise InputError("prompt.template", f"{config.prompt.template!r} gives an empty prompt")
+        whose = f"question {question!r}"
+        self._engine.check_draws("student.path", config.model, len(prompt), config.sampling.max_tokens, whose)
+        return prompt
+
+    def _teacher_prompt(self, source: Source, question: str) -> list[int]:
+        config, teacher = self._config, self._sources[source][0]
+        prompt, model = self._models.teacher_prompt(source, question), teacher.model or config.model
+        field = f"teachers[{config.model_teachers.index(teacher)}].model.path"
+        whose = f"question {question!r}, teacher {source.teacher!r} with context {source.context!r}"
+        self._engine.check_length(field, model, len(prompt), config.sampling.max_tokens, whose)
+        return prompt

@@ -1,0 +1,72 @@
+"""Evidence from tables that another system recorded: nothing is sampled, no model is asked."""
+
+from collections.abc import Iterable, Mapping
+
+from schemas.arrays import Arrays
+from schemas.config import RunConfig, Settings
+from schemas.pipeline import Stage
+from schemas.signals import Source
+from tasks.inputs.recorded import RecordedQuestion
+from tasks.stages.distillation.branches import distill_branches
+
+
+class RecordedProvider:
+    """A `tasks.stages.protocol.Provider` that looks up, and the `tasks.run.keys.Identities` of what it looks at."""
+
+    decoded = 0
+
+    def __init__(self, config: RunConfig, questions: Mapping[str, RecordedQuestion]) -> None:
+        self._config, self._questions = config, questions
+        self._texts = {token: text for q in questions.values() for token, text in q.texts.items()}
+
+    @property
+    def questions(self) -> list[str]:
+        """Ids, in order of their first row."""
+        return list(self._questions)
+
+    def settings(self, stage: Stage) -> dict[str, object]:
+        """Recorded rollouts follow from their rows alone, so the temperature is in the keys of what is read at it."""
+        if stage.name == "rollouts":
+            return {}
+        if stage.name == "ideal":
+            return {"temperature": self._config.sampling.temperature}
+        return stage.settings(self._config)
+
+    def of_question(self, question: str) -> dict[str, str]:
+        """Content of its rows."""
+        return {"rows": self._questions[question].digest}
+
+    def of_teacher(self, source: Source, question: str) -> dict[str, object]:
+        """Content of the teacher's rows."""
+        return {"rows": self._questions[question].teachers[source.teacher].digest}
+
+    def rollouts(self, question: str) -> Arrays:
+        """Stage 1."""
+        return self._questions[question].rollouts
+
+    def tree(self, question: str, rollouts: Arrays) -> Arrays:
+        """Stage 2."""
+        return self._questions[question].tree
+
+    def distillation(
+        self, question: str, source: Source, losses: Mapping[str, Settings], rollouts: Arrays, tree: Arrays
+    ) -> Mapping[str, Arrays]:
+        """Stage 4, by loss."""
+        return distill_branches(
+            rollouts["tokens"], tree, self._questions[question].teachers[source.teacher].prob, losses
+        )
+
+    def values(self, question: str, rollouts: Arrays) -> Arrays:
+        """Nothing can be drawn.
+
+        Raises:
+            NotImplementedError: always; `flows.command.configuration.check_ranked` has refused such a run before.
+        """
+        raise NotImplementedError("recorded outcomes have no values along rollouts")
+
+    def texts(self, ids: Iterable[int]) -> dict[int, str]:
+        """Text of token ids, as the table has it."""
+        return {token: self._texts.get(token, "" if token < 0 else f"#{token}") for token in sorted(set(ids))}
+
+    def close(self) -> None:
+        """Nothing is held."""

@@ -1,0 +1,83 @@
+"""Calls a stage's own function, and runs stages one after another without a store."""
+
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
+from typing import Any
+
+from schemas.arrays import Arrays
+from schemas.config import RunConfig
+from schemas.pipeline import PIPELINE, Scope, Stage
+from schemas.signals import Signal, Source
+from tasks.stages.protocol import Made, Provider, Work
+
+
+def function_at(place: str) -> Callable[..., Any]:
+    """The function that `module:function` names."""
+    module, _, name = place.partition(":")
+    found: Callable[..., Any] = getattr(import_module(module), name)
+    return found
+
+
+def compute(stage: Stage, work: Work) -> Made:
+    """What a stage makes of its work."""
+    made: Made = function_at(stage.make)(work)
+    return made
+
+
+class Computed:
+    """Artefacts in memory: those of some questions, made by the stages in the order that they are asked to run.
+
+    Args:
+        seed: of a random stream that follows from an artefact: its purpose, stage and question.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        provider: Provider,
+        questions: Sequence[str],
+        signals: Sequence[Signal],
+        seed: Callable[[str, str, str], int],
+    ) -> None:
+        self.questions, self.signals = list(questions), list(signals)
+        self._config, self._provider, self._seed = config, provider, seed
+        self._made: dict[tuple[str, str, Signal | None], Arrays] = {}
+
+    def run(self, *stages: str) -> None:
+        """Make the artefacts of some stages for all questions."""
+        for name in stages:
+            stage = PIPELINE[name]
+            for question in self.questions[:1] if stage.scope is Scope.RUN else self.questions:
+                for source, wanted in self._parts(stage):
+                    work = Work(self._config, self._provider, self, question, wanted, source)
+                    for signal, arrays in compute(stage, work).items():
+                        self._made[name, self._whose(stage, question), signal] = arrays
+
+    def artefact(self, stage: str, question: str, signal: Signal | None = None) -> Arrays:
+        """One artefact."""
+        declared = PIPELINE[stage]
+        of_signal = signal if declared.scope is Scope.SIGNAL else None
+        return self._made[stage, self._whose(declared, question), of_signal]
+
+    def read(self, question: str, stage: str, signal: Signal | None = None) -> Arrays:
+        """The same, with the question first."""
+        return self.artefact(stage, question, signal)
+
+    def every(self, stage: str) -> Iterator[Arrays]:
+        """Those of all questions, in their order."""
+        return (self.artefact(stage, question) for question in self.questions)
+
+    def seed(self, purpose: str, stage: str, question: str) -> int:
+        """64-bit seed of a random stream."""
+        return self._seed(purpose, stage, question)
+
+    def _whose(self, stage: Stage, question: str) -> str:
+        return "" if stage.scope is Scope.RUN else question
+
+    def _parts(self, stage: Stage) -> list[tuple[Source | None, list[Signal | None]]]:
+        if stage.scope is not Scope.SIGNAL:
+            return [(None, [None])]
+        if not stage.of_source:
+            return [(None, [*self.signals])]
+        sources = dict.fromkeys(signal.source for signal in self.signals)
+        return [(source, [s for s in self.signals if s.source == source]) for source in sources]

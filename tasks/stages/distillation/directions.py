@@ -1,0 +1,41 @@
+"""What streamed and recorded gradients share: divergences, and the direction over a node's head alone."""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from schemas.config import Settings
+from tasks.stages.distillation.losses import descent, floored, log_mix
+from tasks.statistics.csr import Floats, Ints, owners
+
+
+def divergences(log_p: torch.Tensor, log_t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """KL(P || T) and the Jensen-Shannon divergence, in nats: [n, V], [n, V] -> [n], [n]."""
+    log_p, log_t = floored(log_p), floored(log_t)
+    p, t, log_m = log_p.exp(), log_t.exp(), log_mix(log_p, log_t, 0.5)
+    kl = (p * (log_p - log_t)).sum(-1, dtype=torch.float64)
+    js = 0.5 * (p * (log_p - log_m) + t * (log_t - log_m)).sum(-1, dtype=torch.float64)
+    return kl.clamp(min=0), js.clamp(min=0)
+
+
+def head_direction(
+    loss: Settings, log_p: torch.Tensor, log_t: torch.Tensor, offsets: Ints, tail: npt.NDArray[np.bool_]
+) -> Floats:
+    """d of student and teacher renormalised over the head's branches alone, 0 in the tail.
+
+    Args:
+        log_p, log_t: log-probabilities at the branches, [B].
+        offsets: where each node's branches start, [N+1].
+        tail: branches that are not of the head, [B].
+    """
+    if not len(tail):
+        return np.empty(0)
+    row = torch.from_numpy(owners(offsets))
+    place = torch.arange(len(row)) - torch.from_numpy(np.asarray(offsets, dtype=np.int64))[row]
+    head = torch.from_numpy(~np.asarray(tail))
+    heads = []
+    for log_probs in (log_p, log_t):
+        table = log_probs.new_full((len(offsets) - 1, int(place.max()) + 1), -torch.inf)
+        table[row, place] = log_probs.masked_fill(~head.to(log_probs.device), -torch.inf)
+        heads.append(torch.log_softmax(table, dim=-1))
+    return np.asarray(torch.where(head, descent(loss, *heads)[row, place].cpu(), 0.0).double().numpy())

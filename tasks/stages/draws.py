@@ -1,0 +1,54 @@
+"""What becomes of draws: continuations that are verified, laid out as rounds are."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from schemas.arrays import AnyArray, Arrays
+from tasks.engines.protocol import Continuation, Trunk
+from tasks.stages.protocol import Models
+from tasks.verifiers.verifier import Attempt
+
+
+def outcomes(
+    models: Models, question: str, prefixes: Sequence[Sequence[int]], ends: Sequence[Continuation]
+) -> dict[str, AnyArray]:
+    """What became of continuations, as the layout "rounds" has it; `prefixes` are what stands before each."""
+    return {
+        "success": verified(models, question, prefixes, ends),
+        "truncated": np.array([end.truncated for end in ends], dtype=bool),
+        "length": np.array([len(end.tokens) for end in ends], dtype=np.int32),
+    }
+
+
+def continuations(
+    models: Models, question: str, prefixes: Sequence[Sequence[int]], ends: Sequence[Continuation]
+) -> dict[str, AnyArray]:
+    """The same with their tokens, as the layout "continuations" has it."""
+    of_each = outcomes(models, question, prefixes, ends)
+    return {
+        "success": of_each["success"],
+        "truncated": of_each["truncated"],
+        "tokens": np.concatenate([np.empty(0, dtype=np.int32), *(end.tokens for end in ends)]).astype(np.int32),
+        "offsets": np.cumsum([0, *of_each["length"]]).astype(np.int64),
+    }
+
+
+def trunks(rollouts: Arrays) -> list[Trunk]:
+    """Rollouts as paths that draws branch off, in order."""
+    prompt, tokens = tuple(rollouts["prompt"].tolist()), rollouts["tokens"]
+    return [Trunk(prompt, tuple(tokens[a:b].tolist())) for a, b in pairwise(rollouts["offsets"])]
+
+
+def verified(
+    models: Models, question: str, prefixes: Sequence[Sequence[int]], ends: Sequence[Continuation]
+) -> npt.NDArray[np.bool_]:
+    """Verdicts on completions: what stands before each continuation, and the continuation."""
+    completions = [(*start, *end.tokens.tolist()) for start, end in zip(prefixes, ends, strict=True)]
+    distinct = list(dict.fromkeys(completions))
+    texts = dict(zip(distinct, models.tokenizer.batch_decode(distinct, skip_special_tokens=True), strict=True))
+    answer = models.answer(question)
+    attempts = [Attempt(texts[c], answer, end.truncated) for c, end in zip(completions, ends, strict=True)]
+    return np.array(models.verifier.check_all(attempts), dtype=bool)

@@ -1,0 +1,63 @@
+"""Evidence from models: student and teachers sample and score, a verifier judges."""
+
+from collections.abc import Iterable, Mapping
+
+from schemas.arrays import Arrays
+from schemas.config import RunConfig, Settings
+from schemas.signals import Source
+from tasks.engines.scoring import View
+from tasks.stages.distillation.gradients import distill
+from tasks.stages.protocol import Checkpoints, Models
+from tasks.stages.rollouts import make_rollouts
+from tasks.stages.trees.stage import make_tree
+from tasks.stages.values import make_values
+
+
+class ModelProvider:
+    """A `tasks.stages.protocol.Provider` that asks models."""
+
+    def __init__(self, models: Models, config: RunConfig, checkpoints: Checkpoints) -> None:
+        self.models, self._config, self._checkpoints = models, config, checkpoints
+
+    @property
+    def decoded(self) -> int:
+        """Tokens that have been sampled so far."""
+        return self.models.decoded
+
+    def rollouts(self, question: str) -> Arrays:
+        """Stage 1."""
+        return make_rollouts(self.models, self._config, question, self._checkpoints)
+
+    def tree(self, question: str, rollouts: Arrays) -> Arrays:
+        """Stage 2."""
+        return make_tree(self.models, self._config, question, rollouts, self._checkpoints)
+
+    def distillation(
+        self, question: str, source: Source, losses: Mapping[str, Settings], rollouts: Arrays, tree: Arrays
+    ) -> Mapping[str, Arrays]:
+        """Stage 4, by loss, from one pass over student and teacher."""
+        return distill(
+            View(self.models.student, rollouts["prompt"].tolist()),
+            View(self.models.teacher(source), self.models.teacher_prompt(source, question)),
+            rollouts["tokens"],
+            rollouts["offsets"],
+            tree,
+            losses,
+            temperature=self._config.sampling.temperature,
+            block=self._config.engine.score_rows,
+            group_tokens=self._config.engine.batch_tokens,
+        )
+
+    def values(self, question: str, rollouts: Arrays) -> Arrays:
+        """Success probabilities along rollouts."""
+        return make_values(self.models, self._config, question, rollouts, self._checkpoints)
+
+    def texts(self, ids: Iterable[int]) -> dict[int, str]:
+        """Text of token ids, as the tokenizer has it."""
+        distinct = sorted(set(ids))
+        texts = self.models.tokenizer.batch_decode([[t] for t in distinct]) if distinct else []  # of none it makes one
+        return dict(zip(distinct, texts, strict=True))
+
+    def close(self) -> None:
+        """End worker processes, and what samples."""
+        self.models.close()

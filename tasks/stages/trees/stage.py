@@ -1,0 +1,100 @@
+"""Stage 2: the planner of a tree's settings, and the draws that it asks for, decoded and verified."""
+
+from collections import Counter
+from functools import partial
+from typing import Any
+
+from schemas.arrays import AnyArray, Arrays
+from schemas.config import AdaptiveTree, ForcedTree, RunConfig, Tree, WindowsTree
+from tasks.engines.protocol import Draw
+from tasks.stages.draws import continuations, outcomes, trunks
+from tasks.stages.protocol import Checkpoints, Made, Models, Unit, Work
+from tasks.stages.trees.adaptive import AdaptivePlanner
+from tasks.stages.trees.forced import ForcedPlanner
+from tasks.stages.trees.frame import survey
+from tasks.stages.trees.planner import Design, Launches, Planner, grow_tree
+from tasks.stages.trees.windows import WindowsPlanner
+from tasks.statistics.streams import stream_seed
+
+PLANNERS: dict[type, Any] = {ForcedTree: ForcedPlanner, AdaptiveTree: AdaptivePlanner, WindowsTree: WindowsPlanner}
+"""The planner of each kind of settings; a recorded tree has none."""
+
+DrawCounts = Counter[tuple[int, int, int]]
+"""Draws made so far of a token (-1: none) at a place of a rollout."""
+
+
+def make(work: Work) -> Made:
+    """The tree of one question."""
+    return {None: work.provider.tree(work.question, work.read("rollouts"))}
+
+
+def planner_of(tree: Tree) -> Planner[Any]:
+    """The planner of a tree's settings.
+
+    Raises:
+        KeyError: a recorded tree, for which nothing is drawn.
+    """
+    planner: Planner[Any] = PLANNERS[type(tree)](tree)
+    return planner
+
+
+def make_tree(
+    models: Models, config: RunConfig, question: str, rollouts: Arrays, checkpoints: Checkpoints
+) -> dict[str, AnyArray]:
+    """The arrays of one question's tree; what is kept of its rounds is not decoded again."""
+    planner, made = planner_of(config.tree), DrawCounts()
+
+    def draw(index: int, design: Design, launches: Launches) -> dict[str, AnyArray]:
+        units = design.units(rollouts["offsets"], checkpoints.most_draws)
+        decode = partial(draw_unit, models, config, question, rollouts, planner.layout, launches, made)
+        outcome = checkpoints.decode_round("trees", question, index, units, decode, planner.layout)
+        count(launches, made)
+        return outcome
+
+    return grow_tree(planner, survey(models.student, config, question, rollouts), draw)
+
+
+def count(launches: Launches, made: DrawCounts) -> None:
+    """Add a round's draws to those that are made."""
+    for *place, n in zip(*(column.tolist() for column in launches), strict=True):
+        made[tuple(place)] += n
+
+
+def draw_unit(
+    models: Models,
+    config: RunConfig,
+    question: str,
+    rollouts: Arrays,
+    layout: str,
+    launches: Launches,
+    made: DrawCounts,
+    unit: Unit,
+) -> dict[str, AnyArray]:
+    """Decode and verify one unit: outcome of every draw, in order of launch and draw.
+
+    Args:
+        layout: "rounds", or "continuations" for their tokens too.
+        made: draws of earlier rounds; those of this one go on from there.
+    """
+    offsets, limit = rollouts["offsets"], config.sampling.max_tokens
+    draws: list[Draw] = []
+    prefixes: list[list[int]] = []
+    seen = DrawCounts()
+    for rollout, depth, token, n in zip(*(column[slice(*unit)].tolist() for column in launches), strict=True):
+        start = int(offsets[rollout])
+        prefix = rollouts["tokens"][start : start + depth].tolist()
+        # a token sampled twice from the tail has draws 0, 1 and then 2, 3
+        first = made[rollout, depth, token] + seen[rollout, depth, token]
+        seen[rollout, depth, token] += n
+        for index in range(first, first + n):
+            if token < 0:
+                identity = stream_seed(config.seed, question, "window", rollout, depth, index)
+                draws.append(Draw(rollout, depth, None, limit - depth, identity))
+                prefixes.append(prefix)
+            else:
+                identity = stream_seed(config.seed, question, "draw", rollout, depth, token, index)
+                draws.append(Draw(rollout, depth, token, limit - depth - 1, identity))
+                prefixes.append([*prefix, token])
+    ends = models.sampler.continue_prefixes(trunks(rollouts), draws, config.sampling.temperature)
+    laid_out = outcomes if layout == "rounds" else continuations
+    return laid_out(models, question, prefixes, ends)
