@@ -18,12 +18,15 @@ from tasks.calibration.suite import Family, make_question
 from tasks.outputs.run import make_outputs
 from tasks.run.session import start_session
 from tasks.run.shells import run_stage
-from tasks.stages.aggregate.pooling import Histogram, QuestionScores, make_pool, summary_table, tokens_table
+from tasks.stages.aggregate.pooling import make_pool
 from tasks.stages.aggregate.predictors import AtNodes, predictor_rows
+from tasks.stages.aggregate.questions import QuestionScores
 from tasks.stages.aggregate.selection import selection_rows, sum_choices
+from tasks.stages.aggregate.tables import summary_table, tokens_table
 from tasks.stages.ideal import ideal_gradients
 from tasks.statistics import prior
 from tasks.statistics.estimators import Outcomes, pool_rounds
+from tasks.statistics.quantiles import Histogram
 from tasks.store.codec import Artefact
 from tasks.store.store import Store
 from tests.helpers.oracle import (

@@ -214,9 +214,9 @@ def base(settings: dict[str, Any], questions: Path, models: Path, tmp_path: Path
 def engines_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys of runs on engines that are not installed here."""
     served = Served("http://127.0.0.1:8000", "student", 4096, "0.32.0")
-    monkeypatch.setattr("tasks.engines.choice.check_installed", lambda: None)
-    monkeypatch.setattr("tasks.engines.choice.installed_version", lambda *names: "0.32.0")
-    monkeypatch.setattr("tasks.engines.choice.look_up", lambda settings: [served])
+    monkeypatch.setattr("tasks.engines.vllm.find_spec", lambda name: name)
+    monkeypatch.setattr("tasks.engines.vllm.installed_version", lambda *names: "0.32.0")
+    monkeypatch.setattr("tasks.engines.server.look_up", lambda settings: [served])
     monkeypatch.setattr("tasks.run.session.use_block", lambda name: None)
 
 

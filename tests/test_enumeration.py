@@ -12,12 +12,14 @@ from schemas.config import Model, ReverseKL, RunConfig, TransformersEngine
 from schemas.signals import Signal, Source
 from tasks.engines.transformers import TransformersScorer, load_transformers
 from tasks.engines.trunks import TransformersSampler
-from tasks.stages.aggregate.pooling import QuestionScores, pooled, sum_rollouts
+from tasks.stages.aggregate.pooling import pooled, sum_rollouts
+from tasks.stages.aggregate.questions import QuestionScores
 from tasks.stages.distillation.losses import descent
 from tasks.stages.models import ModelProvider
 from tasks.stages.protocol import NoCheckpoints
 from tasks.stages.rollouts import make_rollouts
-from tasks.verifiers.verifier import Attempt, Verifier
+from tasks.verifiers.protocol import Attempt
+from tasks.verifiers.verifier import Verifier
 from tests.helpers.oracle import Given, scored_tree
 from tests.helpers.small import random_model
 

@@ -9,7 +9,9 @@ from schemas.arrays import Arrays
 from schemas.config import Branching, ForwardKL, ReverseKL, Scores
 from schemas.signals import Signal
 from tasks.calibration.chain import Chain
-from tasks.stages.aggregate.pooling import QuestionScores, make_pool, pooled, summary_table
+from tasks.stages.aggregate.pooling import make_pool, pooled
+from tasks.stages.aggregate.questions import QuestionScores
+from tasks.stages.aggregate.tables import summary_table
 from tasks.stages.ideal import ideal_gradients
 from tasks.stages.models import ModelProvider
 from tasks.stages.protocol import NoCheckpoints, Unit

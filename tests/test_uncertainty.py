@@ -12,22 +12,18 @@ from schemas.signals import Signal
 from tasks.calibration.chain import Sums, exact_scores, expected
 from tasks.calibration.simulate import OracleTeaching, Rolled, drawn_by, roll
 from tasks.calibration.suite import Family, OracleQuestion, make_question
-from tasks.stages.aggregate.pooling import (
-    LEAST_UNITS,
-    QuestionScores,
-    bootstrap_interval,
-    differences_table,
-    make_pool,
-    resample,
-)
+from tasks.stages.aggregate.pooling import make_pool
 from tasks.stages.aggregate.predictors import PREDICTORS, AtNodes, predictor_rows
+from tasks.stages.aggregate.questions import QuestionScores
 from tasks.stages.aggregate.selection import CHOICES, selection_rows, split, sum_choices, sum_predicted
+from tasks.stages.aggregate.tables import differences_table
 from tasks.stages.alignment import interval
 from tasks.stages.distillation.stage import NO_NODES
 from tasks.stages.ranking import RankedQuestion, advantages, contributions, rank
 from tasks.stages.trees.forced import ForcedPlanner
 from tasks.stages.trees.planner import grow_tree
 from tasks.stages.values import boundaries
+from tasks.statistics.bootstrap import LEAST_UNITS, bootstrap_interval, resample
 from tasks.statistics.estimators import Outcomes
 from tasks.statistics.prior import CONCENTRATIONS, Prior, cells, fit
 from tests.benchmarks.few_units import population, settles

@@ -24,7 +24,7 @@ from rich.text import Text
 
 from tasks.calibration.judge import Figure
 from tasks.operations.progress import Amount, Step, listen
-from tasks.stages.aggregate.pooling import headline
+from tasks.stages.aggregate.tables import headline
 
 SHOWN = {"all": "all rollouts", "correct": "correct", "incorrect": "incorrect"}
 

@@ -22,7 +22,7 @@ from prefect.artifacts import (
 from flows.command.terminal import SHOWN, number, score
 from tasks.operations.progress import Amount, Step, listen
 from tasks.run.shells import TaskSummary
-from tasks.stages.aggregate.pooling import headline
+from tasks.stages.aggregate.tables import headline
 from tasks.store.store import Store
 
 REPORTS_URL = "OPDSCOPE_REPORTS_URL"

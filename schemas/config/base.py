@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationInfo, field_validator
 from pydantic_core import CoreSchema, PydanticCustomError, PydanticKnownError, to_jsonable_python
@@ -15,7 +15,13 @@ COSMETIC: dict[str, Any] = {"cosmetic": True}
 
 
 class Settings(BaseModel):
-    """Base of all settings: unknown fields are errors, values are final."""
+    """Base of all settings: unknown fields are errors, values are final.
+
+    Attributes:
+        implementation: `module:name` of what does as the settings of one kind say.
+    """
+
+    implementation: ClassVar[str]
 
     model_config = ConfigDict(
         extra="forbid",

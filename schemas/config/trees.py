@@ -66,6 +66,7 @@ class ForcedTree(Branching):
     """Chosen nodes, forced candidate tokens, a fixed number of draws (statistics of sections 6 and 7)."""
 
     kind: Literal["forced"] = "forced"
+    implementation: ClassVar[str] = "tasks.stages.trees.forced:ForcedPlanner"
     nodes: int = Field(32, ge=1, le=limits.MOST_NODE_DRAWS, description="Nodes a question, over all its rollouts")
     node_choice: Literal["leverage", "uniform"] = Field(
         "leverage", description="Inclusion probabilities: by the student's leverage, or all alike"
@@ -95,6 +96,7 @@ class AdaptiveTree(Branching):
     """
 
     kind: Literal["adaptive"] = "adaptive"
+    implementation: ClassVar[str] = "tasks.stages.trees.adaptive:AdaptivePlanner"
     target: Literal["pooled", "tokens"] = Field(
         "pooled", description="What is to be known: pooled scores, or the signs of as many single tokens as can be"
     )
@@ -157,6 +159,7 @@ class WindowsTree(TreeSettings):
     """
 
     kind: Literal["windows"] = "windows"
+    implementation: ClassVar[str] = "tasks.stages.trees.windows:WindowsPlanner"
     draws: int = Field(
         2048, ge=1, le=limits.MOST_DRAWS, description="Continuations a question, shared over all windows"
     )

@@ -1,6 +1,6 @@
 """What tells a right completion."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,7 @@ class ExactVerifier(Settings):
     """The text after the last marker equals the answer, up to white space and, if asked, case."""
 
     kind: Literal["exact"] = "exact"
+    implementation: ClassVar[str] = "tasks.verifiers.text:ExactText"
     marker: str | None = Field(
         None, min_length=1, description="Compare what follows its last occurrence; else all text"
     )
@@ -22,6 +23,7 @@ class NumericVerifier(Settings):
     """The last number of the completion equals the answer. 50% equals 0.5, and 50 too; two percentages: as numbers."""
 
     kind: Literal["numeric"] = "numeric"
+    implementation: ClassVar[str] = "tasks.verifiers.text:LastNumber"
     marker: str | None = Field(None, min_length=1, description="Look only after its last occurrence")
     tolerance: float = Field(1e-6, ge=0, description="Relative to the answer, absolute below 1")
 
@@ -30,6 +32,7 @@ class ChoiceVerifier(Settings):
     """The last stand-alone choice label of the completion equals the answer."""
 
     kind: Literal["choice"] = "choice"
+    implementation: ClassVar[str] = "tasks.verifiers.text:LastLabel"
     marker: str | None = Field(None, min_length=1, description="Look only after its last occurrence")
     labels: list[str] = Field(["A", "B", "C", "D"], min_length=2, description="The possible answers")
     ignore_case: bool = Field(False, description="Take b for B; then the article a is a label too")
@@ -47,6 +50,7 @@ class MathVerifier(Settings):
     """math-verify equivalence of the last boxed, else the final, expression, units aside; in worker processes."""
 
     kind: Literal["math"] = "math"
+    implementation: ClassVar[str] = "tasks.verifiers.math:MathEquivalence"
     seconds: float = Field(5.0, gt=0, description="Time limit of one check; past it the completion is wrong")
     workers: int = Field(2, ge=1, description="Worker processes", json_schema_extra=COSMETIC)
 

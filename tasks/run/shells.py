@@ -18,10 +18,11 @@ from schemas.config import RunConfig
 from schemas.pipeline import PIPELINE, Scope, Stage
 from schemas.signals import Signal, Source
 from tasks.operations.errors import is_fatal
+from tasks.operations.implementations import implementation
 from tasks.operations.progress import capture_progress, publish
 from tasks.run.reads import StoredReads
 from tasks.run.session import RunSession, open_session
-from tasks.stages.compute import compute, function_at
+from tasks.stages.compute import compute
 from tasks.stages.protocol import Work
 from tasks.store.keys import digest
 
@@ -150,7 +151,7 @@ def _refused(session: RunSession, stage: Stage, ids: Sequence[str]) -> dict[str,
     """Questions that the run cannot go on with after a stage, with the reason."""
     if stage.refuse is None:
         return {}
-    refusal, reads = function_at(stage.refuse), StoredReads(session.store, session.keys)
+    refusal, reads = implementation(stage.refuse), StoredReads(session.store, session.keys)
     reasons = {i: refusal(reads.artefact(stage.name, i)) for i in ids}
     return {i: reason for i, reason in reasons.items() if reason is not None}
 

@@ -1,26 +1,18 @@
 """Calls a stage's own function, and runs stages one after another without a store."""
 
 from collections.abc import Callable, Iterator, Sequence
-from importlib import import_module
-from typing import Any
 
 from schemas.arrays import Arrays
 from schemas.config import RunConfig
 from schemas.pipeline import PIPELINE, Scope, Stage
 from schemas.signals import Signal, Source
+from tasks.operations.implementations import implementation
 from tasks.stages.protocol import Made, Provider, Work
-
-
-def function_at(place: str) -> Callable[..., Any]:
-    """The function that `module:function` names."""
-    module, _, name = place.partition(":")
-    found: Callable[..., Any] = getattr(import_module(module), name)
-    return found
 
 
 def compute(stage: Stage, work: Work) -> Made:
     """What a stage makes of its work."""
-    made: Made = function_at(stage.make)(work)
+    made: Made = implementation(stage.make)(work)
     return made
 
 

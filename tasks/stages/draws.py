@@ -9,7 +9,7 @@ import numpy.typing as npt
 from schemas.arrays import AnyArray, Arrays
 from tasks.engines.protocol import Continuation, Trunk
 from tasks.stages.protocol import Models
-from tasks.verifiers.verifier import Attempt
+from tasks.verifiers.protocol import Attempt
 
 
 def outcomes(

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from schemas.arrays import AnyArray
 from schemas.config import RecordedTree, RunConfig
-from tasks.stages.aggregate.pooling import LEAST_UNITS
+from tasks.statistics.bootstrap import LEAST_UNITS
 
 
 class Endings(NamedTuple):

@@ -11,7 +11,7 @@ from schemas.config import RunConfig, Settings
 from schemas.pipeline import LAYOUTS
 from schemas.signals import Signal, Source
 from tasks.engines.protocol import Sampler, Scorer
-from tasks.verifiers.verifier import Attempt
+from tasks.verifiers.protocol import Attempt
 
 
 class Tokenizer(Protocol):

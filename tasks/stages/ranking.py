@@ -15,8 +15,9 @@ import numpy as np
 from schemas.arrays import AnyArray
 from schemas.config import Scores
 from schemas.signals import Signal
-from tasks.stages.aggregate.pooling import LEAST_UNITS, bootstrap_interval, critical_value, gain, resample, resampled
+from tasks.stages.aggregate.pooling import gain
 from tasks.stages.no_signal import Endings
+from tasks.statistics.bootstrap import LEAST_UNITS, bootstrap_interval, critical_value, resample, resampled
 from tasks.statistics.csr import Floats, row_sums
 
 

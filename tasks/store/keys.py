@@ -11,7 +11,6 @@ from pathlib import Path
 
 from schemas.config import Model, is_local_folder
 from schemas.text import reason, shown
-from tasks.verifiers import VERIFIER_VERSIONS
 
 
 def canonical(value: object) -> str:
@@ -69,12 +68,6 @@ def installed_version(*names: str) -> str:
         except PackageNotFoundError:
             continue
     raise PackageNotFoundError(" or ".join(names))
-
-
-def verifier_fingerprint(kind: str) -> str:
-    """Versions of what gives the verdicts: this project's verifier, and what it calls."""
-    own = f"{kind} {VERIFIER_VERSIONS[kind]}"
-    return f"{own} math-verify {version('math-verify')} sympy {version('sympy')}" if kind == "math" else own
 
 
 def model_fingerprint(model: Model) -> str:

@@ -12,13 +12,14 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import TimeoutError as CheckTimeout
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 from pebble import ProcessExpired, ProcessPool
 
 from schemas.config import MathVerifier
 from tasks.verifiers.expressions import answer_text, last_box, read_answer, read_completion, read_expression, same_text
+from tasks.verifiers.protocol import Attempt
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that the time limit is left to us, as it is
 
@@ -27,6 +28,10 @@ MEMORY = 2 << 30
 
 SMALL, RELATIVE = 1e-3, 2e-3
 """Numbers below the first must agree to the second, relative to the answer: what six decimals are at that size."""
+
+_PLAIN_NUMBER = re.compile(
+    r"-?(?:[0-9]{1,15}|[0-9]{1,3}(?:,[0-9]{3}){1,4})(?:\.[0-9]{1,15})?"
+)  # read by math-verify without fail
 
 _LARGE = re.compile(r"!|\\[dtc]?binom|\\(?:sum|prod|int)|\^\s*(?:\w\s*\^|[0-9]{3}|[{(][^{}]*(?:\^|[0-9]{3}))")
 
@@ -110,3 +115,44 @@ def warm_up() -> None:
 
         limit = psutil.Process().memory_info().vms + MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
+class MathEquivalence:
+    """A `tasks.verifiers.protocol.VerifierKind` of a pool of checking processes."""
+
+    version: ClassVar[int] = 2
+    packages: ClassVar[tuple[str, ...]] = ("math-verify", "sympy")
+
+    def __init__(self, settings: MathVerifier) -> None:
+        self._settings = settings
+        self._pool: MathPool | None = None
+
+    def check_all(self, attempts: Sequence[Attempt]) -> list[bool]:
+        """Verdicts, in order."""
+        return self._started().check_all(attempts)
+
+    def problem(self, answers: Sequence[str]) -> tuple[int, str] | None:
+        """The first reference answer that math-verify does not read within the time limit, and why."""
+        empty = next((i for i, answer in enumerate(answers) if not answer.strip()), None)
+        if empty is not None:
+            return empty, "is empty"
+        unsure = [a for a in dict.fromkeys(answers) if not _PLAIN_NUMBER.fullmatch(a)]
+        for answer, readable in zip(unsure, self._started().readable(unsure) if unsure else (), strict=True):
+            if readable is None:
+                limits = f"verifier.seconds ({self._settings.seconds:g} s) and {MEMORY >> 30} GiB"
+                why = f"is not read by math-verify within {limits}; simplify it, or choose another verifier"
+                return answers.index(answer), why
+            if not readable:
+                return answers.index(answer), "holds no mathematics that math-verify can read; choose another verifier"
+        return None
+
+    def close(self) -> None:
+        """End the worker processes."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+    def _started(self) -> MathPool:
+        if self._pool is None:
+            self._pool = MathPool(self._settings)
+        return self._pool

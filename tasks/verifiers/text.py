@@ -6,11 +6,13 @@ completion passes only where something after its answer shows that the answer wa
 
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 from schemas.config import ChoiceVerifier, ExactVerifier, NumericVerifier
 from tasks.verifiers.characters import UNSPACED, plain_characters
 from tasks.verifiers.numbers import find_numbers, parse_number
+from tasks.verifiers.protocol import Attempt
 
 Check = Callable[[str, str, bool], bool]
 
@@ -95,3 +97,65 @@ def label_of(settings: ChoiceVerifier, answer: str) -> str | None:
     if text in alike:
         return text
     return alike[0] if len(alike) == 1 else None
+
+
+class _TextVerifier:
+    """A `tasks.verifiers.protocol.VerifierKind` of one check."""
+
+    version: ClassVar[int] = 2
+    packages: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, check: Check) -> None:
+        self._check = check
+
+    def check_all(self, attempts: Sequence[Attempt]) -> list[bool]:
+        """Verdicts, in order."""
+        return [self._check(*attempt) for attempt in attempts]
+
+    def problem(self, answers: Sequence[str]) -> tuple[int, str] | None:
+        """The first reference answer that it could never accept, as its index and why."""
+        for i, answer in enumerate(answers):
+            error = self._refuse(answer) if answer.strip() else "is empty"
+            if error is not None:
+                return i, error
+        return None
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _refuse(self, answer: str) -> str | None:
+        return None
+
+
+class ExactText(_TextVerifier):
+    """Equal texts."""
+
+    def __init__(self, settings: ExactVerifier) -> None:
+        super().__init__(exact(settings))
+
+
+class LastNumber(_TextVerifier):
+    """The last number."""
+
+    def __init__(self, settings: NumericVerifier) -> None:
+        super().__init__(numeric(settings))
+
+    def _refuse(self, answer: str) -> str | None:
+        try:
+            parse_number(answer)
+        except ValueError:
+            return "is not a finite number; choose another verifier"
+        return None
+
+
+class LastLabel(_TextVerifier):
+    """The last label of a choice."""
+
+    def __init__(self, settings: ChoiceVerifier) -> None:
+        super().__init__(choice(settings))
+        self._settings = settings
+
+    def _refuse(self, answer: str) -> str | None:
+        if label_of(self._settings, answer) is not None:
+            return None
+        return f"is not one of the labels {self._settings.labels}"

@@ -18,7 +18,8 @@ from schemas.signals import Signal
 from tasks.calibration.chain import Chain, Sums, exact_scores, expected
 from tasks.calibration.simulate import OracleTeaching, Rolled, drawn_by, roll
 from tasks.calibration.suite import Family, OracleQuestion, make_question
-from tasks.stages.aggregate.pooling import QuestionScores, make_pool
+from tasks.stages.aggregate.pooling import make_pool
+from tasks.stages.aggregate.questions import QuestionScores
 from tasks.stages.distillation.stage import NO_NODES
 from tasks.stages.ranking import RankedQuestion, rank
 from tasks.stages.trees.forced import ForcedPlanner

@@ -81,7 +81,7 @@ def keys(config: RunConfig) -> Summary:
     content: dict[str, Any] = {
         "model_fingerprint": lambda model: Path(model.path).name,
         "tokenizer_fingerprint": lambda tokenizer: "tokenizer",
-        "verifier_fingerprint": lambda kind: kind,
+        "verifier_fingerprint": lambda settings: settings.kind,
     }
     names = {
         "tasks.engines.identity": ("model_fingerprint", "tokenizer_fingerprint"),

@@ -27,7 +27,7 @@ from schemas.pipeline import DIAGNOSIS
 from schemas.signals import Signal, Source
 from tasks.calibration.chain import Chain, exact_scores
 from tasks.engines.protocol import Continuation, Draw, Trunk
-from tasks.stages.aggregate.pooling import QuestionScores
+from tasks.stages.aggregate.questions import QuestionScores
 from tasks.stages.compute import Computed
 from tasks.stages.protocol import NoCheckpoints
 from tasks.stages.rollouts import make_rollouts

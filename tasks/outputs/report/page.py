@@ -12,7 +12,8 @@ from markupsafe import Markup
 from schemas.config import RunConfig, is_local_folder
 from schemas.text import BETWEEN
 from tasks.outputs.report.charts import LOSSES_SHOWN, SOURCES_SHOWN, ChartError, along, forest
-from tasks.stages.aggregate.pooling import QuestionScores, Texts, headline
+from tasks.stages.aggregate.questions import QuestionScores
+from tasks.stages.aggregate.tables import Texts, headline
 from tasks.stages.no_signal import Endings
 from tasks.statistics.csr import row_sums
 

@@ -1,28 +1,21 @@
 """How far what is known of a token without a draw tells its alignment, corrected for the noise of the draws."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
 
+from schemas.arrays import Arrays
 from schemas.config import Scores
 from schemas.signals import Signal
-from tasks.stages.aggregate.pooling import QuestionScores, bootstrap_interval, resample, resampled
+from tasks.stages.aggregate.questions import QuestionScores
+from tasks.statistics.bootstrap import bootstrap_interval, resample, resampled
 from tasks.statistics.csr import Floats, Ints
 
-PREDICTORS = (
-    "kl",
-    "js",
-    "entropy",
-    "position",
-    "student_prob",
-    "teacher_prob",
-    "teacher_lead",
-    "signal_norm",
-)
-"""`teacher_lead` is log T - log P of the sampled token, `position` is relative to the rollout, `signal_norm` is |d|."""
+Predictor = Callable[[QuestionScores, Arrays], Floats]
+"""Values at the nodes of a question, [N], from its arrays and those of stage 4 under one signal."""
 
 
 class AtNodes(NamedTuple):
@@ -40,28 +33,38 @@ class AtNodes(NamedTuple):
     def of(cls, q: QuestionScores, signal: Signal) -> "AtNodes":
         """From a question's arrays."""
         a, d_sq = q.alignment[signal], q.distillation[signal]["d_sq"][q.tree["node"]]
-        return cls(_values(q, signal), q.weight, a["inner"], a["inner_noise"], d_sq, q.open, np.asarray(q.tree["node"]))
+        x = np.stack([predictor(q, q.distillation[signal]) for predictor in PREDICTORS.values()])
+        return cls(x, q.weight, a["inner"], a["inner_noise"], d_sq, q.open, np.asarray(q.tree["node"]))
 
 
-def _values(q: QuestionScores, signal: Signal) -> Floats:
-    """The predictors at the nodes, [predictors, N]."""
-    node, d = q.tree["node"], q.distillation[signal]
+def _at_nodes(name: str) -> Predictor:
+    """What stage 4 tells of each position."""
+    return lambda q, d: np.asarray(d[name])[q.tree["node"]]
+
+
+def _position(q: QuestionScores, d: Arrays) -> Floats:
     lengths = np.diff(np.asarray(q.rollouts["offsets"], dtype=np.int64))
-    student, teacher = q.tree["token_prob"][node], d["teacher_token_prob"][node]
+    return np.asarray((q.place / lengths[q.rollout_of_position])[q.tree["node"]])
+
+
+def _teacher_lead(q: QuestionScores, d: Arrays) -> Floats:
+    node = q.tree["node"]
     with np.errstate(divide="ignore", invalid="ignore"):
-        lead = np.log(teacher) - np.log(student)
-    return np.stack(
-        [
-            d["kl"][node],
-            d["js"][node],
-            q.tree["entropy"][node],
-            (q.place / lengths[q.rollout_of_position])[node],
-            student,
-            teacher,
-            lead,
-            np.sqrt(d["d_sq"][node]),
-        ]
-    )
+        return np.asarray(np.log(d["teacher_token_prob"][node]) - np.log(q.tree["token_prob"][node]))
+
+
+PREDICTORS: dict[str, Predictor] = {
+    "kl": _at_nodes("kl"),
+    "js": _at_nodes("js"),
+    "entropy": lambda q, d: np.asarray(q.tree["entropy"])[q.tree["node"]],
+    "position": _position,
+    "student_prob": lambda q, d: np.asarray(q.tree["token_prob"])[q.tree["node"]],
+    "teacher_prob": _at_nodes("teacher_token_prob"),
+    "teacher_lead": _teacher_lead,
+    "signal_norm": lambda q, d: np.sqrt(d["d_sq"][q.tree["node"]]),
+}
+"""By name: `teacher_lead` is log T - log P of the sampled token, `position` is relative to the rollout, `signal_norm`
+is |d|."""
 
 
 def joined(questions: Sequence[AtNodes]) -> AtNodes:

@@ -14,9 +14,11 @@ from scipy.stats import rankdata
 from schemas.arrays import AnyArray
 from schemas.config import Scores
 from schemas.signals import Signal
-from tasks.stages.aggregate.pooling import QuestionScores, bootstrap_interval, gain, resample, resampled
+from tasks.stages.aggregate.pooling import gain
 from tasks.stages.aggregate.predictors import AtNodes, joined
+from tasks.stages.aggregate.questions import QuestionScores
 from tasks.stages.alignment import node_scores, simulate
+from tasks.statistics.bootstrap import bootstrap_interval, resample, resampled
 from tasks.statistics.csr import Floats
 from tasks.statistics.estimators import Outcomes, pool_rounds
 from tasks.statistics.prior import Prior

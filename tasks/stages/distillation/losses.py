@@ -13,17 +13,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from schemas.config import (
-    JSD,
-    AlphaDivergence,
-    ForwardKL,
-    ReverseKL,
-    Settings,
-    SkewKL,
-    SkewReverseKL,
-    TopK,
-    TotalVariation,
-)
+from schemas.config import Settings, TopK
+from tasks.operations.implementations import implementation
 
 LOG_ZERO = -1e4
 """An exact zero is read as e^-10000, so that log-ratios stay finite."""
@@ -77,28 +68,13 @@ def alpha_divergence(log_p: Tensor, log_t: Tensor, alpha: float) -> Tensor:
 
 
 def weighted(loss: Settings) -> Weighted:
-    """The elementwise function of a loss other than `TopK`.
+    """The elementwise function of a loss other than `TopK`, with its parameters.
 
     Raises:
-        TypeError: no such loss.
+        AttributeError: no such loss.
     """
-    match loss:
-        case ReverseKL():
-            return reverse_kl
-        case ForwardKL():
-            return forward_kl
-        case JSD():
-            return partial(jsd, beta=loss.beta)
-        case SkewKL():
-            return partial(skew_kl, alpha=loss.alpha)
-        case SkewReverseKL():
-            return partial(skew_reverse_kl, alpha=loss.alpha)
-        case TotalVariation():
-            return total_variation
-        case AlphaDivergence():
-            return partial(alpha_divergence, alpha=loss.alpha)
-        case _:
-            raise TypeError(f"no elementwise loss: {loss!r}")
+    parameters = {name: value for name, value in loss if name != "kind"}
+    return partial(implementation(loss.implementation), **parameters)
 
 
 def floored(log_probs: Tensor) -> Tensor:

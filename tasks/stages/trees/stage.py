@@ -5,19 +5,14 @@ from functools import partial
 from typing import Any
 
 from schemas.arrays import AnyArray, Arrays
-from schemas.config import AdaptiveTree, ForcedTree, RunConfig, Tree, WindowsTree
+from schemas.config import RunConfig, Tree
 from tasks.engines.protocol import Draw
+from tasks.operations.implementations import implementation
 from tasks.stages.draws import continuations, outcomes, trunks
 from tasks.stages.protocol import Checkpoints, Made, Models, Unit, Work
-from tasks.stages.trees.adaptive import AdaptivePlanner
-from tasks.stages.trees.forced import ForcedPlanner
 from tasks.stages.trees.frame import survey
 from tasks.stages.trees.planner import Design, Launches, Planner, grow_tree
-from tasks.stages.trees.windows import WindowsPlanner
 from tasks.statistics.streams import stream_seed
-
-PLANNERS: dict[type, Any] = {ForcedTree: ForcedPlanner, AdaptiveTree: AdaptivePlanner, WindowsTree: WindowsPlanner}
-"""The planner of each kind of settings; a recorded tree has none."""
 
 DrawCounts = Counter[tuple[int, int, int]]
 """Draws made so far of a token (-1: none) at a place of a rollout."""
@@ -32,9 +27,9 @@ def planner_of(tree: Tree) -> Planner[Any]:
     """The planner of a tree's settings.
 
     Raises:
-        KeyError: a recorded tree, for which nothing is drawn.
+        AttributeError: a recorded tree, for which nothing is drawn.
     """
-    planner: Planner[Any] = PLANNERS[type(tree)](tree)
+    planner: Planner[Any] = implementation(tree.implementation)(tree)
     return planner
 
 

@@ -1,0 +1,25 @@
+"""transformers in this process, as an engine; nothing of it is imported before it is asked to sample."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from schemas.config import Model, TransformersEngine
+from tasks.engines.protocol import Sampler
+
+if TYPE_CHECKING:
+    from tasks.engines.transformers import TransformersScorer
+
+
+class TransformersBackend:
+    """A `tasks.engines.protocol.Backend` for which nothing is to be looked for."""
+
+    versions, longest = "", None
+
+    def __init__(self, settings: TransformersEngine) -> None:
+        self._settings = settings
+
+    def sampler(self, model: Model, stop: frozenset[int], scorer: "Callable[[], TransformersScorer]") -> Sampler:
+        """The student itself."""
+        from tasks.engines.trunks import TransformersSampler
+
+        return TransformersSampler(scorer(), stop, self._settings)

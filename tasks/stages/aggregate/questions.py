@@ -1,0 +1,104 @@
+"""What the tables read of one question, and what its nodes come to over their rounds."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from schemas.arrays import AnyArray
+from schemas.signals import Signal
+from tasks.statistics.csr import Floats, Ints, owners, row_sums
+
+
+@dataclass(frozen=True)
+class QuestionScores:
+    """What stage 6 reads of one question: arrays of the earlier stages."""
+
+    question_id: str
+    rollouts: Mapping[str, AnyArray]
+    tree: Mapping[str, AnyArray]
+    ideal: Mapping[str, AnyArray]
+    distillation: Mapping[Signal, Mapping[str, AnyArray]]
+    alignment: Mapping[Signal, Mapping[str, AnyArray]]
+    sampled: bool = True
+    """Whether nodes are a sample of all positions, with known probabilities."""
+
+    @classmethod
+    def of(
+        cls, question: str, signals: Sequence[Signal], read: Callable[..., Mapping[str, AnyArray]], sampled: bool
+    ) -> "QuestionScores":
+        """Of a question's artefacts; `read` gives those of a stage and, where there are such, of a signal."""
+        return cls(
+            question,
+            read("rollouts"),
+            read("trees"),
+            read("ideal"),
+            {signal: read("distillation", signal) for signal in signals},
+            {signal: read("alignment", signal) for signal in signals},
+            sampled,
+        )
+
+    @property
+    def rollout_of_position(self) -> Ints:
+        """Rollout of each completion position, [T]."""
+        return owners(self.rollouts["offsets"])
+
+    @property
+    def place(self) -> Ints:
+        """Place of each position within its rollout, [T]."""
+        offsets = np.asarray(self.rollouts["offsets"], dtype=np.int64)
+        return np.arange(int(offsets[-1])) - offsets[self.rollout_of_position]
+
+    @property
+    def weight(self) -> Floats:
+        """Share of the round / inclusion probability in it, of the nodes by round, [N]."""
+        return np.asarray(self.tree["share"] / self.tree["inclusion"], dtype=np.float64)
+
+    @cached_property
+    def open(self) -> npt.NDArray[np.bool_]:
+        """Whether the draws of each row's node, of all rounds that count, ended in more than one way, [N].
+
+        Where they did not, as at a node of one branch, nothing is known of any direction.
+        """
+        _, of = np.unique(self.tree["node"], return_inverse=True)
+        counts, totals = self.weight > 0, self.totals
+        wins, draws = (np.bincount(of, counts * totals[name])[of] for name in ("successes", "draws"))
+        return np.asarray((totals["branches"] > 1) & (wins > 0) & (wins < draws), dtype=np.bool_)
+
+    @property
+    def totals(self) -> dict[str, Ints]:
+        """Branches, draws, successes and truncated draws of the nodes by round, [N] each."""
+        offsets = np.asarray(self.tree["branch_offsets"], dtype=np.int64)
+        out = {"branches": np.diff(offsets)}
+        for name in ("draws", "successes", "truncations"):
+            out[name] = row_sums(np.asarray(self.tree[name], dtype=np.float64), offsets).astype(np.int64)
+        return out
+
+
+class NodeRows:
+    """What the rows of each node come to, a row being a node in one round.
+
+    Attributes:
+        node: positions of the nodes, increasing, [n].
+        first: the first row of each, [n].
+    """
+
+    def __init__(self, q: QuestionScores) -> None:
+        self.node, self.first, self._of = np.unique(q.tree["node"], return_index=True, return_inverse=True)
+        # a node drawn for its own sake alone has no weight: its rows count by their draws
+        self._weight = np.where(self.sum(q.weight)[self._of] > 0, q.weight, q.totals["draws"])
+
+    def sum(self, values: AnyArray) -> AnyArray:
+        return np.bincount(self._of, values, len(self.node))
+
+    def most(self, values: AnyArray) -> AnyArray:
+        out = np.zeros(len(self.node), dtype=np.int64)
+        np.maximum.at(out, self._of, values)
+        return out
+
+    def mean(self, values: AnyArray) -> AnyArray:
+        known = np.isfinite(values)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return self.sum(np.where(known, values, 0.0) * self._weight) / self.sum(known * self._weight)
