@@ -9,12 +9,12 @@ import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from schemas.config import TransformersEngine
-from tasks.engines.attention import NAME, Part, attend, hidden_as_bias, joined
-from tasks.engines.attention import _forward as forward_of_models
-from tasks.engines.decoding import Batch
 from tasks.engines.protocol import Continuation, Draw, EngineError, Trunk
-from tasks.engines.transformers import PROBE_LENGTH, TransformersScorer
-from tasks.engines.trunks import TransformersSampler
+from tasks.engines.transformers.attention import NAME, Part, attend, hidden_as_bias, joined
+from tasks.engines.transformers.attention import _forward as forward_of_models
+from tasks.engines.transformers.batches import Batch
+from tasks.engines.transformers.sampler import TransformersSampler
+from tasks.engines.transformers.scorer import PROBE_LENGTH, TransformersScorer
 from tasks.statistics.streams import uniforms
 from tests.helpers.families import FAMILIES, WINDOW, tiny
 
@@ -73,7 +73,7 @@ def test_every_draw_is_from_whole_passes_past_every_window(family: str, rows: in
 def test_prefixes_in_chunks_shorter_than_the_window_are_whole_passes(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.engines.trunks._CHUNK", {"cpu": WINDOW - 3})
+    monkeypatch.setattr("tasks.engines.transformers.sampler._CHUNK", {"cpu": WINDOW - 3})
     model = tiny(family)
     draws = EVERY_DEPTH[::5]
     assert wrong_tokens(model, draws, sampled(model, draws)) == 0
@@ -120,7 +120,7 @@ def test_the_self_test_finds_rows_that_see_what_they_should_not(monkeypatch: pyt
         part = attend(*args, **kwargs)
         return part._replace(lse=part.lse.masked_fill(part.lse == -torch.inf, 0.0))
 
-    monkeypatch.setattr("tasks.engines.decoding.attend", of_no_keys_zero)
+    monkeypatch.setattr("tasks.engines.transformers.decoding.attend", of_no_keys_zero)
     with pytest.raises(EngineError, match="log-probabilities by shared prefixes differ"):
         sampled(tiny("Llama"), EVERY_DEPTH[:1])
 

@@ -11,7 +11,7 @@ from flows.command.configuration import ConfigurationError, checked, merged, par
 from schemas import config as schema
 from schemas.config import RecordedTeacher, RunConfig, Settings, is_cosmetic, settings_in
 from schemas.pipeline import DIAGNOSIS
-from tasks.engines.server import Served
+from tasks.engines.vllm.server import Served
 from tasks.run.session import start_session
 from tasks.statistics.streams import stream_seed
 
@@ -214,9 +214,9 @@ def base(settings: dict[str, Any], questions: Path, models: Path, tmp_path: Path
 def engines_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys of runs on engines that are not installed here."""
     served = Served("http://127.0.0.1:8000", "student", 4096, "0.32.0")
-    monkeypatch.setattr("tasks.engines.vllm.find_spec", lambda name: name)
-    monkeypatch.setattr("tasks.engines.vllm.installed_version", lambda *names: "0.32.0")
-    monkeypatch.setattr("tasks.engines.server.look_up", lambda settings: [served])
+    monkeypatch.setattr("tasks.engines.vllm.offline.find_spec", lambda name: name)
+    monkeypatch.setattr("tasks.engines.vllm.offline.installed_version", lambda *names: "0.32.0")
+    monkeypatch.setattr("tasks.engines.vllm.server.look_up", lambda settings: [served])
     monkeypatch.setattr("tasks.run.session.use_block", lambda name: None)
 
 

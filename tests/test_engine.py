@@ -13,12 +13,12 @@ from transformers import AutoModelForCausalLM
 from flows.command.configuration import ConfigurationError, checked
 from schemas.config import Model, TransformersEngine
 from schemas.signals import sources
-from tasks.engines.attention import Part, attend
 from tasks.engines.protocol import Draw, EngineError, Trunk
 from tasks.engines.sampling import inverse_cdf
 from tasks.engines.scoring import View, score_blocks
-from tasks.engines.transformers import TransformersScorer, load_transformers
-from tasks.engines.trunks import TransformersSampler
+from tasks.engines.transformers.attention import Part, attend
+from tasks.engines.transformers.sampler import TransformersSampler
+from tasks.engines.transformers.scorer import TransformersScorer, load_transformers
 from tasks.inputs.questions import InputError
 from tasks.run.session import start_session
 from tasks.statistics.streams import stream_seed, uniforms
@@ -190,7 +190,7 @@ def test_where_memory_runs_out_the_batch_shrinks_and_the_draws_stay(
         return attend(*args, **kwargs)
 
     sampler = sampler_with(model)
-    monkeypatch.setattr("tasks.engines.decoding.attend", short_of_memory)
+    monkeypatch.setattr("tasks.engines.transformers.decoding.attend", short_of_memory)
     got = sampler.continue_prefixes(TRUNKS, DRAWS, 1.0)
     assert [e.tokens.tolist() for e in got] == [e.tokens.tolist() for e in expected]
     assert widest[-1] < max(widest)
@@ -201,7 +201,7 @@ def test_no_memory_for_one_draw_is_a_clear_error(model: Any, monkeypatch: pytest
         raise torch.OutOfMemoryError("no room")
 
     sampler = sampler_with(model)
-    monkeypatch.setattr("tasks.engines.decoding.attend", none_at_all)
+    monkeypatch.setattr("tasks.engines.transformers.decoding.attend", none_at_all)
     with pytest.raises(EngineError, match="not enough memory on cpu for one draw"):
         sampler.continue_prefixes(TRUNKS, DRAWS, 1.0)
 

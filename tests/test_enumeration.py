@@ -10,8 +10,8 @@ import torch
 from schemas.arrays import Arrays
 from schemas.config import Model, ReverseKL, RunConfig, TransformersEngine
 from schemas.signals import Signal, Source
-from tasks.engines.transformers import TransformersScorer, load_transformers
-from tasks.engines.trunks import TransformersSampler
+from tasks.engines.transformers.sampler import TransformersSampler
+from tasks.engines.transformers.scorer import TransformersScorer, load_transformers
 from tasks.stages.aggregate.pooling import pooled, sum_rollouts
 from tasks.stages.aggregate.questions import QuestionScores
 from tasks.stages.distillation.losses import descent

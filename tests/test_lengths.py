@@ -13,9 +13,9 @@ from flows.command.configuration import checked
 from schemas.config import TransformersEngine, VLLMEngine
 from tasks.engines.positions import length_limit
 from tasks.engines.protocol import Draw, EngineError, Trunk
-from tasks.engines.transformers import TransformersScorer
-from tasks.engines.trunks import TransformersSampler
-from tasks.engines.vllm import _context_length
+from tasks.engines.transformers.sampler import TransformersSampler
+from tasks.engines.transformers.scorer import TransformersScorer
+from tasks.engines.vllm.offline import _context_length
 from tasks.inputs.questions import InputError
 from tasks.run.session import start_session
 from tests.helpers.families import tiny
@@ -126,7 +126,7 @@ def test_completions_past_the_students_positions_are_refused_before_anything_is_
     def never(*_: object, **__: object) -> None:
         raise AssertionError("a model is loaded")
 
-    monkeypatch.setattr("tasks.engines.transformers.load_transformers", never)
+    monkeypatch.setattr("tasks.engines.transformers.scorer.load_transformers", never)
     with pytest.raises(InputError) as raised:
         start_session(checked(copied))
     message = str(raised.value)

@@ -12,7 +12,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from schemas.config import JSD, ForwardKL, ReverseKL, RunConfig, TopK
 from tasks.stages.distillation.gradients import distill
 from tasks.engines.scoring import View
-from tasks.engines.transformers import TransformersScorer
+from tasks.engines.transformers.scorer import TransformersScorer
 from tasks.store.codec import Artefact
 from tasks.stages.trees.tree import next_round, survey
 

@@ -15,8 +15,8 @@ from schemas.signals import sources
 from tasks.calibration.chain import exact_scores
 from tasks.calibration.simulate import OracleTeaching, Rolled, drawn_by, roll
 from tasks.calibration.suite import Family, make_question
-from tasks.engines.transformers import TransformersScorer
-from tasks.engines.trunks import TransformersSampler
+from tasks.engines.transformers.sampler import TransformersSampler
+from tasks.engines.transformers.scorer import TransformersScorer
 from tasks.outputs.run import write_run
 from tasks.run.session import start_session
 from tasks.run.shells import run_stage

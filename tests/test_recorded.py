@@ -116,7 +116,7 @@ def test_recorded_outcomes_are_scored_without_a_model(
     code = (
         "import sys; from flows.cli import main; sys.argv[1:] = ['run', sys.argv[1]]\n"
         "try: main()\n"
-        "finally: assert 'tasks.engines.transformers' not in sys.modules"
+        "finally: assert 'tasks.engines.transformers.scorer' not in sys.modules"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(path)],

@@ -7,7 +7,7 @@ import pytest
 
 from flows.command.configuration import checked
 from tasks.engines.protocol import Continuation, Draw, Trunk
-from tasks.engines.trunks import TransformersSampler
+from tasks.engines.transformers.sampler import TransformersSampler
 from tasks.run.session import RunSession, start_session
 from tasks.run.shells import run_stage
 from tasks.stages.protocol import Unit, equal_units

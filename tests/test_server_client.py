@@ -33,10 +33,10 @@ from hypothesis import strategies as st
 
 from schemas.config import VLLMServerEngine
 from schemas.limits import MOST_SECONDS
-from tasks.engines import connection, server, vllm_answers, vllm_requests
-from tasks.engines.bounds import NoAnswerError
 from tasks.engines.protocol import Continuation, Draw, EngineAwayError, EngineError, Trunk
-from tasks.engines.server import ServerSampler, look_up
+from tasks.engines.vllm import answers, connection, requests, server
+from tasks.engines.vllm.bounds import NoAnswerError
+from tasks.engines.vllm.server import ServerSampler, look_up
 from tests.helpers.fake_vllm import (
     STOP,
     VOCABULARY,
@@ -498,7 +498,7 @@ def test_any_exception_of_a_worker_fails_the_call(monkeypatch: pytest.MonkeyPatc
         """Of no kind that the client knows."""
 
     count = itertools.count()
-    continuation = vllm_requests.continuation
+    continuation = requests.continuation
 
     def breaks(*args: Any) -> Continuation:
         if next(count) == 3:
@@ -507,7 +507,7 @@ def test_any_exception_of_a_worker_fails_the_call(monkeypatch: pytest.MonkeyPatc
 
     with FakeServer() as fake:
         ready = sampler(engine(fake))
-        monkeypatch.setattr(vllm_requests, "continuation", breaks)
+        monkeypatch.setattr(requests, "continuation", breaks)
         with pytest.raises(UnforeseenError):
             within(4, lambda: ready.continue_prefixes(TRUNKS, DRAWS, 1.0))
 
@@ -705,9 +705,7 @@ def changed(draw: st.DrawFn, value: Any) -> Any:
 def test_any_json_is_a_lawful_draw_or_an_error(value: Any, limit: int) -> None:
     answer = connection.Answer("http://x", json.loads(json.dumps(value)))
     try:
-        got = vllm_requests.continuation(
-            vllm_answers.token_ids(answer, []), Draw(0, 0, None, limit, 1), STOP, VOCABULARY
-        )
+        got = requests.continuation(answers.token_ids(answer, []), Draw(0, 0, None, limit, 1), STOP, VOCABULARY)
     except (EngineError, NoAnswerError) as error:
         one_line(error)
         return
@@ -726,7 +724,7 @@ PROBED = completion(token_ids=[5], prompt_logprobs=[None, {"3": {"logprob": -1.5
 def test_any_json_is_a_scored_probe_or_an_error(value: Any) -> None:
     answer = connection.Answer("http://x", json.loads(json.dumps(value)))
     try:
-        scores = vllm_answers.prompt_log_probs(answer, [7, 3, 2])
+        scores = answers.prompt_log_probs(answer, [7, 3, 2])
     except EngineError as error:
         one_line(error)
         return
@@ -737,8 +735,8 @@ def test_any_json_is_a_scored_probe_or_an_error(value: Any) -> None:
 @given(changed({"data": [{"id": "a", "max_model_len": 9}, {"id": "b"}]}), changed({"version": "1.0"}))
 def test_any_json_names_a_model_or_is_an_error(listed: Any, versioned: Any) -> None:
     try:
-        name, length = vllm_answers.model(connection.Answer("http://x", listed), "a")
+        name, length = answers.model(connection.Answer("http://x", listed), "a")
         assert name == "a" and type(length) is int and 0 < length < 2**31
-        assert vllm_answers.version(connection.Answer("http://x", versioned)).isascii()
+        assert answers.version(connection.Answer("http://x", versioned)).isascii()
     except EngineError as error:
         one_line(error)

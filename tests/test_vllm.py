@@ -23,13 +23,13 @@ from scipy.stats import chi2_contingency
 from transformers import PreTrainedTokenizerFast
 
 from schemas.config import Model, TransformersEngine, VLLMEngine, VLLMServerEngine
-from tasks.engines.bounds import NoAnswerError
-from tasks.engines.connection import Connection
 from tasks.engines.protocol import Continuation, Draw, EngineError, Sampler, Trunk
-from tasks.engines.server import ServerSampler, look_up
-from tasks.engines.transformers import SELF_TEST_LIMIT, TransformersScorer, load_transformers, stop_tokens
-from tasks.engines.trunks import TransformersSampler
-from tasks.engines.vllm import VLLMSampler
+from tasks.engines.transformers.sampler import TransformersSampler
+from tasks.engines.transformers.scorer import SELF_TEST_LIMIT, TransformersScorer, load_transformers, stop_tokens
+from tasks.engines.vllm.bounds import NoAnswerError
+from tasks.engines.vllm.connection import Connection
+from tasks.engines.vllm.offline import VLLMSampler
+from tasks.engines.vllm.server import ServerSampler, look_up
 from tasks.statistics.streams import stream_seed
 from tests.helpers.small import random_model
 

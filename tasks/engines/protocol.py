@@ -11,7 +11,7 @@ import torch
 from schemas.config import Model
 
 if TYPE_CHECKING:
-    from tasks.engines.transformers import TransformersScorer
+    from tasks.engines.transformers.scorer import TransformersScorer
 
 
 class EngineError(RuntimeError):

@@ -16,7 +16,7 @@ from tasks.inputs.questions import Question
 from tasks.verifiers.verifier import Verifier
 
 if TYPE_CHECKING:
-    from tasks.engines.transformers import TransformersScorer
+    from tasks.engines.transformers.scorer import TransformersScorer
 
 
 class LoadedModels:
@@ -99,7 +99,7 @@ class LoadedModels:
     def _scorer(self, model: Model) -> "TransformersScorer":
         """A model, loaded; the student stays, of the teachers only the last one."""
         if model not in self._scorers:
-            from tasks.engines.transformers import load_transformers, vocabulary_size
+            from tasks.engines.transformers.scorer import load_transformers, vocabulary_size
 
             for other in [m for m in self._scorers if m != self._config.student]:
                 del self._scorers[other]

@@ -21,8 +21,8 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from schemas.config import Model, TransformersEngine, VLLMEngine
 from tasks.engines.protocol import Draw, Trunk
-from tasks.engines.transformers import TransformersScorer, load_transformers
-from tasks.engines.trunks import TransformersSampler
+from tasks.engines.transformers.sampler import TransformersSampler
+from tasks.engines.transformers.scorer import TransformersScorer, load_transformers
 from tasks.statistics.streams import stream_seed
 
 PROMPT, BRANCHES, DRAWS, LIMIT = 64, 4, 16, 128
@@ -166,7 +166,7 @@ def main() -> None:
         plain = load_transformers(source, settings, SHAPES[asked.shape]["vocabulary"]).model
         vllm = None
         if asked.vllm:
-            from tasks.engines.vllm import VLLMSampler
+            from tasks.engines.vllm.offline import VLLMSampler
 
             options_vllm = VLLMEngine(device=asked.device, cache=6.0, memory_fraction=0.4, context_length=8448)
             vllm = VLLMSampler(source, frozenset(), options_vllm, lambda: scorer)

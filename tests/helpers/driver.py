@@ -17,8 +17,9 @@ import yaml
 
 from flows.command.configuration import checked
 from flows.diagnose import diagnose
-from tasks.engines.decoding import Batch, Decoder
-from tasks.engines.trunks import TransformersSampler
+from tasks.engines.transformers.batches import Batch
+from tasks.engines.transformers.decoding import Decoder
+from tasks.engines.transformers.sampler import TransformersSampler
 from tasks.store.store import Store
 
 

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from schemas.config import Model, VLLMEngine
-from tasks.engines import vllm_requests
 from tasks.engines.device import resolve_device
 from tasks.engines.positions import length_limit
 from tasks.engines.protocol import Continuation, Draw, EngineError, Trunk, ended
+from tasks.engines.vllm import requests
 from tasks.store.keys import installed_version
 
 if TYPE_CHECKING:
-    from tasks.engines.transformers import TransformersScorer
+    from tasks.engines.transformers.scorer import TransformersScorer
 
 _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
@@ -79,20 +79,19 @@ class VLLMSampler:
     ) -> list[Continuation]:
         """See the protocol."""
         results = [ended(draw, self._stop) for draw in draws]
-        wanted = vllm_requests.in_order(draws, [i for i, r in enumerate(results) if r is None])
+        wanted = requests.in_order(draws, [i for i, r in enumerate(results) if r is None])
         if wanted:
             self._start()
             from vllm import SamplingParams
 
             prompts = [{"prompt_token_ids": trunks[draws[i].trunk].prefix(draws[i])} for i in wanted]
             parameters = [
-                SamplingParams(**vllm_requests.fields(draws[i], self._stop, temperature), detokenize=False)
-                for i in wanted
+                SamplingParams(**requests.fields(draws[i], self._stop, temperature), detokenize=False) for i in wanted
             ]
             outputs = self._asked(prompts, parameters)
             for i, output in zip(wanted, outputs, strict=True):
                 tokens = output.outputs[0].token_ids
-                results[i] = vllm_requests.continuation(tokens, draws[i], self._stop, self._vocabulary)
+                results[i] = requests.continuation(tokens, draws[i], self._stop, self._vocabulary)
         done = [r for r in results if r is not None]
         self.decoded += sum(len(r.tokens) for r in done)
         return done
@@ -142,9 +141,9 @@ class VLLMSampler:
         else:
             options["gpu_memory_utilization"] = settings.memory_fraction
         if padded:
-            from tasks.engines.vllm_padding import VOCABULARY
+            from tasks.engines.vllm.padding import VOCABULARY
 
-            options["logits_processors"] = ["tasks.engines.vllm_padding:NoPadding"]
+            options["logits_processors"] = ["tasks.engines.vllm.padding:NoPadding"]
             options["additional_config"] = {VOCABULARY: scorer.vocabulary}
         try:
             self._llm = LLM(**options)

@@ -3,8 +3,8 @@
 import re
 from collections.abc import Sequence
 
-from tasks.engines.bounds import NoAnswerError
-from tasks.engines.connection import Answer
+from tasks.engines.vllm.bounds import NoAnswerError
+from tasks.engines.vllm.connection import Answer
 
 _LONGEST_SEQUENCE = 2**31 - 1
 _LARGEST = 1e5

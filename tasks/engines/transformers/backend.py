@@ -7,7 +7,7 @@ from schemas.config import Model, TransformersEngine
 from tasks.engines.protocol import Sampler
 
 if TYPE_CHECKING:
-    from tasks.engines.transformers import TransformersScorer
+    from tasks.engines.transformers.scorer import TransformersScorer
 
 
 class TransformersBackend:
@@ -20,6 +20,6 @@ class TransformersBackend:
 
     def sampler(self, model: Model, stop: frozenset[int], scorer: "Callable[[], TransformersScorer]") -> Sampler:
         """The student itself."""
-        from tasks.engines.trunks import TransformersSampler
+        from tasks.engines.transformers.sampler import TransformersSampler
 
         return TransformersSampler(scorer(), stop, self._settings)

@@ -17,8 +17,8 @@ import httpcore
 import httpx
 from pydantic import SecretStr
 
-from tasks.engines.bounds import BoundedBackend, Bounds, NoAnswerError
 from tasks.engines.protocol import EngineError
+from tasks.engines.vllm.bounds import BoundedBackend, Bounds, NoAnswerError
 
 _IDLE_SECONDS = 2.0
 """A connection is not used again later; vLLM closes it after 5 s."""

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from schemas.config import Model, VLLMServerEngine
-from tasks.engines import vllm_answers, vllm_requests
-from tasks.engines.bounds import NoAnswerError
-from tasks.engines.connection import Connection, api_key
 from tasks.engines.protocol import Continuation, Draw, EngineAwayError, EngineError, Trunk, ended
+from tasks.engines.vllm import answers, requests
+from tasks.engines.vllm.bounds import NoAnswerError
+from tasks.engines.vllm.connection import Connection, api_key
 
 if TYPE_CHECKING:
-    from tasks.engines.transformers import TransformersScorer
+    from tasks.engines.transformers.scorer import TransformersScorer
 
 _LOOK_UP_SECONDS = 10.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0
@@ -70,8 +70,8 @@ def _served(connection: Connection, wanted: str | None) -> Served:
         version = connection.ask("/version", seconds=end - time.monotonic())
     except NoAnswerError as error:
         raise EngineError(f"{connection.url} does not answer as a vLLM server ({error})") from error
-    name, length = vllm_answers.model(models, wanted)
-    return Served(connection.url, name, length, vllm_answers.version(version))
+    name, length = answers.model(models, wanted)
+    return Served(connection.url, name, length, answers.version(version))
 
 
 @dataclass
@@ -194,7 +194,7 @@ class ServerSampler:
     ) -> list[Continuation]:
         """See the protocol."""
         results = [ended(draw, self._stop) for draw in draws]
-        wanted = vllm_requests.in_order(draws, [i for i, r in enumerate(results) if r is None])
+        wanted = requests.in_order(draws, [i for i, r in enumerate(results) if r is None])
         servers = len(self._served)
         cuts = [len(wanted) * s // servers for s in range(servers + 1)]
         queues = [deque(wanted[a:b]) for a, b in pairwise(cuts)]
@@ -277,7 +277,7 @@ class ServerSampler:
             NoAnswerError: it is away, overloaded or broken.
         """
         body = {
-            **vllm_requests.fields(draw, self._stop, temperature),
+            **requests.fields(draw, self._stop, temperature),
             "model": server.model,
             "prompt": prompt,
             "add_special_tokens": False,
@@ -285,8 +285,8 @@ class ServerSampler:
             **({"logit_bias": self._bias} if self._bias else {}),
         }
         answer = connection.ask("/v1/completions", body, seconds=self._settings.timeout, tokens=draw.limit)
-        tokens = vllm_answers.token_ids(answer, prompt)
-        return vllm_requests.continuation(tokens, draw, self._stop, self._vocabulary, f"vLLM at {server.url}")
+        tokens = answers.token_ids(answer, prompt)
+        return requests.continuation(tokens, draw, self._stop, self._vocabulary, f"vLLM at {server.url}")
 
     def _check(self, connection: Connection, server: Served, seconds: float) -> None:
         """Log-probabilities of a probe must be those of the model the stages score with.
@@ -304,5 +304,5 @@ class ServerSampler:
             "return_token_ids": True,
         }
         answer = connection.ask("/v1/completions", body, seconds=seconds, tokens=len(self._probe) + 1)
-        theirs = vllm_answers.prompt_log_probs(answer, self._probe)
+        theirs = answers.prompt_log_probs(answer, self._probe)
         self._compare(f"by {server.url}", self._probe_scores, torch.tensor(theirs))

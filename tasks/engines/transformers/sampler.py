@@ -8,11 +8,12 @@ import torch
 from transformers import DynamicCache
 
 from schemas.config import TransformersEngine
-from tasks.engines.attention import NAME
-from tasks.engines.decoding import Batch, Cohort, Decoder, KeysValues, Row, Work, forward, token_bytes, widen
 from tasks.engines.memory import GIB, free_memory, is_out_of_memory
 from tasks.engines.protocol import Continuation, Draw, EngineError, Trunk, ended
-from tasks.engines.transformers import PROBE_LENGTH, TransformersScorer
+from tasks.engines.transformers.attention import NAME
+from tasks.engines.transformers.batches import Batch, Cohort, KeysValues, Row, forward, token_bytes, widen
+from tasks.engines.transformers.decoding import Decoder, Work
+from tasks.engines.transformers.scorer import PROBE_LENGTH, TransformersScorer
 
 _CHUNK = {"cpu": 512, "cuda": 4096}
 """Tokens of a trunk in one forward pass."""
