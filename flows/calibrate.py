@@ -15,14 +15,16 @@ from prefect.states import Completed
 from flows.orchestration.artifacts import markdown_artifact, output_link, plain, progress_artifacts, table_artifact
 from schemas.config import CalibrateConfig
 from schemas.pipeline import versions as stage_versions
-from tasks.calibration.judge import MAIN_DRAWS, WINDOWS_DRAWS, Figure, figures, judged_as
+from tasks.calibration.comparisons import MAIN_DRAWS, WINDOWS_DRAWS
+from tasks.calibration.figure import Figure
+from tasks.calibration.judge import figures, judged_as
 from tasks.calibration.measure import Setting, measure
 from tasks.calibration.report import calibration_page
 from tasks.calibration.suite import Family
 from tasks.operations.progress import publish
-from tasks.outputs.run import parquet_bytes
-from tasks.store.garbage import refer
+from tasks.outputs.files import parquet_bytes
 from tasks.store.keys import Recipe
+from tasks.store.references import pin
 from tasks.store.store import Store
 
 VERSION = 2
@@ -112,7 +114,7 @@ def calibrate(config: CalibrateConfig) -> pl.DataFrame:
 def _calibrate(config: CalibrateConfig) -> pl.DataFrame:
     chosen = families(config)
     store = Store(config.store)
-    refer(store, config.name, "calibrate", (f"calibration/{rows_key(config, family)}" for family in chosen))
+    pin(store, config.name, "calibrate", (f"calibration/{rows_key(config, family)}" for family in chosen))
     publish("calibrate", 0, len(chosen) * config.runs)
     rows: pl.DataFrame = pl.concat([family_task(config, family, return_state=True).result() for family in chosen])
     store.put_bytes(parquet_bytes(rows), "runs", config.name, "calibration.parquet")

@@ -47,7 +47,7 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of questions, training and draws.")] = 0,
 ) -> None:
     """Train a small student and a larger teacher here, then run the whole pipeline on them."""
-    from flows.command.commands import run_demo
+    from flows.command.run import run_demo
 
     raise typer.Exit(run_demo(overrides(set_, store, name), questions=questions, seed=seed))
 
@@ -55,7 +55,7 @@ def demo(
 @app.command()
 def run(config: Configuration, set_: Set = None, store: StoreUrl = None, name: Name = None) -> None:
     """Diagnose: sample rollouts, build trees, score every teacher, context and loss."""
-    from flows.command.commands import run_file
+    from flows.command.run import run_file
 
     raise typer.Exit(run_file(config, overrides(set_, store, name)))
 
@@ -63,7 +63,7 @@ def run(config: Configuration, set_: Set = None, store: StoreUrl = None, name: N
 @app.command()
 def rank(config: Configuration, set_: Set = None, store: StoreUrl = None, name: Name = None) -> None:
     """Rank teachers, contexts and losses from on-policy rollouts alone: no trees, one forward pass a teacher."""
-    from flows.command.commands import rank_file
+    from flows.command.run import rank_file
 
     raise typer.Exit(rank_file(config, overrides(set_, store, name)))
 
@@ -78,7 +78,7 @@ def calibrate(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; all cores unless set.")] = None,
 ) -> None:
     """Judge the estimators against an exact oracle: bias, coverage, wrong signs, error per decoded token."""
-    from flows.command.commands import run_calibration
+    from flows.command.calibrate import run_calibration
 
     fields: dict[str, object] = {"runs": runs, "seed": seed, "workers": workers, "lengths": numbers(lengths)}
     given = {key: value for key, value in (("store", store), ("name", name)) if value is not None}
@@ -88,7 +88,7 @@ def calibrate(
 @app.command()
 def plan(config: Configuration, set_: Set = None, store: StoreUrl = None, name: Name = None) -> None:
     """Say what a run would cost, and what of it is cached; no model is loaded."""
-    from flows.command.commands import plan_file
+    from flows.command.run import plan_file
 
     raise typer.Exit(plan_file(config, overrides(set_, store, name)))
 
@@ -96,7 +96,7 @@ def plan(config: Configuration, set_: Set = None, store: StoreUrl = None, name: 
 @app.command()
 def nightly(suite: Annotated[Path, typer.Argument(help="YAML file of a suite.", metavar="SUITE.yaml")]) -> None:
     """Do every run of a suite that has something new, and mark what moved since the last nights."""
-    from flows.command.commands import run_nightly
+    from flows.command.suite import run_nightly
 
     raise typer.Exit(run_nightly(suite))
 
@@ -128,7 +128,7 @@ def serve(
     runs: Annotated[int, typer.Option(min=1, help="Runs at a time; more than one wants Prefect on PostgreSQL.")] = 1,
 ) -> None:
     """Serve the UI: Prefect's server (unless PREFECT_API_URL names one), deployments, schedule, reports, a worker."""
-    from flows.command.commands import serve_all
+    from flows.command.suite import serve_all
 
     raise typer.Exit(
         serve_all(
@@ -152,7 +152,7 @@ Kept = Annotated[str, typer.Option("--store", help="The store; any fsspec URL.",
 @store_app.command("ls")
 def store_ls(store: Kept = ".opdscope") -> None:
     """Artefacts and bytes by stage, and the runs."""
-    from flows.command.commands import on_store
+    from flows.command.places import on_store
     from flows.command.store import show
 
     raise typer.Exit(on_store(store, show))
@@ -164,7 +164,7 @@ def store_verify(
     repair: Annotated[bool, typer.Option(help="Remove what is damaged; runs make it again.")] = False,
 ) -> None:
     """Check every object's SHA-256; exit code 1 where one is damaged."""
-    from flows.command.commands import on_store
+    from flows.command.places import on_store
     from flows.command.store import verify
 
     raise typer.Exit(on_store(store, partial(verify, repair=repair)))
@@ -178,7 +178,7 @@ def store_gc(
     dry_run: Annotated[bool, typer.Option(help="Say what would be removed, and remove nothing.")] = False,
 ) -> None:
     """Remove artefacts that no run under runs/ refers to; remove a run's folder first to free what it needs."""
-    from flows.command.commands import on_store
+    from flows.command.places import on_store
     from flows.command.store import collect
 
     raise typer.Exit(on_store(store, partial(collect, days=days, yes=yes, dry_run=dry_run)))

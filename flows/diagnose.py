@@ -15,15 +15,9 @@ from schemas.pipeline import DIAGNOSIS, PIPELINE, Scope
 from schemas.signals import sources
 from tasks.inputs.questions import InputError
 from tasks.operations.progress import publish
-from tasks.outputs.run import (
-    add_references,
-    aggregate_task,
-    named,
-    read_patiently,
-    write_references,
-    write_run,
-    writing,
-)
+from tasks.outputs.files import read_patiently, write_run
+from tasks.outputs.names import add_references, named, write_references, writing
+from tasks.outputs.tasks import aggregate_task
 from tasks.run.session import close_sessions, open_session
 from tasks.run.shells import TaskSummary, stage_task
 

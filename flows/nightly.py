@@ -19,8 +19,8 @@ from tasks.calibration.judge import figures, judged_as
 from tasks.engines.protocol import EngineError
 from tasks.inputs.questions import InputError
 from tasks.operations.errors import patiently
+from tasks.outputs.files import parquet_bytes, read_run, read_table
 from tasks.outputs.history import MOVED, compared, no_history, slower, tonight, unchanged
-from tasks.outputs.run import parquet_bytes, read_run, read_table
 from tasks.run.session import close_sessions, open_session
 from tasks.store.leases import Claims
 from tasks.store.store import Store, StoreError

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from schemas.pipeline import DIAGNOSIS, PIPELINE, Cost
-from tasks.outputs.run import left_out_before
+from tasks.outputs.names import left_out_before
 from tasks.run.session import RunSession
-from tasks.store.garbage import stored
+from tasks.store.listing import stored
 from tasks.store.store import OBJECT
 
 

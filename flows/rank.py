@@ -11,7 +11,9 @@ from flows.orchestration.runner import retried
 from schemas.config import RunConfig
 from schemas.pipeline import ranking_stages
 from tasks.operations.progress import publish
-from tasks.outputs.run import named, rank_task, read_patiently, writing
+from tasks.outputs.files import read_patiently
+from tasks.outputs.names import named, writing
+from tasks.outputs.tasks import rank_task
 from tasks.run.session import close_sessions, open_session
 
 

@@ -15,7 +15,7 @@ from schemas.pipeline import DIAGNOSIS, PIPELINE
 from schemas.signals import Signal, sources
 from tasks.calibration.simulate import OracleTeaching, roll
 from tasks.calibration.suite import Family, make_question
-from tasks.outputs.run import make_outputs
+from tasks.outputs.diagnosis import make_outputs
 from tasks.run.session import start_session
 from tasks.run.shells import run_stage
 from tasks.stages.aggregate.pooling import make_pool

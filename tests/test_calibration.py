@@ -13,17 +13,9 @@ from flows.calibrate import families, settings_of
 from flows.cli import app
 from schemas.config import Branching, CalibrateConfig, ForwardKL, ReverseKL
 from tasks.calibration.chain import exact_scores, expected, walk
-from tasks.calibration.judge import (
-    COVERS,
-    WITHIN_01,
-    Figure,
-    Range,
-    _share,
-    by_planner,
-    figures,
-    judged_as,
-    ranking_table,
-)
+from tasks.calibration.comparisons import share
+from tasks.calibration.figure import COVERS, WITHIN_01, Figure, Range
+from tasks.calibration.judge import by_planner, figures, judged_as, ranking_table
 from tasks.calibration.measure import EQUAL_COSINE, Setting, measure
 from tasks.calibration.report import calibration_page
 from tasks.calibration.simulate import draw, roll
@@ -152,16 +144,16 @@ def test_verdicts_look_at_the_error_both_ways(
     assert Figure("a figure", value, error, 20, wanted).verdict == verdict
 
 
-def test_shares_have_the_error_that_runs_show() -> None:
+def testshares_have_the_error_that_runs_show() -> None:
     """Counts of one run hang together: the error is that of as many runs, not of as many counts."""
     blank = {"length": 64, "signal": "clear", "student": "even", "decisions": "fixed"}
     rng = np.random.default_rng(0)
     rows = [{**blank, "run": r, "estimate": float(p), "count": 1000} for r, p in enumerate(rng.uniform(0.9, 1, 50))]
-    found = _share("a share", pl.DataFrame(rows), COVERS)
+    found = share("a share", pl.DataFrame(rows), COVERS)
     assert found.value == pytest.approx(0.95, abs=0.01) and found.error == pytest.approx(
         0.1 / 12**0.5 / 50**0.5, rel=0.2
     )
-    alike = _share("a share", pl.DataFrame([{**row, "estimate": 1.0} for row in rows[:2]]), COVERS)
+    alike = share("a share", pl.DataFrame([{**row, "estimate": 1.0} for row in rows[:2]]), COVERS)
     assert alike.error == pytest.approx(1 / 3) and alike.verdict == "inconclusive"
 
 

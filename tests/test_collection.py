@@ -13,21 +13,12 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app
-from flows.command.commands import guarded
-from tasks.store.garbage import (
-    Stored,
-    damaged,
-    holdings,
-    refer,
-    refer_also,
-    referred,
-    remove,
-    stored,
-    sweep,
-    unreferred,
-)
+from flows.command.guarded import guarded
+from tasks.store.garbage import remove, sweep, unreachable
 from tasks.store.keys import digest
+from tasks.store.listing import Stored, damaged, holdings, stored
 from tasks.store.outages import LASTING
+from tasks.store.references import pin, pin_also, reachable
 from tasks.store.store import MARKER, OBJECT, Store, StoreError
 
 DAY = 86400.0
@@ -47,7 +38,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     store.check_writable()
     for key in (KEPT, MADE, FREE):
         commit(store, key)
-    refer(store, "begun", "diagnose", [f"rollouts/{KEPT}", f"trees/{COMING}"])
+    pin(store, "begun", "diagnose", [f"rollouts/{KEPT}", f"trees/{COMING}"])
     store.put_bytes(json.dumps({"artefacts": {"q": [["rollouts", MADE]]}}).encode(), "runs", "done", "run.json")
     return store
 
@@ -61,10 +52,10 @@ def test_what_a_store_holds(store: Store) -> None:
 
 
 def test_only_what_no_run_refers_to_and_is_old_is_free(store: Store) -> None:
-    assert referred(store) == {f"rollouts/{KEPT}", f"rollouts/{MADE}", f"trees/{COMING}"}
-    assert unreferred(store, older=DAY) == []
+    assert reachable(store) == {f"rollouts/{KEPT}", f"rollouts/{MADE}", f"trees/{COMING}"}
+    assert unreachable(store, older=DAY) == []
     time.sleep(0.01)
-    free = unreferred(store, older=0.0)
+    free = unreachable(store, older=0.0)
     assert [item.artefact for item in free] == [f"rollouts/{FREE}"]
     assert sweep(store, free) == 1
     assert sorted(item.key for item in stored(store, "rollouts")) == sorted([KEPT, MADE])
@@ -76,19 +67,19 @@ def test_rounds_that_are_still_written_keep_the_old_ones(tmp_path: Path) -> None
         store.put_bytes(b"x", "rounds", KEPT, name)
     old = time.time() - 2 * DAY
     os.utime(tmp_path / "rounds" / KEPT / "round-0000.zarr.zip", (old, old))
-    assert unreferred(store, older=DAY) == []
+    assert unreachable(store, older=DAY) == []
     os.utime(tmp_path / "rounds" / KEPT / "round-0001.zarr.zip", (old, old))
-    assert len(unreferred(store, older=DAY)) == 2
+    assert len(unreachable(store, older=DAY)) == 2
 
 
 def test_unreadable_references_free_nothing(store: Store) -> None:
     store.put_bytes(b"[", "runs", "begun", "references-diagnose.json")
     with pytest.raises(StoreError, match=r"runs/begun/references-diagnose.json .* cannot be read .*Expecting value"):
-        unreferred(store, older=0.0)
+        unreachable(store, older=0.0)
     store.remove("runs", "begun", "references-diagnose.json")
     store.put_bytes(b'{"artefacts": [1]}', "runs", "foreign", "run.json")  # somebody else's
     with pytest.raises(StoreError, match=r"runs/foreign/run.json .* cannot be read"):
-        unreferred(store, older=0.0)
+        unreachable(store, older=0.0)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +89,7 @@ def test_unreadable_references_free_nothing(store: Store) -> None:
 def test_references_of_another_shape_free_nothing(store: Store, content: bytes) -> None:
     store.put_bytes(content, "runs", "begun", "references-diagnose.json")
     with pytest.raises(StoreError, match=r"^runs/begun/references-diagnose.json in .* cannot be read .*not known"):
-        unreferred(store, older=0.0)
+        unreachable(store, older=0.0)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +98,7 @@ def test_references_of_another_shape_free_nothing(store: Store, content: bytes) 
 def test_a_run_of_another_shape_frees_nothing(store: Store, content: bytes) -> None:
     store.put_bytes(content, "runs", "done", "run.json")
     with pytest.raises(StoreError, match=r"^runs/done/run.json in .* cannot be read .* not known"):
-        unreferred(store, older=0.0)
+        unreachable(store, older=0.0)
 
 
 @pytest.mark.parametrize("place", ["runs", "runs/begun", "runs/begun/references-diagnose.json", "runs/done/run.json"])
@@ -116,12 +107,12 @@ def test_what_runs_need_behind_a_link_or_another_thing_frees_nothing(tmp_path: P
     store = Store(str(tmp_path / "store"))
     store.check_writable()
     commit(store, KEPT)
-    refer(store, "begun", "diagnose", [f"rollouts/{KEPT}"])
+    pin(store, "begun", "diagnose", [f"rollouts/{KEPT}"])
     store.put_bytes(json.dumps({"artefacts": {}}).encode(), "runs", "done", "run.json")
     there, moved = tmp_path / "store" / place, tmp_path / "moved"
     there.rename(moved)
     there.symlink_to(moved)  # on another disk: as good as here
-    assert unreferred(store, older=0.0) == []
+    assert unreachable(store, older=0.0) == []
     there.unlink()
     if instead == "folder or file":
         if place == "runs/begun":
@@ -140,9 +131,9 @@ def test_what_goes_while_runs_are_looked_at_is_not_needed(tmp_path: Path, monkey
     store.check_writable()
     store.put_bytes(b"of somebody else", "runs", "notes.txt")
     monkeypatch.setattr(store, "names", lambda *parts: ["gone"] if len(parts) == 1 else ["run.json"])
-    assert referred(store) == set()
+    assert reachable(store) == set()
     (tmp_path / "runs" / "gone").mkdir()
-    assert referred(store) == set()
+    assert reachable(store) == set()
 
 
 def test_damage_is_found_and_repaired(store: Store) -> None:
@@ -314,7 +305,7 @@ def test_listing_beside_a_run_that_commits_and_removes(tmp_path: Path) -> None:
             listed += 1
             assert holdings(store)[1].stage == "rounds"
             assert damaged(store) is not None
-            unreferred(store, older=DAY)
+            unreachable(store, older=DAY)
     finally:
         over.set()
         for worker in workers:
@@ -324,20 +315,20 @@ def test_listing_beside_a_run_that_commits_and_removes(tmp_path: Path) -> None:
 
 def test_a_run_that_leaves_questions_out_tells_what_it_needs_then(store: Store) -> None:
     more = [f"rollouts/{FREE}"]
-    refer_also(store, "begun", "diagnose", more)
-    assert unreferred(store, older=0.0) == []
-    refer(store, "begun", "diagnose", [f"rollouts/{KEPT}", f"trees/{COMING}"])  # the same run beside it, or again
-    assert unreferred(store, older=0.0) == []
-    refer(store, "begun", "diagnose", [f"rollouts/{KEPT}"])  # another configuration
+    pin_also(store, "begun", "diagnose", more)
+    assert unreachable(store, older=0.0) == []
+    pin(store, "begun", "diagnose", [f"rollouts/{KEPT}", f"trees/{COMING}"])  # the same run beside it, or again
+    assert unreachable(store, older=0.0) == []
+    pin(store, "begun", "diagnose", [f"rollouts/{KEPT}"])  # another configuration
     time.sleep(0.01)
-    assert [item.key for item in unreferred(store, older=0.0)] == [FREE]
+    assert [item.key for item in unreachable(store, older=0.0)] == [FREE]
 
 
 def test_what_a_run_has_come_to_need_since_is_not_removed(store: Store) -> None:
     time.sleep(0.01)
-    free = unreferred(store, older=0.0)
+    free = unreachable(store, older=0.0)
     assert [item.key for item in free] == [FREE]
-    refer(store, "later", "rank", [f"rollouts/{FREE}"])  # while somebody was asked whether to remove it
+    pin(store, "later", "rank", [f"rollouts/{FREE}"])  # while somebody was asked whether to remove it
     assert sweep(store, free) == 0 and store.has("rollouts", FREE)
 
 

@@ -11,7 +11,7 @@ from flows.command.configuration import ConfigurationError, checked, merged, par
 from schemas import config as schema
 from schemas.config import RecordedTeacher, RunConfig, Settings, is_cosmetic, settings_in
 from schemas.pipeline import DIAGNOSIS
-from tasks.engines.vllm.server import Served
+from tasks.engines.vllm.served import Served
 from tasks.run.session import start_session
 from tasks.statistics.streams import stream_seed
 

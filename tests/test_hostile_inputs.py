@@ -48,11 +48,12 @@ from tasks.inputs.prompts import PLAIN, prompt_text
 from tasks.inputs.questions import InputError, Question, load_questions
 from tasks.inputs.recorded import read_recorded
 from tasks.inputs.tables import parse_table
-from tasks.outputs.run import aggregate_task, make_outputs
+from tasks.outputs.diagnosis import make_outputs
+from tasks.outputs.tasks import aggregate_task
 from tasks.run.session import close_sessions, start_session
 from tasks.run.shells import run_stage
 from tasks.statistics.streams import stream_seed
-from tasks.store.garbage import referred
+from tasks.store.references import reachable
 from tasks.store.store import MARKER, Store, StoreError
 
 SECONDS = 5.0
@@ -244,7 +245,7 @@ def test_objects_of_a_store_that_are_pipes(tmp_path: Path) -> None:
         (tmp_path / "runs" / run).mkdir(parents=True, exist_ok=True)
         waiting(tmp_path / "runs" / run / name)
         with pytest.raises(StoreError, match=rf"runs/{run}/{name} .* is a pipe, a device or a socket.* not known"):
-            referred(store)
+            reachable(store)
         (tmp_path / "runs" / run / name).unlink()
     waiting(tmp_path / MARKER)
     with pytest.raises(NotAFileError):
@@ -874,7 +875,7 @@ def test_tables_are_kept_where_the_report_fails(tmp_path: Path, monkeypatch: pyt
     def fails(*_: object) -> str:
         raise RuntimeError("no report")
 
-    monkeypatch.setattr("tasks.outputs.run.render", fails)
+    monkeypatch.setattr("tasks.outputs.diagnosis.render", fails)
     with pytest.raises(RuntimeError, match="no report"):
         aggregate_task.fn(config, job.keys.questions, {}, [])
     close_sessions()

@@ -12,10 +12,10 @@ import yaml
 from prefect.logging import disable_run_logger
 
 from flows import nightly as nights
-from flows.command.commands import checked_suite, read_suite
 from flows.command.configuration import ConfigurationError, checked
+from flows.command.suite import checked_suite, read_suite
+from tasks.outputs.files import write_run
 from tasks.outputs.history import SCHEMA, compared, no_history, slower, unchanged
-from tasks.outputs.run import write_run
 from tasks.run.session import start_session
 from tasks.store.outages import StoreAwayError
 from tasks.store.store import Store, StoreError

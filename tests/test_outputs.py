@@ -13,19 +13,11 @@ from flows.command.configuration import checked
 from schemas.config import RunConfig
 from schemas.pipeline import DIAGNOSIS
 from tasks.inputs.questions import InputError
-from tasks.outputs import run as outputs
-from tasks.outputs.run import (
-    add_references,
-    named,
-    parquet_bytes,
-    read_run,
-    read_table,
-    write_references,
-    write_run,
-    writing,
-)
+from tasks.outputs import names as outputs
+from tasks.outputs.files import parquet_bytes, read_run, read_table, write_files, write_run
+from tasks.outputs.names import add_references, named, write_references, writing
 from tasks.run.session import RunSession, start_session
-from tasks.store.garbage import referred
+from tasks.store.references import reachable
 from tasks.store.store import StoreError
 
 TABLES = ("tokens", "summary", "differences")
@@ -52,7 +44,7 @@ def write(job: RunSession, pause: float = 0.0) -> None:
                 yield f"{name}.parquet", parquet_bytes(pl.DataFrame({"seed": [job.config.seed]}))
                 time.sleep(pause)
 
-        digests = outputs._write_files(job, files())
+        digests = write_files(job, files())
         write_run(job, job.keys.questions, {}, [], {"files": digests, "why_unresolved": None}, {})
 
 
@@ -75,9 +67,7 @@ def test_files_and_run_json_are_of_one_run(jobs: list[RunSession]) -> None:
 def test_a_mixture_is_not_read(jobs: list[RunSession]) -> None:
     write(jobs[0])
     assert read_table(jobs[0].store, "small", "summary")["seed"].to_list() == [0]
-    outputs._write_files(
-        jobs[1], [("summary.parquet", parquet_bytes(pl.DataFrame({"seed": [1]})))]
-    )  # then it is killed
+    write_files(jobs[1], [("summary.parquet", parquet_bytes(pl.DataFrame({"seed": [1]})))])  # then it is killed
     assert read_run(jobs[0]) is None
     with pytest.raises(StoreError, match=r"summary.parquet of run 'small' .* is not what its run.json"):
         read_table(jobs[0].store, "small", "summary")
@@ -133,13 +123,13 @@ def test_of_two_that_come_at_once_one_is_refused(settings: dict[str, Any]) -> No
 def test_what_is_made_without_some_questions_is_needed_too(jobs: list[RunSession]) -> None:
     job = jobs[0]
     write_references(job, "diagnose", DIAGNOSIS)
-    before = referred(job.store)
+    before = reachable(job.store)
     job.keys.leave_out(job.keys.questions[:2])
     prior = f"prior/{job.keys.key('prior', job.keys.questions[0])}"
     assert prior not in before
     add_references(job, "diagnose", DIAGNOSIS)
-    assert before | {prior} <= referred(job.store)
+    assert before | {prior} <= reachable(job.store)
     write_references(start_session(job.config), "diagnose", DIAGNOSIS)  # the same run beside it begins
-    assert before | {prior} <= referred(job.store)
+    assert before | {prior} <= reachable(job.store)
     write_references(jobs[1], "diagnose", DIAGNOSIS)  # another, later
-    assert not (before | {prior}) & referred(job.store)
+    assert not (before | {prior}) & reachable(job.store)

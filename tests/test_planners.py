@@ -17,7 +17,7 @@ from tasks.calibration.simulate import OracleTeaching, Rolled, drawn_by, roll
 from tasks.calibration.suite import Family, make_question
 from tasks.engines.transformers.sampler import TransformersSampler
 from tasks.engines.transformers.scorer import TransformersScorer
-from tasks.outputs.run import write_run
+from tasks.outputs.files import write_run
 from tasks.run.session import start_session
 from tasks.run.shells import run_stage
 from tasks.stages.trees.adaptive import AdaptivePlanner, half_width, outcome_variance

@@ -8,8 +8,8 @@ import polars as pl
 import pytest
 
 from schemas.config import Scores
+from tasks.outputs.diagnosis import make_tables
 from tasks.outputs.report.page import FOREST, draw_charts, render
-from tasks.outputs.run import make_tables
 from tasks.statistics.estimators import pool_rounds
 from tasks.statistics.prior import fit
 from tests.helpers.oracle import OracleModels, oracle_config, oracle_rollouts, oracle_tree, random_chain, teacher_of

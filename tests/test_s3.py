@@ -13,8 +13,9 @@ import yaml
 from s3fs import S3FileSystem
 
 from tasks.operations.errors import is_transient
-from tasks.store.garbage import holdings, remove, stored, unreferred
+from tasks.store.garbage import remove, unreachable
 from tasks.store.leases import Claims
+from tasks.store.listing import holdings, stored
 from tasks.store.outages import StoreAwayError
 from tasks.store.store import Store, StoreError
 from tests.helpers.s3 import SECRET, Gate, s3_server
@@ -56,7 +57,7 @@ def test_objects_claims_and_clean_up(gate: Gate) -> None:
     assert opened("unit").names("claims") == []
     assert [(h.artefacts, h.size) for h in holdings(store) if h.stage == "rounds"] == [(1, 1)]
     time.sleep(1.1)  # S3 tells whole seconds
-    remove(store, unreferred(store, older=0.0))
+    remove(store, unreachable(store, older=0.0))
     assert list(stored(opened("unit"), "rounds")) == []
 
 

@@ -20,7 +20,9 @@ from websockets.typing import Origin
 
 from flows.command.configuration import ConfigurationError
 from flows.orchestration.deployments import lost_runs
-from flows.service.serve import address, check_access, check_port, check_version, known_as, parse_schedule
+from flows.service.access import address, check_access, check_port, known_as
+from flows.service.probe import check_version
+from flows.service.serve import parse_schedule
 from schemas.config import RunConfig
 from tests.helpers.ports import free_port
 from tests.helpers.served import HERE, Served, csrf, in_trees, processes, tables
@@ -68,7 +70,7 @@ def test_what_cannot_be_served_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(ConfigurationError, match="does not answer as a Prefect server"):
         check_version(f"http://127.0.0.1:{free_port()}/api")
     other = httpx.Response(200, json="2.20.4", request=httpx.Request("GET", "http://127.0.0.1"))
-    monkeypatch.setattr("flows.service.serve.httpx.get", lambda *args, **options: other)
+    monkeypatch.setattr("flows.service.probe.httpx.get", lambda *args, **options: other)
     with pytest.raises(ConfigurationError, match=r"is Prefect 2\.20\.4, and 3\."):
         check_version("http://127.0.0.1:4200/api")
 
@@ -125,7 +127,7 @@ def test_equal_ports_are_refused(tmp_path: Path) -> None:
 def test_a_host_is_what_its_name_resolves_to(monkeypatch: pytest.MonkeyPatch) -> None:
     def resolved(*places: str) -> None:
         found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (place, 0)) for place in places]
-        monkeypatch.setattr("flows.service.serve.socket.getaddrinfo", lambda *args, **options: found)
+        monkeypatch.setattr("flows.service.access.socket.getaddrinfo", lambda *args, **options: found)
 
     resolved("127.0.0.1", "192.0.2.7")
     with pytest.raises(ConfigurationError, match="--host: 'localhost' lets other machines in"):

@@ -36,7 +36,8 @@ from schemas.limits import MOST_SECONDS
 from tasks.engines.protocol import Continuation, Draw, EngineAwayError, EngineError, Trunk
 from tasks.engines.vllm import answers, connection, requests, server
 from tasks.engines.vllm.bounds import NoAnswerError
-from tasks.engines.vllm.server import ServerSampler, look_up
+from tasks.engines.vllm.served import look_up
+from tasks.engines.vllm.server import ServerSampler
 from tests.helpers.fake_vllm import (
     STOP,
     VOCABULARY,

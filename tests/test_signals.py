@@ -15,14 +15,14 @@ import pytest
 from pydantic import BaseModel, model_serializer
 from pydantic_core import PydanticSerializationError
 
-from flows.command.commands import guarded
 from flows.command.configuration import ConfigurationError
+from flows.command.guarded import guarded
 from flows.command.signals import Ended, ended_by_signals, signals_held
 from tests.helpers.served import HERE
 
 COMMAND = """
 import sys, time
-from flows.command.commands import guarded
+from flows.command.guarded import guarded
 from flows.command.signals import ended_by_signals
 
 def action():
@@ -210,7 +210,7 @@ def test_no_module_is_left_half_made(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("module", "number"),
     [
-        ("flows.command.commands", signal.SIGTERM),
+        ("flows.command.run", signal.SIGTERM),
         ("pydantic", signal.SIGINT),
         ("prefect", signal.SIGHUP),
         ("prefect.settings", signal.SIGTERM),

@@ -1,4 +1,4 @@
-"""A store's life in any order: two writers commit, read, claim, stall, take over, refer and collect, beside damage and
+"""A store's life in any order: two writers commit, read, claim, stall, take over, pin and collect, beside damage and
 files of others."""
 
 import shutil
@@ -16,9 +16,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tasks.store import leases as module
 from tasks.store.garbage import claims as at_work
-from tasks.store.garbage import damaged, holdings, refer, refer_also, remove, stored, sweep, unreferred
+from tasks.store.garbage import remove, sweep, unreachable
 from tasks.store.keys import digest
 from tasks.store.leases import Claim, Claims
+from tasks.store.listing import damaged, holdings, stored
+from tasks.store.references import pin, pin_also
 from tasks.store.store import OBJECT, Store
 
 LEASE = 8.0
@@ -118,14 +120,14 @@ class Life(RuleBasedStateMachine):
 
     @rule(which=writers, run=runs, needs=st.frozensets(keys, max_size=3))
     def a_run_begins(self, which: int, run: str, needs: frozenset[str]) -> None:
-        refer(self.writers[which].store, run, "diagnose", sorted(f"{STAGE}/{key}" for key in needs))
+        pin(self.writers[which].store, run, "diagnose", sorted(f"{STAGE}/{key}" for key in needs))
         before = self.needed.get(run, [set()])
         self.needed[run] = [set(needs), *(before[1:] if before[0] == needs and run in self.needed else [])]
 
     @rule(which=writers, run=runs, key=keys)
     def its_keys_change(self, which: int, run: str, key: str) -> None:
         if run in self.needed:
-            refer_also(self.writers[which].store, run, "diagnose", [f"{STAGE}/{key}"])
+            pin_also(self.writers[which].store, run, "diagnose", [f"{STAGE}/{key}"])
             self.needed[run].append({key})
 
     @rule(run=runs)
@@ -136,7 +138,7 @@ class Life(RuleBasedStateMachine):
     @rule(which=writers, key=keys, run=runs, meanwhile=st.booleans())
     def collect(self, which: int, key: str, run: str, meanwhile: bool) -> None:
         store = self.writers[which].store
-        free = unreferred(store, older=0.0)
+        free = unreachable(store, older=0.0)
         assert {item.key for item in free}.isdisjoint(self.kept())
         if meanwhile and run in self.needed:
             self.its_keys_change(1 - which, run, key)

@@ -29,7 +29,8 @@ from tasks.engines.transformers.scorer import SELF_TEST_LIMIT, TransformersScore
 from tasks.engines.vllm.bounds import NoAnswerError
 from tasks.engines.vllm.connection import Connection
 from tasks.engines.vllm.offline import VLLMSampler
-from tasks.engines.vllm.server import ServerSampler, look_up
+from tasks.engines.vllm.served import look_up
+from tasks.engines.vllm.server import ServerSampler
 from tasks.statistics.streams import stream_seed
 from tests.helpers.small import random_model
 

@@ -8,7 +8,8 @@ from rich.progress import Progress
 from rich.prompt import Confirm
 from rich.table import Table
 
-from tasks.store.garbage import Stored, check_marked, claims, damaged, holdings, remove, sweep, unreferred
+from tasks.store.garbage import check_marked, claims, remove, sweep, unreachable
+from tasks.store.listing import Stored, damaged, holdings
 from tasks.store.store import Store
 
 _DAY = 86400.0
@@ -55,7 +56,7 @@ def collect(store: Store, console: Console, *, days: float, yes: bool, dry_run: 
         StoreError: not known to be a store, or what runs need cannot be read.
     """
     check_marked(store)
-    found = unreferred(store, days * _DAY)
+    found = unreachable(store, days * _DAY)
     artefacts, size = len({item.artefact for item in found}), sum(item.size for item in found)
     console.print(
         f"{artefacts:,} artefacts ({size / 1e6:,.1f} MB) that no run in runs/ refers to, older than {days:g} days"

@@ -22,7 +22,7 @@ from rich.progress import Task as RichTask
 from rich.table import Table
 from rich.text import Text
 
-from tasks.calibration.judge import Figure
+from tasks.calibration.figure import Figure
 from tasks.operations.progress import Amount, Step, listen
 from tasks.stages.aggregate.tables import headline
 

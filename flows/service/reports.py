@@ -16,7 +16,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from flows.service.guard import Password, guarded
-from tasks.store.garbage import REFERENCES
+from tasks.store.references import REFERENCES
 from tasks.store.store import Store
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")

@@ -1,36 +1,30 @@
 """`opdscope serve`: Prefect's server, the deployments, a worker and the reports, as one command."""
 
 import os
-import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
-from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
-from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
-from typing import Any
-
-import httpx
+from typing import Any, NamedTuple
 
 from flows.command.configuration import ConfigurationError
 from flows.command.signals import ENDING
+from flows.service.access import address, check_access, check_port, known_as
 from flows.service.children import child, end_orphans, last_lines
-from flows.service.server import LOOPBACK, server_command, server_settings
+from flows.service.probe import check_version, wait_for
+from flows.service.server import server_command, server_settings
 
-_HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
 _ON_SQLITE = (
     "--runs above 1 on SQLite: Prefect may answer 503 (database is locked) and lose starts of runs; "
     "set PREFECT_API_DATABASE_CONNECTION_URL=postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE"
 )
-_START = 180.0
-"""Seconds that a server may take to answer; the first start makes its database."""
+
+
 _STOP = 30.0
 """Seconds that the reports may take to end."""
 
@@ -75,7 +69,6 @@ def serve(settings: ServeSettings, say: Callable[[str], None]) -> None:
     """
     from prefect.settings import (
         PREFECT_API_AUTH_STRING,
-        PREFECT_API_DATABASE_CONNECTION_URL,
         PREFECT_API_URL,
         PREFECT_SERVER_API_AUTH_STRING,
         temporary_settings,
@@ -95,20 +88,9 @@ def serve(settings: ServeSettings, say: Callable[[str], None]) -> None:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda *_: stopped.set())
     with ExitStack() as stack:
-        parts: list[tuple[str, subprocess.Popen[bytes], Path]] = []
+        parts: list[_Part] = []
         if configured is None:
-            check_port("--port", settings.host, settings.port)
-            names = known_as(settings.host, settings.public_hosts)
-            command = server_command(settings.host, settings.port, names)
-            server, log = stack.enter_context(child(home, "server", command, server_settings(settings.port, names)))
-            parts.append(("Prefect's server", server, log))
-            os.environ["PREFECT_API_URL"] = f"http://{address(settings.host)}:{settings.port}/api"
-            if login is not None:
-                os.environ["PREFECT_API_AUTH_STRING"] = login
-            say(f"Prefect's server is starting (log: {log})")
-            wait_for(os.environ["PREFECT_API_URL"], server, log, stopped)
-            if settings.runs > 1 and PREFECT_API_DATABASE_CONNECTION_URL.value().startswith("sqlite"):
-                say(_ON_SQLITE)
+            parts.append(_started_server(settings, login, home, stopped, stack, say))
         if stopped.is_set():
             return
         api = os.environ["PREFECT_API_URL"].rstrip("/")
@@ -116,102 +98,82 @@ def serve(settings: ServeSettings, say: Callable[[str], None]) -> None:
         stack.enter_context(served_reports(settings, login))
 
         from flows.orchestration.artifacts import REPORTS_URL
-        from flows.orchestration.deployments import POOL, deploy, lost_runs, offers, watch
+        from flows.orchestration.deployments import deploy, lost_runs, offers, watch
 
-        shown = f"http://{public(settings)}:{settings.reports_port}"
-        os.environ[REPORTS_URL] = shown  # for the worker's runs
+        os.environ[REPORTS_URL] = f"http://{public(settings)}:{settings.reports_port}"  # for the worker's runs
         # Prefect has been imported before
         client = {PREFECT_API_URL: api, PREFECT_API_AUTH_STRING: os.environ.get("PREFECT_API_AUTH_STRING")}
         stack.enter_context(temporary_settings(client))
-        offered = offers(settings.config, settings.suite, settings.store)
-        deployed = deploy(offered, Path.cwd(), schedule)
+        deployed = deploy(offers(settings.config, settings.suite, settings.store), Path.cwd(), schedule)
         watch(lost_runs())
-        command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
-        command += ["--limit", str(settings.runs), "--name", f"{socket.gethostname()}-{os.getpid()}"]
-        worker, log = stack.enter_context(child(home, "worker", command, {}))
-        parts.append(("the worker", worker, log))
+        parts.append(_started_worker(settings, home, stack))
         ui = f"http://{public(settings)}:{settings.port}" if configured is None else api.removesuffix("/api")
-        say(f"UI           {ui}/deployments")
-        say(f"reports      {shown}")
-        if login is not None:
-            say("password     the one of PREFECT_SERVER_API_AUTH_STRING, for both")
-        say(f"deployments  {', '.join(deployed)}")
-        say(f"worker       pool {POOL}, {settings.runs} runs at a time (log: {log})")
-        if schedule is not None:
-            say(f"nightly      {settings.cron} ({settings.timezone})")
-        say("Ctrl-C stops all of them")
+        for line in _what_is_there(settings, ui, os.environ[REPORTS_URL], deployed, parts[-1].log, login):
+            say(line)
         while not stopped.wait(0.5):
-            for name, process, log in parts:
-                if process.poll() is not None:
-                    raise ConfigurationError(f"{name} has ended by itself: {last_lines(log)}")
+            for part in parts:
+                if part.process.poll() is not None:
+                    raise ConfigurationError(f"{part.name} has ended by itself: {last_lines(part.log)}")
         say("stopping")
 
 
-def check_access(host: str, public_hosts: list[str], login: str | None) -> None:
-    """Refuse to listen beyond this machine without a password, or without a name to be reached under.
+class _Part(NamedTuple):
+    """A process of its own, with its log."""
 
-    Args:
-        login: `user:password` that the UI, the API and the reports ask for.
-
-    Raises:
-        ConfigurationError: one is missing, or is none; the host is none.
-    """
-    if not addresses(host):
-        raise ConfigurationError(f"--host: {host!r} is no address; give one of this machine's, such as 127.0.0.1")
-    for name in public_hosts:
-        if not _HOST_NAME.fullmatch(name):
-            right = "a host name such as gpu7.example.org, without scheme and port"
-            raise ConfigurationError(f"--public-host: {name!r} is no host name; give {right}")
-    if login is not None and not re.fullmatch(r"[^:]+:.+", login):  # shown nowhere: it is a password
-        raise ConfigurationError("PREFECT_SERVER_API_AUTH_STRING: what it is set to is not of the form user:password")
-    if login is None and (public_hosts or not is_loopback(host)):
-        option = f"--host: {host!r}" if not is_loopback(host) else f"--public-host: {public_hosts[0]!r}"
-        raise ConfigurationError(
-            f"{option} lets other machines in, and whoever reaches Prefect's API can run commands here; "
-            "set a password: PREFECT_SERVER_API_AUTH_STRING=user:password"
-        )
-    if is_wildcard(host) and not public_hosts:
-        raise ConfigurationError(
-            f"--host: {host!r} is every address of this machine; name the one that people open with --public-host"
-        )
+    name: str
+    process: "subprocess.Popen[bytes]"
+    log: Path
 
 
-def addresses(host: str) -> list[IPv4Address | IPv6Address]:
-    """What servers that are told to listen on a host listen on; none where it is no host."""
-    if not host:  # which servers take for every address
-        return []
-    try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (OSError, UnicodeError):
-        return []
-    return [_unmapped(ip_address(str(place[0]))) for *_, place in found]
+def _started_server(
+    settings: ServeSettings,
+    login: str | None,
+    home: Path,
+    stopped: threading.Event,
+    stack: ExitStack,
+    say: Callable[[str], None],
+) -> _Part:
+    """Prefect's server, answering, for as long as the stack is not left; the environment leads to it."""
+    from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
+
+    check_port("--port", settings.host, settings.port)
+    names = known_as(settings.host, settings.public_hosts)
+    command = server_command(settings.host, settings.port, names)
+    server, log = stack.enter_context(child(home, "server", command, server_settings(settings.port, names)))
+    os.environ["PREFECT_API_URL"] = f"http://{address(settings.host)}:{settings.port}/api"
+    if login is not None:
+        os.environ["PREFECT_API_AUTH_STRING"] = login
+    say(f"Prefect's server is starting (log: {log})")
+    wait_for(os.environ["PREFECT_API_URL"], server, log, stopped)
+    if settings.runs > 1 and PREFECT_API_DATABASE_CONNECTION_URL.value().startswith("sqlite"):
+        say(_ON_SQLITE)
+    return _Part("Prefect's server", server, log)
 
 
-def _unmapped(found: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
-    return found if isinstance(found, IPv4Address) else found.ipv4_mapped or found
+def _started_worker(settings: ServeSettings, home: Path, stack: ExitStack) -> _Part:
+    """A worker of the pool, for as long as the stack is not left."""
+    from flows.orchestration.deployments import POOL
+
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
+    command += ["--limit", str(settings.runs), "--name", f"{socket.gethostname()}-{os.getpid()}"]
+    return _Part("the worker", *stack.enter_context(child(home, "worker", command, {})))
 
 
-def is_loopback(host: str) -> bool:
-    """True for a host that only this machine reaches."""
-    found = addresses(host)
-    return bool(found) and all(place.is_loopback for place in found)
+def _what_is_there(
+    settings: ServeSettings, ui: str, reports: str, deployed: Sequence[str], log: Path, login: str | None
+) -> Iterator[str]:
+    """Lines that say what is served where."""
+    from flows.orchestration.deployments import POOL
 
-
-def is_wildcard(host: str) -> bool:
-    """True for a host that means all addresses of this machine."""
-    return any(place.is_unspecified for place in addresses(host))
-
-
-def address(host: str) -> str:
-    """Where programs of this machine reach what listens on a host, as a URL has it."""
-    if is_wildcard(host):
-        return "[::1]" if ":" in host else LOOPBACK[0]
-    return f"[{host}]" if ":" in host else host
-
-
-def known_as(host: str, public_hosts: list[str]) -> list[str]:
-    """Names under which servers answer; the one that links show comes first."""
-    return list(dict.fromkeys([*public_hosts, address(host), *LOOPBACK]))
+    yield f"UI           {ui}/deployments"
+    yield f"reports      {reports}"
+    if login is not None:
+        yield "password     the one of PREFECT_SERVER_API_AUTH_STRING, for both"
+    yield f"deployments  {', '.join(deployed)}"
+    yield f"worker       pool {POOL}, {settings.runs} runs at a time (log: {log})"
+    if settings.cron is not None:
+        yield f"nightly      {settings.cron} ({settings.timezone})"
+    yield "Ctrl-C stops all of them"
 
 
 def public(settings: ServeSettings) -> str:
@@ -239,69 +201,6 @@ def parse_schedule(cron: str | None, timezone: str) -> Any:
         right = "a name such as Europe/Berlin" if option == "--timezone" else "five fields such as '0 3 * * *'"
         raise ConfigurationError(f"{option}: {given!r} is not a schedule's; give {right}") from error
     return Cron(cron, timezone=timezone)
-
-
-def check_port(option: str, host: str, port: int) -> None:
-    """Refuse a port that is taken.
-
-    Raises:
-        ConfigurationError: it is, or the address is not this machine's.
-    """
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            hint = f"choose another with {option}"
-            if option == "--port":
-                hint += f", or set PREFECT_API_URL=http://{address(host)}:{port}/api to use a Prefect server there"
-            raise ConfigurationError(f"{option}: {host}:{port} cannot be used ({error.strerror}); {hint}") from error
-
-
-def check_version(api: str) -> None:
-    """Refuse a server that this Prefect does not go with.
-
-    Raises:
-        ConfigurationError: it does not answer, or is of another major version.
-    """
-    own = version("prefect")
-    try:
-        answer = httpx.get(f"{api}/admin/version", timeout=10, headers=_authorization()).raise_for_status().json()
-    except (httpx.HTTPError, ValueError) as error:
-        raise ConfigurationError(
-            f"PREFECT_API_URL: {api!r} does not answer as a Prefect server ({type(error).__name__}: {error})"
-        ) from error
-    if str(answer).split(".")[0] != own.split(".")[0]:
-        raise ConfigurationError(
-            f"PREFECT_API_URL: {api!r} is Prefect {answer}, and {own} is installed here; the major versions must agree"
-        )
-
-
-def _authorization() -> dict[str, str]:
-    key, login = os.environ.get("PREFECT_API_KEY"), os.environ.get("PREFECT_API_AUTH_STRING")
-    if login:
-        return {"Authorization": f"Basic {b64encode(login.encode()).decode()}"}
-    return {"Authorization": f"Bearer {key}"} if key else {}
-
-
-def wait_for(api: str, process: "subprocess.Popen[bytes]", log: Path, stopped: threading.Event) -> None:
-    """Wait until a server answers.
-
-    Raises:
-        ConfigurationError: it ends, or takes too long.
-    """
-    began = time.monotonic()
-    while not stopped.is_set():
-        if process.poll() is not None:
-            raise ConfigurationError(f"Prefect's server has not started: {last_lines(log)}")
-        try:
-            if httpx.get(f"{api}/health", timeout=2).status_code == httpx.codes.OK:
-                return
-        except httpx.HTTPError:
-            pass
-        if time.monotonic() - began > _START:
-            raise ConfigurationError(f"Prefect's server has not answered for {_START:.0f} s: {last_lines(log)}")
-        stopped.wait(0.3)
 
 
 @contextmanager

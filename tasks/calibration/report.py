@@ -7,7 +7,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from schemas.config import CalibrateConfig
-from tasks.calibration.judge import by_planner, errors, figures, ranking_table
+from tasks.calibration.comparisons import errors
+from tasks.calibration.judge import by_planner, figures, ranking_table
 
 FONT = "system-ui, -apple-system, 'Segoe UI', sans-serif"
 

@@ -1,12 +1,14 @@
 """What one process knows of a run: its configuration, questions, keys, store, and where its evidence comes from."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 from schemas.config import RecordedTree, RunConfig
 from tasks.engines.choice import EngineChoice
 from tasks.engines.identity import ModelLibrary
 from tasks.inputs.questions import InputError, load_questions
 from tasks.inputs.recorded import read_recorded
+from tasks.operations.errors import patiently
 from tasks.run.keys import RunKeys
 from tasks.run.models import LoadedModels
 from tasks.run.preflight import ModelIdentities, check_models
@@ -17,6 +19,8 @@ from tasks.store.checkpoints import StoreCheckpoints
 from tasks.store.credentials import use_block
 from tasks.store.leases import Claims
 from tasks.store.store import Store, StoreError
+
+Result = TypeVar("Result")
 
 
 class RunSession(NamedTuple):
@@ -35,6 +39,10 @@ class RunSession(NamedTuple):
     claims: Claims
     checkpoints: StoreCheckpoints
     samples: bool
+
+    def with_retries(self, action: Callable[[], Result]) -> Result:
+        """What an action gives; after a transient error it is tried again, as the settings say."""
+        return patiently(action, self.config.execution.retries, self.config.execution.retry_seconds)
 
 
 def start_session(config: RunConfig) -> RunSession:

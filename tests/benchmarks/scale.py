@@ -95,14 +95,14 @@ def outcomes(path: Path, questions: int) -> dict[str, Any]:
 
 def measure_many(folder: Path, questions: int) -> dict[str, float]:
     """Run many questions, and once more with everything there."""
-    import tasks.outputs.run
+    import tasks.outputs.diagnosis
     import tasks.run.session
     import tasks.run.shells
     from flows.command.configuration import checked
     from flows.diagnose import diagnose
     from tasks.store.store import OBJECT, Store
 
-    of_outputs = [(vars(tasks.outputs.run), name) for name in ("make_tables", "parquet_bytes", "render")]
+    of_outputs = [(vars(tasks.outputs.diagnosis), name) for name in ("make_tables", "parquet_bytes", "render")]
     numerics = add_time([(vars(tasks.run.shells), "_make"), *of_outputs])
     reading = add_time([(vars(tasks.run.session), "read_recorded")])
     storage = add_time([(Store, name) for name in ("put_bytes", "put_note", "commit", "has", "load", "remove")])
@@ -246,7 +246,7 @@ def stage6(url: str, questions: int) -> None:
     """Print seconds of the tables of so many long questions, and the process's peak memory in GiB."""
     from schemas.config import RunConfig
     from schemas.signals import signals as signals_of
-    from tasks.outputs.run import load_scores, make_tables
+    from tasks.outputs.diagnosis import load_scores, make_tables
     from tasks.run.keys import RunKeys
     from tasks.statistics.prior import Prior
     from tasks.store.store import Store

@@ -14,8 +14,9 @@ from typing import TypeVar
 import numpy as np
 
 from tasks.store.codec import encode
-from tasks.store.garbage import damaged, holdings, remove, unreferred
+from tasks.store.garbage import remove, unreachable
 from tasks.store.keys import digest
+from tasks.store.listing import damaged, holdings
 from tasks.store.store import OBJECT, Store
 
 T = TypeVar("T")
@@ -43,7 +44,7 @@ def main(artefacts: int) -> None:
         )
         timed(f"ls, {artefacts:,} artefacts of {len(data):,} bytes", lambda: holdings(store))
         timed("verify", lambda: damaged(store))
-        free = timed("gc, looking", lambda: unreferred(store, 0.0))
+        free = timed("gc, looking", lambda: unreachable(store, 0.0))
         timed(f"gc, removing {len(free):,}", lambda: remove(store, free))
         left = {path.name for path in Path(store.path("rollouts")).iterdir()}
         assert left == set(keys[::2])

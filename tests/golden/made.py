@@ -23,7 +23,7 @@ from schemas.pipeline import DIAGNOSIS, PIPELINE
 from schemas.signals import sources
 from tasks.calibration.measure import Setting, measure
 from tasks.calibration.suite import Family
-from tasks.outputs.run import make_outputs
+from tasks.outputs.diagnosis import make_outputs
 from tasks.run.session import start_session
 from tasks.run.shells import run_stage
 from tasks.store.keys import digest

@@ -1,6 +1,7 @@
 """Distillation gradients, exact over the whole vocabulary, streamed in blocks."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -51,7 +52,6 @@ def distill(
         }
         for name in losses
     }
-    node, branch_offsets = np.asarray(tree["node"]), np.asarray(tree["branch_offsets"])
     stream = score_blocks([student, teacher], tokens, offsets, block=block, group_tokens=group_tokens)
     for positions, (log_p, log_t) in stream:
         sampled = torch.from_numpy(tokens[positions]).long().to(log_t.device)[:, None]
@@ -59,14 +59,9 @@ def distill(
         shared["kl"][positions], shared["js"][positions] = kl.cpu().numpy(), js.cpu().numpy()
         shared["teacher_token_prob"][positions] = log_t.gather(-1, sampled)[:, 0].double().exp().cpu().numpy()
 
-        first, last = np.searchsorted(node, [positions[0], positions[-1] + 1])
-        in_block = torch.from_numpy(node[first:last] - positions[0]).to(log_p.device)
-        branches = slice(int(branch_offsets[first]), int(branch_offsets[last]))
-        starts = branch_offsets[first : last + 1] - branches.start
-        row = in_block[torch.from_numpy(owners(starts)).to(log_p.device)]
-        column = torch.from_numpy(tree["branch_token"][branches]).long().to(log_p.device)
-        teacher_prob[branches] = log_t[row, column].double().exp().cpu().numpy()
-        p_branches, t_branches = log_p[row, column], log_t[row, column]
+        at = _places(tree, positions, log_p.device)
+        p_branches, t_branches = log_p[at.row, at.token], log_t[at.row, at.token]
+        teacher_prob[at.branches] = t_branches.double().exp().cpu().numpy()
         policy = tempered(log_p, temperature)
         for name, loss in losses.items():
             d = descent(loss, log_p, log_t)
@@ -74,9 +69,33 @@ def distill(
             out = by_loss[name]
             out["d_sq"][positions] = d.square().sum(-1, dtype=torch.float64).cpu().numpy()
             out["d_token"][positions] = (d.gather(-1, sampled)[:, 0].double() - d_bar).cpu().numpy()
-            out["d_bar"][first:last] = d_bar[in_block].cpu().numpy()
-            out["d"][branches] = d[row, column].double().cpu().numpy()
-            out["d_head"][branches] = head_direction(
-                loss, p_branches, t_branches, starts, tree["branch_tail"][branches]
-            )
+            out["d_bar"][at.nodes] = d_bar[at.node].cpu().numpy()
+            out["d"][at.branches] = d[at.row, at.token].double().cpu().numpy()
+            tail = tree["branch_tail"][at.branches]
+            out["d_head"][at.branches] = head_direction(loss, p_branches, t_branches, at.starts, tail)
     return {name: {**shared, "teacher_prob": teacher_prob, **out} for name, out in by_loss.items()}
+
+
+class _Places(NamedTuple):
+    """A tree's nodes and branches in a block of rows: which they are, and the row (and token) of each in the block.
+
+    `starts` says where each node's branches begin among those of the block.
+    """
+
+    nodes: slice
+    branches: slice
+    starts: Ints
+    node: torch.Tensor
+    row: torch.Tensor
+    token: torch.Tensor
+
+
+def _places(tree: Mapping[str, AnyArray], positions: Ints, device: torch.device) -> _Places:
+    node, offsets = np.asarray(tree["node"]), np.asarray(tree["branch_offsets"])
+    first, last = np.searchsorted(node, [positions[0], positions[-1] + 1])
+    branches = slice(int(offsets[first]), int(offsets[last]))
+    starts = offsets[first : last + 1] - branches.start
+    in_block = torch.from_numpy(node[first:last] - positions[0]).to(device)
+    row = in_block[torch.from_numpy(owners(starts)).to(device)]
+    token = torch.from_numpy(tree["branch_token"][branches]).long().to(device)
+    return _Places(slice(first, last), branches, starts, in_block, row, token)

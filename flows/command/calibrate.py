@@ -1,0 +1,41 @@
+"""`opdscope calibrate`."""
+
+import time
+
+from pydantic import ValidationError
+from rich.markup import escape
+
+from flows.command.configuration import ConfigurationError, explain
+from flows.command.guarded import CONSOLE, ERRORS, FAILED, OK, guarded
+from schemas.config import CalibrateConfig
+
+
+def run_calibration(fields: dict[str, object]) -> int:
+    """`opdscope calibrate`; exit code 1 where a figure is not what it must be."""
+
+    def action() -> int:
+        try:
+            config = CalibrateConfig.model_validate(fields)
+        except ValidationError as error:
+            raise ConfigurationError("\n".join(explain(error, CalibrateConfig))) from error
+        from flows.calibrate import calibrate
+        from flows.command.terminal import figure_table, planner_table, progress, ranking_shares
+        from flows.service.own_server import server_of_command
+        from tasks.calibration.judge import by_planner, figures, judged_as, ranking_table
+        from tasks.store.store import Store
+
+        store = Store(config.store)
+        store.check_writable()
+        began = time.monotonic()
+        with server_of_command(), progress(ERRORS):
+            rows = calibrate(config)
+        judged = figures(rows)
+        for table in (figure_table(judged), planner_table(by_planner(rows)), ranking_shares(ranking_table(rows))):
+            CONSOLE.print(table)
+        CONSOLE.print(
+            f"{time.monotonic() - began:.0f} s\n{escape(store.path('runs', config.name, 'calibration.html'))}",
+            soft_wrap=True,
+        )
+        return FAILED if judged_as("fail", judged) else OK
+
+    return guarded(action)

@@ -1,0 +1,43 @@
+"""Commands on a store."""
+
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+
+from flows.command.configuration import ConfigurationError
+from flows.command.guarded import CONSOLE, guarded
+from schemas.config import place_problem
+from schemas.text import shown
+
+
+def check_place(store: str) -> None:
+    """Refuse a store that no configuration may name.
+
+    Raises:
+        ConfigurationError: a URL with a password, or no path.
+    """
+    problem = place_problem(store)
+    if problem is not None:
+        raise ConfigurationError(f"--store: {problem if problem.startswith('the ') else f'{shown(store)} {problem}'}")
+
+
+def on_store(url: str, act: Callable[[Any, Console], int]) -> int:
+    """`opdscope store`.
+
+    Args:
+        act: does it to an open store; returns the exit code.
+    """
+
+    def action() -> int:
+        from tasks.store.store import Store
+
+        check_place(url)
+        store = Store(url)
+        if not store.exists():
+            raise ConfigurationError(f"--store: {shown(url)} is not there; give the store of a run")
+        if store.is_file():
+            raise ConfigurationError(f"--store: {shown(url)} is a file; give the folder of a store")
+        return act(store, CONSOLE)
+
+    return guarded(action)

@@ -1,0 +1,158 @@
+"""The commands of one configuration: run, rank, plan, demo."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+
+from flows.command.configuration import (
+    check_execution,
+    check_ranked,
+    checked,
+    merged,
+    parse_overrides,
+    read_configuration,
+)
+from flows.command.guarded import CONSOLE, ERRORS, FAILED, OK, guarded
+from flows.command.places import check_place
+from schemas.config import RunConfig
+
+
+def load(path: Path, assignments: list[str]) -> RunConfig:
+    """The checked configuration of a file with overrides."""
+    return checked(merged(read_configuration(path), parse_overrides(assignments)))
+
+
+def run_file(path: Path, assignments: list[str]) -> int:
+    """`opdscope run`."""
+
+    def action() -> int:
+        config = load(path, assignments)
+        check_execution(config.execution)
+        from tasks.run.session import open_session
+
+        open_session(config)  # before Prefect's server is started
+        from flows.diagnose import diagnose
+
+        return _follow(lambda: diagnose(config))
+
+    return guarded(action)
+
+
+def rank_file(path: Path, assignments: list[str]) -> int:
+    """`opdscope rank`."""
+
+    def action() -> int:
+        config = load(path, assignments)
+        check_ranked(config)
+        check_execution(config.execution)
+        from tasks.run.session import open_session
+
+        open_session(config)
+        from flows.command.terminal import rank_table, what_would_settle
+        from flows.rank import rank
+        from tasks.outputs.files import read_table
+
+        def show(result: dict[str, Any], store: Any) -> str:
+            ranks = read_table(store, config.name, "ranks")
+            CONSOLE.print(rank_table(ranks, config.scores.level))
+            CONSOLE.print(what_would_settle(ranks, result), soft_wrap=True)
+            return "ranks.parquet"
+
+        return _shown(lambda: rank(config), show)
+
+    return guarded(action)
+
+
+def run_demo(assignments: list[str], *, questions: int, seed: int) -> int:
+    """`opdscope demo`."""
+
+    def action() -> int:
+        fields = parse_overrides(assignments)
+        store = str(fields.get("store", ".opdscope"))
+        check_place(store)
+        root = Path(".opdscope" if "://" in store else store).expanduser().resolve()
+        from schemas.config import DemoConfig
+        from tasks.demo.models import demo_configuration
+
+        settings = DemoConfig(questions=questions, seed=seed)
+        checked(merged(demo_configuration(root, settings), fields))  # a wrong override, before any training
+        from flows.demo import demo
+
+        return _follow(lambda: demo(settings, str(root), fields))
+
+    return guarded(action)
+
+
+def _follow(run: Callable[[], dict[str, Any]]) -> int:
+    """Run a diagnosis and show its scores."""
+
+    def show(result: dict[str, Any], store: Any) -> str:
+        from flows.command.terminal import score_table
+        from tasks.outputs.files import read_table
+
+        summary = read_table(store, result["name"], "summary")
+        CONSOLE.print(score_table(summary, result["configuration"]["scores"]["level"]))
+        if result["why_unresolved"] is not None:
+            CONSOLE.print(escape(f"unresolved: {result['why_unresolved']}"), soft_wrap=True)
+        return "report.html"
+
+    return _shown(run, show)
+
+
+def _shown(run: Callable[[], dict[str, Any]], show: Callable[[dict[str, Any], Any], str]) -> int:
+    """Run a flow with its progress, then show what came of it, also where some questions failed.
+
+    Args:
+        show: prints the result; returns the name of the output to point at.
+    """
+    from flows.command.terminal import progress
+    from flows.diagnose import QuestionsFailedError
+    from flows.service.own_server import server_of_command
+    from tasks.store.store import Store
+
+    began = time.monotonic()
+    failed: QuestionsFailedError | None = None
+    try:
+        with server_of_command(), progress(ERRORS):
+            result = run()
+    except QuestionsFailedError as error:
+        if error.run is None:
+            ERRORS.print(escape(str(error)), style="red", soft_wrap=True)
+            return FAILED
+        failed, result = error, error.run
+    store = Store(result["configuration"]["store"])
+    _tell(result, store.path("runs", result["name"], show(result, store)), began)
+    if failed is not None:
+        ERRORS.print(escape(str(failed)), style="red", soft_wrap=True)
+    return FAILED if failed is not None else OK
+
+
+def _tell(result: dict[str, Any], output: str, began: float) -> None:
+    """Questions left out, what was made, and where the output is."""
+    for question, why in result["left_out"].items():
+        CONSOLE.print(f"left out: question {escape(question)}: {escape(why)}")
+    made, cached, tokens = (
+        sum(stage[name] for stage in result["stages"].values()) for name in ("made", "cached", "decoded_tokens")
+    )
+    CONSOLE.print(
+        f"{made} artefacts made, {cached} from the store, {tokens:,} tokens decoded, "
+        f"{time.monotonic() - began:.0f} s\n{escape(output)}",
+        soft_wrap=True,
+    )
+
+
+def plan_file(path: Path, assignments: list[str]) -> int:
+    """`opdscope plan`."""
+
+    def action() -> int:
+        config = load(path, assignments)
+        from flows.plan import cost, cost_table
+        from tasks.run.session import open_session
+
+        CONSOLE.print(cost_table(cost(open_session(config))))
+        return OK
+
+    return guarded(action)

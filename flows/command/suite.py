@@ -1,0 +1,99 @@
+"""The commands of suites and of what is served: nightly, serve."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from rich.markup import escape
+
+from flows.command.configuration import ConfigurationError, checked, explain, read_configuration
+from flows.command.guarded import CONSOLE, ERRORS, FAILED, OK, guarded
+from flows.command.places import check_place
+from schemas.config import NightlyConfig
+
+
+def read_suite(path: Path, store: str | None = None) -> dict[str, Any]:
+    """The fields of a suite; runs that are given as paths are read, relative to the suite.
+
+    Args:
+        store: of a suite that names none; runs that name none take the suite's.
+
+    Raises:
+        ConfigurationError: a file that cannot be read.
+    """
+    fields = {**({} if store is None else {"store": store}), **read_configuration(path)}
+    runs = fields.get("runs")
+    if isinstance(runs, list):
+        fields["runs"] = [read_configuration(path.parent / run) if isinstance(run, str) else run for run in runs]
+        if "store" in fields:
+            fields["runs"] = [{"store": fields["store"], **r} if isinstance(r, dict) else r for r in fields["runs"]]
+    return fields
+
+
+def absolute(store: str) -> str:
+    """A store that means the same wherever a run works.
+
+    Raises:
+        ConfigurationError: it is no place for a store.
+    """
+    check_place(store)
+    return store if "://" in store else str(Path(store).expanduser().resolve())
+
+
+def checked_suite(fields: dict[str, Any]) -> NightlyConfig:
+    """A suite's configuration.
+
+    Raises:
+        ConfigurationError: naming every field that is wrong.
+    """
+    try:
+        return NightlyConfig.model_validate(fields)
+    except ValidationError as error:
+        raise ConfigurationError("\n".join(explain(error, NightlyConfig))) from error
+
+
+def run_nightly(path: Path) -> int:
+    """`opdscope nightly`; exit code 1 where something got worse."""
+
+    def action() -> int:
+        config = checked_suite(read_suite(path))
+        from flows.command.terminal import progress
+        from flows.nightly import message, nightly
+        from flows.service.own_server import server_of_command
+
+        with server_of_command(), progress(ERRORS):
+            result = nightly(config)
+        CONSOLE.print(f"computed: {', '.join(result['computed']) or 'nothing, as nothing has changed'}")
+        for line in result["moved"]:
+            CONSOLE.print(f"moved: {escape(line)}", soft_wrap=True)
+        if result["regressions"]:
+            ERRORS.print(escape(message(result)), style="red", soft_wrap=True)
+        return FAILED if result["regressions"] else OK
+
+    return guarded(action)
+
+
+def serve_all(config: Path | None, suite: Path | None, *, cron: str | None, **settings: Any) -> int:
+    """`opdscope serve`."""
+
+    def action() -> int:
+        if suite is None and cron is not None:
+            raise ConfigurationError(f"--cron: {cron!r} given, but no suite; name one with --suite")
+        store = settings["store"] = absolute(settings["store"])
+        # whole, as forms tell kinds apart by their fields
+        fields = checked({"store": store, **read_configuration(config)}).model_dump(mode="json") if config else {}
+        nights = checked_suite(read_suite(suite, store)).model_dump(mode="json") if suite else {}
+        from flows.service.serve import ServeSettings, serve
+        from tasks.store.store import Store, StoreError
+
+        try:
+            Store(store).check_writable()
+        except StoreError as error:
+            raise ConfigurationError(f"--store: {error}") from error
+
+        serve(
+            ServeSettings(config=fields, suite=nights, cron=cron, **settings), lambda line: CONSOLE.print(escape(line))
+        )
+        return OK
+
+    return guarded(action)

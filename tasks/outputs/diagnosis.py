@@ -1,0 +1,107 @@
+"""The tables and the report of a diagnosis."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+
+from schemas.config import RunConfig
+from schemas.signals import Signal, signals
+from schemas.tables import PREDICTORS, SELECTION
+from tasks.operations.progress import publish
+from tasks.outputs.files import parquet_bytes
+from tasks.outputs.report.page import Facts, LeftOut, render
+from tasks.run.session import RunSession
+from tasks.stages.aggregate.groups import all_bins
+from tasks.stages.aggregate.pooling import Sums
+from tasks.stages.aggregate.predictors import AtNodes, predictor_rows
+from tasks.stages.aggregate.questions import QuestionScores
+from tasks.stages.aggregate.selection import CHOICES, selection_rows, sum_choices, sum_predicted
+from tasks.stages.aggregate.tables import Texts, differences_table, frame, summary_table, tokens_table
+from tasks.stages.no_signal import why_unresolved
+from tasks.statistics.prior import Prior
+from tasks.statistics.streams import stream_seed
+from tasks.store.lazy import Loaded, OneQuestion
+
+
+def load_scores(session: RunSession, ids: Sequence[str]) -> list[QuestionScores]:
+    """The artefacts of the questions, read when looked at; those of one question are held at a time."""
+    held, names = OneQuestion(session.store), signals(session.config)
+
+    def read(question: str, stage: str, signal: Signal | None = None) -> Loaded:
+        return held.loaded(question, stage, session.keys.key(stage, question, signal))
+
+    return [QuestionScores.of(i, names, partial(read, i), session.config.tree.sampled) for i in ids]
+
+
+def make_tables(
+    config: RunConfig, scored: Sequence[QuestionScores], texts: Texts, prior: Prior
+) -> tuple[dict[str, pl.DataFrame], list[Facts]]:
+    """All tables of a run, by name, and what the page says of each question; questions are gone through one by one."""
+    names, scores = list(scored[0].distillation), config.scores
+    temperature, limit = config.sampling.temperature, config.tree.tail_limit
+    sums = Sums(all_bins(scores.groupings, scored, names))
+    tokens, chosen, facts = [], [], []
+    nodes: dict[Signal, list[AtNodes]] = {signal: [] for signal in names}
+    for q in scored:
+        sums.add(q)
+        tokens.append(tokens_table(q, names, texts, scores.level))
+        seed = stream_seed("selection", config.seed, q.question_id)
+        chosen.append(sum_choices(q, names, prior, scores, temperature, limit, seed))
+        for signal, kept in nodes.items():
+            kept.append(AtNodes.of(q, signal))
+        facts.append(Facts.of(q))
+        publish("aggregate", 1)
+    choices = np.stack(chosen)
+    for i, signal in enumerate(names):
+        choices[:, i, CHOICES.index("predicted_positive")] = sum_predicted(nodes[signal])
+    pool = sums.pool(scores, config.seed)
+    tables = {
+        "tokens": pl.concat(tokens),
+        "summary": summary_table(pool),
+        "differences": differences_table(pool),
+        "predictors": frame(predictor_rows(nodes, scores, config.seed), PREDICTORS),
+        "selection": frame(selection_rows(choices, names, scores, config.seed), SELECTION),
+    }
+    return tables, facts
+
+
+class Outputs(NamedTuple):
+    """Outputs of a diagnosis.
+
+    Attributes:
+        why_unresolved: why some signal's alignment over all rollouts is not known, if one's is not.
+        files: name and content of each, made when it is asked for: the tables, and last the report, so that none is
+            lost where a chart fails.
+    """
+
+    why_unresolved: str | None
+    files: Iterator[tuple[str, bytes]]
+
+
+def make_outputs(session: RunSession, ids: Sequence[str], left_out: LeftOut) -> Outputs:
+    """Tables and report."""
+    scored = load_scores(session, ids)
+    prior = Prior.of(session.store.need("prior", session.keys.key("prior", ids[0])).arrays)
+    tables, facts = make_tables(session.config, scored, session.provider.texts, prior)
+    why = _why_unresolved(session.config, tables["summary"], facts)
+
+    def files() -> Iterator[tuple[str, bytes]]:
+        for name, table in tables.items():
+            yield f"{name}.parquet", parquet_bytes(table)
+        yield (
+            "report.html",
+            render(session.config, scored, facts, tables, session.provider.texts, left_out, why).encode(),
+        )
+
+    return Outputs(why, files())
+
+
+def _why_unresolved(config: RunConfig, summary: pl.DataFrame, facts: Sequence[Facts]) -> str | None:
+    every = summary.filter(pl.col("group") == "all")
+    if every.filter((pl.col("d_sq") > 0) & pl.col("alignment").is_null()).is_empty() and not every.is_empty():
+        return None
+    carrying = 0 if every.is_empty() else int(every["carrying"][0])
+    return why_unresolved([f.endings for f in facts], carrying, config)

@@ -1,0 +1,125 @@
+"""Files of a run's folder: written with their digests, read and verified."""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import polars as pl
+
+from tasks.outputs.report.page import LeftOut
+from tasks.run.session import RunSession
+from tasks.run.shells import TaskSummary
+from tasks.store.store import Store, StoreError
+
+PACKAGES = ("opdscope", "prefect", "torch", "transformers", "zarr", "polars", "numpy", "scipy")
+
+
+def parquet_bytes(frame: pl.DataFrame) -> bytes:
+    """A table as a parquet file."""
+    buffer = io.BytesIO()
+    frame.write_parquet(buffer, compression="zstd", statistics=True)
+    return buffer.getvalue()
+
+
+def read_run(session: RunSession) -> dict[str, Any] | None:
+    """A run's `run.json`, if it is there and its files are as it says."""
+    run = read_json(session.store, session.config.name, "run.json")
+    if run is None:
+        return None
+    for name, expected in run.get("files", {}).items():
+        content = session.store.get_bytes("runs", session.config.name, name)
+        if content is None or hashlib.sha256(content).hexdigest() != expected:
+            return None
+    return run
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # this project, run from a checkout that is not installed
+        return "not installed"
+
+
+def write_files(session: RunSession, files: Iterable[tuple[str, bytes]]) -> dict[str, str]:
+    """Write outputs, one after the other as they are made; gives the SHA-256 of each."""
+    digests = {}
+    for name, content in files:
+        session.store.put_bytes(content, "runs", session.config.name, name)
+        digests[name] = hashlib.sha256(content).hexdigest()
+    return digests
+
+
+def read_patiently(session: RunSession, name: str) -> pl.DataFrame:
+    """A table of a session's run, waited for where the store is away.
+
+    Raises:
+        StoreError: it is gone, or another run is about to replace it.
+    """
+    return session.with_retries(lambda: read_table(session.store, session.config.name, name))
+
+
+def read_table(store: Store, run: str, name: str) -> pl.DataFrame:
+    """A table of a run.
+
+    Raises:
+        StoreError: it is gone, or another run is about to replace it.
+    """
+    data = store.get_bytes("runs", run, f"{name}.parquet")
+    if data is None:
+        raise StoreError(f"the outputs of run {run!r} are gone from {store.url!r}")
+    expected = _digests(store, run).get(f"{name}.parquet")
+    if expected is not None and hashlib.sha256(data).hexdigest() != expected:
+        raise StoreError(
+            f"{name}.parquet of run {run!r} in {store.url!r} is not what its run.json or rank.json tells of: another "
+            "run writes it now, or it is damaged; run again under another name (--name)"
+        )
+    return pl.read_parquet(io.BytesIO(data))
+
+
+def _digests(store: Store, run: str) -> dict[str, str]:
+    """SHA-256 of a run's files, as it wrote them last of all."""
+    out: dict[str, str] = {}
+    for name in ("run.json", "rank.json"):
+        out |= (read_json(store, run, name) or {}).get("files", {})
+    return out
+
+
+def read_json(store: Store, run: str, name: str) -> dict[str, Any] | None:
+    try:
+        content = json.loads(store.get_bytes("runs", run, name) or b"null")
+    except ValueError:  # damaged: not there
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def write_run(
+    session: RunSession,
+    ids: Sequence[str],
+    left_out: LeftOut,
+    failed: Sequence[str],
+    outputs: Mapping[str, Any],
+    stages: Mapping[str, TaskSummary],
+) -> dict[str, Any]:
+    """Write `run.json`, last of all.
+
+    Args:
+        outputs: what `aggregate_task` tells of them: SHA-256 of each file, and why scores are unresolved.
+    """
+    run = {
+        "name": session.config.name,
+        "configuration": session.config.model_dump(mode="json"),
+        "aggregate": session.keys.aggregate(ids),
+        **outputs,
+        "questions": list(ids),
+        "left_out": dict(left_out),
+        "failed": list(failed),
+        "artefacts": {i: [list(pair) for pair in session.keys.artefacts(i)] for i in ids},
+        "versions": {package: _version(package) for package in PACKAGES},
+        "stages": {stage: outcome.figures for stage, outcome in stages.items()},
+    }
+    data = json.dumps(run, indent=1).encode()
+    session.with_retries(lambda: session.store.put_bytes(data, "runs", session.config.name, "run.json"))
+    return run

@@ -1,0 +1,80 @@
+"""The tasks that write outputs: tables and report of a diagnosis, a ranking."""
+
+import json
+import time
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.logging import get_run_logger
+from prefect.states import Completed
+
+from schemas.config import RunConfig
+from schemas.signals import signals
+from schemas.tables import RANKS
+from tasks.operations.progress import publish
+from tasks.outputs.diagnosis import make_outputs
+from tasks.outputs.files import parquet_bytes, read_run, write_files
+from tasks.run.session import open_session
+from tasks.run.shells import TaskSummary
+from tasks.stages.aggregate.tables import frame
+from tasks.stages.no_signal import why_unresolved
+from tasks.stages.ranking import RankedQuestion, rank
+from tasks.statistics.bootstrap import LEAST_UNITS
+from tasks.store.lazy import OneQuestion
+
+
+@task(name="aggregate", cache_policy=NO_CACHE, persist_result=False, task_run_name="aggregate and report")
+def aggregate_task(config: RunConfig, ids: list[str], left_out: dict[str, str], not_pooled: list[str]) -> Any:
+    """Stage 6 and the outputs; `Cached` where they are there, verified, and made from the same artefacts.
+
+    Args:
+        left_out: questions that the tables are without, with the reason.
+        not_pooled: those of them that the prior is without.
+    """
+    began = time.monotonic()
+    session = open_session(config)
+    session.keys.leave_out(not_pooled)
+    key = session.keys.aggregate(ids)
+    run = read_run(session)
+    same = run is not None and (run.get("aggregate"), run.get("left_out")) == (key, left_out)
+    if run is not None and same and "why_unresolved" in run:
+        publish("aggregate", len(ids))
+        outcome = TaskSummary(cached=1, seconds=time.monotonic() - began)
+        found = {"files": run["files"], "why_unresolved": run["why_unresolved"]}
+        return Completed(name="Cached", message="the outputs are there", data=(found, outcome))
+    outputs = make_outputs(session, ids, left_out)
+    made = {"files": write_files(session, outputs.files), "why_unresolved": outputs.why_unresolved}
+    get_run_logger().info("wrote %s", session.store.path("runs", config.name))
+    return made, TaskSummary(made=1, seconds=time.monotonic() - began)
+
+
+@task(name="rank", cache_policy=NO_CACHE, persist_result=False, task_run_name="rank")
+def rank_task(config: RunConfig, ids: list[str]) -> dict[str, Any]:
+    """Rank all signals; writes `ranks.parquet` and `rank.json`, and returns the latter's content."""
+    session = open_session(config)
+    held, keys = OneQuestion(session.store), session.keys
+    questions = [
+        RankedQuestion(
+            held.loaded(i, "rollouts", keys.key("rollouts", i)),
+            {signal: held.loaded(i, "ranking", keys.key("ranking", i, signal)) for signal in signals(config)},
+            held.loaded(i, "values", keys.key("values", i)) if config.ranking.segments > 1 else None,
+        )
+        for i in ids
+    ]
+    ranking = rank(questions, config.sampling.temperature, config.scores, config.seed)
+    carrying = int(ranking.rows[0]["carrying"])
+    why = why_unresolved(ranking.endings, carrying, config) if carrying < LEAST_UNITS else None
+    publish("rank", 1)
+    result = {
+        "name": config.name,
+        "configuration": config.model_dump(mode="json"),
+        "questions": ids,
+        "settled": ranking.settled,
+        "why_unresolved": why,
+        "more_questions": ranking.more_questions,
+        "more_rollouts": ranking.more_rollouts,
+        "files": write_files(session, [("ranks.parquet", parquet_bytes(frame(ranking.rows, RANKS)))]),
+    }
+    session.store.put_bytes(json.dumps(result, indent=1).encode(), "runs", config.name, "rank.json")
+    return result
