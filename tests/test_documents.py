@@ -9,8 +9,7 @@ import pytest
 
 from flows.command.configuration import checked, read_configuration
 from schemas.reference import reference, written_into
-
-ROOT = Path(__file__).parents[1]
+from tests.helpers.places import ROOT
 
 MAY_IMPORT = {
     "schemas": {"schemas"},

@@ -18,7 +18,8 @@ from tasks.store.store import OBJECT, Store
 
 def folders() -> list[str]:
     """Folders of artefacts."""
-    return [*PIPELINE, "rounds", "calibration"]
+    first, *others = PIPELINE
+    return [first, "rounds", *others, "calibration"]
 
 
 WORKERS = 32

@@ -13,9 +13,8 @@ import httpx
 import psutil
 import yaml
 
+from tests.helpers.places import ROOT
 from tests.helpers.ports import free_port
-
-HERE = Path(__file__).parents[2]
 
 
 class Served:
@@ -38,7 +37,7 @@ class Served:
         self._log = folder / "log"
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                command, cwd=folder, env={**environment, "PYTHONPATH": str(HERE)}, stdout=log, stderr=log
+                command, cwd=folder, env={**environment, "PYTHONPATH": str(ROOT)}, stdout=log, stderr=log
             )
         for _ in range(360):
             if "Ctrl-C stops" in self._log.read_text():

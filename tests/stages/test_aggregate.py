@@ -39,8 +39,8 @@ from tests.helpers.oracle import (
     scored_tree,
     teacher_of,
 )
-from tests.test_estimators import scored
-from tests.test_planners import grown
+from tests.stages.test_estimators import scored
+from tests.stages.test_planners import grown
 
 
 @pytest.mark.parametrize("parts", [1, 7])

@@ -13,6 +13,7 @@ import pytest
 
 from flows.service.children import child, end_orphans, last_lines
 from tasks.operations.processes import is_gone, this_process
+from tests.helpers.places import ROOT
 
 SLEEP = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
 PARENT = """
@@ -43,9 +44,7 @@ def test_a_child_that_ends_by_itself_hides_no_error(tmp_path: Path) -> None:
 
 
 def test_children_of_a_killed_command_are_ended_last_first(tmp_path: Path) -> None:
-    parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(tmp_path), *SLEEP], stdout=subprocess.PIPE, cwd=Path(__file__).parents[1]
-    )
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path), *SLEEP], stdout=subprocess.PIPE, cwd=ROOT)
     assert parent.stdout is not None and parent.stdout.readline() == b"started\n"
     children = psutil.Process(parent.pid).children()
     parent.send_signal(signal.SIGKILL)

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import yaml
 
+from tests.helpers.places import ROOT
+
 
 def drive(config: Path, counts: Path, environment: dict[str, str], event: int | None = None) -> int:
     """The driver's exit code."""
     command = [sys.executable, "-m", "tests.helpers.driver", str(config), str(counts), *([str(event)] if event else [])]
-    done = subprocess.run(
-        command, env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=300
-    )
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode in (0, -signal.SIGKILL), done.stderr
     return done.returncode
 

@@ -22,6 +22,7 @@ from tasks.calibration.simulate import draw, roll
 from tasks.calibration.suite import Family, equal_teacher, make_question
 from tasks.stages.trees.design import design_round
 from tasks.stages.trees.planner import CompletedRound
+from tests.helpers.places import ROOT
 from tests.helpers.prefect_server import Server
 
 
@@ -174,7 +175,7 @@ def test_calibrate_as_a_user_calls_it(
         "--store",
         str(tmp_path),
     ]
-    environment = {**prefect_environment, "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**prefect_environment, "PYTHONPATH": str(ROOT)}
     for _ in range(2):
         done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode in (0, 1), done.stderr

@@ -19,7 +19,7 @@ from tasks.outputs.history import SCHEMA, compared, no_history, slower, unchange
 from tasks.run.session import start_session
 from tasks.store.outages import StoreAwayError
 from tasks.store.store import Store, StoreError
-from tests.test_cli import cli
+from tests.command.test_cli import cli
 
 FIRST = datetime(2026, 1, 1, tzinfo=UTC)
 

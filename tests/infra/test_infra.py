@@ -18,8 +18,8 @@ from prefect.events.schemas.automations import AutomationCore
 
 from flows.orchestration.deployments import lost_runs, pool_template
 from flows.service.server import server_settings
+from tests.helpers.places import ROOT
 
-ROOT = Path(__file__).parents[1]
 INFRA = ROOT / "infra"
 SCRIPTS = Path(sys.executable).parent
 

@@ -24,8 +24,9 @@ from flows.service.access import address, check_access, check_port, known_as
 from flows.service.probe import check_version
 from flows.service.serve import parse_schedule
 from schemas.config import RunConfig
+from tests.helpers.places import ROOT
 from tests.helpers.ports import free_port
-from tests.helpers.served import HERE, Served, csrf, in_trees, processes, tables
+from tests.helpers.served import Served, csrf, in_trees, processes, tables
 
 ELSEWHERE = Origin("http://elsewhere.example")
 
@@ -118,7 +119,7 @@ def test_equal_ports_are_refused(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "flows.cli", "serve", "--port", "4321", "--reports-port", "4321"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     done = subprocess.run(
-        command, cwd=tmp_path, env={**environment, "PYTHONPATH": str(HERE)}, capture_output=True, text=True, check=False
+        command, cwd=tmp_path, env={**environment, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
     assert done.stderr.strip() == "--port and --reports-port: both are 4321; give two different ports"
@@ -141,7 +142,7 @@ def test_a_store_that_cannot_be_written_is_refused_first(tmp_path: Path) -> None
     command = [sys.executable, "-m", "flows.cli", "serve", "--store", "file/store", "--port", str(free_port())]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     done = subprocess.run(
-        command, cwd=tmp_path, env={**environment, "PYTHONPATH": str(HERE)}, capture_output=True, text=True, check=False
+        command, cwd=tmp_path, env={**environment, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2 and done.stderr.startswith("--store: cannot write to ") and done.stdout == ""
     assert not list(tmp_path.rglob("server.log"))

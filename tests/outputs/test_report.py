@@ -13,7 +13,7 @@ from tasks.outputs.report.page import FOREST, draw_charts, render
 from tasks.statistics.estimators import pool_rounds
 from tasks.statistics.prior import fit
 from tests.helpers.oracle import OracleModels, oracle_config, oracle_rollouts, oracle_tree, random_chain, teacher_of
-from tests.test_estimators import scored
+from tests.stages.test_estimators import scored
 
 HOSTILE = "<script>alert(1)</script>\"'&"
 

@@ -16,9 +16,8 @@ import yaml
 from tasks.store.keys import digest
 from tasks.store.leases import Claims
 from tasks.store.store import Store
+from tests.helpers.places import ROOT
 from tests.helpers.served import tables
-
-HERE = Path(__file__).parents[1]
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -61,7 +60,7 @@ def test_the_claim_of_a_process_that_is_gone_is_taken_over_at_once(tmp_path: Pat
         "import os, signal, sys; from tasks.store.store import Store; from tasks.store.leases import Claims\n"
         "with Claims(Store(sys.argv[1]), 600).hold('work') as ours: os.kill(os.getpid(), signal.SIGKILL)"
     )
-    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=HERE, check=False)
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=False)
     assert killed.returncode == -signal.SIGKILL
     store = Store(str(tmp_path))
     assert len(store.names("claims")) == 1
@@ -84,7 +83,7 @@ def start(settings: dict[str, Any], tmp_path: Path, prefect_environment: dict[st
         return subprocess.Popen(
             [sys.executable, "-m", "tests.helpers.faults", fault, "run", str(path)],
             env=prefect_environment,
-            cwd=HERE,
+            cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -25,6 +25,7 @@ from tasks.run.session import start_session
 from tasks.stages.trees.design import assemble, design_round
 from tasks.stages.trees.planner import CompletedRound
 from tasks.statistics.csr import owners
+from tests.helpers.places import ROOT
 
 
 def question_rows(q: OracleQuestion, rolled: Rolled, draws: int, seed: int) -> tuple[list[Any], dict[str, list[Any]]]:
@@ -120,7 +121,7 @@ def test_recorded_outcomes_are_scored_without_a_model(
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(path)],
-        env={**prefect_environment, "PYTHONPATH": str(Path(__file__).parents[1])},
+        env={**prefect_environment, "PYTHONPATH": str(ROOT)},
         cwd=tmp_path,
         capture_output=True,
         text=True,

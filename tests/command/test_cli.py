@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from flows.cli import app
 from flows.command.configuration import merged
 from schemas.tables import RANKS, RUN_TABLES
+from tests.helpers.places import ROOT
 
 CLI = [sys.executable, "-m", "flows.cli"]
 
@@ -125,7 +126,7 @@ def test_a_missing_or_broken_configuration_file(tmp_path: Path) -> None:
 
 def cli(*arguments: str, environment: dict[str, str], cwd: Path) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own."""
-    here = str(Path(__file__).parents[1])
+    here = str(ROOT)
     return subprocess.run(
         [*CLI, *arguments],
         env={**environment, "PYTHONPATH": here},
@@ -289,7 +290,7 @@ def test_a_question_whose_rollouts_fail_is_left_out(
 
 
 def test_interrupted_by_the_keyboard(config_file: Path, prefect_environment: dict[str, str], tmp_path: Path) -> None:
-    here = str(Path(__file__).parents[1])
+    here = str(ROOT)
     child = subprocess.Popen(
         [*CLI, "run", str(config_file), "--set", "tree.draws=4000"],
         env={**prefect_environment, "PYTHONPATH": here},

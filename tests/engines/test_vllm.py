@@ -32,6 +32,7 @@ from tasks.engines.vllm.offline import VLLMSampler
 from tasks.engines.vllm.served import look_up
 from tasks.engines.vllm.server import ServerSampler
 from tasks.statistics.streams import stream_seed
+from tests.helpers.places import ROOT
 from tests.helpers.small import random_model
 
 pytestmark = pytest.mark.vllm
@@ -315,7 +316,7 @@ def run(
         return subprocess.Popen(
             [sys.executable, "-m", "flows.cli", "run", str(path)],
             env=prefect_environment,
-            cwd=Path(__file__).parents[1],
+            cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -11,11 +11,11 @@ import psutil
 import pytest
 import yaml
 
+from tests.helpers.places import ROOT
 from tests.helpers.prefect_server import Server
 
 pytest.importorskip("prefect_ray")
 pytestmark = pytest.mark.slow
-HERE = Path(__file__).parents[1]
 
 
 def run(
@@ -26,7 +26,7 @@ def run(
     path.write_text(yaml.safe_dump({**settings, "execution": execution, "name": name, "store": str(tmp_path / name)}))
     return subprocess.Popen(
         [sys.executable, "-m", "flows.cli", "run", str(path)],
-        env={**environment, "PYTHONPATH": str(HERE)},
+        env={**environment, "PYTHONPATH": str(ROOT)},
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

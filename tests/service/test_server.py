@@ -18,11 +18,12 @@ import pytest
 import yaml
 
 from flows.command.configuration import checked
+from tests.helpers.places import ROOT
 from tests.helpers.ports import free_port
 from tests.helpers.prefect_server import Server
 
 pytestmark = pytest.mark.slow
-HERE = Path(__file__).parents[1]
+
 PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 
 
@@ -31,7 +32,7 @@ def run(server: Server, config: dict[str, Any], path: Path) -> "subprocess.Popen
     return subprocess.Popen(
         [sys.executable, "-m", "flows.cli", "run", str(path)],
         env=server.client_environment,
-        cwd=HERE,
+        cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -140,7 +141,7 @@ def test_two_workers_on_one_store(
     settings["tree"]["draws"] = 480
     served = server(database=database)
     api = httpx.Client(base_url=served.url, timeout=30)
-    environment = {**served.client_environment, "PREFECT_WORKER_QUERY_SECONDS": "1", "PYTHONPATH": str(HERE)}
+    environment = {**served.client_environment, "PREFECT_WORKER_QUERY_SECONDS": "1", "PYTHONPATH": str(ROOT)}
     make = "from flows.orchestration.deployments import *; deploy(offers({}, {}, 'store'), Path.cwd(), None)"
     subprocess.run([sys.executable, "-c", make], check=True, env=environment, cwd=tmp_path)
     place = api.get("/deployments/name/diagnose/diagnose").json()["id"]

@@ -55,6 +55,7 @@ from tasks.run.shells import run_stage
 from tasks.statistics.streams import stream_seed
 from tasks.store.references import reachable
 from tasks.store.store import MARKER, Store, StoreError
+from tests.helpers.places import ROOT
 
 SECONDS = 5.0
 """Of the processor, that one input may take."""
@@ -1015,7 +1016,7 @@ def command(folder: Path, *arguments: str, **environment: str) -> subprocess.Com
     """The whole command, in a folder of its own."""
     return subprocess.run(
         [sys.executable, "-m", "flows.cli", *arguments],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **environment},
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         cwd=folder,
         capture_output=True,
         text=True,

@@ -305,7 +305,18 @@ def test_a_server_that_is_away_leaves_its_draws_to_the_other() -> None:
 
 
 def test_of_several_servers_the_one_that_is_malformed_is_named() -> None:
-    with FakeServer(at_draws(lambda body: completion(token_ids={}))) as bad, FakeServer() as good:
+    asked = threading.Event()
+
+    def malformed(body: dict[str, Any]) -> Reply:
+        asked.set()
+        return completion(token_ids={})
+
+    def unhurried(path: str, body: dict[str, Any]) -> Reply:
+        if is_draw(path, body):
+            asked.wait(5)  # else it may have answered everything before the other is asked
+        return honest(path, body)
+
+    with FakeServer(at_draws(malformed)) as bad, FakeServer(unhurried) as good:
         with pytest.raises(EngineError) as raised:
             within(5, lambda: sampled(engine(good, bad)))
         one_line(raised.value, bad.url, "token_ids that are no list")

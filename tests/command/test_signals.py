@@ -18,7 +18,7 @@ from pydantic_core import PydanticSerializationError
 from flows.command.configuration import ConfigurationError
 from flows.command.guarded import guarded
 from flows.command.signals import Ended, ended_by_signals, signals_held
-from tests.helpers.served import HERE
+from tests.helpers.places import ROOT
 
 COMMAND = """
 import sys, time
@@ -225,7 +225,7 @@ def test_a_signal_while_a_command_starts(
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     ended = subprocess.run(
         [sys.executable, "-c", AT_IMPORT, module, str(int(number)), "run", str(config_file)],
-        env={**environment, "PYTHONPATH": str(HERE)},
+        env={**environment, "PYTHONPATH": str(ROOT)},
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -240,7 +240,7 @@ class Started:
 
     def __init__(self, home: Path, *command: str, ready: str = "started") -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-        environment |= {"PREFECT_HOME": str(home), "PYTHONPATH": str(HERE)}
+        environment |= {"PREFECT_HOME": str(home), "PYTHONPATH": str(ROOT)}
         self.process = subprocess.Popen(
             [sys.executable, *(command or ("-c", COMMAND, "endless"))],
             env=environment,

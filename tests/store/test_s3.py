@@ -18,9 +18,9 @@ from tasks.store.leases import Claims
 from tasks.store.listing import holdings, stored
 from tasks.store.outages import StoreAwayError
 from tasks.store.store import Store, StoreError
+from tests.helpers.places import ROOT
 from tests.helpers.s3 import SECRET, Gate, s3_server
 
-HERE = Path(__file__).parents[1]
 KEY, PART = "0" * 64, "part-0000-000000000.zarr.zip"
 
 
@@ -91,7 +91,7 @@ def run(settings: dict[str, Any], tmp_path: Path, environment: dict[str, str], s
     return subprocess.Popen(
         [sys.executable, "-m", "flows.cli", "run", str(path)],
         env={**environment, **aws},
-        cwd=HERE,
+        cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -1,0 +1,1 @@
+"""Whole runs, as users have them."""

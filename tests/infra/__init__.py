@@ -1,0 +1,1 @@
+"""Installation, images and deployment files."""

@@ -1,0 +1,1 @@
+"""The stages, against exact values."""

@@ -1,0 +1,1 @@
+"""The store, its life and its outages."""
