@@ -11,7 +11,7 @@ from flows.command.configuration import check_execution
 from flows.orchestration.artifacts import output_link, progress_artifacts, scores_artifact, summary_artifact
 from flows.orchestration.runner import retried, task_runner
 from schemas.config import RunConfig
-from schemas.pipeline import DIAGNOSIS, PIPELINE, Scope
+from schemas.pipeline import PIPELINE, Scope, diagnosis_stages
 from schemas.signals import sources
 from tasks.inputs.questions import InputError
 from tasks.operations.progress import publish
@@ -101,14 +101,14 @@ def diagnose(config: RunConfig) -> dict[str, Any]:
         QuestionsFailedError: some questions failed; outputs are of the others.
     """
     try:
-        with progress_artifacts(), named(config, "diagnose", DIAGNOSIS):
+        with progress_artifacts(), named(config, "diagnose", diagnosis_stages()):
             return _diagnose(config)
     finally:
         close_sessions()
 
 
 def _diagnose(config: RunConfig) -> dict[str, Any]:
-    done = run_stages(config, "diagnose", DIAGNOSIS)
+    done = run_stages(config, "diagnose", diagnosis_stages())
     publish("aggregate", 0, len(done.ids))
     aggregate = retried(aggregate_task, config.execution)
     session = open_session(config)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from schemas.pipeline import DIAGNOSIS, PIPELINE, Cost
+from schemas.pipeline import PIPELINE, Cost, diagnosis_stages
 from tasks.outputs.names import left_out_before
 from tasks.run.session import RunSession
 from tasks.store.listing import stored
@@ -33,7 +33,7 @@ def cost(session: RunSession) -> list[StageCost]:
     keys = session.keys
     keys.leave_out(left_out_before(session))
     costs = []
-    for name in DIAGNOSIS:
+    for name in diagnosis_stages():
         stage = PIPELINE[name]
         there = {item.key for item in stored(session.store, name) if item.name == OBJECT}
         wanted = {key: (q, s) for q in keys.questions for s, key in keys.of_stage(name, q).items()}

@@ -76,6 +76,7 @@ class Stage:
         keeps_rounds: whether finished rounds stay, for larger settings of it.
         refuse: `module:function`, which tells from a question's artefact why the run cannot go on with it.
         cost: of a question (of one teacher with one context, where `of_source`).
+        flows: that it is a part of.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Stage:
     keeps_rounds: Callable[[RunConfig], bool] = lambda config: False
     refuse: str | None = None
     cost: Callable[[RunConfig], Cost] = _free
+    flows: tuple[str, ...] = ("diagnose",)
 
 
 def _rollouts_cost(config: RunConfig) -> Cost:
@@ -124,6 +126,7 @@ _STAGES = (
         draws=Draws("completions", lambda config: config.sampling.rollouts),
         refuse="tasks.stages.rollouts:refusal",
         cost=_rollouts_cost,
+        flows=("diagnose", "rank"),
     ),
     Stage(
         "trees",
@@ -170,6 +173,7 @@ _STAGES = (
         with_model=True,
         draws=Draws("draws of values", _value_draws),
         cost=lambda config: Cost(_value_draws(config), _value_draws(config) * (config.sampling.max_tokens - 1)),
+        flows=("rank",),
     ),
     Stage(
         "ranking",
@@ -181,14 +185,12 @@ _STAGES = (
         of_source=True,
         with_model=True,
         cost=lambda config: Cost(forwards=2 * config.sampling.rollouts),
+        flows=("rank",),
     ),
 )
 
 PIPELINE = {stage.name: stage for stage in _STAGES}
 """Every stage by name, in order."""
-
-DIAGNOSIS = ("rollouts", "trees", "ideal", "prior", "distillation", "alignment")
-"""The stages of a diagnosis; its tables are made from all of them."""
 
 ROUNDS_VERSION = 2
 """Of the draws that are kept while a stage makes them."""
@@ -196,23 +198,29 @@ AGGREGATE_VERSION = 5
 """Of a run's tables."""
 
 
-LAYOUTS: dict[str, Mapping[str, Array]] = {
-    **{stage.name: stage.arrays for stage in _STAGES},
-    "rounds": ROUNDS,
-    "continuations": CONTINUATIONS,
-}
-"""What an artefact or a round holds."""
+_ROUND_LAYOUTS: dict[str, Mapping[str, Array]] = {"rounds": ROUNDS, "continuations": CONTINUATIONS}
+
+
+def layout_of(name: str) -> Mapping[str, Array]:
+    """What a stage's artefact, or a round of draws, holds."""
+    return _ROUND_LAYOUTS[name] if name in _ROUND_LAYOUTS else PIPELINE[name].arrays
+
+
+def diagnosis_stages() -> tuple[str, ...]:
+    """The stages of a diagnosis; its tables are made from all of them."""
+    return tuple(stage.name for stage in PIPELINE.values() if "diagnose" in stage.flows)
 
 
 def ranking_stages(config: RunConfig) -> tuple[str, ...]:
-    """The stages of a ranking."""
-    return ("rollouts", "values", "ranking") if config.ranking.segments > 1 else ("rollouts", "ranking")
+    """The stages of a ranking; those that sample only where they have something to draw."""
+    ours = (stage for stage in PIPELINE.values() if "rank" in stage.flows)
+    return tuple(stage.name for stage in ours if stage.draws is None or stage.draws.most(config) > 0)
 
 
 def versions() -> dict[str, int]:
     """Versions of everything that a number may follow from."""
     return {
-        **{stage.name: stage.version for stage in _STAGES},
+        **{stage.name: stage.version for stage in PIPELINE.values()},
         "rounds": ROUNDS_VERSION,
         "aggregate": AGGREGATE_VERSION,
     }

@@ -28,7 +28,7 @@ from schemas.config import (
     loss_name,
 )
 from schemas.config import Scores as ScoreSettings
-from schemas.pipeline import DIAGNOSIS
+from schemas.pipeline import diagnosis_stages
 from schemas.signals import Signal
 from tasks.calibration.chain import Chain, Sums, exact_scores, expected
 from tasks.calibration.chain import Scores as Exact
@@ -136,7 +136,7 @@ def measure(setting: Setting, seed: int, run: int) -> list[dict[str, Any]]:
         computed.run("rollouts", "ranking")
         rows = list(_ranks(list(drawn.values()), computed, run))
     else:
-        computed.run(*DIAGNOSIS)
+        computed.run(*diagnosis_stages())
         rows = list(_scores(members, list(drawn.values()), computed, provider, config, run))
     shared = {
         "length": setting.family.length,

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from schemas.config import Engine, Model
+from tasks.engines.backend import Backend
 from tasks.engines.positions import Limit, model_limit
-from tasks.engines.protocol import Backend, EngineError, Sampler
+from tasks.engines.protocol import EngineError, Sampler
 from tasks.inputs.questions import InputError
 from tasks.operations.implementations import implementation
 from tasks.store.keys import engine_fingerprint

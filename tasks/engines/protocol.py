@@ -1,17 +1,12 @@
 """What stages ask of a language model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
-
-from schemas.config import Model
-
-if TYPE_CHECKING:
-    from tasks.engines.transformers.scorer import TransformersScorer
 
 
 class EngineError(RuntimeError):
@@ -95,30 +90,6 @@ class Scorer(Protocol):
 
     def log_probs(self, hidden: torch.Tensor) -> torch.Tensor:
         """Log-probabilities over the vocabulary, float32 or better: [T, H] -> [T, V]."""
-        ...
-
-
-class Backend(Protocol):
-    """One kind of engine, made from its settings where what it needs is there; it draws for the student.
-
-    Attributes:
-        versions: of what it is made of beside transformers and torch, with a space at the end; in keys.
-        longest: prompt and completion together, tokens; None where only the model limits them.
-    """
-
-    versions: str
-    longest: int | None
-
-    def sampler(self, model: Model, stop: frozenset[int], scorer: "Callable[[], TransformersScorer]") -> Sampler:
-        """The student on this engine.
-
-        Args:
-            stop: ids of the tokens that end a completion.
-            scorer: loads the student for scoring.
-
-        Raises:
-            EngineError: it cannot run here.
-        """
         ...
 
 

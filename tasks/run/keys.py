@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from schemas.config import RunConfig
-from schemas.pipeline import AGGREGATE_VERSION, DIAGNOSIS, PIPELINE, ROUNDS_VERSION, Scope, Stage
+from schemas.pipeline import AGGREGATE_VERSION, PIPELINE, ROUNDS_VERSION, Scope, Stage, diagnosis_stages
 from schemas.signals import Signal, Source, losses, signals
 from tasks.store.keys import Recipe
 
@@ -94,7 +94,7 @@ class RunKeys:
 
     def artefacts(self, question: str) -> list[tuple[str, str]]:
         """Every (stage, key) that a diagnosis' tables are read from, of one question."""
-        return [(stage, key) for stage in DIAGNOSIS for key in self.of_stage(stage, question).values()]
+        return [(stage, key) for stage in diagnosis_stages() for key in self.of_stage(stage, question).values()]
 
     def aggregate(self, questions: Sequence[str]) -> str:
         """Key of the tables over some questions: everything they are read from, and the names that stand in them."""

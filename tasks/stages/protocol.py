@@ -8,7 +8,7 @@ import numpy as np
 
 from schemas.arrays import AnyArray, Arrays
 from schemas.config import RunConfig, Settings
-from schemas.pipeline import LAYOUTS
+from schemas.pipeline import layout_of
 from schemas.signals import Signal, Source
 from tasks.engines.protocol import Sampler, Scorer
 from tasks.verifiers.protocol import Attempt
@@ -199,7 +199,7 @@ def equal_units(total: int, most: int) -> list[Unit]:
 def joined(outcomes: Sequence[Arrays], layout: str = "rounds") -> dict[str, AnyArray]:
     """Outcomes one after another; offsets of ragged ones go on from each other."""
     out: dict[str, AnyArray] = {}
-    for name, declared in LAYOUTS[layout].items():
+    for name, declared in layout_of(layout).items():
         parts = [np.asarray(o[name]) for o in outcomes]
         if name == "offsets":
             starts = np.cumsum([0, *(int(p[-1]) for p in parts)])

@@ -19,7 +19,7 @@ from zarr.core.sync import sync
 from zarr.storage import MemoryStore
 
 from schemas.arrays import AnyArray, Array, Arrays, check_layout
-from schemas.pipeline import LAYOUTS
+from schemas.pipeline import layout_of
 
 _HEX = 64
 _COMPRESS_FROM = 4096  # bytes; below, the codec costs more than it saves
@@ -44,7 +44,7 @@ def encode(stage: str, key: str, arrays: Arrays, meta: Mapping[str, Any]) -> byt
     Raises:
         ValueError: the arrays are not those declared for the stage.
     """
-    check_layout(stage, LAYOUTS[stage], arrays)
+    check_layout(stage, layout_of(stage), arrays)
     members = sync(_write_group(stage, arrays, {**meta, "stage": stage, "key": key}))
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
@@ -75,7 +75,7 @@ async def _write_group(stage: str, arrays: Arrays, attributes: dict[str, Any]) -
         )
         await member.setitem(..., array)
 
-    await asyncio.gather(*(write(name, declared) for name, declared in LAYOUTS[stage].items()))
+    await asyncio.gather(*(write(name, declared) for name, declared in layout_of(stage).items()))
     return members
 
 
@@ -105,5 +105,5 @@ def decode(stage: str, key: str, data: bytes) -> Artefact:
     meta, arrays = sync(_read_group(MemoryStore(members)))
     if (meta.pop("stage"), meta.pop("key")) != (stage, key):
         raise ValueError(f"{stage}/{key}: holds another artefact")
-    check_layout(stage, LAYOUTS[stage], arrays)
+    check_layout(stage, layout_of(stage), arrays)
     return Artefact(stage, key, arrays, meta)

@@ -20,7 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import get_protocol
 
 from schemas.arrays import Arrays
-from schemas.pipeline import LAYOUTS
+from schemas.pipeline import PIPELINE
 from schemas.text import listed
 from tasks.inputs.files import read_file
 from tasks.store.codec import Artefact, decode, encode, is_whole
@@ -31,7 +31,7 @@ OBJECT = "artefact.zarr.zip"
 MARKER = ".opdscope-store"
 """Object that says that a folder is a store, and of which format; what deletes looks for it first."""
 FORMAT = 1
-_OF_STORES = frozenset({*LAYOUTS, "runs", "claims", "nightly", "calibration"})
+_OF_STORES = frozenset({*PIPELINE, "rounds", "runs", "claims", "nightly", "calibration"})
 """Folders that show a store where a marker is lost, or was not written yet."""
 _BESIDE = frozenset({"prefect", "demo", "models"})
 """Folders that commands make in `.opdscope` before it is a store."""

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from flows.command.configuration import ConfigurationError, checked, merged, parse_overrides
 from schemas import config as schema
 from schemas.config import RecordedTeacher, RunConfig, Settings, is_cosmetic, settings_in
-from schemas.pipeline import DIAGNOSIS
+from schemas.pipeline import diagnosis_stages
 from tasks.engines.vllm.served import Served
 from tasks.run.session import start_session
 from tasks.statistics.streams import stream_seed
@@ -191,7 +191,7 @@ def fields(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
 def keys_of(settings: dict[str, Any]) -> str:
     job = start_session(checked(settings))
     ids = job.keys.questions
-    every = job.keys.references([*DIAGNOSIS, "values", "ranking"], draws=True)
+    every = job.keys.references([*diagnosis_stages(), "values", "ranking"], draws=True)
     return json.dumps([every, job.keys.aggregate(ids)])
 
 

@@ -38,7 +38,7 @@ from schemas.limits import (
     MOST_SETTING,
     MOST_TOKENS,
 )
-from schemas.pipeline import DIAGNOSIS, PIPELINE
+from schemas.pipeline import PIPELINE, diagnosis_stages
 from schemas.signals import sources
 from schemas.tables import RUN_TABLES
 from schemas.text import id_problem, name_problem, reason, shown, visible, without_user
@@ -869,7 +869,7 @@ def test_tables_are_kept_where_the_report_fails(tmp_path: Path, monkeypatch: pyt
     rows = [{**OUTCOME, "question_id": f"q{q}", "token_id": t, "student_prob": 0.4} for q in range(5) for t in range(2)]
     config = checked(recorded(tmp_path, rows))
     job = start_session(config)
-    for stage in DIAGNOSIS:
+    for stage in diagnosis_stages():
         for source in sources(config) if PIPELINE[stage].of_source else [None]:
             run_stage(job, stage, job.keys.questions, source)
 
@@ -894,7 +894,7 @@ def test_the_ends_of_what_recorded_tables_may_hold_are_scored(tmp_path: Path) ->
     ]  # fmt: skip
     job = start_session(checked(recorded(tmp_path, rows)))
     ids = job.keys.questions
-    for stage in DIAGNOSIS:
+    for stage in diagnosis_stages():
         for source in sources(job.config) if PIPELINE[stage].of_source else [None]:
             assert not run_stage(job, stage, ids, source).failed
     outputs = dict(make_outputs(job, ids, {}).files)

@@ -19,7 +19,7 @@ import polars as pl
 
 from flows.command.configuration import checked
 from schemas.config import RunConfig
-from schemas.pipeline import DIAGNOSIS, PIPELINE
+from schemas.pipeline import PIPELINE, diagnosis_stages
 from schemas.signals import sources
 from tasks.calibration.measure import Setting, measure
 from tasks.calibration.suite import Family
@@ -92,7 +92,7 @@ def keys(config: RunConfig) -> Summary:
             patched.enter_context(patch.multiple(module, **{name: content[name] for name in functions}))
         patched.enter_context(patch("tasks.engines.choice.engine_fingerprint", lambda kind: kind))
         session = start_session(config)
-        found = session.keys.references([*DIAGNOSIS, "values", "ranking"], draws=session.samples)
+        found = session.keys.references([*diagnosis_stages(), "values", "ranking"], draws=session.samples)
         whole = session.keys.aggregate(session.keys.questions)
     by_stage: dict[str, list[str]] = {}
     for stage, key in found:
@@ -105,7 +105,7 @@ def run_tables(config: RunConfig) -> dict[str, pl.DataFrame]:
     session = start_session(config)
     try:
         ids = session.keys.questions
-        for stage in DIAGNOSIS:
+        for stage in diagnosis_stages():
             for source in sources(config) if PIPELINE[stage].of_source else [None]:
                 summary = run_stage(session, stage, ids, source)
                 if summary.failed or summary.left_out:

@@ -23,7 +23,7 @@ from schemas.config import (
     Settings,
     Teacher,
 )
-from schemas.pipeline import DIAGNOSIS
+from schemas.pipeline import diagnosis_stages
 from schemas.signals import Signal, Source
 from tasks.calibration.chain import Chain, exact_scores
 from tasks.engines.protocol import Continuation, Draw, Trunk
@@ -213,7 +213,7 @@ def scored_trees(
         scores=scores or Scores(),
     )
     computed = Computed(config, GivenProvider(given), list(given), signals, lambda _, __, question: seed(question))
-    computed.run(*DIAGNOSIS)
+    computed.run(*diagnosis_stages())
     questions = [QuestionScores.of(i, signals, partial(computed.read, i), config.tree.sampled) for i in given]
     return questions, Prior.of(computed.artefact("prior", next(iter(given))))
 

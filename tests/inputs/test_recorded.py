@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from flows.cli import app
 from flows.command.configuration import ConfigurationError, checked
 from schemas.config import Branching, ReverseKL
-from schemas.pipeline import DIAGNOSIS
+from schemas.pipeline import diagnosis_stages
 from tasks.calibration.chain import directions
 from tasks.calibration.simulate import Rolled, draw, roll
 from tasks.calibration.suite import Family, OracleQuestion, make_question
@@ -232,7 +232,9 @@ def test_keys_follow_the_rows_and_not_their_place(recorded: Any, tmp_path: Path)
 
     before = keys()
     write(tmp_path / "outcomes.jsonl", rows[::-1])
-    assert sorted(keys().references(DIAGNOSIS, draws=False)) == sorted(before.references(DIAGNOSIS, draws=False))
+    assert sorted(keys().references(diagnosis_stages(), draws=False)) == sorted(
+        before.references(diagnosis_stages(), draws=False)
+    )
     write(tmp_path / "outcomes.jsonl", broken(rows, 5, successes=rows[5]["successes"] - 1))
     changed = keys()
     first = rows[0]["question_id"]

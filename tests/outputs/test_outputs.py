@@ -11,7 +11,7 @@ from prefect.logging import disable_run_logger
 
 from flows.command.configuration import checked
 from schemas.config import RunConfig
-from schemas.pipeline import DIAGNOSIS
+from schemas.pipeline import diagnosis_stages
 from tasks.inputs.questions import InputError
 from tasks.outputs import names as outputs
 from tasks.outputs.files import parquet_bytes, read_run, read_table, write_files, write_run
@@ -81,15 +81,15 @@ def test_a_mixture_is_not_read(jobs: list[RunSession]) -> None:
 def test_a_name_is_of_one_configuration_at_a_time(settings: dict[str, Any]) -> None:
     one, other = checked(settings), checked(settings | {"seed": 1})
     again = checked(settings | {"execution": {"questions_per_task": 1}})  # needs the same of the store
-    with named(one, "diagnose", DIAGNOSIS), named(again, "diagnose", DIAGNOSIS):
+    with named(one, "diagnose", diagnosis_stages()), named(again, "diagnose", diagnosis_stages()):
         with (
             pytest.raises(InputError, match="name: a run named 'small' with another configuration is at work"),
-            named(other, "diagnose", DIAGNOSIS),
+            named(other, "diagnose", diagnosis_stages()),
         ):
             pass
-        with named(checked(settings | {"seed": 1, "name": "free"}), "diagnose", DIAGNOSIS):
+        with named(checked(settings | {"seed": 1, "name": "free"}), "diagnose", diagnosis_stages()):
             pass
-    with named(other, "diagnose", DIAGNOSIS):
+    with named(other, "diagnose", diagnosis_stages()):
         pass
 
 
@@ -101,7 +101,7 @@ def test_of_two_that_come_at_once_one_is_refused(settings: dict[str, Any]) -> No
 
     def run(config: RunConfig) -> None:
         try:
-            with named(config, "diagnose", DIAGNOSIS):
+            with named(config, "diagnose", diagnosis_stages()):
                 outcomes.append("held")
                 done.wait(30)
         except InputError:
@@ -122,14 +122,14 @@ def test_of_two_that_come_at_once_one_is_refused(settings: dict[str, Any]) -> No
 
 def test_what_is_made_without_some_questions_is_needed_too(jobs: list[RunSession]) -> None:
     job = jobs[0]
-    write_references(job, "diagnose", DIAGNOSIS)
+    write_references(job, "diagnose", diagnosis_stages())
     before = reachable(job.store)
     job.keys.leave_out(job.keys.questions[:2])
     prior = f"prior/{job.keys.key('prior', job.keys.questions[0])}"
     assert prior not in before
-    add_references(job, "diagnose", DIAGNOSIS)
+    add_references(job, "diagnose", diagnosis_stages())
     assert before | {prior} <= reachable(job.store)
-    write_references(start_session(job.config), "diagnose", DIAGNOSIS)  # the same run beside it begins
+    write_references(start_session(job.config), "diagnose", diagnosis_stages())  # the same run beside it begins
     assert before | {prior} <= reachable(job.store)
-    write_references(jobs[1], "diagnose", DIAGNOSIS)  # another, later
+    write_references(jobs[1], "diagnose", diagnosis_stages())  # another, later
     assert not (before | {prior}) & reachable(job.store)

@@ -11,7 +11,7 @@ import pytest
 from flows.command.configuration import checked
 from schemas.arrays import AnyArray
 from schemas.config import AdaptiveTree, Grouping, ReverseKL, Scores
-from schemas.pipeline import DIAGNOSIS, PIPELINE
+from schemas.pipeline import PIPELINE, diagnosis_stages
 from schemas.signals import Signal, sources
 from tasks.calibration.simulate import OracleTeaching, roll
 from tasks.calibration.suite import Family, make_question
@@ -77,7 +77,7 @@ def test_questions_are_gone_through_one_by_one(settings: dict[str, Any], monkeyp
     """However many questions and signals there are: the artefacts of one are held, each read at most twice."""
     job = start_session(checked(settings))
     ids = job.keys.questions
-    for stage in DIAGNOSIS:
+    for stage in diagnosis_stages():
         for source in sources(job.config) if PIPELINE[stage].of_source else [None]:
             run_stage(job, stage, ids, source)
     reads: Counter[str] = Counter()

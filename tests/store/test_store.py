@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from zarr.storage import ZipStore
 
 from schemas.arrays import ROUNDS, check_layout
-from schemas.pipeline import LAYOUTS
+from schemas.pipeline import PIPELINE, layout_of
 from tasks.store.codec import decode, encode, is_whole
 from tasks.store.keys import canonical, digest
 from tasks.store.store import FORMAT, OBJECT, Store, StoreError
@@ -108,7 +108,7 @@ def test_layout_is_checked() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             check_layout("rounds", ROUNDS, bad)
-    for layout in LAYOUTS.values():
+    for layout in map(layout_of, [*PIPELINE, "rounds", "continuations"]):
         assert all(np.dtype(a.dtype).kind in "bif" and a.meaning and a.dims for a in layout.values())
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class TransformersBackend:
-    """A `tasks.engines.protocol.Backend` for which nothing is to be looked for."""
+    """A `tasks.engines.backend.Backend` for which nothing is to be looked for."""
 
     versions, longest = "", None
 

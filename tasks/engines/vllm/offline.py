@@ -31,7 +31,7 @@ _CPU_BATCHED_TOKENS = 8192
 
 
 class VLLMBackend:
-    """vLLM in this process: `tasks.engines.protocol.Backend`."""
+    """vLLM in this process: `tasks.engines.backend.Backend`."""
 
     def __init__(self, settings: VLLMEngine) -> None:
         """Look for vLLM.

@@ -102,7 +102,7 @@ _Sample = Callable[[Connection, Served, int], Continuation]
 
 
 class ServerBackend:
-    """vLLM's servers: `tasks.engines.protocol.Backend`."""
+    """vLLM's servers: `tasks.engines.backend.Backend`."""
 
     def __init__(self, settings: VLLMServerEngine) -> None:
         """Ask every server what it serves.
