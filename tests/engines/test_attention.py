@@ -120,7 +120,7 @@ def test_the_self_test_finds_rows_that_see_what_they_should_not(monkeypatch: pyt
         part = attend(*args, **kwargs)
         return part._replace(lse=part.lse.masked_fill(part.lse == -torch.inf, 0.0))
 
-    monkeypatch.setattr("tasks.engines.transformers.decoding.attend", of_no_keys_zero)
+    monkeypatch.setattr("tasks.engines.transformers.batches.attend", of_no_keys_zero)
     with pytest.raises(EngineError, match="log-probabilities by shared prefixes differ"):
         sampled(tiny("Llama"), EVERY_DEPTH[:1])
 

@@ -190,7 +190,7 @@ def test_where_memory_runs_out_the_batch_shrinks_and_the_draws_stay(
         return attend(*args, **kwargs)
 
     sampler = sampler_with(model)
-    monkeypatch.setattr("tasks.engines.transformers.decoding.attend", short_of_memory)
+    monkeypatch.setattr("tasks.engines.transformers.batches.attend", short_of_memory)
     got = sampler.continue_prefixes(TRUNKS, DRAWS, 1.0)
     assert [e.tokens.tolist() for e in got] == [e.tokens.tolist() for e in expected]
     assert widest[-1] < max(widest)
@@ -201,7 +201,7 @@ def test_no_memory_for_one_draw_is_a_clear_error(model: Any, monkeypatch: pytest
         raise torch.OutOfMemoryError("no room")
 
     sampler = sampler_with(model)
-    monkeypatch.setattr("tasks.engines.transformers.decoding.attend", none_at_all)
+    monkeypatch.setattr("tasks.engines.transformers.batches.attend", none_at_all)
     with pytest.raises(EngineError, match="not enough memory on cpu for one draw"):
         sampler.continue_prefixes(TRUNKS, DRAWS, 1.0)
 

@@ -34,7 +34,7 @@ from hypothesis import strategies as st
 from schemas.config import VLLMServerEngine
 from schemas.limits import MOST_SECONDS
 from tasks.engines.protocol import Continuation, Draw, EngineAwayError, EngineError, Trunk
-from tasks.engines.vllm import answers, connection, requests, server
+from tasks.engines.vllm import answers, connection, requests, served, server
 from tasks.engines.vllm.bounds import NoAnswerError
 from tasks.engines.vllm.served import look_up
 from tasks.engines.vllm.server import ServerSampler
@@ -461,7 +461,7 @@ def test_models_beside_the_wanted_one_need_no_length() -> None:
 @pytest.mark.parametrize("path", ["/v1/models", "/version"])
 @pytest.mark.parametrize("data", [OK + b"x: " + b"y" * 9999, OK + b"\r\n" + b" " * 9999])
 def test_looking_up_keeps_to_its_time(path: str, data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "_LOOK_UP_SECONDS", 0.5)
+    monkeypatch.setattr(served, "_LOOK_UP_SECONDS", 0.5)
     with FakeServer(lambda asked, body: drip(data) if asked == path else honest(asked, body)) as fake:
         start = time.monotonic()
         with pytest.raises(EngineError) as raised:
@@ -689,7 +689,7 @@ class SlowHandshake(FakeServer):
 
 
 def test_a_handshake_a_byte_at_a_time_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "_LOOK_UP_SECONDS", 0.5)
+    monkeypatch.setattr(served, "_LOOK_UP_SECONDS", 0.5)
     with SlowHandshake() as fake, pytest.raises(EngineError, match="does not answer as a vLLM server"):
         within(5, lambda: look_up(engine(fake.url.replace("http:", "https:"))))
 
