@@ -22,7 +22,7 @@ from tasks.operations.errors import patiently
 from tasks.outputs.files import parquet_bytes, read_run, read_table
 from tasks.outputs.history import MOVED, compared, no_history, slower, tonight, unchanged
 from tasks.run.session import close_sessions, open_session
-from tasks.store.leases import Claims
+from tasks.store.leases import LeaseManager
 from tasks.store.store import Store, StoreError
 
 FINISHED, REGRESSION = "opdscope.nightly.finished", "opdscope.nightly.regression"
@@ -48,7 +48,7 @@ def nightly(config: NightlyConfig) -> dict[str, Any]:
         NightBusyError: the suite is at work in another process.
     """
     store = Store(config.store)
-    with Claims(store, 60.0).hold(f"nightly-{config.name}") as ours:
+    with LeaseManager(store, 60.0).acquire(f"nightly-{config.name}") as ours:
         if not ours:
             raise NightBusyError(f"suite {config.name!r} is at work in another process")
         with tags(*runtime.flow_run.tags):  # those of the deployment, for the runs within

@@ -134,9 +134,9 @@ SELECTION: dict[str, Column] = {
     ),
     "gain_low": Column("Float64", "lower end of its interval"),
     "gain_high": Column("Float64", "upper end of its interval"),
-    "more": Column("Float64", "gain less that of all tokens"),
-    "more_low": Column("Float64", "lower end of its interval, paired by question"),
-    "more_high": Column("Float64", "upper end of its interval"),
+    "additional_gain": Column("Float64", "gain less that of all tokens"),
+    "additional_gain_low": Column("Float64", "lower end of its interval, paired by question"),
+    "additional_gain_high": Column("Float64", "upper end of its interval"),
 }
 
 RANKS: dict[str, Column] = {
@@ -155,9 +155,9 @@ RANKS: dict[str, Column] = {
         "Float64",
         "probability that no other signal has a larger gain, shared among equal ones; null where too little is known",
     ),
-    "behind": Column("Float64", "gain of the first less this one's"),
-    "behind_low": Column("Float64", "lower end of its interval, paired by question"),
-    "behind_high": Column("Float64", "upper end of its interval"),
+    "gain_deficit": Column("Float64", "gain of the first less this one's"),
+    "gain_deficit_low": Column("Float64", "lower end of its interval, paired by question"),
+    "gain_deficit_high": Column("Float64", "upper end of its interval"),
     "d_sq": Column("Float64", "mean |d|^2 of a token"),
     "questions": Column("Int64", "questions"),
     "carrying": Column("Int64", "of them, those with right and wrong rollouts, which intervals go by (or rollouts)"),

@@ -161,7 +161,7 @@ def rank_table(ranks: pl.DataFrame, level: float) -> Table:
             str(row["rank"] or ""),
             *(escape(row[name]) for name in ("teacher", "context", "loss")),
             _interval(row, "gain") if known else "undefined",
-            _interval(row, "behind") if known and row["rank"] > 1 else "",
+            _interval(row, "gain_deficit") if known and row["rank"] > 1 else "",
             f"{100 * row['p_best']:.0f} %" if row["p_best"] is not None else "",
         )
     return table
@@ -218,13 +218,13 @@ def what_would_settle(ranks: pl.DataFrame, result: dict[str, Any]) -> str:
     pair = escape(f"{names[0]} and {names[1]}")
     if result["settled"]:
         return f"settled: {pair} are told apart"
-    if result["more_questions"] is None:
+    if result["additional_questions"] is None:
         return f"not settled: {pair} show no difference at all"
     n = ranks["rollouts"][0] / ranks["questions"][0]
-    more = f"about {result['more_questions']:,} more questions with {n:g} rollouts each"
-    if result["more_rollouts"] is None:
+    more = f"about {result['additional_questions']:,} more questions with {n:g} rollouts each"
+    if result["additional_rollouts"] is None:
         return f"not settled: to tell {pair} apart would take {more}; rollouts of the same questions alone would not do"
-    others = f"about {result['more_rollouts']:,} more rollouts of each question here"
+    others = f"about {result['additional_rollouts']:,} more rollouts of each question here"
     return f"not settled: to tell {pair} apart would take {more}, or {others}"
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from schemas.config import Settings
-from tasks.stages.distillation.losses import descent
+from tasks.stages.distillation.losses import distillation_direction
 from tasks.statistics.csr import Floats, Ints
 
 
@@ -158,7 +158,9 @@ def directions(chain: Chain, teacher: Chain, loss: Settings) -> Floats:
     with np.errstate(divide="ignore"):
         log_p, log_t = np.log(chain.rows[pairs[0]]), np.log(teacher.rows[pairs[1]])
     width = log_p.shape[-1]
-    d = descent(loss, torch.from_numpy(log_p.reshape(-1, width)), torch.from_numpy(log_t.reshape(-1, width)))
+    d = distillation_direction(
+        loss, torch.from_numpy(log_p.reshape(-1, width)), torch.from_numpy(log_t.reshape(-1, width))
+    )
     return np.asarray(d.numpy().reshape(log_p.shape)[which.reshape(-1)])
 
 

@@ -33,7 +33,7 @@ def figures(rows: pl.DataFrame) -> list[Figure]:
             out.append(bias(f"bias of {score}, {planner}", part, None if planner == "uniform" else WITHIN_01))
     for score in ("alignment", "gain", "group difference", "teacher difference", "equal groups"):
         part = adaptive.filter(pl.col("score") == score)
-        what = "0 held where groups are equal" if score == "equal groups" else f"coverage, {score}"
+        what = "coverage of 0 for equal groups" if score == "equal groups" else f"coverage, {score}"
         out.append(coverage(what, part))
     at_least = Range(0.93, np.inf, "at least 93 %")
     for score, wanted in (

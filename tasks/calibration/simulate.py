@@ -15,7 +15,7 @@ from schemas.arrays import AnyArray, Arrays
 from schemas.config import Settings
 from tasks.calibration.chain import Chain, walk
 from tasks.stages.distillation.directions import divergences, head_direction
-from tasks.stages.distillation.losses import descent, floored
+from tasks.stages.distillation.losses import distillation_direction, floored
 from tasks.stages.trees.frame import SamplingFrame
 from tasks.stages.trees.planner import Launches
 from tasks.statistics.csr import Floats, Ints, owners
@@ -121,7 +121,7 @@ class OracleTeaching:
     @cached_property
     def _d(self) -> Floats:
         log_p, log_t, _ = self._pair
-        flat = descent(self.loss, log_p.flatten(0, 1), log_t.flatten(0, 1))
+        flat = distillation_direction(self.loss, log_p.flatten(0, 1), log_t.flatten(0, 1))
         return np.asarray(flat.numpy().reshape(log_p.shape))
 
     def distillation(self, tree: Arrays) -> dict[str, AnyArray]:

@@ -32,10 +32,10 @@ def named(config: RunConfig, flow: str, stages: Sequence[str]) -> Iterator[None]
     seen: set[str] = set()
     while True:
         with ExitStack() as held:
-            if session.with_retries(lambda: held.enter_context(session.claims.hold(claim, need))):
+            if session.with_retries(lambda: held.enter_context(session.leases.acquire(claim, need))):
                 yield
                 return
-        others = {r.name for r in session.claims.rivals(claim) if r.alive and not r.expired and r.subject != need}
+        others = {r.name for r in session.leases.rivals(claim) if r.alive and not r.expired and r.subject != need}
         if others & seen:  # not one that has only come and looked
             raise InputError(
                 "name",
@@ -55,7 +55,7 @@ def writing(session: RunSession) -> Iterator[None]:
 
     claim = digest(["outputs", session.config.name])
     with ExitStack() as held:
-        session.with_retries(lambda: held.enter_context(session.claims.wait(claim, told)))
+        session.with_retries(lambda: held.enter_context(session.leases.wait(claim, told)))
         yield
 
 

@@ -72,8 +72,8 @@ def rank_task(config: RunConfig, ids: list[str]) -> dict[str, Any]:
         "questions": ids,
         "settled": ranking.settled,
         "why_unresolved": why,
-        "more_questions": ranking.more_questions,
-        "more_rollouts": ranking.more_rollouts,
+        "additional_questions": ranking.additional_questions,
+        "additional_rollouts": ranking.additional_rollouts,
         "files": write_files(session, [("ranks.parquet", parquet_bytes(frame(ranking.rows, RANKS)))]),
     }
     session.store.put_bytes(json.dumps(result, indent=1).encode(), "runs", config.name, "rank.json")

@@ -17,7 +17,7 @@ from tasks.stages.models import ModelProvider
 from tasks.stages.protocol import Provider
 from tasks.store.checkpoints import StoreCheckpoints
 from tasks.store.credentials import use_block
-from tasks.store.leases import Claims
+from tasks.store.leases import LeaseManager
 from tasks.store.store import Store, StoreError
 
 Result = TypeVar("Result")
@@ -28,7 +28,7 @@ class RunSession(NamedTuple):
 
     Attributes:
         provider: where rollouts, trees and distillation gradients come from.
-        claims: what this process works on, for others to see.
+        leases: what this process works on, for others to see.
         samples: whether stages sample and keep draws while they do.
     """
 
@@ -36,7 +36,7 @@ class RunSession(NamedTuple):
     store: Store
     keys: RunKeys
     provider: Provider
-    claims: Claims
+    leases: LeaseManager
     checkpoints: StoreCheckpoints
     samples: bool
 
@@ -75,7 +75,7 @@ def _from_models(config: RunConfig) -> RunSession:
 
 
 def _session(config: RunConfig, store: Store, keys: RunKeys, provider: Provider, *, samples: bool) -> RunSession:
-    claims = Claims(store, config.execution.lease)
+    claims = LeaseManager(store, config.execution.lease)
     return RunSession(config, store, keys, provider, claims, StoreCheckpoints(store, keys, config), samples)
 
 

@@ -110,7 +110,7 @@ def _make_part(session: RunSession, stage: Stage, question: str, source: Source 
     absent = _absent(session, stage, keys)
     if absent:
         subject = digest([stage.name, session.keys.key("rollouts", question), source])
-        with session.claims.hold(subject) as ours:
+        with session.leases.acquire(subject) as ours:
             if not ours:
                 return False
             absent = _absent(session, stage, absent)  # made since then

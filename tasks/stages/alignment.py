@@ -10,8 +10,15 @@ from schemas.arrays import AnyArray
 from schemas.config import Scores
 from tasks.stages.protocol import Made, Work
 from tasks.statistics.csr import Floats, owners, row_sums
-from tasks.statistics.estimators import Outcomes, PooledRounds, completed, covariance, linear, pool_rounds
-from tasks.statistics.prior import CONCENTRATIONS, Prior, cells
+from tasks.statistics.estimators import (
+    Outcomes,
+    PooledRounds,
+    adjust_for_tail,
+    estimate_covariance,
+    estimate_linear,
+    pool_rounds,
+)
+from tasks.statistics.prior import CONCENTRATIONS, Prior, responsibilities
 
 K = TypeVar("K")
 
@@ -43,7 +50,7 @@ def simulate(outcomes: Outcomes, prior: Prior, temperature: float, samples: int,
     """
     rng = np.random.default_rng(seed)
     offsets, owner, p = outcomes.offsets, owners(outcomes.offsets), outcomes.prob
-    upto = np.cumsum(cells(prior, outcomes), axis=1)
+    upto = np.cumsum(responsibilities(prior, outcomes), axis=1)
     u = rng.random((samples, len(upto))) * upto[:, -1]
     cell = np.empty((samples, len(upto)), dtype=np.int64)
     for node, column in enumerate(u.T):
@@ -70,7 +77,7 @@ def simulate(outcomes: Outcomes, prior: Prior, temperature: float, samples: int,
 
 
 def _simulated(outcomes: Outcomes, weight: Floats, Q: Floats, c: Floats, rest: Floats) -> Floats:
-    """sum_j P_j Q_j c_j in every simulation, the tail completed as in `completed`; [S, N]."""
+    """sum_j P_j Q_j c_j in every simulation, the tail completed as in `adjust_for_tail`; [S, N]."""
     offsets = outcomes.offsets
     sampled = row_sums(np.where(outcomes.tail, weight * c, 0.0), offsets)
     share = (rest - sampled) / row_sums(outcomes.head_prob, offsets)
@@ -108,7 +115,7 @@ def node_scores(
 
     T = np.asarray(distillation["teacher_prob"])
     T_rest = np.maximum(1 - row_sums(np.where(rows.tail, 0.0, T), offsets), 0.0)
-    advantage = linear(rows, completed(rows, T / rows.prob - 1, T_rest - rows.tail_prob))
+    advantage = estimate_linear(rows, adjust_for_tail(rows, T / rows.prob - 1, T_rest - rows.tail_prob))
     told = (rows.tail_size > 0) | (T_rest <= tail_limit)
 
     one = np.zeros(len(nodes.outcomes.offsets) - 1, dtype=np.int64)
@@ -130,8 +137,8 @@ def node_scores(
         "lfsr": np.where(teaches, 1 - np.maximum(*signs), np.nan),
     }
     return {
-        "inner": linear(rows, completed(rows, c, c_rest)),
-        "inner_noise": covariance(rows, c, c, c_rest, c_rest),
+        "inner": estimate_linear(rows, adjust_for_tail(rows, c, c_rest)),
+        "inner_noise": estimate_covariance(rows, c, c, c_rest, c_rest),
         **{name: score[nodes.row] for name, score in scores.items()},
         "cosine_plain": plain_cosine(rows, np.asarray(distillation["d_head"])),
         "teacher_advantage": np.where(told, advantage, np.nan),

@@ -3,7 +3,7 @@
 from schemas.arrays import AnyArray
 from tasks.stages.protocol import Made, Work
 from tasks.statistics.csr import owners
-from tasks.statistics.estimators import Outcomes, reliability, squared_norm, value
+from tasks.statistics.estimators import Outcomes, estimate_squared_norm, estimate_value, reliability
 
 
 def make(work: Work) -> Made:
@@ -13,8 +13,8 @@ def make(work: Work) -> Made:
 
 def ideal_gradients(outcomes: Outcomes, temperature: float) -> dict[str, AnyArray]:
     """The arrays of stage 3."""
-    V = value(outcomes)
-    unbiased, plain = (norm / temperature**2 for norm in squared_norm(outcomes))
+    V = estimate_value(outcomes)
+    unbiased, plain = (norm / temperature**2 for norm in estimate_squared_norm(outcomes))
     return {
         "value": V,
         "g_sq": unbiased,

@@ -83,14 +83,15 @@ class Ranking:
     """Signals by gain: rows of `schemas.tables.RANKS`, and what it would take to settle the first two.
 
     settled: their difference's interval leaves 0 out; None where there are no two signals whose gain is known.
-    more_questions: questions to add, with as many rollouts each; more_rollouts: rollouts to add to each of these
-    questions instead; None where that cannot be told, or cannot be enough. endings: how each question's rollouts ended.
+    additional_questions: questions to add, with as many rollouts each; additional_rollouts: rollouts to add to each of
+    these questions instead; None where that cannot be told, or cannot be enough. endings: how each question's rollouts
+    ended.
     """
 
     rows: list[dict[str, Any]]
     settled: bool | None
-    more_questions: int | None
-    more_rollouts: int | None
+    additional_questions: int | None
+    additional_rollouts: int | None
     endings: list[Endings]
 
 
@@ -122,9 +123,9 @@ def rank(questions: Sequence[RankedQuestion], temperature: float, scores: Scores
                 "gain_low": low,
                 "gain_high": high,
                 "p_best": p_best[i] if known and carrying >= LEAST_UNITS else np.nan,
-                "behind": point[first] - point[i],
-                "behind_low": behind[0],
-                "behind_high": behind[1],
+                "gain_deficit": point[first] - point[i],
+                "gain_deficit_low": behind[0],
+                "gain_deficit_high": behind[1],
                 "d_sq": total[i, _SUMS.index("d_sq")] / tokens,
                 "questions": len(questions),
                 "carrying": carrying,

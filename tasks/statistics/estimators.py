@@ -128,7 +128,7 @@ def weights(outcomes: Outcomes) -> Floats:
     return np.where(outcomes.tail, share[owner], outcomes.prob)
 
 
-def completed(outcomes: Outcomes, c: Floats, rest: Floats) -> Floats:
+def adjust_for_tail(outcomes: Outcomes, c: Floats, rest: Floats) -> Floats:
     """c at the branches such that what the drawn tail tokens miss of the tail counts with the head's mean success; [B].
 
     The sum of P_j c_j over the tail is known, of P_j Q_j c_j there only a sample is. With b the head's mean success,
@@ -144,17 +144,17 @@ def completed(outcomes: Outcomes, c: Floats, rest: Floats) -> Floats:
     return np.where(outcomes.tail, c, c + share[owners(outcomes.offsets)])
 
 
-def linear(outcomes: Outcomes, c: Floats) -> Floats:
+def estimate_linear(outcomes: Outcomes, c: Floats) -> Floats:
     """L_c = sum_j P_j Q_j c_j without bias, [N], for c known at the branches and completed, [B]."""
     return row_sums(weights(outcomes) * outcomes.rate * c, outcomes.offsets)
 
 
-def covariance(outcomes: Outcomes, a: Floats, b: Floats, rest_a: Floats, rest_b: Floats) -> Floats:
+def estimate_covariance(outcomes: Outcomes, a: Floats, b: Floats, rest_a: Floats, rest_b: Floats) -> Floats:
     """Covariance of the estimates of L_a and L_b, without bias, [N].
 
     Args:
         a, b: at the branches, not completed, [B].
-        rest_a, rest_b: as in `completed`, [N].
+        rest_a, rest_b: as in `adjust_for_tail`, [N].
     """
     offsets, owner = outcomes.offsets, owners(outcomes.offsets)
     rate, n = outcomes.rate, outcomes.draws
@@ -175,28 +175,28 @@ def covariance(outcomes: Outcomes, a: Floats, b: Floats, rest_a: Floats, rest_b:
     return of_head + of_tail
 
 
-def value(outcomes: Outcomes) -> Floats:
+def estimate_value(outcomes: Outcomes) -> Floats:
     """V without bias, [N]."""
-    return linear(outcomes, completed(outcomes, np.ones_like(outcomes.prob), outcomes.tail_prob))
+    return estimate_linear(outcomes, adjust_for_tail(outcomes, np.ones_like(outcomes.prob), outcomes.tail_prob))
 
 
-def squared_norm(outcomes: Outcomes) -> tuple[Floats, Floats]:
+def estimate_squared_norm(outcomes: Outcomes) -> tuple[Floats, Floats]:
     """|g|^2 at temperature 1: without bias, and as drawn with its noise; [N] each.
 
     The first is negative where noise outweighs signal; the difference is the noise that was taken out.
     """
     p, one = outcomes.prob, np.ones_like(outcomes.prob)
     mass, rest = outcomes.tail_prob, outcomes.tail_p_sq
-    V, W = value(outcomes), linear(outcomes, completed(outcomes, p, rest))
+    V, W = estimate_value(outcomes), estimate_linear(outcomes, adjust_for_tail(outcomes, p, rest))
     n, s = outcomes.draws, outcomes.successes
     rate_sq = s * (s - 1) / (n * (n - 1))  # Q^2 without bias, from pairs of draws
-    noise_V = covariance(outcomes, one, one, mass, mass)
+    noise_V = estimate_covariance(outcomes, one, one, mass, mass)
     undrawn = np.where(outcomes.tail_size > 0, 0.0, rest)
     S, share = outcomes.p_sq, weights(outcomes) * p
     unbiased = (
         row_sums(share * rate_sq, outcomes.offsets)
         + undrawn * (V * V - noise_V)
-        - 2 * (V * W - covariance(outcomes, one, p, mass, rest))
+        - 2 * (V * W - estimate_covariance(outcomes, one, p, mass, rest))
         + S * (V * V - noise_V)
     )
     plain = row_sums(share * outcomes.rate**2, outcomes.offsets) + undrawn * V * V - 2 * V * W + S * V * V

@@ -80,7 +80,7 @@ def fitted(questions: Sequence[Outcomes]) -> list[Ints]:
     ]
 
 
-def cells(prior: Prior, outcomes: Outcomes) -> Floats:
+def responsibilities(prior: Prior, outcomes: Outcomes) -> Floats:
     """Posterior probability of each cell at each node, [N, C]."""
     joint = log_likelihood(outcomes, prior.mu, prior.kappa) + np.log(prior.weight)
     return np.asarray(np.exp(joint - logsumexp(joint, axis=1, keepdims=True)))

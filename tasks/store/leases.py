@@ -1,4 +1,4 @@
-"""Claims: who works on what, so that processes that share a store compute nothing twice.
+"""Leases: who works on what, so that processes that share a store compute nothing twice.
 
 Who wants to work puts an object of its own beside those of the others and then looks whether it is alone; if not, it
 takes its own away again. Of two that do so at once at least one sees the other, so that never both go on. Nobody
@@ -71,7 +71,7 @@ class Rival:
     expired: bool
 
 
-class Claims:
+class LeaseManager:
     """The claims of one process on one store."""
 
     def __init__(self, store: Store, lease: float) -> None:
@@ -88,7 +88,7 @@ class Claims:
         self._seen: dict[str, tuple[bytes, float, bool]] = {}
 
     @contextmanager
-    def hold(self, name: str, subject: str | None = None) -> Iterator[bool]:
+    def acquire(self, name: str, subject: str | None = None) -> Iterator[bool]:
         """Hold a claim for the time of a block; gives False where another holds it.
 
         Args:
@@ -117,7 +117,7 @@ class Claims:
         """
         waits = False
         while True:
-            with self.hold(name) as ours:
+            with self.acquire(name) as ours:
                 if ours:
                     yield
                     return
@@ -159,7 +159,7 @@ class Claims:
             self._store.remove(FOLDER, claim.name)
 
     def rivals(self, name: str, own: Claim | None = None) -> list[Rival]:
-        """Claims of a name, but for one of our own."""
+        """Leases of a name, but for one of our own."""
         there = self._store.names(FOLDER)
         self._seen = {n: seen for n, seen in self._seen.items() if n in there}
         others = [n for n in there if n.rpartition(".")[0] == name and (own is None or n != own.name)]

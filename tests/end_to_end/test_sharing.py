@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from tasks.store.keys import digest
-from tasks.store.leases import Claims
+from tasks.store.leases import LeaseManager
 from tasks.store.store import Store
 from tests.helpers.places import ROOT
 from tests.helpers.served import tables
@@ -26,45 +26,45 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 
 
 def test_a_claim_has_one_holder(store: Store) -> None:
-    one, other = Claims(store, 60.0), Claims(store, 60.0)
-    with one.hold("work") as first, other.hold("work") as second, other.hold("other work") as third:
+    one, other = LeaseManager(store, 60.0), LeaseManager(store, 60.0)
+    with one.acquire("work") as first, other.acquire("work") as second, other.acquire("other work") as third:
         assert (first, second, third) == (True, False, True)
-    with other.hold("work") as again:
+    with other.acquire("work") as again:
         assert again
     assert store.names("claims") == []
 
 
 def test_a_claim_is_kept_alive_and_else_taken_over(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    holder, other, third = Claims(store, 0.4), Claims(store, 0.4), Claims(store, 0.4)
+    holder, other, third = LeaseManager(store, 0.4), LeaseManager(store, 0.4), LeaseManager(store, 0.4)
 
-    def takes(claims: Claims) -> bool:
-        with claims.hold("work") as ours:
+    def takes(claims: LeaseManager) -> bool:
+        with claims.acquire("work") as ours:
             return ours
 
-    with holder.hold("work"):
+    with holder.acquire("work"):
         for _ in range(15):  # the holder lives: far longer than the lease
             assert not takes(other)
             time.sleep(0.1)
     with monkeypatch.context() as patch:
-        patch.setattr(Claims, "_beat", lambda *args: None)
-        with holder.hold("work"):  # holds it, and gives no sign of life
+        patch.setattr(LeaseManager, "_beat", lambda *args: None)
+        with holder.acquire("work"):  # holds it, and gives no sign of life
             assert not takes(other) and not takes(third)
             time.sleep(0.5)
-            with other.hold("work") as ours:
+            with other.acquire("work") as ours:
                 assert ours and not takes(third)
     assert takes(third) and store.names("claims") == []
 
 
 def test_the_claim_of_a_process_that_is_gone_is_taken_over_at_once(tmp_path: Path) -> None:
     code = (
-        "import os, signal, sys; from tasks.store.store import Store; from tasks.store.leases import Claims\n"
-        "with Claims(Store(sys.argv[1]), 600).hold('work') as ours: os.kill(os.getpid(), signal.SIGKILL)"
+        "import os, signal, sys; from tasks.store.store import Store; from tasks.store.leases import LeaseManager\n"
+        "with LeaseManager(Store(sys.argv[1]), 600).acquire('work') as ours: os.kill(os.getpid(), signal.SIGKILL)"
     )
     killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=False)
     assert killed.returncode == -signal.SIGKILL
     store = Store(str(tmp_path))
     assert len(store.names("claims")) == 1
-    with Claims(store, 600).hold("work") as ours:
+    with LeaseManager(store, 600).acquire("work") as ours:
         assert ours
     assert store.names("claims") == []
 

@@ -14,7 +14,7 @@ from tasks.engines.transformers.sampler import TransformersSampler
 from tasks.engines.transformers.scorer import TransformersScorer, load_transformers
 from tasks.stages.aggregate.pooling import pooled, sum_rollouts
 from tasks.stages.aggregate.questions import QuestionScores
-from tasks.stages.distillation.losses import descent
+from tasks.stages.distillation.losses import distillation_direction
 from tasks.stages.models import ModelProvider
 from tasks.stages.protocol import NoCheckpoints
 from tasks.stages.rollouts import make_rollouts
@@ -132,7 +132,7 @@ class Enumeration:
         log_p, log_t = self.row(0, prefix), self.row(1, prefix)
         q = np.array([self.value((*prefix, v)) for v in range(len(WORDS))])
         p = log_p.exp().numpy()
-        d = descent(ReverseKL(), log_p[None], log_t[None])[0].numpy()
+        d = distillation_direction(ReverseKL(), log_p[None], log_t[None])[0].numpy()
         return p * (q - (p * q).sum()), d, q
 
 

@@ -21,7 +21,7 @@ from tasks.stages.trees.frame import survey
 from tasks.stages.trees.planner import Launches
 from tasks.stages.trees.stage import DrawCounts, draw_unit, planner_of
 from tasks.statistics.design import inclusion_probabilities, systematic_sample
-from tasks.statistics.estimators import Outcomes, squared_norm
+from tasks.statistics.estimators import Outcomes, estimate_squared_norm
 from tests.helpers.oracle import (
     QUESTION,
     Exact,
@@ -171,7 +171,7 @@ def test_squared_norm_without_a_tail_is_the_plain_one_less_its_noise() -> None:
     g = p * (q - (p * q).sum())
     leverage = p**2 * (1 - 2 * p + (p**2).sum())
     noise = leverage * q * (1 - q) / (n - 1)
-    unbiased, plain = squared_norm(outcomes)
+    unbiased, plain = estimate_squared_norm(outcomes)
     assert unbiased[0] == pytest.approx((g**2).sum() - noise.sum())
     assert plain[0] == pytest.approx((g**2).sum())
 

@@ -20,7 +20,7 @@ from schemas.config import (
     TotalVariation,
     loss_name,
 )
-from tasks.stages.distillation.losses import descent, support
+from tasks.stages.distillation.losses import distillation_direction, support
 
 ROUNDING = 4e-15
 """Autograd's own: it adds terms of size 1 that cancel."""
@@ -107,7 +107,7 @@ def test_closed_form_is_autograd_on_random_distributions(loss: Settings) -> None
         z, zt = (scale * torch.randn(50, 17, dtype=torch.float64, generator=generator) for _ in range(2))
         for row in range(50):
             log_t = torch.log_softmax(zt[row : row + 1], -1)
-            ours = descent(loss, torch.log_softmax(z[row : row + 1], -1), log_t)
+            ours = distillation_direction(loss, torch.log_softmax(z[row : row + 1], -1), log_t)
             assert_close(ours, by_autograd(loss, z[row : row + 1], log_t))
 
 
@@ -126,7 +126,7 @@ EXTREME = {
 def test_closed_form_is_autograd_on_extreme_distributions(loss: Settings, student: str, teacher: str) -> None:
     z, zt = (torch.tensor([EXTREME[name]], dtype=torch.float64) for name in (student, teacher))
     log_p, log_t = torch.log_softmax(z, -1), torch.log_softmax(zt, -1)
-    ours = descent(loss, log_p, log_t)
+    ours = distillation_direction(loss, log_p, log_t)
     assert torch.isfinite(ours).all()
     theirs = by_autograd(loss, z, log_t)
     if torch.isfinite(theirs).all() and float(theirs.norm()) > 1e-12:
@@ -140,14 +140,14 @@ def test_exact_zeros_give_neither_nan_nor_infinity(loss: Settings) -> None:
     log_p = torch.tensor([[0.0, zero, zero, zero], [math.log(0.5), math.log(0.5), zero, zero]])
     log_t = torch.tensor([[zero, 0.0, zero, zero], [zero, math.log(0.5), math.log(0.5), zero]])
     for a, b in ((log_p, log_t), (log_t, log_p), (log_p, log_p)):
-        assert torch.isfinite(descent(loss, a, b)).all()
+        assert torch.isfinite(distillation_direction(loss, a, b)).all()
 
 
 @pytest.mark.parametrize("loss", [x for x in LOSSES if not isinstance(x, TopK)], ids=loss_name)
 def test_teacher_equal_to_student_gives_exactly_zero(loss: Settings) -> None:
     for dtype in (torch.float32, torch.float64):
         log_p = torch.log_softmax(4 * torch.randn(20, 31, dtype=dtype), -1)
-        assert not descent(loss, log_p, log_p.clone()).any()
+        assert not distillation_direction(loss, log_p, log_p.clone()).any()
 
 
 @given(st.lists(st.floats(-60, 60), min_size=3, max_size=9), st.randoms(use_true_random=False))
@@ -155,7 +155,7 @@ def test_teacher_equal_to_student_gives_exactly_zero(loss: Settings) -> None:
 def test_directions_sum_to_zero(logits: list[float], rng: object) -> None:
     z = torch.tensor([logits], dtype=torch.float64)
     for loss in LOSSES:
-        d = descent(loss, torch.log_softmax(z, -1), torch.log_softmax(z.flip(-1), -1))
+        d = distillation_direction(loss, torch.log_softmax(z, -1), torch.log_softmax(z.flip(-1), -1))
         assert abs(float(d.sum())) <= 1e-9 * max(1.0, float(d.abs().sum()))
 
 
@@ -166,7 +166,7 @@ def test_jsd_has_the_beta_convention_of_gkd_and_trl() -> None:
         torch.log_softmax(torch.randn(5, 9, dtype=torch.float64, generator=generator), -1) for _ in range(2)
     )
     small = 1e-6
-    forward = descent(JSD(beta=small), log_p, log_t) / small
-    reverse = descent(JSD(beta=1 - small), log_p, log_t) / small
-    assert torch.allclose(forward, descent(ForwardKL(), log_p, log_t), rtol=1e-4, atol=1e-6)
-    assert torch.allclose(reverse, descent(ReverseKL(), log_p, log_t), rtol=1e-4, atol=1e-6)
+    forward = distillation_direction(JSD(beta=small), log_p, log_t) / small
+    reverse = distillation_direction(JSD(beta=1 - small), log_p, log_t) / small
+    assert torch.allclose(forward, distillation_direction(ForwardKL(), log_p, log_t), rtol=1e-4, atol=1e-6)
+    assert torch.allclose(reverse, distillation_direction(ReverseKL(), log_p, log_t), rtol=1e-4, atol=1e-6)

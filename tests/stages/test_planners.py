@@ -26,7 +26,7 @@ from tasks.stages.trees.frame import SamplingFrame
 from tasks.stages.trees.planner import grow_tree
 from tasks.stages.trees.windows import count_visits, windows
 from tasks.statistics.csr import owners, row_sums
-from tasks.statistics.estimators import Outcomes, completed, linear, pool_rounds, squared_norm
+from tasks.statistics.estimators import Outcomes, adjust_for_tail, estimate_linear, estimate_squared_norm, pool_rounds
 from tasks.store.store import Store
 from tests.helpers.sessions import provided
 
@@ -70,8 +70,10 @@ def test_adaptive_sums_are_unbiased_though_later_rounds_follow_from_earlier_ones
         outcomes, d = Outcomes.of(arrays), taught.distillation(arrays)
         w = arrays["share"] / arrays["inclusion"]
         c = d["d"] - d["d_bar"][owners(outcomes.offsets)]
-        inner = linear(outcomes, completed(outcomes, c, -row_sums(outcomes.head_prob * c, outcomes.offsets)))
-        sums.append([(w * inner).sum(), (w * squared_norm(outcomes)[0]).sum()])
+        inner = estimate_linear(
+            outcomes, adjust_for_tail(outcomes, c, -row_sums(outcomes.head_prob * c, outcomes.offsets))
+        )
+        sums.append([(w * inner).sum(), (w * estimate_squared_norm(outcomes)[0]).sum()])
     target = [x[rolled.depth, rolled.state].sum() for x in (exact.inner, exact.g_sq)]
     error = np.std(sums, axis=0, ddof=1) / np.sqrt(len(sums))
     assert (np.abs(np.mean(sums, axis=0) - target) <= 3 * error).all()

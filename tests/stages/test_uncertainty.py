@@ -25,7 +25,7 @@ from tasks.stages.trees.planner import grow_tree
 from tasks.stages.values import boundaries
 from tasks.statistics.bootstrap import LEAST_UNITS, bootstrap_interval, resample
 from tasks.statistics.estimators import Outcomes
-from tasks.statistics.prior import CONCENTRATIONS, Prior, cells, fit
+from tasks.statistics.prior import CONCENTRATIONS, Prior, fit, responsibilities
 from tests.benchmarks.few_units import population, settles
 from tests.helpers.oracle import Given, scored_trees
 
@@ -52,8 +52,8 @@ def test_the_prior_tells_no_difference_from_large_ones() -> None:
     by_kappa = prior.weight.reshape(-1, len(CONCENTRATIONS)).sum(axis=0)
     assert 0.7 < by_kappa[CONCENTRATIONS > 100].sum() < 0.9  # 80 % of the nodes
     null = prior.kappa > 100
-    assert cells(prior, same)[:, null].sum(axis=1).mean() > 0.85
-    assert cells(prior, apart)[:, null].sum(axis=1).mean() < 0.25
+    assert responsibilities(prior, same)[:, null].sum(axis=1).mean() > 0.85
+    assert responsibilities(prior, apart)[:, null].sum(axis=1).mean() < 0.25
     alone = fit([siblings(rng, 200, 0.0)])
     assert alone.weight[alone.kappa > 100].sum() > 0.85
 
@@ -158,7 +158,7 @@ def test_selection_is_scored_on_draws_that_did_not_select(run: Run) -> None:
             held[choice] += noise[choice]["gain_low"] <= 0 <= noise[choice]["gain_high"]
     assert min(held.values()) >= 6  # 95 % intervals: P(fewer of 8) < 1 %
     real = selected(run, None)
-    assert real["all"]["share"] == 1 and real["likely_positive"]["more_low"] > 0
+    assert real["all"]["share"] == 1 and real["likely_positive"]["additional_gain_low"] > 0
     assert real["resolved_positive"]["share"] < real["likely_positive"]["share"] < 1
     assert 0 < real["predicted_positive"]["share"] < 1 and real["predicted_positive"]["gain_low"] > 0
 
@@ -263,7 +263,7 @@ def test_ranking_is_unbiased_and_says_what_would_settle_it() -> None:
         error = np.std(gains[name], ddof=1) / np.sqrt(120)
         assert abs(np.mean(gains[name]) - truth[name]) <= 3 * error
     few = rank(ranked(questions, 2, 0, names), 1.0, SCORES, 0)
-    assert few.settled is False and few.more_questions is not None and few.more_questions > 0
+    assert few.settled is False and few.additional_questions is not None and few.additional_questions > 0
     many = rank(ranked(questions, 400, 1, names), 1.0, SCORES, 0)
     assert [row["teacher"] for row in many.rows] == ["good", "fair", "wrong"]
     assert many.settled is True and many.rows[0]["p_best"] > 0.97
@@ -323,10 +323,12 @@ def outcomes_all(questions: list[RankedQuestion], won: bool) -> list[RankedQuest
 def test_nothing_is_known_where_all_rollouts_end_alike(won: bool) -> None:
     questions = [make_question(Family(64, "clear", "even"), n, 0) for n in range(6)]
     ranking = rank(outcomes_all(ranked(questions, 4, 0, ["good", "fair"]), won), 1.0, SCORES, 0)
-    assert ranking.settled is None and ranking.more_questions is None
+    assert ranking.settled is None and ranking.additional_questions is None
     for row in ranking.rows:
         assert row["rank"] is None and row["carrying"] == 0
-        assert np.isnan([row[name] for name in ("gain", "gain_low", "p_best", "behind", "behind_low")]).all()
+        assert np.isnan(
+            [row[name] for name in ("gain", "gain_low", "p_best", "gain_deficit", "gain_deficit_low")]
+        ).all()
 
 
 def test_teachers_of_the_same_content_share_their_rank() -> None:

@@ -14,7 +14,7 @@ from s3fs import S3FileSystem
 
 from tasks.operations.errors import is_transient
 from tasks.store.garbage import remove, unreachable
-from tasks.store.leases import Claims
+from tasks.store.leases import LeaseManager
 from tasks.store.listing import holdings, stored
 from tasks.store.outages import StoreAwayError
 from tasks.store.store import Store, StoreError
@@ -52,7 +52,7 @@ def test_objects_claims_and_clean_up(gate: Gate) -> None:
     assert store.get_bytes("a", "b") is None and store.names("a") == []
     store.put_bytes(b"1", "rounds", KEY, PART)
     assert opened("unit").names("rounds", KEY) == [PART]  # another process sees it at once
-    with Claims(store, 60).hold("work") as ours, Claims(opened("unit"), 60).hold("work") as theirs:
+    with LeaseManager(store, 60).acquire("work") as ours, LeaseManager(opened("unit"), 60).acquire("work") as theirs:
         assert ours and not theirs
     assert opened("unit").names("claims") == []
     assert [(h.artefacts, h.size) for h in holdings(store) if h.stage == "rounds"] == [(1, 1)]
@@ -64,7 +64,7 @@ def test_objects_claims_and_clean_up(gate: Gate) -> None:
 @pytest.mark.parametrize("fault", ["refusing", "away"])
 def test_a_store_that_refuses_or_is_away_is_told_apart_from_a_wrong_one(gate: Gate, fault: str) -> None:
     opened("x").check_writable()
-    with Claims(opened("x"), 60).hold("work") as ours:
+    with LeaseManager(opened("x"), 60).acquire("work") as ours:
         assert ours
         setattr(gate, fault, True)
         calls: list[Callable[[], object]] = [

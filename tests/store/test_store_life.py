@@ -18,7 +18,7 @@ from tasks.store import leases as module
 from tasks.store.garbage import claims as at_work
 from tasks.store.garbage import remove, sweep, unreachable
 from tasks.store.keys import digest
-from tasks.store.leases import Claim, Claims
+from tasks.store.leases import Claim, LeaseManager
 from tasks.store.listing import damaged, holdings, stored
 from tasks.store.references import pin, pin_also
 from tasks.store.store import OBJECT, Store
@@ -55,7 +55,7 @@ class Writer:
 
     def __init__(self, url: str) -> None:
         self.store = Store(url)
-        self.claims = Claims(self.store, LEASE)
+        self.claims = LeaseManager(self.store, LEASE)
         self.claims._process = {**self.claims._process, "machine": uuid4().hex}
         self.claim: Claim | None = None
         self.beat, self.silent = 0.0, 0.0

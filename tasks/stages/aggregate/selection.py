@@ -114,9 +114,9 @@ def selection_rows(sums: Floats, signals: Sequence[Signal], scores: Scores, seed
                     "gain": point[i, c],
                     "gain_low": low if known else np.nan,
                     "gain_high": high if known else np.nan,
-                    "more": point[i, c] - point[i, 0] if c else np.nan,
-                    "more_low": more[0] if known and c else np.nan,
-                    "more_high": more[1] if known and c else np.nan,
+                    "additional_gain": point[i, c] - point[i, 0] if c else np.nan,
+                    "additional_gain_low": more[0] if known and c else np.nan,
+                    "additional_gain_high": more[1] if known and c else np.nan,
                 }
             )
     return rows

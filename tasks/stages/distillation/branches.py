@@ -9,7 +9,7 @@ import torch
 from schemas.arrays import AnyArray
 from schemas.config import Settings
 from tasks.stages.distillation.directions import divergences, head_direction
-from tasks.stages.distillation.losses import descent, floored
+from tasks.stages.distillation.losses import distillation_direction, floored
 from tasks.statistics.csr import Floats, owners, row_sums
 
 
@@ -45,7 +45,7 @@ def distill_branches(
 
     out = {}
     for name, loss in losses.items():
-        d = descent(loss, log_p, log_t).numpy()
+        d = distillation_direction(loss, log_p, log_t).numpy()
         d_bar = (np.exp(log_p.numpy()) * d).sum(axis=1)
         out[name] = {
             "d_sq": everywhere(np.square(d).sum(axis=1), fill=0.0),

@@ -5,7 +5,7 @@ import numpy.typing as npt
 import torch
 
 from schemas.config import Settings
-from tasks.stages.distillation.losses import descent, floored, log_mix
+from tasks.stages.distillation.losses import distillation_direction, floored, log_mix
 from tasks.statistics.csr import Floats, Ints, owners
 
 
@@ -38,4 +38,4 @@ def head_direction(
         table = log_probs.new_full((len(offsets) - 1, int(place.max()) + 1), -torch.inf)
         table[row, place] = log_probs.masked_fill(~head.to(log_probs.device), -torch.inf)
         heads.append(torch.log_softmax(table, dim=-1))
-    return np.asarray(torch.where(head, descent(loss, *heads)[row, place].cpu(), 0.0).double().numpy())
+    return np.asarray(torch.where(head, distillation_direction(loss, *heads)[row, place].cpu(), 0.0).double().numpy())

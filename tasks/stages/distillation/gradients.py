@@ -11,7 +11,7 @@ from schemas.arrays import AnyArray
 from schemas.config import Settings
 from tasks.engines.scoring import View, score_blocks, tempered
 from tasks.stages.distillation.directions import divergences, head_direction
-from tasks.stages.distillation.losses import descent
+from tasks.stages.distillation.losses import distillation_direction
 from tasks.statistics.csr import Floats, Ints, owners
 
 
@@ -64,7 +64,7 @@ def distill(
         teacher_prob[at.branches] = t_branches.double().exp().cpu().numpy()
         policy = tempered(log_p, temperature)
         for name, loss in losses.items():
-            d = descent(loss, log_p, log_t)
+            d = distillation_direction(loss, log_p, log_t)
             d_bar = (policy * d).sum(-1, dtype=torch.float64)
             out = by_loss[name]
             out["d_sq"][positions] = d.square().sum(-1, dtype=torch.float64).cpu().numpy()

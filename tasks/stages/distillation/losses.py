@@ -98,7 +98,7 @@ def bucket(log_probs: Tensor, kept: Tensor) -> Tensor:
     return floored(log_probs.masked_fill(kept, -torch.inf).logsumexp(-1, keepdim=True))
 
 
-def descent(loss: Settings, log_p: Tensor, log_t: Tensor) -> Tensor:
+def distillation_direction(loss: Settings, log_p: Tensor, log_t: Tensor) -> Tensor:
     """The distillation direction d = -dL/dz at each node.
 
     Args:

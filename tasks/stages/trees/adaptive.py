@@ -15,7 +15,7 @@ from tasks.stages.trees.design import Completed, RoundDesign, assemble, design_r
 from tasks.stages.trees.frame import SamplingFrame
 from tasks.statistics.csr import Floats, Ints, row_sums
 from tasks.statistics.design import inclusion_probabilities, systematic_sample
-from tasks.statistics.estimators import pool_rounds, squared_norm, value
+from tasks.statistics.estimators import estimate_squared_norm, estimate_value, pool_rounds
 
 _KNOWN = 0.95
 """Share of |g|^2 as drawn that is signal, from which on a node is left alone."""
@@ -72,7 +72,7 @@ def half_width(frame: SamplingFrame, completed: Sequence[Completed]) -> float:
     sums = []
     for c in completed:
         if not c.design.focused:
-            sums.append(float((squared_norm(observed(c))[0] / c.design.arrays["inclusion"]).sum()))
+            sums.append(float((estimate_squared_norm(observed(c))[0] / c.design.arrays["inclusion"]).sum()))
     if len(sums) < 4:
         return float("inf")
     rollouts = len(frame.correct)
@@ -83,7 +83,7 @@ def half_width(frame: SamplingFrame, completed: Sequence[Completed]) -> float:
 def promising(tree: AdaptiveTree, frame: SamplingFrame, completed: Sequence[Completed]) -> Ints:
     """Nodes seen so far whose |g|^2 seems largest and is not yet known well: positions, increasing."""
     arrays = assemble(frame, completed)
-    unbiased, plain = squared_norm(pool_rounds(arrays).outcomes)
+    unbiased, plain = estimate_squared_norm(pool_rounds(arrays).outcomes)
     unknown = unbiased < _KNOWN * plain
     worth = np.where(unknown, np.maximum(unbiased, 0.0), -1.0)
     order = np.argsort(-worth, kind="stable")[: tree.round // tree.node_draws]
@@ -107,7 +107,7 @@ def outcome_variance(frame: SamplingFrame, completed: Sequence[Completed]) -> Fl
         outcomes = [observed(c) for c in completed]
         node = np.concatenate([c.design.arrays["node"] for c in completed])
         draws = np.concatenate([row_sums(o.draws, o.offsets) for o in outcomes])
-        known = np.concatenate([np.clip(value(o), 0.0, 1.0) for o in outcomes])
+        known = np.concatenate([np.clip(estimate_value(o), 0.0, 1.0) for o in outcomes])
         places, inverse = np.unique(node, return_inverse=True)
         n = np.bincount(inverse, draws)
         v = (np.bincount(inverse, draws * known) + 2 * mean) / (n + 2)

@@ -1,4 +1,4 @@
-"""Claims: of any number of processes that stall and come back at any point, one holds a claim."""
+"""LeaseManager: of any number of processes that stall and come back at any point, one holds a claim."""
 
 import threading
 import time
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tasks.store import leases as module
-from tasks.store.leases import FOLDER, Claim, Claims
+from tasks.store.leases import FOLDER, Claim, LeaseManager
 from tasks.store.store import Store
 
 LEASE = 8.0
@@ -30,21 +30,21 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 def test_one_that_comes_back_after_a_stall_takes_nothing_from_others(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, two, three, four = (Claims(store, 0.2) for _ in range(4))
+    one, two, three, four = (LeaseManager(store, 0.2) for _ in range(4))
     for claims in (two, three, four):
         monkeypatch.setattr(claims, "_process", {**claims._process, "machine": "another"})
     with ExitStack() as stalled, ExitStack() as second, ExitStack() as third:
         with monkeypatch.context() as patch:
-            patch.setattr(Claims, "_beat", lambda *args: None)
-            assert stalled.enter_context(one.hold("work"))
-        assert not second.enter_context(two.hold("work"))
+            patch.setattr(LeaseManager, "_beat", lambda *args: None)
+            assert stalled.enter_context(one.acquire("work"))
+        assert not second.enter_context(two.acquire("work"))
         time.sleep(0.3)
-        assert second.enter_context(two.hold("work"))  # takes it over
+        assert second.enter_context(two.acquire("work"))  # takes it over
         stalled.close()  # comes back, and releases
-        assert not third.enter_context(three.hold("work"))
+        assert not third.enter_context(three.acquire("work"))
         second.close()
-        assert third.enter_context(three.hold("work"))
-        with four.hold("work") as ours:
+        assert third.enter_context(three.acquire("work"))
+        with four.acquire("work") as ours:
             assert not ours
     assert store.names(FOLDER) == []
 
@@ -52,36 +52,40 @@ def test_one_that_comes_back_after_a_stall_takes_nothing_from_others(
 def test_a_late_release_does_not_free_the_claim_of_the_next_but_one(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, two, three, four = (Claims(store, 0.2) for _ in range(4))
+    one, two, three, four = (LeaseManager(store, 0.2) for _ in range(4))
     with ExitStack() as stalled:
         with monkeypatch.context() as patch:
-            patch.setattr(Claims, "_beat", lambda *args: None)
-            assert stalled.enter_context(one.hold("work"))
-        with two.hold("work") as ours:
+            patch.setattr(LeaseManager, "_beat", lambda *args: None)
+            assert stalled.enter_context(one.acquire("work"))
+        with two.acquire("work") as ours:
             assert not ours
         time.sleep(0.3)
-        with two.hold("work") as ours:
+        with two.acquire("work") as ours:
             assert ours
-        with three.hold("work") as ours:
+        with three.acquire("work") as ours:
             assert ours
             stalled.close()
-            with four.hold("work") as also:
+            with four.acquire("work") as also:
                 assert not also
 
 
 def test_processes_that_do_the_same_share_a_claim(store: Store) -> None:
-    one, two, three = (Claims(store, 60.0) for _ in range(3))
-    with one.hold("name", "this") as first, two.hold("name", "this") as second, three.hold("name", "that") as third:
+    one, two, three = (LeaseManager(store, 60.0) for _ in range(3))
+    with (
+        one.acquire("name", "this") as first,
+        two.acquire("name", "this") as second,
+        three.acquire("name", "that") as third,
+    ):
         assert (first, second, third) == (True, True, False)
-        with three.hold("name") as alone:
+        with three.acquire("name") as alone:
             assert not alone
         assert all(rival.alive for rival in three.rivals("name"))
-    with three.hold("name", "that") as third:
+    with three.acquire("name", "that") as third:
         assert third
 
 
 def test_what_is_held_is_waited_for(store: Store) -> None:
-    one, two = Claims(store, 60.0), Claims(store, 60.0)
+    one, two = LeaseManager(store, 60.0), LeaseManager(store, 60.0)
     told: list[str] = []
     order: list[str] = []
 
@@ -119,8 +123,8 @@ class Away:
 def test_a_heartbeat_survives_an_outage(tmp_path: Path) -> None:
     store = Store(f"memory://{tmp_path.name}")
     fs = store.fs = Away(store.fs)
-    others = Claims(Store(f"memory://{tmp_path.name}"), 1.0)
-    with Claims(store, 1.0).hold("work") as ours:
+    others = LeaseManager(Store(f"memory://{tmp_path.name}"), 1.0)
+    with LeaseManager(store, 1.0).acquire("work") as ours:
         assert ours
         fs.away = True
         time.sleep(0.6)
@@ -128,7 +132,7 @@ def test_a_heartbeat_survives_an_outage(tmp_path: Path) -> None:
         fs.away = False
         for _ in range(10):  # far longer than the lease
             time.sleep(0.2)
-            with others.hold("work") as theirs:
+            with others.acquire("work") as theirs:
                 assert not theirs
     assert store.names(FOLDER) == []
 
@@ -136,13 +140,13 @@ def test_a_heartbeat_survives_an_outage(tmp_path: Path) -> None:
 def test_what_an_outage_kept_from_being_released_is_our_own_again_at_once(tmp_path: Path) -> None:
     store = Store(f"memory://{tmp_path.name}")
     fs = store.fs = Away(store.fs)
-    claims = Claims(store, 60.0)
-    with claims.hold("work") as ours:
+    claims = LeaseManager(store, 60.0)
+    with claims.acquire("work") as ours:
         assert ours
         fs.away = True  # the work is done, and its end is no error
     fs.away = False
     assert len(store.names(FOLDER)) == 1
-    with claims.hold("work") as ours:
+    with claims.acquire("work") as ours:
         assert ours
     assert store.names(FOLDER) == []
 
@@ -180,7 +184,7 @@ class Process:
 
     def __init__(self, url: str, clock: Callable[[], float]) -> None:
         self.store, self.clock = Stepped(url), clock
-        self.claims = Claims(self.store, LEASE)
+        self.claims = LeaseManager(self.store, LEASE)
         self.claims._process = {**self.claims._process, "machine": uuid4().hex}  # none sees that another is gone
         self.claim: Claim | None = None
         self.written, self.silent, self.taken = clock(), 0.0, 0
@@ -266,10 +270,10 @@ class Holders(RuleBasedStateMachine):
             for process in self.processes:
                 process.stop()
             assert not any(process.thread.is_alive() for process in self.processes)
-            last = Claims(self.plain, LEASE)
+            last = LeaseManager(self.plain, LEASE)
             last.rivals("work")
             self.now += LEASE + 1.0
-            with last.hold("work") as ours:  # nobody is left: it is free
+            with last.acquire("work") as ours:  # nobody is left: it is free
                 assert ours
             assert self.plain.names(FOLDER) == []
         finally:
