@@ -17,7 +17,13 @@ MAY_IMPORT = {
     "flows": {"schemas", "tasks", "flows"},
 }
 NOT_IN_SCHEMAS = {"torch", "transformers", "prefect", "vllm", "zarr"}
-SHELLS = {"tasks/run/shells.py", "tasks/outputs/run.py", "tasks/demo/models.py", "tasks/store/credentials.py"}
+SHELLS = {
+    "tasks/run/shells.py",
+    "tasks/outputs/names.py",
+    "tasks/outputs/tasks.py",
+    "tasks/demo/models.py",
+    "tasks/store/credentials.py",
+}
 PIPELINE = ["rollouts", "trees", "ideal", "distillation", "alignment", "aggregate"]
 
 
