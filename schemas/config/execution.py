@@ -26,21 +26,21 @@ class Execution(Settings):
         30.0,
         ge=0,
         le=limits.MOST_SECONDS,
-        description="Between two commits of draws, at the least",
+        description="Minimum seconds between checkpoints of draws",
         json_schema_extra=COSMETIC,
     )
     retries: int = Field(
         3,
         ge=0,
         le=20,
-        description="Times that a task is tried again after what can pass: a full disk, a store or server away",
+        description="Times that a task is tried again after a transient error: a full disk, a store or server away",
         json_schema_extra=COSMETIC,
     )
     retry_seconds: float = Field(
         10.0,
         ge=0,
         le=86_400,
-        description="Before the first time it is tried again; twice as long each time",
+        description="Seconds before the first retry; doubled each time",
         json_schema_extra=COSMETIC,
     )
     lease: float = Field(
