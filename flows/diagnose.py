@@ -146,7 +146,7 @@ def run_stages(config: RunConfig, flow_name: str, wanted: Sequence[str]) -> Prog
             done.stages[name] = TaskSummary()
             parts = sources(config) if stage.of_source else [None]
             publish(name, 0, len(done.ids) * len(parts))
-            if session.samples and stage.draws is not None:
+            if session.config.tree.samples and stage.draws is not None:
                 publish(stage.draws.label, 0, len(done.ids) * stage.draws.most(config))
             size = len(done.ids) if stage.scope is Scope.RUN else config.execution.questions_per_task
             stage_run = retried(stage_task.with_options(name=name), config.execution)

@@ -40,7 +40,7 @@ def cost(session: RunSession) -> list[StageCost]:
         absent = {key: place for key, place in wanted.items() if key not in there}
         # of one teacher with one context all losses are made at once
         units = {(question, signal.source if signal is not None else None) for question, signal in absent.values()}
-        one = stage.cost(session.config) if session.samples else Cost()
+        one = stage.cost(session.config) if session.config.tree.samples else Cost()
         costs.append(StageCost(name, len(wanted) - len(absent), len(absent), *(len(units) * n for n in one)))
     return costs
 

@@ -17,10 +17,12 @@ class TreeSettings(Settings):
 
     Attributes:
         sampled: whether nodes are a sample of all positions, with known probabilities.
+        samples: whether draws are made here, and not read.
         extends: whether a larger budget goes on from the draws of a smaller one.
     """
 
     sampled: ClassVar[bool] = True
+    samples: ClassVar[bool] = True
     extends: ClassVar[bool] = False
 
     @property
@@ -195,6 +197,7 @@ class RecordedTree(TreeSettings):
         lt=1,
         description="Teacher's probability outside the recorded branches up to which an advantage is told",
     )
+    samples: ClassVar[bool] = False
     sampled: ClassVar[bool] = False
 
 

@@ -27,7 +27,7 @@ def named(config: RunConfig, flow: str, stages: Sequence[str]) -> Iterator[None]
         InputError: another configuration's run of this name is at work.
     """
     session = open_session(config)
-    need = digest(session.keys.references(stages, draws=session.samples))
+    need = digest(session.keys.references(stages))
     claim = digest(["run", flow, config.name])
     seen: set[str] = set()
     while True:
@@ -61,13 +61,13 @@ def writing(session: RunSession) -> Iterator[None]:
 
 def write_references(session: RunSession, flow: str, stages: Sequence[str]) -> None:
     """Tell the store's clean-up what a run needs, before it has made it."""
-    needed = [f"{stage}/{key}" for stage, key in session.keys.references(stages, draws=session.samples)]
+    needed = [f"{stage}/{key}" for stage, key in session.keys.references(stages)]
     session.with_retries(lambda: pin(session.store, session.config.name, flow, needed))
 
 
 def add_references(session: RunSession, flow: str, stages: Sequence[str]) -> None:
     """Tell it again, once questions are left out: what is made of all questions has another key then."""
-    needed = [f"{stage}/{key}" for stage, key in session.keys.references(stages, draws=session.samples)]
+    needed = [f"{stage}/{key}" for stage, key in session.keys.references(stages)]
     session.with_retries(lambda: pin_also(session.store, session.config.name, flow, needed))
 
 

@@ -78,17 +78,13 @@ class RunKeys:
             self._known[place] = self._remembered(recipe)
         return self._known[place]
 
-    def references(self, stages: Sequence[str], *, draws: bool) -> list[tuple[str, str]]:
-        """Every (stage, key) that a run of some stages may read or make.
-
-        Args:
-            draws: whether it samples, and keeps rounds.
-        """
+    def references(self, stages: Sequence[str]) -> list[tuple[str, str]]:
+        """Every (stage, key) that a run of some stages may read or make."""
         found: list[tuple[str, str]] = []
         for question in self.questions:
             for stage in stages:
                 found += [(stage, key) for key in self.of_stage(stage, question).values()]
-                if draws and PIPELINE[stage].draws is not None:
+                if self._config.tree.samples and PIPELINE[stage].draws is not None:
                     found.append(("rounds", self.rounds(stage, question)))
         return list(dict.fromkeys(found))
 

@@ -29,7 +29,6 @@ class RunSession(NamedTuple):
     Attributes:
         provider: where rollouts, trees and distillation gradients come from.
         leases: what this process works on, for others to see.
-        samples: whether stages sample and keep draws while they do.
     """
 
     config: RunConfig
@@ -38,7 +37,6 @@ class RunSession(NamedTuple):
     provider: Provider
     leases: LeaseManager
     checkpoints: StoreCheckpoints
-    samples: bool
 
     def with_retries(self, action: Callable[[], Result]) -> Result:
         """What an action gives; after a transient error it is tried again, as the settings say."""
@@ -60,7 +58,7 @@ def start_session(config: RunConfig) -> RunSession:
 def _from_tables(config: RunConfig) -> RunSession:
     tables = RecordedProvider(config, read_recorded(config.recorded_tree, config.recorded_teachers))
     store = _writable(config.store)
-    return _session(config, store, RunKeys(config, tables, tables.questions), tables, samples=False)
+    return _session(config, store, RunKeys(config, tables, tables.questions), tables)
 
 
 def _from_models(config: RunConfig) -> RunSession:
@@ -71,12 +69,12 @@ def _from_models(config: RunConfig) -> RunSession:
     models = LoadedModels(config, library, engine, questions)
     keys = RunKeys(config, ModelIdentities(config, library, engine, models, questions), questions)
     provider = ModelProvider(models, config, StoreCheckpoints(store, keys, config))
-    return _session(config, store, keys, provider, samples=True)
+    return _session(config, store, keys, provider)
 
 
-def _session(config: RunConfig, store: Store, keys: RunKeys, provider: Provider, *, samples: bool) -> RunSession:
+def _session(config: RunConfig, store: Store, keys: RunKeys, provider: Provider) -> RunSession:
     claims = LeaseManager(store, config.execution.lease)
-    return RunSession(config, store, keys, provider, claims, StoreCheckpoints(store, keys, config), samples)
+    return RunSession(config, store, keys, provider, claims, StoreCheckpoints(store, keys, config))
 
 
 def _writable(url: str) -> Store:

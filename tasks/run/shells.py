@@ -116,7 +116,7 @@ def _make_part(session: RunSession, stage: Stage, question: str, source: Source 
             absent = _absent(session, stage, absent)  # made since then
             if absent:
                 _commit(session, stage, question, absent, source, summary)
-                if session.samples:
+                if session.config.tree.samples:
                     session.checkpoints.clear(stage.name, question)
     summary.cached += len(keys) - len(absent)
     return True

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from schemas.arrays import AnyArray
-from schemas.config import RecordedTree, RunConfig
+from schemas.config import RunConfig
 from tasks.statistics.bootstrap import LEAST_UNITS
 
 
@@ -34,6 +34,25 @@ class Endings(NamedTuple):
         return self.correct + self.successes == self.rollouts + self.draws
 
 
+class Advice(NamedTuple):
+    """What to change, by what is wanted."""
+
+    easier: str
+    harder: str
+    questions: str
+    draws: str
+
+
+SAMPLED = Advice(
+    "ask easier ones, lower sampling.temperature, say in prompt.template how to answer, or see whether the verifier "
+    "reads its answers",
+    "ask harder ones, or raise sampling.temperature",
+    "add questions, or raise sampling.rollouts",
+    "raise tree.draws",
+)
+RECORDED = Advice("record easier ones", "record harder ones", "record more questions", "record more draws a branch")
+
+
 def why_unresolved(questions: Sequence[Endings], carrying: int, config: RunConfig) -> str:
     """The likeliest reason that a run's scores are unresolved, and what to change.
 
@@ -43,32 +62,21 @@ def why_unresolved(questions: Sequence[Endings], carrying: int, config: RunConfi
     Args:
         carrying: units that carry signal, as intervals count them.
     """
-    n, recorded = len(questions), isinstance(config.tree, RecordedTree)
+    n, advice = len(questions), SAMPLED if config.tree.samples else RECORDED
     cut = sum(2 * q.truncated >= q.rollouts for q in questions)
     wrong, right = sum(q.always_wrong for q in questions), sum(q.always_right for q in questions)
-    if not recorded and 2 * cut >= n:
+    if 2 * cut >= n:
         return (
             f"the length limit ended half or more of the rollouts of {cut} of {n} questions: "
             f"raise sampling.max_tokens, now {config.sampling.max_tokens}"
         )
     if 2 * wrong >= n:
-        change = (
-            "record easier ones"
-            if recorded
-            else (
-                "ask easier ones, lower sampling.temperature, say in prompt.template how to answer, or see whether the "
-                "verifier reads its answers"
-            )
-        )
-        return f"the student is always wrong on {wrong} of {n} questions: {change}"
+        return f"the student is always wrong on {wrong} of {n} questions: {advice.easier}"
     if 2 * right >= n:
-        change = "record harder ones" if recorded else "ask harder ones, or raise sampling.temperature"
-        return f"the student is always right on {right} of {n} questions: {change}"
+        return f"the student is always right on {right} of {n} questions: {advice.harder}"
     if carrying < LEAST_UNITS:
-        change = "record more questions" if recorded else "add questions, or raise sampling.rollouts"
         return (
             f"{carrying} questions (of a few, rollouts) have outcomes that differ where it matters, and intervals need "
-            f"{LEAST_UNITS}: {change}"
+            f"{LEAST_UNITS}: {advice.questions}"
         )
-    more = "record more draws a branch" if recorded else "raise tree.draws"
-    return f"the ideal gradient is lost in the noise of the draws: add questions, or {more}"
+    return f"the ideal gradient is lost in the noise of the draws: add questions, or {advice.draws}"

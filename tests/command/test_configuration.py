@@ -191,7 +191,7 @@ def fields(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
 def keys_of(settings: dict[str, Any]) -> str:
     job = start_session(checked(settings))
     ids = job.keys.questions
-    every = job.keys.references([*diagnosis_stages(), "values", "ranking"], draws=True)
+    every = job.keys.references([*diagnosis_stages(), "values", "ranking"])
     return json.dumps([every, job.keys.aggregate(ids)])
 
 

@@ -76,9 +76,7 @@ def test_planner_engine_and_verifier_are_settings_and_a_class(settings: dict[str
         rollouts = session.store.need("rollouts", session.keys.key("rollouts", question))
         assert tree["node"].tolist() == rollouts["offsets"][:-1].tolist()
     ordinary = start_session(config)
-    assert not set(session.keys.references(["rollouts"], draws=True)) & set(
-        ordinary.keys.references(["rollouts"], draws=True)
-    )
+    assert not set(session.keys.references(["rollouts"])) & set(ordinary.keys.references(["rollouts"]))
     assert tables(session)["tokens.parquet"]["position"].unique().to_list() == [0]
 
 

@@ -232,9 +232,7 @@ def test_keys_follow_the_rows_and_not_their_place(recorded: Any, tmp_path: Path)
 
     before = keys()
     write(tmp_path / "outcomes.jsonl", rows[::-1])
-    assert sorted(keys().references(diagnosis_stages(), draws=False)) == sorted(
-        before.references(diagnosis_stages(), draws=False)
-    )
+    assert sorted(keys().references(diagnosis_stages())) == sorted(before.references(diagnosis_stages()))
     write(tmp_path / "outcomes.jsonl", broken(rows, 5, successes=rows[5]["successes"] - 1))
     changed = keys()
     first = rows[0]["question_id"]

@@ -58,7 +58,7 @@ def test_an_interrupted_stage_goes_on_where_it_was(
     with pytest.raises(Interrupted):
         run_stage(killed, stage, ids)
     assert killed.store.names("rounds", killed.keys.rounds(stage, ids[0]))
-    assert ("rounds", killed.keys.rounds(stage, ids[0])) in killed.keys.references([stage], draws=True)
+    assert ("rounds", killed.keys.rounds(stage, ids[0])) in killed.keys.references([stage])
     engine.calls, engine.at = [], None
     run_stage(again, stage, ids)
     assert engine.calls == planned[2:]
