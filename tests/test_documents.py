@@ -82,7 +82,18 @@ def test_no_stage_imports_a_later_one() -> None:
 
 
 def test_nothing_else_stands_at_the_top() -> None:
-    known = {"schemas", "tasks", "flows", "infra", "tests", "pyproject.toml", "README.md", "LICENSE", "constraints.txt"}
+    known = {
+        "opdscope.py",
+        "schemas",
+        "tasks",
+        "flows",
+        "infra",
+        "tests",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "constraints.txt",
+    }
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     top = {line.split("/")[0] for line in listed.splitlines()}
     assert {name for name in top if not name.startswith(".")} <= known

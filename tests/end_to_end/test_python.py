@@ -1,0 +1,29 @@
+"""opdscope as a Python module."""
+
+from typing import Any
+
+import pytest
+
+import opdscope
+from flows.command.configuration import ConfigurationError
+from tasks.store.store import StoreError
+
+
+def test_a_ranking_and_its_table(
+    settings: dict[str, Any], prefect_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PREFECT_API_URL", "PREFECT_HOME"):
+        monkeypatch.setenv(name, prefect_environment[name])
+    settings["questions"]["limit"] = 2
+    config = opdscope.configuration(settings, ["sampling.rollouts=2"])
+    assert config.sampling.rollouts == 2
+    with pytest.raises(StoreError, match="gone"):
+        opdscope.table(config, "ranks")
+    result = opdscope.rank(config)
+    ranks = opdscope.table(config, "ranks")
+    assert result["name"] == "small" and len(ranks) == 6 and "gain_deficit" in ranks.columns
+
+
+def test_a_wrong_field_is_named(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match=r"sampling\.rollouts"):
+        opdscope.configuration(settings, ["sampling.rollouts=none"])
