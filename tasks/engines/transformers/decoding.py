@@ -110,7 +110,7 @@ class Decoder:
         order = sorted(range(len(rows)), key=lambda i: (-rows[i].expected, rows[i].draw.trunk, rows[i].held))
         self._waiting = deque(order)
         self._cohorts: list[Cohort] = []
-        self._ended: list[int] = []
+        self._ended = self._ended_tokens = 0
         batch: Batch | None = None
         while self._waiting or self._cohorts:
             try:
@@ -135,8 +135,8 @@ class Decoder:
     def _expected(self, i: int) -> int:
         """Tokens that a draw is planned to have: what its trunk tells, then what ended draws were like."""
         expected, limit = self._rows[i].expected, int(self._limits[i])
-        if expected >= limit and len(self._ended) >= 16:
-            return min(limit, 1 + int(1.5 * float(np.mean(self._ended))))
+        if expected >= limit and self._ended >= 16:
+            return min(limit, 1 + int(1.5 * (self._ended_tokens / self._ended)))
         return expected
 
     def _admit(self) -> bool:
@@ -237,7 +237,8 @@ class Decoder:
             stopped, full = np.isin(mine, self._stop), self._limits[cohort.rows] <= cohort.step
             ending = cohort.alive & (stopped | full)
             self._cut[cohort.rows[ending]] = ~stopped[ending]
-            self._ended += [cohort.step] * int(ending.sum())
+            self._ended += int(ending.sum())
+            self._ended_tokens += cohort.step * int(ending.sum())
             cohort.alive &= ~ending
 
     def _count(self, batch: Batch) -> None:
