@@ -1,6 +1,6 @@
-"""The configuration reference of the README, made from the settings themselves.
+"""The reference of settings and columns in `schemas/README.md`, made from the settings themselves.
 
-python -m schemas.reference README.md     # writes it between its two markers
+python -m schemas.reference schemas/README.md     # writes it between its two markers
 """
 
 import sys
@@ -15,7 +15,8 @@ from pydantic_core import PydanticUndefined
 from schemas.config import RunConfig, is_cosmetic, settings_in
 from schemas.tables import HISTORY, RANKS, RUN_TABLES, Column
 
-BEGIN, END = "<!-- reference: made by `python -m schemas.reference README.md` -->", "<!-- end of reference -->"
+BEGIN = "<!-- reference: made by `python -m schemas.reference schemas/README.md` -->"
+END = "<!-- end of reference -->"
 
 
 def reference() -> str:
