@@ -21,16 +21,19 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import polars as pl
 
 from flows.command.environment import prepare
 from tests.benchmarks.timing import add_time
+
+if TYPE_CHECKING:
+    from schemas.config import RunConfig
+    from tasks.run.keys import RunKeys
 
 SIGNALS = 2
 NODES = 64
@@ -103,7 +106,7 @@ def measure_many(folder: Path, questions: int) -> dict[str, float]:
     from tasks.store.store import OBJECT, Store
 
     of_outputs = [(vars(tasks.outputs.diagnosis), name) for name in ("make_tables", "parquet_bytes", "render")]
-    numerics = add_time([(vars(tasks.run.shells), "_make"), *of_outputs])
+    numerics = add_time([(vars(tasks.run.shells), "compute"), *of_outputs])
     reading = add_time([(vars(tasks.run.session), "read_recorded")])
     storage = add_time([(Store, name) for name in ("put_bytes", "put_note", "commit", "has", "load", "remove")])
     config = checked({**outcomes(folder, questions), "store": str(folder / "many")})
@@ -181,12 +184,11 @@ def one_round(url: str) -> None:
 
 def write_long(url: str, question: int, rollouts: int, tokens: int) -> dict[str, float]:
     """Commit every artefact of one long question; seconds of it, and of stage 5."""
-    from schemas.config import Scores
-    from tasks.stages.alignment import make_alignment
-    from tasks.stages.ideal import ideal_gradients
-    from tasks.statistics.estimators import Outcomes, pool_rounds
-    from tasks.statistics.prior import Prior, fit
+    from schemas.pipeline import diagnosis_stages
+    from schemas.signals import signals as signals_of
+    from tasks.stages.compute import Computed
     from tasks.store.store import Store
+    from tests.helpers.oracle import Given, GivenProvider
 
     store, rng = Store(url), np.random.default_rng(question)
     T, branches = rollouts * tokens, 8
@@ -208,51 +210,46 @@ def write_long(url: str, question: int, rollouts: int, tokens: int) -> dict[str,
         "successes": rng.binomial(8, 0.5, B).astype(np.int32),
         "truncations": np.zeros(B, dtype=np.int32),
     }
-    taught = {
-        f"distillation-{i}": {
-            **{name: rng.random(T) for name in ("d_sq", "kl", "js", "teacher_token_prob", "d_token")},
-            "d_bar": np.zeros(NODES),
-            **{name: rng.normal(size=B) for name in ("d", "d_head")},
-            "teacher_prob": rng.dirichlet(np.ones(branches), NODES).reshape(-1),
-        }
-        for i in range(SIGNALS)
-    }
-    made: dict[str, Mapping[str, Any]] = {
-        "rollouts": {
+    config, rollouts_of = (
+        long_config(),
+        {
             "prompt": np.arange(64, dtype=np.int32),
             "tokens": rng.integers(0, 150_000, T).astype(np.int32),
             "offsets": np.arange(rollouts + 1) * tokens,
             "correct": rng.random(rollouts) < 0.5,
             "truncated": np.zeros(rollouts, dtype=bool),
         },
-        "trees": tree,
-        "ideal": ideal_gradients(Outcomes.of(tree), 1.0),
-        **taught,
+    )
+    distillation = {
+        signal: {
+            **{name: rng.random(T) for name in ("d_sq", "kl", "js", "teacher_token_prob", "d_token")},
+            "d_bar": np.zeros(NODES),
+            **{name: rng.normal(size=B) for name in ("d", "d_head")},
+            "teacher_prob": rng.dirichlet(np.ones(branches), NODES).reshape(-1),
+        }
+        for signal in signals_of(config)
     }
-    prior = fit([pool_rounds(tree).outcomes])
+    name = str(question)
+    provider = GivenProvider({name: Given(rollouts_of, tree, distillation)})
+    computed = Computed(config, provider, [name], list(distillation), lambda *_: 0)
+    *earlier, last = diagnosis_stages()
+    computed.run(*earlier)
     began = time.monotonic()
-    aligned = make_alignment(tree, taught, Prior.of(prior._asdict()), Scores(), 1.0, 0.05, 0)
+    computed.run(last)
     stage5 = time.monotonic() - began
-    made |= {name.replace("distillation", "alignment"): arrays for name, arrays in aligned.items()}
+    keys = named_keys(config, [name])
     began = time.monotonic()
-    for name, arrays in made.items():
-        store.commit(name.split("-")[0], f"{name}-{question}", arrays, {})
-    committing = time.monotonic() - began
-    store.commit("prior", f"prior-{question}", prior._asdict(), {})
-    return {"stage 5": stage5, "commit": committing}
+    for stage in diagnosis_stages():
+        for signal, key in keys.of_stage(stage, name).items():
+            store.commit(stage, key, computed.artefact(stage, name, signal), {})
+    return {"stage 5": stage5, "commit": time.monotonic() - began}
 
 
-def stage6(url: str, questions: int) -> None:
-    """Print seconds of the tables of so many long questions, and the process's peak memory in GiB."""
+def long_config() -> "RunConfig":
+    """A run of one teacher with `SIGNALS` losses."""
     from schemas.config import RunConfig
-    from schemas.signals import signals as signals_of
-    from tasks.outputs.diagnosis import load_scores, make_tables
-    from tasks.run.keys import RunKeys
-    from tasks.statistics.prior import Prior
-    from tasks.store.store import Store
 
-    store = Store(url)
-    config = RunConfig.model_validate(
+    return RunConfig.model_validate(
         {
             "questions": {"path": "q"},
             "student": {"path": "s"},
@@ -260,17 +257,32 @@ def stage6(url: str, questions: int) -> None:
             "losses": [{"kind": "jsd", "beta": (i + 1) / (SIGNALS + 1)} for i in range(SIGNALS)],
         }
     )
-    number = {signal: i for i, signal in enumerate(signals_of(config))}
+
+
+def named_keys(config: "RunConfig", questions: list[str]) -> "RunKeys":
+    """Keys by the names of what they are of."""
+    from schemas.signals import signals
+    from tasks.run.keys import RunKeys
+
+    number = {signal: i for i, signal in enumerate(signals(config))}
 
     class Keys(RunKeys):
-        """Artefacts by their names."""
-
         def key(self, stage: str, question: str, signal: Any = None) -> str:
             if stage == "prior":
                 return "prior-0"
             return f"{stage}-{question}" if signal is None else f"{stage}-{number[signal]}-{question}"
 
-    keys = Keys(config, cast(Any, None), [str(q) for q in range(questions)])
+    return Keys(config, cast(Any, None), questions)
+
+
+def stage6(url: str, questions: int) -> None:
+    """Print seconds of the tables of so many long questions, and the process's peak memory in GiB."""
+    from tasks.outputs.diagnosis import load_scores, make_tables
+    from tasks.statistics.prior import Prior
+    from tasks.store.store import Store
+
+    store, config = Store(url), long_config()
+    keys = named_keys(config, [str(q) for q in range(questions)])
     session: Any = SimpleNamespace(store=store, config=config, keys=keys)
     prior = Prior.of(store.need("prior", "prior-0").arrays)
     began = time.monotonic()

@@ -13,8 +13,8 @@ from schemas.config import JSD, ForwardKL, ReverseKL, RunConfig, TopK
 from tasks.stages.distillation.gradients import distill
 from tasks.engines.scoring import View
 from tasks.engines.transformers.scorer import TransformersScorer
-from tasks.store.codec import Artefact
-from tasks.stages.trees.tree import next_round, survey
+from tasks.stages.trees.frame import survey
+from tasks.stages.trees.stage import planner_of
 
 nodes, V = int(sys.argv[1]), 151_936
 def peak():  # GiB
@@ -32,10 +32,11 @@ config = RunConfig.model_validate({
 loaded = peak()
 rng = np.random.default_rng(0)
 R = nodes // 125
-rollouts = Artefact("rollouts", "", {
+rollouts = {
     "prompt": np.arange(5, 25, dtype=np.int32), "tokens": rng.integers(2, V, size=R * 125).astype(np.int32),
-    "offsets": np.arange(R + 1) * 125, "correct": np.zeros(R, dtype=bool)})
-plan = next_round(config.tree, survey(student, rollouts, config, "q"), [])
+    "offsets": np.arange(R + 1) * 125, "correct": np.zeros(R, dtype=bool)}
+frame = survey(student, config, "q", rollouts)
+plan = planner_of(config.tree).next_round(frame, [], 0.0)
 made = distill(View(student, [3, 4]), View(teacher, [7, 8, 9]), rollouts["tokens"], rollouts["offsets"], plan.arrays,
     {"r": ReverseKL(), "f": ForwardKL(), "j": JSD(), "k": TopK()}, temperature=1.0, block=config.engine.score_rows,
     group_tokens=config.engine.batch_tokens)
