@@ -77,9 +77,7 @@ def test_other_seeds_are_other_replicates() -> None:
 
 
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 2**31), st.sampled_from([(), (2,), (2, 3)]))
-def test_sums_of_replicates_are_those_of_a_loop(
-    units: int, replicates: int, seed: int, shape: tuple[int, ...]
-) -> None:
+def test_sums_of_replicates_are_those_of_a_loop(units: int, replicates: int, seed: int, shape: tuple[int, ...]) -> None:
     counts = resample(units, replicates, seed)
     sums = np.random.default_rng(seed).standard_normal((units, *shape))
     expected = [sum(n * one for n, one in zip(row, sums, strict=True)) for row in counts]
