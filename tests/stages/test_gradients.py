@@ -1,4 +1,4 @@
-"""Distillation gradients: the same however they are streamed, from whole rows or from branches that hold all of them."""
+"""Distillation gradients: the same in blocks of any size, and from branches that hold whole rows."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise

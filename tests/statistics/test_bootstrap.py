@@ -1,5 +1,7 @@
 """Bootstrap intervals: undefined for few units, never shorter than Student's t, and blind to units of measure."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -48,7 +50,7 @@ def test_scale_and_place_of_a_score_are_those_of_its_interval(
 def test_a_higher_level_is_never_a_shorter_interval_nor_are_fewer_units(seed: int, units: int) -> None:
     values = np.random.default_rng(seed).standard_normal(200)
     ends = [bootstrap_interval(values, units, level) for level in (0.6, 0.8, 0.9, 0.95, 0.99)]
-    assert all(a[0] >= b[0] and a[1] <= b[1] for a, b in zip(ends, ends[1:], strict=False))
+    assert all(a[0] >= b[0] and a[1] <= b[1] for a, b in pairwise(ends))
     fewer = bootstrap_interval(values, max(LEAST_UNITS, units - 3), 0.95)
     assert fewer[0] <= ends[3][0] and fewer[1] >= ends[3][1]
 
