@@ -147,9 +147,9 @@ def test_an_engine_that_cannot_begin_names_the_field_to_look_at(monkeypatch: pyt
         raise EngineError("nobody answers")
 
     monkeypatch.setattr(choice_module, "implementation", lambda place: refusing)
-    with pytest.raises(InputError, match="^engine.kind: nobody answers$"):
+    with pytest.raises(InputError, match=r"^engine\.kind: nobody answers$"):
         EngineChoice(TransformersEngine())
-    with pytest.raises(InputError, match="^engine.urls: nobody answers$"):
+    with pytest.raises(InputError, match=r"^engine\.urls: nobody answers$"):
         EngineChoice(VLLMServerEngine(urls=["http://127.0.0.1:1"]))
 
 

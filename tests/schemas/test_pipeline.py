@@ -76,7 +76,7 @@ def test_costs_are_those_of_the_settings(config: RunConfig) -> None:
 def test_layouts_are_of_known_types_and_letters(layout: str) -> None:
     letters = {dim for declared in LAYOUTS[layout].values() for dim in declared.dims}
     for name, declared in LAYOUTS[layout].items():
-        assert np.dtype(declared.dtype) and declared.meaning and len(declared.dims) == 1, name
+        assert declared.meaning and np.dtype(declared.dtype).name == declared.dtype and len(declared.dims) == 1, name
     assert all(dim.removesuffix("+1") in {"R", "T", "C", "N", "B", "D", "K", "P"} for dim in letters)
     empty = {
         name: np.zeros(int(declared.dims[0].endswith("+1")), dtype=declared.dtype)
