@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from tasks.engines.protocol import EngineAwayError, EngineError
 from tasks.inputs.files import NotAFileError
 from tasks.inputs.questions import InputError
-from tasks.operations import errors
 from tasks.operations.errors import is_fatal, is_transient, patiently
 from tasks.operations.implementations import implementation
 from tasks.operations.processes import is_gone, this_process
@@ -61,7 +60,7 @@ def test_what_is_a_questions_own(error: BaseException) -> None:
 @pytest.fixture
 def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     out: list[float] = []
-    monkeypatch.setattr(errors.time, "sleep", out.append)
+    monkeypatch.setattr("tasks.operations.errors.time.sleep", out.append)
     return out
 
 

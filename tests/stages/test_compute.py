@@ -21,7 +21,7 @@ CONFIG = RunConfig(
     questions=Questions(path="none.jsonl"),
     student=Model(path="none"),
     teachers=[Teacher(name="one"), Teacher(name="two")],
-    losses=["reverse_kl", "forward_kl"],  # type: ignore[list-item]
+    losses=["reverse_kl", "forward_kl"],
     sampling=Sampling(rollouts=3),
 )
 
