@@ -160,7 +160,7 @@ def test_scores_without_a_value_are_said_to_be_so(made: dict[str, Any]) -> None:
     summary = pl.DataFrame([{**plain_, **values, **more}])
     scores_artifact("run", summary)
     row = made["run-scores"]["content"][0]
-    assert (row["all rollouts"], row["correct"], row["incorrect"]) == (".50 [.40, .60]", "-", "-")
+    assert (row["all rollouts"], row["correct"], row["incorrect"]) == (".50 [.40, .60]", "no nodes", "no nodes")
     assert row["teacher"] == "t" and row["mean cos."] == "-"
 
 
