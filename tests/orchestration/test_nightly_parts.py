@@ -183,7 +183,7 @@ def test_what_got_better_is_no_regression_and_what_got_worse_or_slower_is(night:
         run=pl.lit("up"), alignment=pl.lit(0.1), alignment_low=pl.lit(0.1), alignment_high=pl.lit(0.1)
     )
     night.store.put_bytes(parquet_bytes(pl.concat([before, up])), "nightly", "s", "history.parquet")
-    night.patch.setattr(module.platform, "node", lambda: "m")
+    night.patch.setattr("flows.nightly.platform.node", lambda: "m")
     trees = {"trees": {"decoded_tokens": 100, "seconds": 2.0}}
     night.patch.setattr(module, "_diagnosed", lambda run: ({"aggregate": "k", "stages": trees}, None))
     told = night.of("down", "up")
@@ -227,7 +227,7 @@ def test_a_run_is_finished_where_its_tables_are_those_of_its_artefacts(settings:
     assert finished_key(config) is None
     session = start_session(config)
     ids = session.keys.questions
-    outputs = {"files": {}, "why_unresolved": None}
+    outputs: dict[str, Any] = {"files": {}, "why_unresolved": None}
     session.keys.leave_out(ids[:1])
     write_run(session, ids[1:], {ids[0]: "all hit the limit"}, [], outputs, {})
     assert finished_key(config) == session.keys.aggregate(ids[1:])
