@@ -16,13 +16,13 @@ _MOST_LINE = 1_000
 OK, FAILED, BAD_INPUT = 0, 1, 2
 
 
-ERRORS = Console(stderr=True, highlight=False)
+ERRORS = Console(stderr=True, highlight=False, emoji=False)
 
 
 def _output() -> Console:
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     # a file or a pipe has no width of its own
-    return console if console.is_terminal else Console(highlight=False, width=112)
+    return console if console.is_terminal else Console(highlight=False, emoji=False, width=112)
 
 
 CONSOLE = _output()

@@ -120,7 +120,7 @@ def summary_artifact(
     for title, questions in (("left out", {k: v for k, v in left_out.items() if k not in failed}), ("failed", failed)):
         if questions:
             lines += ["", f"**{len(questions)} {title}**", ""]
-            lines += [f"* `{plain(q)}`: {plain(reason)}" for q, reason in _first(questions)]
+            lines += [f"* **{plain(q)}**: {plain(reason)}" for q, reason in _first(questions)]
             if len(questions) > _MOST:
                 lines.append(f"* and {len(questions) - _MOST} more")
     markdown_artifact(f"{run}-summary", "\n".join(lines), f"what run {run} did")
@@ -135,7 +135,7 @@ def _first(questions: Mapping[str, str]) -> Sequence[tuple[str, str]]:
 
 def plain(text: str) -> str:
     """Text that markdown shows as it is; questions and errors may hold anything."""
-    return re.sub(r"([\\`*_{}\[\]<>()#+!|~-])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*_{}\[\]<>()#+!|~&-])", r"\\\1", " ".join(text.split()))
 
 
 def _key(name: str) -> str:
