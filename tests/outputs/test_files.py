@@ -11,7 +11,7 @@ import pytest
 from prefect.logging import disable_run_logger
 
 from flows.command.configuration import checked
-from schemas.pipeline import DIAGNOSIS, PIPELINE
+from schemas.pipeline import PIPELINE, diagnosis_stages
 from schemas.signals import sources
 from schemas.tables import RANKS, RUN_TABLES, SUMMARY
 from tasks.operations.progress import capture_progress
@@ -128,7 +128,7 @@ def aggregated(session: RunSession, ids: list[str], left_out: dict[str, str]) ->
 
 
 def test_outputs_are_made_once_and_again_where_something_changed(opened: RunSession) -> None:
-    ids = diagnosed(opened, *DIAGNOSIS)
+    ids = diagnosed(opened, *diagnosis_stages())
     outputs, summary = aggregated(opened, ids, {})
     assert summary.made == 1 and set(outputs["files"]) == {*(f"{name}.parquet" for name in RUN_TABLES), "report.html"}
     for name, columns in RUN_TABLES.items():
@@ -147,7 +147,7 @@ def test_outputs_are_made_once_and_again_where_something_changed(opened: RunSess
 
 
 def test_tables_of_artefacts_that_are_gone_are_an_error(opened: RunSession) -> None:
-    ids = diagnosed(opened, *DIAGNOSIS)
+    ids = diagnosed(opened, *diagnosis_stages())
     opened.store.remove("ideal", opened.keys.key("ideal", ids[2]), "artefact.zarr.zip")
     load_scores(opened, ids)  # nothing is read before it is looked at
     with pytest.raises(StoreError, match=r"ideal/[0-9a-f]{64} is missing; run again to make it"):

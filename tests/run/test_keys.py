@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from flows.command.configuration import checked
 from schemas.config import RunConfig
-from schemas.pipeline import DIAGNOSIS, PIPELINE, Scope, Stage
+from schemas.pipeline import PIPELINE, Scope, Stage, diagnosis_stages
 from schemas.signals import Signal, Source, signals
 from tasks.run.keys import RunKeys
 
@@ -149,14 +149,15 @@ def test_rounds_follow_from_what_a_round_is_and_not_from_the_budget() -> None:
 
 def test_references_are_distinct_and_hold_rounds_where_something_is_drawn() -> None:
     found = keys()
-    plain, drawn = (found.references(DIAGNOSIS, draws=draws) for draws in (False, True))
-    assert len(set(plain)) == len(plain) and len(set(drawn)) == len(drawn)
+    drawn = found.references(diagnosis_stages())
+    assert len(set(drawn)) == len(drawn)
+    plain = {pair for pair in drawn if pair[0] != "rounds"}
     of_rounds = {("rounds", found.rounds(stage, q)) for stage in ("rollouts", "trees") for q in QUESTIONS}
-    assert set(drawn) - set(plain) == of_rounds
-    every = {(place[0], key) for place, key in all_keys(found).items() if place[0] in DIAGNOSIS}
-    assert set(plain) == every == {pair for q in QUESTIONS for pair in found.artefacts(q)}
+    assert set(drawn) - plain == of_rounds
+    every = {(place[0], key) for place, key in all_keys(found).items() if place[0] in diagnosis_stages()}
+    assert plain == every == {pair for q in QUESTIONS for pair in found.artefacts(q)}
     found.leave_out(QUESTIONS)
-    assert found.references(DIAGNOSIS, draws=True) == []
+    assert found.references(diagnosis_stages()) == []
 
 
 def test_tables_follow_from_artefacts_questions_and_the_names_in_them() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from flows.command.configuration import checked
 from schemas.arrays import Array, check_layout
 from schemas.config import RunConfig
-from schemas.pipeline import DIAGNOSIS, LAYOUTS, PIPELINE, Scope, Stage, ranking_stages, versions
+from schemas.pipeline import PIPELINE, Scope, Stage, diagnosis_stages, layout_of, ranking_stages, versions
 from schemas.signals import Signal, Source, losses, model_sources, signals, sources
 from schemas.tables import HISTORY, RANKS, RUN_TABLES
 from tasks.operations.implementations import implementation
@@ -41,7 +41,7 @@ def test_a_stage_reads_earlier_ones_only(stage: Stage) -> None:
     assert stage.scope is Scope.SIGNAL or all(PIPELINE[read].scope is not Scope.SIGNAL for read in stage.reads)
 
 
-@pytest.mark.parametrize("stages", [DIAGNOSIS, ("rollouts", "values", "ranking"), ("rollouts", "ranking")])
+@pytest.mark.parametrize("stages", [diagnosis_stages(), ("rollouts", "values", "ranking"), ("rollouts", "ranking")])
 def test_the_stages_of_a_flow_hold_all_that_they_read_in_order(stages: tuple[str, ...]) -> None:
     for i, name in enumerate(stages):
         assert set(PIPELINE[name].reads) <= set(stages[:i])
@@ -72,25 +72,25 @@ def test_costs_are_those_of_the_settings(config: RunConfig) -> None:
     assert costs["ideal"] == costs["prior"] == costs["alignment"] == costs["values"] == (0, 0, 0)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", [*PIPELINE, "rounds", "continuations"])
 def test_layouts_are_of_known_types_and_letters(layout: str) -> None:
-    letters = {dim for declared in LAYOUTS[layout].values() for dim in declared.dims}
-    for name, declared in LAYOUTS[layout].items():
+    letters = {dim for declared in layout_of(layout).values() for dim in declared.dims}
+    for name, declared in layout_of(layout).items():
         assert declared.meaning and np.dtype(declared.dtype).name == declared.dtype and len(declared.dims) == 1, name
     assert all(dim.removesuffix("+1") in {"R", "T", "C", "N", "B", "D", "K", "P"} for dim in letters)
     empty = {
         name: np.zeros(int(declared.dims[0].endswith("+1")), dtype=declared.dtype)
-        for name, declared in LAYOUTS[layout].items()
+        for name, declared in layout_of(layout).items()
     }
-    check_layout(layout, LAYOUTS[layout], empty)
+    check_layout(layout, layout_of(layout), empty)
     for name in empty:
         with pytest.raises(ValueError, match="are not the declared"):
-            check_layout(layout, LAYOUTS[layout], {n: a for n, a in empty.items() if n != name})
+            check_layout(layout, layout_of(layout), {n: a for n, a in empty.items() if n != name})
         other = np.float32 if empty[name].dtype != np.float32 else np.float64
         with pytest.raises(ValueError, match=rf"{layout}/{name}: dtype float32 is not the declared"):
-            check_layout(layout, LAYOUTS[layout], {**empty, name: empty[name].astype(other)})
+            check_layout(layout, layout_of(layout), {**empty, name: empty[name].astype(other)})
         with pytest.raises(ValueError, match="2 dimensions"):
-            check_layout(layout, LAYOUTS[layout], {**empty, name: empty[name][None]})
+            check_layout(layout, layout_of(layout), {**empty, name: empty[name][None]})
 
 
 @given(st.integers(0, 5), st.integers(0, 5), st.integers(0, 6))

@@ -33,7 +33,7 @@ from schemas.config import (
     template_fields,
 )
 from tasks.operations.implementations import implementation
-from tasks.stages.distillation.losses import descent
+from tasks.stages.distillation.losses import distillation_direction
 
 UNIONS: dict[str, Any] = {"engine": Engine, "loss": Loss, "tree": Tree, "verifier": Verifier}
 WITHOUT = {"recorded", "top_k"}
@@ -89,7 +89,7 @@ def test_each_loss_runs_with_its_own_defaults() -> None:
     for member in members(Loss):
         loss = member()
         assert isinstance(loss, Settings)
-        assert descent(loss, log_p, log_t).sum().item() == pytest.approx(0, abs=1e-6)
+        assert distillation_direction(loss, log_p, log_t).sum().item() == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("settings", ALL, ids=lambda c: c.__name__)

@@ -9,7 +9,7 @@ import pytest
 
 from schemas.arrays import Arrays, check_layout
 from schemas.config import Model, Questions, RunConfig, Sampling, Settings, Teacher
-from schemas.pipeline import DIAGNOSIS, PIPELINE, Scope
+from schemas.pipeline import PIPELINE, Scope, diagnosis_stages
 from schemas.signals import Signal, Source, signals
 from tasks.stages.compute import Computed, compute
 from tasks.stages.distillation import stage as distillation
@@ -78,8 +78,8 @@ def test_a_stage_that_is_asked_before_what_it_reads_is_an_error() -> None:
 
 def test_every_stage_makes_what_it_declares() -> None:
     done = computed(Evidence())
-    done.run(*DIAGNOSIS)
-    for name in DIAGNOSIS:
+    done.run(*diagnosis_stages())
+    for name in diagnosis_stages():
         stage = PIPELINE[name]
         for question in ("a", "b"):
             for signal in signals(CONFIG) if stage.scope is Scope.SIGNAL else [None]:
@@ -90,7 +90,7 @@ def test_every_stage_makes_what_it_declares() -> None:
 def test_work_is_asked_for_once_of_each_question_and_source() -> None:
     evidence = Evidence()
     done = computed(evidence)
-    done.run(*DIAGNOSIS)
+    done.run(*diagnosis_stages())
     assert evidence.asked == {f"{what} {q}": 1 for what in ("rollouts", "tree") for q in "ab"}
     both = ["reverse_kl", "forward_kl"]
     assert evidence.losses == [(q, Source(t, "none"), both) for q in "ab" for t in ("one", "two")]

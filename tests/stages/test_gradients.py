@@ -17,7 +17,7 @@ from tasks.engines.scoring import View
 from tasks.stages.distillation.branches import distill_branches
 from tasks.stages.distillation.directions import divergences, head_direction
 from tasks.stages.distillation.gradients import distill
-from tasks.stages.distillation.losses import descent
+from tasks.stages.distillation.losses import distillation_direction
 from tasks.stages.distillation.stage import NO_NODES
 from tasks.statistics.csr import owners
 from tasks.statistics.streams import stream_seed
@@ -113,7 +113,7 @@ def test_every_number_is_that_of_its_own_row(name: str) -> None:
                 s.log_probs(s.hidden([[*prompt, *before, 0]], [len(prompt) + len(before)])[0])
                 for s, prompt in ((OfPrefix(1), [5]), (OfPrefix(2), [5, 6]))
             )
-            d = descent(loss, log_p, log_t)[0].numpy()
+            d = distillation_direction(loss, log_p, log_t)[0].numpy()
             p, q = log_p[0].exp().numpy(), log_t[0].exp().numpy()
             policy = p ** (1 / temperature) / (p ** (1 / temperature)).sum()
             assert found["d_sq"][t] == pytest.approx((d**2).sum())
@@ -255,7 +255,7 @@ def test_the_direction_over_a_head_sums_to_0_and_is_blind_to_the_rest(sizes: lis
         head = np.flatnonzero(~tail[first:last]) + first
         assert found[first:last].sum() == pytest.approx(0, abs=1e-12), node
         rows = (torch.log_softmax(x[head][None], dim=-1) for x in (log_p, log_t))
-        assert np.allclose(found[head], descent(LOSSES[name], *rows)[0].numpy())
+        assert np.allclose(found[head], distillation_direction(LOSSES[name], *rows)[0].numpy())
         if len(head) == 1:
             assert found[head[0]] == pytest.approx(0, abs=1e-15)
     shift = torch.from_numpy(rng.standard_normal(len(sizes)))[torch.from_numpy(owners(offsets))]

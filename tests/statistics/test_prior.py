@@ -11,7 +11,7 @@ from scipy.stats import betabinom
 
 from tasks.statistics import prior as module
 from tasks.statistics.estimators import Outcomes
-from tasks.statistics.prior import CONCENTRATIONS, MEANS, Prior, cells, fit, fitted, log_likelihood
+from tasks.statistics.prior import CONCENTRATIONS, MEANS, Prior, fit, fitted, log_likelihood, responsibilities
 
 
 def outcomes(nodes: list[list[tuple[int, int]]]) -> Outcomes:
@@ -92,14 +92,14 @@ def test_the_fit_makes_the_data_likelier_than_equal_weights_do() -> None:
 @settings(deadline=None, max_examples=20)
 def test_posteriors_are_those_of_bayes(nodes: list[list[tuple[int, int]]]) -> None:
     prior = Prior(*GRID, np.array([0.1, 0.2, 0.3, 0.4]))
-    found = cells(prior, outcomes(nodes))
+    found = responsibilities(prior, outcomes(nodes))
     joint = np.exp(log_likelihood(outcomes(nodes), prior.mu, prior.kappa)) * prior.weight
     assert np.allclose(found, joint / joint.sum(axis=1, keepdims=True))
 
 
 def test_posteriors_of_very_many_draws_are_still_numbers() -> None:
     prior = Prior(*GRID, np.full(4, 0.25))
-    found = cells(prior, outcomes([[(0, 10**8), (10**8, 10**8)]]))
+    found = responsibilities(prior, outcomes([[(0, 10**8), (10**8, 10**8)]]))
     assert np.isfinite(found).all() and found.sum() == pytest.approx(1) and found[0].argmax() == 0
 
 

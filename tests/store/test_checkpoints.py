@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from flows.command.configuration import checked
 from schemas.arrays import AnyArray
 from schemas.config import RunConfig
-from schemas.pipeline import LAYOUTS, PIPELINE, Stage
+from schemas.pipeline import PIPELINE, Stage, layout_of
 from schemas.signals import Source
 from tasks.operations.progress import capture_progress
 from tasks.run.keys import RunKeys
@@ -134,7 +134,7 @@ def test_layouts_come_back_as_they_were(layout: str, store: Store) -> None:
     with pytest.raises(Killed):
         kept.decode_round("trees", "q", 2, units, Decoder(layout, dies=units[2].first), layout)
     found = kept.decode_round("trees", "q", 2, units, Decoder(layout), layout)
-    assert same(found, outcome(Unit(0, 11), layout)) and set(found) == set(LAYOUTS[layout])
+    assert same(found, outcome(Unit(0, 11), layout)) and set(found) == set(layout_of(layout))
 
 
 def parts(store: Store, kept: StoreCheckpoints) -> list[str]:
