@@ -237,4 +237,7 @@ def score(row: dict[str, Any] | None) -> str:
 
 def number(value: float | None) -> str:
     """Two decimals without the leading zero, in the manner of the field."""
-    return "-" if value is None else f"{value:.2f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.2f}"
+    if value is None:
+        return "-"
+    text = f"{round(value, 2) + 0.0:.2f}"  # no -0
+    return text.replace("0.", ".", 1) if abs(value) < 1 else text
