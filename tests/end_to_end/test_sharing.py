@@ -135,7 +135,10 @@ def test_the_work_of_a_killed_run_is_taken_over(start: Start, tmp_path: Path) ->
     assert {claim.partition(".")[0] for claim in Store(str(tmp_path / "store")).names("claims")} <= {own}
 
 
-@pytest.mark.parametrize("stage", ["trees", "distillation", "alignment"])
+@pytest.mark.parametrize(
+    "stage",
+    [pytest.param("trees", marks=pytest.mark.slow), "distillation", pytest.param("alignment", marks=pytest.mark.slow)],
+)
 def test_a_question_that_fails_does_not_end_the_others(stage: str, start: Start, tmp_path: Path) -> None:
     """Whatever stage it fails in: the others have outputs, a rerun with the same fault too, and one without it all."""
     for _ in range(2):
