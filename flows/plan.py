@@ -36,12 +36,13 @@ def cost(session: RunSession) -> list[StageCost]:
     for name in diagnosis_stages():
         stage = PIPELINE[name]
         there = {item.key for item in stored(session.store, name) if item.name == OBJECT}
-        wanted = {key: (q, s) for q in keys.questions for s, key in keys.of_stage(name, q).items()}
-        absent = {key: place for key, place in wanted.items() if key not in there}
+        wanted = {(q, s): key for q in keys.questions for s, key in keys.of_stage(name, q).items()}
+        absent = {place: key for place, key in wanted.items() if key not in there}
         # of one teacher with one context all losses are made at once
-        units = {(question, signal.source if signal is not None else None) for question, signal in absent.values()}
+        units = {(question, signal.source if signal is not None else None) for question, signal in absent}
         one = stage.cost(session.config) if session.config.tree.samples else Cost()
-        costs.append(StageCost(name, len(wanted) - len(absent), len(absent), *(len(units) * n for n in one)))
+        made, missing = len(set(wanted.values()) & there), len(set(absent.values()))
+        costs.append(StageCost(name, made, missing, *(len(units) * n for n in one)))
     return costs
 
 

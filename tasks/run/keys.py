@@ -71,10 +71,11 @@ class RunKeys:
         declared = PIPELINE[stage]
         if declared.round_settings is None:
             return self.key(stage, question)
-        place = "rounds", question, None
+        place = f"rounds of {stage}", question, None
         if place not in self._known:
             inputs = self._inputs(declared, question, None)
-            recipe = Recipe("rounds", ROUNDS_VERSION, declared.round_settings(self._config), inputs, {})
+            settings = declared.round_settings(self._config)  # whose names tell the stages apart
+            recipe = Recipe("rounds", ROUNDS_VERSION, settings, inputs, {})
             self._known[place] = self._remembered(recipe)
         return self._known[place]
 

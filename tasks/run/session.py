@@ -58,7 +58,8 @@ def start_session(config: RunConfig) -> RunSession:
 def _from_tables(config: RunConfig) -> RunSession:
     tables = RecordedProvider(config, read_recorded(config.recorded_tree, config.recorded_teachers))
     store = _writable(config.store)
-    return _session(config, store, RunKeys(config, tables, tables.questions), tables)
+    keys = RunKeys(config, tables, tables.questions)
+    return _session(config, store, keys, tables, StoreCheckpoints(store, keys, config))
 
 
 def _from_models(config: RunConfig) -> RunSession:
@@ -68,13 +69,14 @@ def _from_models(config: RunConfig) -> RunSession:
     check_models(config, library)
     models = LoadedModels(config, library, engine, questions)
     keys = RunKeys(config, ModelIdentities(config, library, engine, models, questions), questions)
-    provider = ModelProvider(models, config, StoreCheckpoints(store, keys, config))
-    return _session(config, store, keys, provider)
+    checkpoints = StoreCheckpoints(store, keys, config)
+    return _session(config, store, keys, ModelProvider(models, config, checkpoints), checkpoints)
 
 
-def _session(config: RunConfig, store: Store, keys: RunKeys, provider: Provider) -> RunSession:
-    claims = LeaseManager(store, config.execution.lease)
-    return RunSession(config, store, keys, provider, claims, StoreCheckpoints(store, keys, config))
+def _session(
+    config: RunConfig, store: Store, keys: RunKeys, provider: Provider, checkpoints: StoreCheckpoints
+) -> RunSession:
+    return RunSession(config, store, keys, provider, LeaseManager(store, config.execution.lease), checkpoints)
 
 
 def _writable(url: str) -> Store:

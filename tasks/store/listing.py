@@ -63,7 +63,7 @@ class Stored:
 
     @property
     def artefact(self) -> str:
-        """As runs pin to it."""
+        """As runs refer to it."""
         return f"{self.stage}/{self.key}"
 
 

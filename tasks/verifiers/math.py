@@ -36,11 +36,11 @@ _PLAIN_NUMBER = re.compile(
 _LARGE = re.compile(r"!|\\[dtc]?binom|\\(?:sum|prod|int)|\^\s*(?:\w\s*\^|[0-9]{3}|[{(][^{}]*(?:\^|[0-9]{3}))")
 
 
-def check_math(completion: str, answer: str, cut: bool) -> bool:
+def check_math(completion: str, answer: str, truncated: bool) -> bool:
     """True where the completion's last box, else its final expression, is the answer. Runs in a worker."""
     box = last_box(completion)
     if box is None:
-        return not cut and _equal(read_answer(answer), read_completion(completion))
+        return not truncated and _equal(read_answer(answer), read_completion(completion))
     return same_text(box, answer_text(answer)) or _equal(read_answer(answer), read_expression(box))
 
 
@@ -85,7 +85,7 @@ class MathPool:
         )
 
     def check_all(self, attempts: Sequence[tuple[str, str, bool]]) -> list[bool]:
-        """Verdicts on (completion, answer, cut), in order."""
+        """Verdicts on (completion, answer, truncated), in order."""
         return [verdict is True for verdict in self._results(check_math, attempts)]
 
     def readable(self, answers: Iterable[str]) -> Iterator[bool | None]:

@@ -1,6 +1,6 @@
 """Verifiers that look at the text alone.
 
-Each takes a completion, the reference answer and whether the completion was cut by the length limit; a cut
+Each takes a completion, the reference answer and whether the length limit truncated it; a truncated
 completion passes only where something after its answer shows that the answer was complete.
 """
 
@@ -31,9 +31,9 @@ def after_marker(text: str, marker: str | None) -> str | None:
 def exact(settings: ExactVerifier) -> Check:
     """Equal texts, up to white space, the composition of accents (Unicode NFC) and, if asked, case."""
 
-    def check(completion: str, answer: str, cut: bool) -> bool:
+    def check(completion: str, answer: str, truncated: bool) -> bool:
         found = after_marker(completion, settings.marker)
-        if found is None or cut:
+        if found is None or truncated:
             return False
         a, b = (" ".join(unicodedata.normalize("NFC", text).split()) for text in (found, answer))
         return a.casefold() == b.casefold() if settings.ignore_case else a == b
@@ -47,16 +47,16 @@ def numeric(settings: NumericVerifier) -> Check:
     A last number that is no finite value, such as 1/0 or 1e999, is wrong.
     """
 
-    def check(completion: str, answer: str, cut: bool) -> bool:
+    def check(completion: str, answer: str, truncated: bool) -> bool:
         found = after_marker(completion, settings.marker)
-        if found is None or (cut and settings.marker is None):
+        if found is None or (truncated and settings.marker is None):
             return False
         found = plain_characters(found)
         numbers = list(find_numbers(found))
         if not numbers:
             return False
         text, end = numbers[-1]
-        if cut and _MAY_GO_ON.fullmatch(found, end):
+        if truncated and _MAY_GO_ON.fullmatch(found, end):
             return False
         try:
             value = parse_number(text)
@@ -76,13 +76,13 @@ def choice(settings: ChoiceVerifier) -> Check:
     labels = "|".join(re.escape(plain_characters(label)) for label in sorted(settings.labels, key=len, reverse=True))
     pattern = re.compile(rf"(?<!{_WORD})(?:{labels})(?!{_WORD})", re.IGNORECASE if settings.ignore_case else 0)
 
-    def check(completion: str, answer: str, cut: bool) -> bool:
+    def check(completion: str, answer: str, truncated: bool) -> bool:
         found = after_marker(completion, settings.marker)
-        if found is None or (cut and settings.marker is None):
+        if found is None or (truncated and settings.marker is None):
             return False
         found = plain_characters(found)
         matches = list(pattern.finditer(found))
-        if not matches or (cut and matches[-1].end() == len(found)):
+        if not matches or (truncated and matches[-1].end() == len(found)):
             return False
         text, label = matches[-1].group(), plain_characters(label_of(settings, answer) or answer)
         return text.casefold() == label.casefold() if settings.ignore_case else text == label

@@ -187,15 +187,15 @@ def test_scores_that_are_none_say_which_kind_of_none() -> None:
 
 
 def signal(rank: int | None, teacher: str, **known: float) -> dict[str, Any]:
-    names = ("gain", "gain_low", "gain_high", "p_best", "behind", "behind_low", "behind_high")
+    names = ("gain", "gain_low", "gain_high", "p_best", "gain_deficit", "gain_deficit_low", "gain_deficit_high")
     plain = {"rank": rank, "teacher": teacher, "context": "none", "loss": "kl", "questions": 4, "rollouts": 32}
     return {**plain, **dict.fromkeys(names), **known}
 
 
 RANKS = pl.DataFrame(
     [
-        signal(1, "a", gain=0.5, gain_low=0.25, gain_high=0.75, p_best=0.875, behind=0.0),
-        signal(2, "[b]", gain=0.25, behind=0.25),
+        signal(1, "a", gain=0.5, gain_low=0.25, gain_high=0.75, p_best=0.875, gain_deficit=0.0),
+        signal(2, "[b]", gain=0.25, gain_deficit=0.25),
         signal(None, "c"),
     ]
 )
@@ -215,12 +215,18 @@ def test_a_ranking_without_intervals_has_none(capsys: pytest.CaptureFixture[str]
         ({"settled": None}, "there are no two signals to compare"),
         ({"settled": True}, "settled: a/none by kl and \\[b]/none by kl are told apart"),
         ({"settled": False}, "show no difference at all"),
-        ({"settled": False, "more_questions": 1200}, "about 1,200 more questions with 8 rollouts each; rollouts of"),
-        ({"settled": False, "more_questions": 12, "more_rollouts": 3000}, "each, or about 3,000 more rollouts of each"),
+        (
+            {"settled": False, "additional_questions": 1200},
+            "about 1,200 more questions with 8 rollouts each",
+        ),
+        (
+            {"settled": False, "additional_questions": 12, "additional_rollouts": 3000},
+            "or about 3,000 more rollouts of each",
+        ),
     ],
 )
 def test_what_would_settle_a_ranking(result: dict[str, Any], told: str) -> None:
-    plain = {"why_unresolved": None, "more_questions": None, "more_rollouts": None}
+    plain = {"why_unresolved": None, "additional_questions": None, "additional_rollouts": None}
     assert told in what_would_settle(RANKS, {**plain, **result})
 
 

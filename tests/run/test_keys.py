@@ -1,5 +1,6 @@
 """Keys of a run: what each follows from, what leaving a question out changes, and what rounds are kept under."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -186,3 +187,10 @@ def test_behind_every_key_stands_what_it_follows_from() -> None:
         assert bool(recipe.fingerprints) == (not PIPELINE[place[0]].reads)
     assert found.recipes[found.rounds("trees", "a")].stage == "rounds"
     assert found.recipes[found.aggregate(QUESTIONS)].stage == "aggregate"
+
+
+def test_two_stages_with_rounds_of_their_own_do_not_share_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = replace(PIPELINE["trees"], name="more", round_settings=lambda config: {"more": 1})
+    monkeypatch.setitem(PIPELINE, "more", other)
+    found = keys()
+    assert found.rounds("trees", "a") != found.rounds("more", "a")

@@ -2,17 +2,12 @@
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from schemas.config import VLLMServerEngine
 from tasks.engines.protocol import EngineError
 from tasks.engines.vllm import answers
 from tasks.engines.vllm.bounds import NoAnswerError
 from tasks.engines.vllm.connection import Connection, api_key
-
-if TYPE_CHECKING:
-    pass
-
 
 _LOOK_UP_SECONDS = 10.0
 
