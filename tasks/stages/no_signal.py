@@ -65,7 +65,7 @@ def why_unresolved(questions: Sequence[Endings], carrying: int, config: RunConfi
     n, advice = len(questions), SAMPLED if config.tree.samples else RECORDED
     cut = sum(2 * q.truncated >= q.rollouts for q in questions)
     wrong, right = sum(q.always_wrong for q in questions), sum(q.always_right for q in questions)
-    if 2 * cut >= n:
+    if config.tree.samples and 2 * cut >= n:
         return (
             f"the length limit ended half or more of the rollouts of {cut} of {n} questions: "
             f"raise sampling.max_tokens, now {config.sampling.max_tokens}"
