@@ -23,6 +23,7 @@ from schemas.arrays import (
     Array,
 )
 from schemas.config import RunConfig
+from schemas.signals import Signal
 
 
 class Scope(Enum):
@@ -94,6 +95,11 @@ class Stage:
     refuse: str | None = None
     cost: Callable[[RunConfig], Cost] = _free
     flows: tuple[str, ...] = ("diagnose",)
+
+    def place(self, question: str, signal: Signal | None) -> tuple[str, str, Signal | None]:
+        """The artefact that a question and signal have of it: the same for all that it makes one for."""
+        of_signal = signal if self.scope is Scope.SIGNAL else None
+        return self.name, "" if self.scope is Scope.RUN else question, of_signal
 
 
 def _rollouts_cost(config: RunConfig) -> Cost:

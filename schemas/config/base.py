@@ -71,6 +71,11 @@ def settings_in(annotation: Any) -> list[type[BaseModel]]:
     return [member for argument in get_args(annotation) for member in settings_in(argument)]
 
 
+def with_kinds(values: object) -> object:
+    """The short form of a list of settings: a text names the kind, all else of it is the default."""
+    return [{"kind": v} if isinstance(v, str) else v for v in values] if isinstance(values, list) else values
+
+
 def is_cosmetic(extra: object) -> bool:
     """True for the `json_schema_extra` of a field that cannot change a number."""
     return isinstance(extra, dict) and extra.get("cosmetic") is True

@@ -5,7 +5,7 @@ from typing import Annotated, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from schemas import limits
-from schemas.config.base import COSMETIC, Settings, check_unique, invalid
+from schemas.config.base import COSMETIC, Settings, check_unique, invalid, with_kinds
 from schemas.config.engines import Engine, TransformersEngine
 from schemas.config.execution import Execution
 from schemas.config.forms import ByKind
@@ -61,9 +61,7 @@ class RunConfig(Settings):
     @field_validator("losses", mode="before")
     @classmethod
     def _short_form(cls, losses: object) -> object:
-        if isinstance(losses, list):
-            return [{"kind": loss} if isinstance(loss, str) else loss for loss in losses]
-        return losses
+        return with_kinds(losses)
 
     @field_validator("teachers", "tree", "engine", mode="before")
     @classmethod

@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from schemas import limits
-from schemas.config.base import COSMETIC, Settings, check_unique, invalid
+from schemas.config.base import COSMETIC, Settings, check_unique, invalid, with_kinds
 from schemas.config.inputs import Model, Name, Url, template_fields
 from schemas.text import shown
 
@@ -74,9 +74,7 @@ class Teacher(Settings):
     @field_validator("contexts", mode="before")
     @classmethod
     def _short_form(cls, contexts: object) -> object:
-        if isinstance(contexts, list):
-            return [{"kind": c} if isinstance(c, str) else c for c in contexts]
-        return contexts
+        return with_kinds(contexts)
 
     @model_validator(mode="after")
     def _unique_labels(self) -> Self:

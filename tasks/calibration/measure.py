@@ -6,7 +6,7 @@ population's score. Errors are judged against the same questions, so that they a
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -182,9 +182,7 @@ def _scores(
     run: int,
 ) -> Iterator[dict[str, Any]]:
     sampled = config.tree.sampled
-    scored = [
-        QuestionScores.of(name, computed.signals, partial(computed.read, name), sampled) for name in computed.questions
-    ]
+    scored = [QuestionScores.of(name, computed.signals, computed.artefact, sampled) for name in computed.questions]
     signals = {signal.teacher: signal for signal in computed.signals}
     pool = make_pool(scored, computed.signals, SCORES, run)
     yield from _pooled(pool, signals, members, drawn)

@@ -1,7 +1,6 @@
 """The tables and the report of a diagnosis."""
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -30,10 +29,10 @@ def load_scores(session: RunSession, ids: Sequence[str]) -> list[QuestionScores]
     """The artefacts of the questions, read when looked at; those of one question are held at a time."""
     held, names = OneQuestion(session.store), signals(session.config)
 
-    def read(question: str, stage: str, signal: Signal | None = None) -> Loaded:
+    def read(stage: str, question: str, signal: Signal | None = None) -> Loaded:
         return held.loaded(question, stage, session.keys.key(stage, question, signal))
 
-    return [QuestionScores.of(i, names, partial(read, i), session.config.tree.sampled) for i in ids]
+    return [QuestionScores.of(i, names, read, session.config.tree.sampled) for i in ids]
 
 
 def make_tables(

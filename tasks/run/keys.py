@@ -54,10 +54,9 @@ class RunKeys:
     def key(self, stage: str, question: str, signal: Signal | None = None) -> str:
         """Key of one artefact; where there is one of all questions, or of all signals, it is the same for each."""
         declared = PIPELINE[stage]
-        whose = "" if declared.scope is Scope.RUN else question
-        place = stage, whose, signal if declared.scope is Scope.SIGNAL else None
+        place = declared.place(question, signal)
         if place not in self._known:
-            self._known[place] = self._computed(declared, whose, place[2])
+            self._known[place] = self._computed(declared, *place[1:])
         return self._known[place]
 
     def of_stage(self, stage: str, question: str) -> dict[Signal | None, str]:

@@ -43,17 +43,11 @@ class Computed:
                 for source, wanted in self._parts(stage):
                     work = Work(self._config, self._provider, self, question, wanted, source)
                     for signal, arrays in compute(stage, work).items():
-                        self._made[name, self._whose(stage, question), signal] = arrays
+                        self._made[stage.place(question, signal)] = arrays
 
     def artefact(self, stage: str, question: str, signal: Signal | None = None) -> Arrays:
         """One artefact."""
-        declared = PIPELINE[stage]
-        of_signal = signal if declared.scope is Scope.SIGNAL else None
-        return self._made[stage, self._whose(declared, question), of_signal]
-
-    def read(self, question: str, stage: str, signal: Signal | None = None) -> Arrays:
-        """The same, with the question first."""
-        return self.artefact(stage, question, signal)
+        return self._made[PIPELINE[stage].place(question, signal)]
 
     def every(self, stage: str) -> Iterator[Arrays]:
         """Those of all questions, in their order."""
@@ -62,9 +56,6 @@ class Computed:
     def seed(self, purpose: str, stage: str, question: str) -> int:
         """64-bit seed of a random stream."""
         return self._seed(purpose, stage, question)
-
-    def _whose(self, stage: Stage, question: str) -> str:
-        return "" if stage.scope is Scope.RUN else question
 
     def _parts(self, stage: Stage) -> list[tuple[Source | None, list[Signal | None]]]:
         if stage.scope is not Scope.SIGNAL:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -214,7 +213,7 @@ def scored_trees(
     )
     computed = Computed(config, GivenProvider(given), list(given), signals, lambda _, __, question: seed(question))
     computed.run(*diagnosis_stages())
-    questions = [QuestionScores.of(i, signals, partial(computed.read, i), config.tree.sampled) for i in given]
+    questions = [QuestionScores.of(i, signals, computed.artefact, config.tree.sampled) for i in given]
     return questions, Prior.of(computed.artefact("prior", next(iter(given))))
 
 

@@ -29,14 +29,14 @@ class QuestionScores:
     def of(
         cls, question: str, signals: Sequence[Signal], read: Callable[..., Mapping[str, AnyArray]], sampled: bool
     ) -> "QuestionScores":
-        """Of a question's artefacts; `read` gives those of a stage and, where there are such, of a signal."""
+        """Of a question's artefacts; `read` gives that of a stage, a question and, where there are such, a signal."""
         return cls(
             question,
-            read("rollouts"),
-            read("trees"),
-            read("ideal"),
-            {signal: read("distillation", signal) for signal in signals},
-            {signal: read("alignment", signal) for signal in signals},
+            read("rollouts", question),
+            read("trees", question),
+            read("ideal", question),
+            {signal: read("distillation", question, signal) for signal in signals},
+            {signal: read("alignment", question, signal) for signal in signals},
             sampled,
         )
 
