@@ -5,6 +5,7 @@ a few lines of aliases, and halves of characters. Here each is refused by its li
 """
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import yaml
@@ -131,20 +132,20 @@ class _Loader(yaml.SafeLoader):
             raise _refused(node.start_mark, f"{shown(node.value)} has more than {MOST_DIGITS} digits")
         if _OCTAL.fullmatch(node.value):  # in one YAML with 8 for its base, in another with 10
             raise _refused(node.start_mark, f"{shown(node.value)} begins with 0; leave that out, or quote a text")
-        if ":" in node.value:
-            raise _refused(node.start_mark, f"{shown(node.value)} is not a whole number")
-        try:
-            return int(self.construct_yaml_int(node))
-        except (ValueError, IndexError) as error:
-            raise _refused(node.start_mark, f"{shown(node.value)} is not a whole number") from error
+        return int(self._plain(node, "a whole number", self.construct_yaml_int))
 
     def _number(self, node: yaml.ScalarNode) -> float:
+        return float(self._plain(node, "a number", self.construct_yaml_float))
+
+    def _plain(self, node: yaml.ScalarNode, what: str, read: Callable[[yaml.ScalarNode], Any]) -> Any:
+        """A number that is not written with base 60, as YAML 1.1 reads colons."""
+        refused = _refused(node.start_mark, f"{shown(node.value)} is not {what}")
         if ":" in node.value:
-            raise _refused(node.start_mark, f"{shown(node.value)} is not a number")
+            raise refused
         try:
-            return float(self.construct_yaml_float(node))
+            return read(node)
         except (ValueError, IndexError) as error:
-            raise _refused(node.start_mark, f"{shown(node.value)} is not a number") from error
+            raise refused from error
 
     def _unknown(self, node: yaml.Node) -> Any:
         raise _refused(node.start_mark, f"tag {shown(node.tag)} is not known here; leave it out")

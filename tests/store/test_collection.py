@@ -101,8 +101,15 @@ def test_a_run_of_another_shape_frees_nothing(store: Store, content: bytes) -> N
         unreachable(store, older=0.0)
 
 
-@pytest.mark.parametrize("place", ["runs", "runs/begun", "runs/begun/references-diagnose.json", "runs/done/run.json"])
-@pytest.mark.parametrize("instead", ["dangling", "loop", "folder or file"])
+@pytest.mark.parametrize(
+    ("place", "instead"),
+    [
+        (place, instead)
+        for place in ("runs", "runs/begun", "runs/begun/references-diagnose.json", "runs/done/run.json")
+        for instead in ("dangling", "loop", "folder or file")
+        if (place, instead) != ("runs/begun", "folder or file")  # a file among the runs is no run
+    ],
+)
 def test_what_runs_need_behind_a_link_or_another_thing_frees_nothing(tmp_path: Path, place: str, instead: str) -> None:
     store = Store(str(tmp_path / "store"))
     store.check_writable()
@@ -115,8 +122,6 @@ def test_what_runs_need_behind_a_link_or_another_thing_frees_nothing(tmp_path: P
     assert unreachable(store, older=0.0) == []
     there.unlink()
     if instead == "folder or file":
-        if place == "runs/begun":
-            pytest.skip("a file among the runs is no run")
         there.mkdir() if moved.is_file() else there.write_bytes(b"")
     else:
         there.symlink_to(tmp_path / "unmounted" if instead == "dangling" else there)
