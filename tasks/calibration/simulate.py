@@ -4,7 +4,7 @@ What an estimator sees is what a language model would give it: tokens, outcomes,
 teachers. Draws are not walked token by token: the state at the end has a known law from any prefix.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -81,11 +81,6 @@ def draw(rolled: Rolled, launches: Launches, rng: np.random.Generator) -> dict[s
     success = rng.random(len(owner)) < chain.success[end]
     length = (chain.length - depth - 1)[owner]
     return {"success": success, "truncated": np.zeros(len(owner), dtype=bool), "length": length.astype(np.int32)}
-
-
-def drawn_by(rolled: Rolled, rng: np.random.Generator) -> Callable[[int, object, Launches], dict[str, AnyArray]]:
-    """What draws rounds of forced tokens for `tasks.stages.trees.planner.grow_tree`."""
-    return lambda index, design, launches: draw(rolled, launches, rng)
 
 
 def continue_freely(rolled: Rolled, launches: Launches, rng: np.random.Generator) -> dict[str, AnyArray]:

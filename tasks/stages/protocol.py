@@ -206,15 +206,3 @@ def joined(outcomes: Sequence[Arrays], layout: str = "rounds") -> dict[str, AnyA
             parts = [np.zeros(1, dtype=np.int64), *(p[1:] + s for p, s in zip(parts, starts[:-1], strict=True))]
         out[name] = np.concatenate([np.empty(0, dtype=declared.dtype), *parts]).astype(declared.dtype)
     return out
-
-
-class NoCheckpoints:
-    """Keeps nothing: draws that are made in one go."""
-
-    most_draws = 2**31
-
-    def decode_round(
-        self, stage: str, question: str, index: int, units: Sequence[Unit], decode: Decode, layout: str = "rounds"
-    ) -> dict[str, AnyArray]:
-        """The outcomes of one round."""
-        return joined([decode(unit) for unit in units], layout)

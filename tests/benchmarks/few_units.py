@@ -16,7 +16,7 @@ import torch
 from schemas.config import ForcedTree, Grouping, ReverseKL, Scores
 from schemas.signals import Signal
 from tasks.calibration.chain import Chain, Sums, exact_scores, expected
-from tasks.calibration.simulate import OracleTeaching, Rolled, drawn_by, roll
+from tasks.calibration.simulate import OracleTeaching, Rolled, roll
 from tasks.calibration.suite import Family, OracleQuestion, make_question
 from tasks.stages.aggregate.pooling import make_pool
 from tasks.stages.aggregate.questions import QuestionScores
@@ -25,6 +25,7 @@ from tasks.stages.ranking import RankedQuestion, rank
 from tasks.stages.trees.forced import ForcedPlanner
 from tasks.stages.trees.planner import grow_tree
 from tasks.statistics.prior import Prior
+from tests.helpers.drawing import drawn_by
 from tests.helpers.oracle import Given, scored_tree
 
 LOSS, FAMILY, QUESTIONS, ROLLOUTS = ReverseKL(), Family(64, "clear", "even"), 40, 8

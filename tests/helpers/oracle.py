@@ -28,12 +28,12 @@ from tasks.calibration.chain import Chain, exact_scores
 from tasks.engines.protocol import Continuation, Draw, Trunk
 from tasks.stages.aggregate.questions import QuestionScores
 from tasks.stages.compute import Computed
-from tasks.stages.protocol import NoCheckpoints
 from tasks.stages.rollouts import make_rollouts
 from tasks.stages.trees.stage import make_tree
 from tasks.statistics.prior import Prior
 from tasks.statistics.streams import uniforms
 from tasks.verifiers.verifier import Verifier
+from tests.helpers.drawing import NoCheckpoints
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

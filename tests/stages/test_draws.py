@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from schemas.arrays import CONTINUATIONS, ROUNDS, AnyArray, check_layout
 from tasks.engines.protocol import Continuation
 from tasks.stages.draws import continuations, outcomes, trunks, verified
-from tasks.stages.protocol import NoCheckpoints, Unit, equal_units, joined
+from tasks.stages.protocol import Unit, equal_units, joined
 from tasks.stages.trees.frame import SamplingFrame, locate
 from tasks.stages.trees.planner import CompletedRound, Launches, grow_tree
 from tasks.verifiers.protocol import Attempt
+from tests.helpers.drawing import NoCheckpoints
 
 
 @given(st.integers(0, 10_000), st.integers(1, 600))

@@ -16,10 +16,10 @@ from tasks.stages.aggregate.pooling import pooled, sum_rollouts
 from tasks.stages.aggregate.questions import QuestionScores
 from tasks.stages.distillation.losses import distillation_direction
 from tasks.stages.models import ModelProvider
-from tasks.stages.protocol import NoCheckpoints
 from tasks.stages.rollouts import make_rollouts
 from tasks.verifiers.protocol import Attempt
 from tasks.verifiers.verifier import Verifier
+from tests.helpers.drawing import NoCheckpoints
 from tests.helpers.oracle import Given, scored_tree
 from tests.helpers.small import random_model
 

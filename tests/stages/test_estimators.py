@@ -14,7 +14,7 @@ from tasks.stages.aggregate.questions import QuestionScores
 from tasks.stages.aggregate.tables import summary_table
 from tasks.stages.ideal import ideal_gradients
 from tasks.stages.models import ModelProvider
-from tasks.stages.protocol import NoCheckpoints, Unit
+from tasks.stages.protocol import Unit
 from tasks.stages.trees.branches import allocate
 from tasks.stages.trees.design import RoundDesign
 from tasks.stages.trees.frame import survey
@@ -22,6 +22,7 @@ from tasks.stages.trees.planner import Launches
 from tasks.stages.trees.stage import DrawCounts, draw_unit, planner_of
 from tasks.statistics.design import inclusion_probabilities, systematic_sample
 from tasks.statistics.estimators import Outcomes, estimate_squared_norm
+from tests.helpers.drawing import NoCheckpoints
 from tests.helpers.oracle import (
     QUESTION,
     Exact,

@@ -13,7 +13,7 @@ from schemas.arrays import AnyArray
 from schemas.config import AdaptiveTree, ReverseKL, WindowsTree
 from schemas.signals import sources
 from tasks.calibration.chain import exact_scores
-from tasks.calibration.simulate import OracleTeaching, Rolled, drawn_by, roll
+from tasks.calibration.simulate import OracleTeaching, Rolled, roll
 from tasks.calibration.suite import Family, make_question
 from tasks.engines.transformers.sampler import TransformersSampler
 from tasks.engines.transformers.scorer import TransformersScorer
@@ -28,6 +28,7 @@ from tasks.stages.trees.windows import count_visits, windows
 from tasks.statistics.csr import owners, row_sums
 from tasks.statistics.estimators import Outcomes, adjust_for_tail, estimate_linear, estimate_squared_norm, pool_rounds
 from tasks.store.store import Store
+from tests.helpers.drawing import drawn_by
 from tests.helpers.sessions import provided
 
 LOSS = ReverseKL()

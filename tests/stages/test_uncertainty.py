@@ -10,7 +10,7 @@ from scipy.stats import binom, rankdata
 from schemas.config import ForcedTree, ReverseKL, Scores
 from schemas.signals import Signal
 from tasks.calibration.chain import Sums, exact_scores, expected
-from tasks.calibration.simulate import OracleTeaching, Rolled, drawn_by, roll
+from tasks.calibration.simulate import OracleTeaching, Rolled, roll
 from tasks.calibration.suite import Family, OracleQuestion, make_question
 from tasks.stages.aggregate.pooling import make_pool
 from tasks.stages.aggregate.predictors import PREDICTORS, AtNodes, predictor_rows
@@ -27,6 +27,7 @@ from tasks.statistics.bootstrap import LEAST_UNITS, bootstrap_interval, resample
 from tasks.statistics.estimators import Outcomes
 from tasks.statistics.prior import CONCENTRATIONS, Prior, fit, responsibilities
 from tests.benchmarks.few_units import population, settles
+from tests.helpers.drawing import drawn_by
 from tests.helpers.oracle import Given, scored_trees
 
 LOSS = ReverseKL()
