@@ -1,5 +1,6 @@
 """Signals that end a command: each becomes an exception, so that what the command started is ended too."""
 
+import atexit
 import os
 import signal
 import sys
@@ -82,6 +83,7 @@ def ended_by_signals(command: Callable[[], int]) -> int:
             return command()
     except Ended:
         _signals.held += 1  # it has ended
+        atexit.register(_ignore)  # the interpreter's own end takes a while, and the exit code is known
         print("interrupted; what is done is kept, run again to continue", file=sys.stderr)
         return 128 + _signals.received[0]
     finally:
@@ -125,6 +127,12 @@ def signals_held() -> Iterator[None]:
         if held.waiting and not held.held:
             held.waiting = False
             raise held.ended()
+
+
+def _ignore() -> None:
+    """Let no further signal end the interpreter with another exit code than the command's."""
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _quiet(unraisable: "sys.UnraisableHookArgs") -> None:
