@@ -1,8 +1,7 @@
 """Bootstrap intervals that hold with few units too (statistics of section 7)."""
 
 import numpy as np
-from scipy.stats import norm
-from scipy.stats import t as student_t
+from scipy.special import ndtr, stdtrit
 
 from tasks.statistics.csr import Floats
 
@@ -37,11 +36,11 @@ def bootstrap_interval(values: Floats, units: int, level: float) -> tuple[float,
     if units < LEAST_UNITS or not len(finite):
         return np.nan, np.nan
     c = critical_value(units, level)
-    shares = norm.cdf([-c, -1, 0, 1, c])
+    shares = ndtr([-c, -1, 0, 1, c])
     low, below, middle, above, high = (float(q) for q in np.quantile(finite, shares))
     return min(low, middle - c * (middle - below)), max(high, middle + c * (above - middle))
 
 
 def critical_value(units: int, level: float) -> float:
     """Standard deviations of the replicates from their middle to either end of an interval."""
-    return float(np.sqrt(units / (units - 1)) * student_t.ppf((1 + level) / 2, units - 1))
+    return float(np.sqrt(units / (units - 1)) * stdtrit(units - 1, (1 + level) / 2))

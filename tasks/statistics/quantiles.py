@@ -1,12 +1,18 @@
-"""Bins of numbers, and quantiles of any amount of them in one pass."""
+"""Ranks and bins of numbers, and quantiles of any amount of them in one pass."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+import polars as pl
 
 from tasks.statistics.csr import Floats, Ints
+
+
+def average_ranks(values: Floats) -> Floats:
+    """Rank of each number from 1 up, ties at the mean of their ranks, [n] -> [n]; NaN, which counts for none, stays."""
+    return np.asarray(pl.Series(values, dtype=pl.Float64).fill_nan(None).rank().to_numpy(), dtype=np.float64)
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import rankdata
 
-from tasks.statistics.quantiles import Bins, Histogram, even_bins, percent_labels
+from tasks.statistics.quantiles import Bins, Histogram, average_ranks, even_bins, percent_labels
 
 NUMBERS = st.lists(st.floats(0, 1e6, width=32), min_size=1, max_size=60)
+
+
+@given(st.lists(st.sampled_from([0.0, -0.0, 1.5, 2.0, np.inf, np.nan]) | st.floats(width=16), max_size=40))
+def test_ranks_are_those_of_scipy(values: list[float]) -> None:
+    numbers = np.array(values, dtype=np.float64)
+    assert np.array_equal(average_ranks(numbers), rankdata(numbers, nan_policy="omit"), equal_nan=True)
 
 
 @given(st.integers(2, 50), st.floats(0, 1, exclude_max=True))

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
 
 from schemas.arrays import Arrays
 from schemas.config import Scores
@@ -13,6 +12,7 @@ from schemas.signals import Signal
 from tasks.stages.aggregate.questions import QuestionScores
 from tasks.statistics.bootstrap import bootstrap_interval, resample, resampled
 from tasks.statistics.csr import Floats, Ints
+from tasks.statistics.quantiles import average_ranks
 
 Predictor = Callable[[QuestionScores, Arrays], Floats]
 """Values at the nodes of a question, [N], from its arrays and those of stage 4 under one signal."""
@@ -91,7 +91,7 @@ def predictor_rows(nodes: Mapping[Signal, Sequence[AtNodes]], scores: Scores, se
             use = np.isfinite(column) & np.isfinite(y) & (w > 0)
             sums = np.zeros((units, 7))
             if use.any():
-                r = rankdata(column[use]) / use.sum() - 0.5
+                r = average_ranks(column[use]) / use.sum() - 0.5
                 v, t, e = w[use], y[use], noise[use]
                 np.add.at(sums, owner[use], np.stack([v, v * r, v * r**2, v * t, v * t**2, v * e, v * r * t], axis=1))
             corrected, plain = (float(v) for v in _correlations(sums.sum(axis=0)))

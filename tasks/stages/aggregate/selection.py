@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
 
 from schemas.arrays import AnyArray
 from schemas.config import Scores
@@ -22,6 +21,7 @@ from tasks.statistics.bootstrap import bootstrap_interval, resample, resampled
 from tasks.statistics.csr import Floats
 from tasks.statistics.estimators import Outcomes, pool_rounds
 from tasks.statistics.prior import Prior
+from tasks.statistics.quantiles import average_ranks
 
 CHOICES = ("all", "likely_positive", "resolved_positive", "predicted_positive")
 """Likelier positive than not, and known to be, by the posterior; expected to be, by the cheap predictors."""
@@ -79,7 +79,7 @@ def sum_predicted(questions: Sequence[AtNodes]) -> Floats:
     owner = np.repeat(np.arange(len(questions)), [len(q.weight) for q in questions])
     x, weight, inner, _, d_sq, open_, _ = joined(questions)
     known = d_sq > 0
-    ranks = rankdata(x, axis=1, nan_policy="omit") / max(1, x.shape[1]) - 0.5
+    ranks = np.apply_along_axis(average_ranks, 1, x) / max(1, x.shape[1]) - 0.5
     features = np.concatenate([np.ones((1, x.shape[1])), np.nan_to_num(ranks)]).T
     target = np.divide(inner, np.sqrt(d_sq), out=np.zeros(len(inner)), where=known)
     root = np.sqrt(np.maximum(weight, 0.0) * known)
