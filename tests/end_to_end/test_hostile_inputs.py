@@ -987,7 +987,7 @@ def test_columns_without_a_name() -> None:
 
 
 def test_two_identities_never_have_one_stream() -> None:
-    with pytest.raises(ValueError, match=r"an identity holds U\+001F"):
+    with pytest.raises(ValueError, match=r"an identity contains U\+001F"):
         stream_seed(0, "a\x1fstr:b", "c")  # would be that of (0, "a", "b", "c")
 
 
