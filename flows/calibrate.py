@@ -53,7 +53,7 @@ def families(config: CalibrateConfig) -> list[Family]:
 
 
 def settings_of(family: Family) -> list[Setting]:
-    """The settings evaluated on a family; `windows` takes as many decoded tokens, as its continuations are longer."""
+    """The settings evaluated on a family; `windows` with fewer, longer draws for as many decoded tokens."""
     adaptive = [Setting(family, "adaptive", n) for n in (256, 512, 1024, MAIN_DRAWS)]
     others = [Setting(family, planner, MAIN_DRAWS) for planner in ("forced", "uniform")]
     windows = [Setting(family, "windows", WINDOWS_DRAWS)] if family.length <= WINDOWS_UP_TO else []

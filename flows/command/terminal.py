@@ -182,7 +182,7 @@ def figure_table(figures: Sequence[Figure]) -> Table:
 
 def planner_table(planners: pl.DataFrame) -> Table:
     """Every planner at the same number of decoded tokens."""
-    table = Table(title="planners at as many decoded tokens", title_justify="left", box=SIMPLE_HEAD)
+    table = Table(title="planners at the same number of decoded tokens", title_justify="left", box=SIMPLE_HEAD)
     for name in planners.columns:
         table.add_column(name, justify="left" if name == "planner" else "right")
     for row in planners.iter_rows():

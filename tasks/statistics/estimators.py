@@ -6,7 +6,7 @@ head and tail; from each product the covariance of the two estimates is subtract
 minus sum_j lev_j s_j^2 / n_j, lev_j = P_j^2 (1 - 2 P_j + |P|^2).
 
 The tail is sampled; its unsampled part is assigned the mean success rate of the head, which adds no bias. A tail too
-small to be drawn is treated so as a whole: it contributes no gradient of its own, and the bias is at most its
+small to be drawn is treated so entirely: it contributes no gradient of its own, and the bias is at most its
 probability.
 """
 

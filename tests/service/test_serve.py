@@ -72,7 +72,7 @@ def test_what_cannot_be_served_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
         check_version(f"http://127.0.0.1:{free_port()}/api")
     other = httpx.Response(200, json="2.20.4", request=httpx.Request("GET", "http://127.0.0.1"))
     monkeypatch.setattr("flows.service.probe.httpx.get", lambda *args, **options: other)
-    with pytest.raises(ConfigurationError, match=r"is Prefect 2\.20\.4, and 3\."):
+    with pytest.raises(ConfigurationError, match=r"is Prefect 2\.20\.4, but 3\."):
         check_version("http://127.0.0.1:4200/api")
 
 
