@@ -1,1 +1,1 @@
-"""In which order: the flows, and the command line."""
+"""The flows and the command line."""

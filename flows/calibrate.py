@@ -29,13 +29,13 @@ from tasks.store.store import Store
 
 VERSION = 2
 WINDOWS_UP_TO = 1024
-"""Chains as long are the longest that `windows` is judged on: its continuations are walked token by token."""
+"""Longest chains that `windows` is evaluated on: its continuations are simulated token by token."""
 ROLLOUTS_TO_RANK = (2, 4, 8, 16, 32)
-"""Rollouts a question that a ranking is judged at."""
+"""Rollouts per question at which a ranking is evaluated."""
 
 
 def families(config: CalibrateConfig) -> list[Family]:
-    """Clear and weak signals, easy and hard students; at the longer lengths not all four, as they cost most."""
+    """Clear and weak signals, easy and hard students; only two of the four at the longer lengths, which cost most."""
     every: list[tuple[Literal["clear", "weak"], Literal["easy", "hard"]]] = [
         ("clear", "easy"),
         ("clear", "hard"),
@@ -53,7 +53,7 @@ def families(config: CalibrateConfig) -> list[Family]:
 
 
 def settings_of(family: Family) -> list[Setting]:
-    """What is judged on a family; `windows`, whose continuations are longer, at as many decoded tokens."""
+    """The settings evaluated on a family; `windows` with fewer, longer draws for as many decoded tokens."""
     adaptive = [Setting(family, "adaptive", n) for n in (256, 512, 1024, MAIN_DRAWS)]
     others = [Setting(family, planner, MAIN_DRAWS) for planner in ("forced", "uniform")]
     windows = [Setting(family, "windows", WINDOWS_DRAWS)] if family.length <= WINDOWS_UP_TO else []
@@ -68,19 +68,19 @@ def rows_key(config: CalibrateConfig, family: Family) -> str:
     """Content key of a family's rows."""
     versions = {**stage_versions(), "calibration": VERSION}
     settings = [repr(s) for s in settings_of(family)]
-    what: dict[str, object] = {"settings": settings, "seed": config.seed, "runs": config.runs, "versions": versions}
-    return Recipe("calibration", VERSION, what, [], {}).key
+    content: dict[str, object] = {"settings": settings, "seed": config.seed, "runs": config.runs, "versions": versions}
+    return Recipe("calibration", VERSION, content, [], {}).key
 
 
 @task(name="calibrate family", cache_policy=NO_CACHE, persist_result=False, task_run_name="{family.name}")
 def family_task(config: CalibrateConfig, family: Family) -> Any:
-    """All runs of one family, in worker processes; `Cached` where its rows are in the store."""
+    """All runs of one family, in worker processes; `Cached` if its rows are in the store."""
     store = Store(config.store)
     settings, key = settings_of(family), rows_key(config, family)
     data = store.get_bytes("calibration", key, "rows.parquet")
     if data is not None:
         publish("calibrate", config.runs)
-        return Completed(name="Cached", message="the rows are there", data=pl.read_parquet(io.BytesIO(data)))
+        return Completed(name="Cached", message="the rows are in the store", data=pl.read_parquet(io.BytesIO(data)))
     rows: list[dict[str, Any]] = []
     workers = config.workers or os.cpu_count() or 1
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_single_thread) as pool:
@@ -102,10 +102,10 @@ def _single_thread() -> None:
 
 @flow(name="calibrate", flow_run_name="calibrate", persist_result=False)
 def calibrate(config: CalibrateConfig) -> pl.DataFrame:
-    """Judge the estimators; writes `calibration.parquet` and `calibration.html` under the run's folder.
+    """Evaluate the estimators; write `calibration.parquet` and `calibration.html` under the run's folder.
 
     Returns:
-        the rows of all runs, as `tasks.calibration.measure` gives them.
+        the rows of all runs, as returned by `tasks.calibration.measure`.
     """
     with progress_artifacts():
         return _calibrate(config)
@@ -128,12 +128,12 @@ def _calibrate(config: CalibrateConfig) -> pl.DataFrame:
 
 
 def _verdicts(judged: Sequence[Figure]) -> str:
-    """What fails and what these runs cannot tell, as Markdown."""
+    """Failed and inconclusive figures, as Markdown."""
     lines: list[str] = []
     for title, found in (
-        ("Not what they must be", judged_as("fail", judged)),
-        ("Not told by so few runs", judged_as("inconclusive", judged)),
+        ("Outside the required range", judged_as("fail", judged)),
+        ("Inconclusive with so few runs", judged_as("inconclusive", judged)),
     ):
         if found:
             lines += [f"**{title}**", "", *(f"* {plain(text)}" for text in found), ""]
-    return "\n".join(lines) or "Every figure is what it must be."
+    return "\n".join(lines) or "Every figure lies in its required range."

@@ -19,22 +19,22 @@ app = typer.Typer(
     help="Before any training run: which teacher, context and loss push a reasoning model towards success.",
 )
 
-store_app = typer.Typer(no_args_is_help=True, help="The cache: what it holds, whether it is whole, what nothing needs.")
+store_app = typer.Typer(no_args_is_help=True, help="The cache: list it, verify it, remove what no run needs.")
 app.add_typer(store_app, name="store")
 
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a field: tree.draws=128. May be repeated.", metavar="A.B=C"),
 ]
-StoreUrl = Annotated[str | None, typer.Option(help="Where everything is cached; any fsspec URL.", metavar="URL")]
+StoreUrl = Annotated[str | None, typer.Option(help="Store of artefacts and outputs; any fsspec URL.", metavar="URL")]
 Name = Annotated[str | None, typer.Option(help="Folder of the outputs under STORE/runs.")]
 Configuration = Annotated[Path, typer.Argument(help="YAML file.", metavar="CONFIG.yaml")]
 
 
 def main() -> None:
-    """Entry point: a command, which a signal ends whatever it is doing."""
+    """Entry point: run a command that a signal ends whatever it is doing."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # where a command has ended, no exception comes any more
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # no exception once a command has ended
     sys.exit(ended_by_signals(app))
 
 
@@ -43,7 +43,7 @@ def demo(
     set_: Set = None,
     store: StoreUrl = None,
     name: Name = None,
-    questions: Annotated[int, typer.Option(min=5, max=1000, help="Questions asked.")] = 24,
+    questions: Annotated[int, typer.Option(min=5, max=1000, help="Number of questions.")] = 24,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of questions, training and draws.")] = 0,
 ) -> None:
     """Train a small student and a larger teacher here, then run the whole pipeline on them."""
@@ -62,7 +62,7 @@ def run(config: Configuration, set_: Set = None, store: StoreUrl = None, name: N
 
 @app.command()
 def rank(config: Configuration, set_: Set = None, store: StoreUrl = None, name: Name = None) -> None:
-    """Rank teachers, contexts and losses from on-policy rollouts alone: no trees, one forward pass a teacher."""
+    """Rank teachers, contexts and losses from on-policy rollouts alone: no trees, one forward pass per teacher."""
     from flows.command.run import rank_file
 
     raise typer.Exit(rank_file(config, overrides(set_, store, name)))
@@ -73,11 +73,11 @@ def calibrate(
     store: StoreUrl = None,
     name: Name = None,
     runs: Annotated[int, typer.Option(min=2, help="Runs of each family of questions.")] = 20,
-    lengths: Annotated[str, typer.Option(help="Tokens of a rollout, by commas.")] = "64,256,1024,4096",
+    lengths: Annotated[str, typer.Option(help="Tokens of a rollout, separated by commas.")] = "64,256,1024,4096",
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of questions and runs.")] = 0,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; all cores unless set.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one per core.")] = None,
 ) -> None:
-    """Judge the estimators against an exact oracle: bias, coverage, wrong signs, error per decoded token."""
+    """Evaluate the estimators against an exact oracle: bias, coverage, wrong signs, error per decoded token."""
     from flows.command.calibrate import run_calibration
 
     fields: dict[str, object] = {"runs": runs, "seed": seed, "workers": workers, "lengths": numbers(lengths)}
@@ -87,7 +87,7 @@ def calibrate(
 
 @app.command()
 def plan(config: Configuration, set_: Set = None, store: StoreUrl = None, name: Name = None) -> None:
-    """Say what a run would cost, and what of it is cached; no model is loaded."""
+    """Show what a run would cost and how much of it is cached; no model is loaded."""
     from flows.command.run import plan_file
 
     raise typer.Exit(plan_file(config, overrides(set_, store, name)))
@@ -95,7 +95,7 @@ def plan(config: Configuration, set_: Set = None, store: StoreUrl = None, name: 
 
 @app.command()
 def nightly(suite: Annotated[Path, typer.Argument(help="YAML file of a suite.", metavar="SUITE.yaml")]) -> None:
-    """Do every run of a suite that has something new, and mark what moved since the last nights."""
+    """Execute every run of a suite that has something new, and mark scores that moved since previous nights."""
     from flows.command.suite import run_nightly
 
     raise typer.Exit(run_nightly(suite))
@@ -104,28 +104,26 @@ def nightly(suite: Annotated[Path, typer.Argument(help="YAML file of a suite.", 
 @app.command()
 def serve(
     config: Annotated[
-        Path | None, typer.Argument(help="YAML file that the forms are filled with.", metavar="CONFIG.yaml")
+        Path | None, typer.Argument(help="YAML file that fills the forms.", metavar="CONFIG.yaml")
     ] = None,
-    store: Annotated[str, typer.Option(help="Where runs write that name no store.", metavar="URL")] = ".opdscope",
+    store: Annotated[str, typer.Option(help="Store of runs that name none.", metavar="URL")] = ".opdscope",
     suite: Annotated[Path | None, typer.Option(help="Suite of the nightly run.", metavar="SUITE.yaml")] = None,
-    cron: Annotated[str | None, typer.Option(help="When the suite is run, as '0 3 * * *'.")] = None,
+    cron: Annotated[str | None, typer.Option(help="Schedule of the suite, such as '0 3 * * *'.")] = None,
     timezone: Annotated[str, typer.Option(help="Time zone of the schedule.")] = "UTC",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Prefect's server and UI.")] = 4200,
     reports_port: Annotated[int, typer.Option(min=1, max=65535, help="Reports of finished runs.")] = 4201,
     host: Annotated[
         str,
         typer.Option(
-            help="Address to listen on; this machine only unless set. "
+            help="Address to listen on; default: this machine only. "
             "Any other needs a password: PREFECT_SERVER_API_AUTH_STRING=user:password."
         ),
     ] = "127.0.0.1",
     public_host: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Name that people and workers reach it under, for links too. May be repeated.", metavar="NAME"
-        ),
+        typer.Option(help="Host name for users and workers, also used in links. May be repeated.", metavar="NAME"),
     ] = None,
-    runs: Annotated[int, typer.Option(min=1, help="Runs at a time; more than one wants Prefect on PostgreSQL.")] = 1,
+    runs: Annotated[int, typer.Option(min=1, help="Concurrent runs; more than one needs Prefect on PostgreSQL.")] = 1,
 ) -> None:
     """Serve the UI: Prefect's server (unless PREFECT_API_URL names one), deployments, schedule, reports, a worker."""
     from flows.command.suite import serve_all
@@ -151,7 +149,7 @@ Kept = Annotated[str, typer.Option("--store", help="The store; any fsspec URL.",
 
 @store_app.command("ls")
 def store_ls(store: Kept = ".opdscope") -> None:
-    """Artefacts and bytes by stage, and the runs."""
+    """List artefacts and bytes by stage, and the runs."""
     from flows.command.places import on_store
     from flows.command.store import show
 
@@ -161,9 +159,9 @@ def store_ls(store: Kept = ".opdscope") -> None:
 @store_app.command("verify")
 def store_verify(
     store: Kept = ".opdscope",
-    repair: Annotated[bool, typer.Option(help="Remove what is damaged; runs make it again.")] = False,
+    repair: Annotated[bool, typer.Option(help="Remove damaged objects; the next run makes them again.")] = False,
 ) -> None:
-    """Check every object's SHA-256; exit code 1 where one is damaged."""
+    """Check every object's SHA-256; exit code 1 if one is damaged."""
     from flows.command.places import on_store
     from flows.command.store import verify
 
@@ -173,9 +171,9 @@ def store_verify(
 @store_app.command("gc")
 def store_gc(
     store: Kept = ".opdscope",
-    days: Annotated[float, typer.Option("--older-than", min=0, help="Days since anything of it was written.")] = 1.0,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    dry_run: Annotated[bool, typer.Option(help="Say what would be removed, and remove nothing.")] = False,
+    days: Annotated[float, typer.Option("--older-than", min=0, help="Days since the artefact was last written.")] = 1.0,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="List what would be removed, and remove nothing.")] = False,
 ) -> None:
     """Remove artefacts that no run under runs/ refers to; remove a run's folder first to free what it needs."""
     from flows.command.places import on_store
@@ -185,7 +183,7 @@ def store_gc(
 
 
 def numbers(text: str) -> list[int | str]:
-    """Whole numbers by commas; what is none stays, to be told of as any other value of its field."""
+    """Integers separated by commas; anything else stays text, which validation of the field then reports."""
     parts = [part.strip() for part in text.split(",")]
     return [int(part) if re.fullmatch(r"[-+]?[0-9]{1,40}", part) else part for part in parts]
 

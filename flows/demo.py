@@ -1,4 +1,4 @@
-"""The demo: trains its models, then runs the same diagnosis as for any other model."""
+"""The demo: trains its models, then runs the usual diagnosis."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ def demo(settings: DemoConfig, root: str, overrides: dict[str, Any]) -> dict[str
 
     Args:
         root: local folder of the models.
-        overrides: fields of the configuration, nested.
+        overrides: nested fields of the configuration.
 
     Returns:
         the content of `run.json`.

@@ -22,35 +22,36 @@ from tasks.run.session import close_sessions, open_session
 from tasks.run.shells import TaskSummary, stage_task
 
 MOST_BATCHES = 25
-"""A flow has tens to a few hundred task runs at any size."""
+"""Most batches per stage, so that a flow of any size has at most a few hundred task runs."""
 
 
 class QuestionsFailedError(RuntimeError):
-    """Some questions failed and the others are done; running again tries those that failed.
+    """Some questions failed and the others are done; running again retries the failed ones.
 
     Attributes:
-        failed: the error of each.
-        run: the content of `run.json`, where the others gave outputs.
+        failed: the error of each failed question.
+        run: the content of `run.json` if the others gave outputs.
     """
 
     def __init__(self, failed: dict[str, str], run: dict[str, Any] | None = None) -> None:
-        """Name the first ones in the message."""
+        """The message names the first five."""
         self.failed, self.run = failed, run
-        shown = "; ".join(f"{question}: {error}" for question, error in list(failed.items())[:5])
+        first = "; ".join(f"{question}: {error}" for question, error in list(failed.items())[:5])
         more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
-        super().__init__(f"{len(failed)} questions failed, run again to try them: {shown}{more}")
+        super().__init__(f"{len(failed)} questions failed, run again to try them: {first}{more}")
 
 
 @dataclass
 class Progressed:
-    """How far the stages of a run came.
+    """Progress of a run through its stages.
 
     Attributes:
-        ids: questions that are left.
-        left_out: those that are not, with the reason; `failed` by an error.
-        not_pooled: those of them that what is made of all questions together was made without; a question that is lost
-            later stays part of it, so that the keys of the others stay what they are.
-        stages: what each stage did.
+        ids: the remaining questions.
+        left_out: all others, with the reason.
+        failed: those left out because of an error.
+        not_pooled: those excluded from artefacts of all questions; a question lost later stays part of these, so that
+            the keys of the others do not change.
+        stages: summary of each stage.
     """
 
     ids: list[str]
@@ -60,21 +61,21 @@ class Progressed:
     stages: dict[str, TaskSummary] = field(default_factory=dict)
 
     def add(self, stage: str, part: TaskSummary) -> None:
-        """Count a task's figures."""
+        """Add a task's figures."""
         self.stages.setdefault(stage, TaskSummary()).add(part)
 
     def drop(self, stage: str) -> None:
-        """Go on without the questions that a stage could not do.
+        """Continue without the questions that a stage could not process.
 
         Raises:
-            QuestionsFailedError: none is left, by errors.
-            InputError: none is left, by what their rollouts are.
+            QuestionsFailedError: none is left, because of errors.
+            InputError: none is left, because of their rollouts.
         """
         of_stage = self.stages[stage]
         self.failed |= of_stage.failed
         self.left_out |= of_stage.left_out | of_stage.failed
         self.ids = [i for i in self.ids if i not in self.left_out]
-        if not any(PIPELINE[begun].scope is Scope.RUN for begun in self.stages if begun in PIPELINE):
+        if not any(PIPELINE[started].scope is Scope.RUN for started in self.stages if started in PIPELINE):
             self.not_pooled = sorted(self.left_out)
         if self.ids:
             return
@@ -85,20 +86,20 @@ class Progressed:
 
 
 def batches(ids: list[str], size: int) -> list[list[str]]:
-    """Questions cut into batches of at least `size`, and into no more than `MOST_BATCHES`."""
+    """Questions split into at most `MOST_BATCHES` batches of `size` or more."""
     size = max(size, -(-len(ids) // MOST_BATCHES))
     return [ids[i : i + size] for i in range(0, len(ids), size)]
 
 
 @flow(name="diagnose", flow_run_name="{config.name}", persist_result=False)
 def diagnose(config: RunConfig) -> dict[str, Any]:
-    """Tell, token by token, whether each teacher's signal points where the student's success lies.
+    """Measure, token by token, whether each teacher's signal points towards the student's success.
 
     Returns:
         the content of `run.json`.
 
     Raises:
-        QuestionsFailedError: some questions failed; outputs are of the others.
+        QuestionsFailedError: some questions failed; the outputs cover the others.
     """
     try:
         with progress_artifacts(), named(config, "diagnose", diagnosis_stages()):
@@ -127,14 +128,11 @@ def _diagnose(config: RunConfig) -> dict[str, Any]:
 
 
 def run_stages(config: RunConfig, flow_name: str, wanted: Sequence[str]) -> Progressed:
-    """Run some stages in order, each in a few tasks.
-
-    Args:
-        flow_name: of the flow.
+    """Run the given stages in order, each in a few tasks.
 
     Raises:
-        QuestionsFailedError: no question is left, by errors.
-        InputError: no question is left, by what their rollouts are.
+        QuestionsFailedError: no question is left, because of errors.
+        InputError: no question is left, because of their rollouts.
     """
     check_execution(config.execution)
     session = open_session(config)
@@ -168,9 +166,9 @@ def run_stages(config: RunConfig, flow_name: str, wanted: Sequence[str]) -> Prog
             for finish in started:
                 summary: TaskSummary = finish().result()
                 done.add(name, summary)
-                if config.execution.task_runner != "process":  # what other processes report is not heard in this one
-                    for shown, n in summary.events.items():
-                        publish(shown, n)
+                if config.execution.task_runner != "process":  # other processes' reports do not arrive here
+                    for label, n in summary.events.items():
+                        publish(label, n)
             done.drop(name)
             if done.stages[name].left_out or done.stages[name].failed:
                 session.keys.leave_out(done.not_pooled)
@@ -180,5 +178,5 @@ def run_stages(config: RunConfig, flow_name: str, wanted: Sequence[str]) -> Prog
 
 def _label(stage: str, source: tuple[str, str] | None, batch: Sequence[str], ids: Sequence[str]) -> str:
     first = ids.index(batch[0]) + 1
-    which = f" of {source[0]}/{source[1]}" if source is not None else ""
-    return f"{stage}{which}, questions {first}-{first + len(batch) - 1} of {len(ids)}"
+    of_source = f" of {source[0]}/{source[1]}" if source is not None else ""
+    return f"{stage}{of_source}, questions {first}-{first + len(batch) - 1} of {len(ids)}"

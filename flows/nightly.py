@@ -26,37 +26,36 @@ from tasks.store.leases import LeaseManager
 from tasks.store.store import Store, StoreError
 
 FINISHED, REGRESSION = "opdscope.nightly.finished", "opdscope.nightly.regression"
-"""Names of the events that a night sends; the second only where something got worse."""
-
+"""Names of the events that a night emits; the second only if something got worse."""
 
 _PATIENCE = (Execution().retries, Execution().retry_seconds)
-"""With the suite's own store: times that a call is tried again, and seconds before the first of them."""
+"""Retries of a call on the suite's own store, and seconds before the first."""
 
 
 class NightBusyError(RuntimeError):
-    """The same suite is at work in another process."""
+    """The same suite is already running in another process."""
 
 
 @flow(name="nightly", flow_run_name="{config.name}", persist_result=False)
 def nightly(config: NightlyConfig) -> dict[str, Any]:
-    """Do every run of a suite that has something new, and mark what moved beyond its interval.
+    """Execute every run of a suite that has something new, and mark scores that moved beyond their interval.
 
     Returns:
         the content of `nightly.json`: what moved, what got slower, what failed.
 
     Raises:
-        NightBusyError: the suite is at work in another process.
+        NightBusyError: the suite is already running in another process.
     """
     store = Store(config.store)
-    with LeaseManager(store, 60.0).acquire(f"nightly-{config.name}") as ours:
-        if not ours:
-            raise NightBusyError(f"suite {config.name!r} is at work in another process")
-        with tags(*runtime.flow_run.tags):  # those of the deployment, for the runs within
+    with LeaseManager(store, 60.0).acquire(f"nightly-{config.name}") as acquired:
+        if not acquired:
+            raise NightBusyError(f"suite {config.name!r} is already running in another process")
+        with tags(*runtime.flow_run.tags):  # the deployment's tags, for the nested runs
             return _nightly(config, store)
 
 
-_CANNOT = (InputError, EngineError, StoreError, OSError)
-"""Errors of one run or of its store: the other runs of the night are done all the same."""
+_RUN_ERRORS = (InputError, EngineError, StoreError, OSError)
+"""Errors of one run or of its store: the other runs of the night are still executed."""
 
 
 def _nightly(config: NightlyConfig, store: Store) -> dict[str, Any]:
@@ -68,7 +67,7 @@ def _nightly(config: NightlyConfig, store: Store) -> dict[str, Any]:
     for run in config.runs:
         try:
             rows, error = _rows_of(run, history, night, config.nights)
-        except _CANNOT as raised:
+        except _RUN_ERRORS as raised:
             rows, error = None, f"{type(raised).__name__}: {raised}"
         if error is not None:
             failed[run.name] = error
@@ -78,13 +77,13 @@ def _nightly(config: NightlyConfig, store: Store) -> dict[str, Any]:
             new = pl.concat([new, rows])
             _write(store, config.name, "history.parquet", parquet_bytes(pl.concat([history, new])))
     wrong = _calibrated(config, failed)
-    return _told(config, store, night, new, failed, slow, wrong)
+    return _report(config, store, night, new, failed, slow, wrong)
 
 
 def _rows_of(
     run: RunConfig, history: pl.DataFrame, night: datetime, nights: int
 ) -> tuple[pl.DataFrame | None, str | None]:
-    """Tonight's rows of a run, made where something is new, and the error where there is one."""
+    """Tonight's rows of a run, computed only if something is new, and its error if there is one."""
     key = finished_key(run)
     rows = unchanged(history, run.name, key, night) if key is not None else None
     if rows is not None:
@@ -103,12 +102,12 @@ def _write(store: Store, suite: str, name: str, content: bytes) -> None:
 
 
 def finished_key(run: RunConfig) -> str | None:
-    """The key of a run's tables where they are there and nothing that they are made from has changed.
+    """The key of a run's tables if they exist and none of their inputs has changed, else None.
 
     Raises:
-        InputError: the run cannot be begun; naming the field and the value.
-        EngineError: neither can its model be looked at.
-        StoreError: nor its store be used.
+        InputError: the run cannot start; names the field and the value.
+        EngineError: its model cannot be inspected.
+        StoreError: its store cannot be used.
     """
     try:
         session = open_session(run)
@@ -117,7 +116,7 @@ def finished_key(run: RunConfig) -> str | None:
             return None
         session.keys.leave_out(written["left_out"])
         if not set(written["questions"]) <= set(session.keys.questions):
-            return None  # other questions are asked now
+            return None  # the set of questions has changed
         key = session.keys.aggregate(written["questions"])
         return key if key == written["aggregate"] else None
     finally:
@@ -125,7 +124,7 @@ def finished_key(run: RunConfig) -> str | None:
 
 
 def _diagnosed(run: RunConfig) -> tuple[dict[str, Any] | None, str | None]:
-    """Content of `run.json` where there are outputs, and the error where there is one."""
+    """Content of `run.json` if there are outputs, and the error if there is one."""
     state = diagnose(run, return_state=True)
     result = state.result(raise_on_failure=False)
     if isinstance(result, QuestionsFailedError):
@@ -136,7 +135,7 @@ def _diagnosed(run: RunConfig) -> tuple[dict[str, Any] | None, str | None]:
 
 
 def _calibrated(config: NightlyConfig, failed: dict[str, str]) -> list[str]:
-    """Figures of the calibration that are not what they must be."""
+    """Figures of the calibration outside their required ranges."""
     if config.calibrate is None:
         return []
     state = calibrate(config.calibrate, return_state=True)
@@ -153,7 +152,7 @@ def read_history(store: Store, suite: str) -> pl.DataFrame:
     return no_history() if data is None else pl.read_parquet(io.BytesIO(data))
 
 
-def _told(
+def _report(
     config: NightlyConfig,
     store: Store,
     night: datetime,
@@ -188,7 +187,7 @@ def _told(
 
 
 def message(result: dict[str, Any]) -> str:
-    """One paragraph for a mail or a chat."""
+    """A message for mail or chat: one line per regression."""
     return f"opdscope {result['name']}: {len(result['regressions'])} regressions\n" + "\n".join(result["regressions"])
 
 

@@ -1,4 +1,4 @@
-"""What a run would cost, told from its configuration and the store alone."""
+"""What a run would cost, computed from its configuration and the store alone."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from tasks.store.store import OBJECT
 
 @dataclass(frozen=True)
 class StageCost:
-    """Of one stage: artefacts there and missing, and what the missing ones cost at most."""
+    """One stage's cached and missing artefacts, and the most that the missing ones cost."""
 
     stage: str
     cached: int
@@ -26,22 +26,22 @@ class StageCost:
 def cost(session: RunSession) -> list[StageCost]:
     """Cost of every stage.
 
-    `tokens` is an upper bound on decoded tokens: every completion as long as the limit; `forwards` counts passes
-    over a whole prompt and completion, student and teachers. What the store holds is listed, not read: a damaged
-    artefact counts as there. Questions that the last run of this name went on without are not counted again.
+    `tokens` is an upper bound on decoded tokens, with every completion at the length limit; `forwards` counts passes
+    over a whole prompt and completion, of student and teachers. Artefacts are listed, not read, so a damaged one counts
+    as cached. Questions left out by the last run of this name are not counted.
     """
     keys = session.keys
     keys.leave_out(left_out_before(session))
     costs = []
     for name in diagnosis_stages():
         stage = PIPELINE[name]
-        there = {item.key for item in stored(session.store, name) if item.name == OBJECT}
+        existing = {item.key for item in stored(session.store, name) if item.name == OBJECT}
         wanted = {(q, s): key for q in keys.questions for s, key in keys.of_stage(name, q).items()}
-        absent = {place: key for place, key in wanted.items() if key not in there}
-        # of one teacher with one context all losses are made at once
+        absent = {place: key for place, key in wanted.items() if key not in existing}
+        # all losses of one teacher with one context are computed together
         units = {(question, signal.source if signal is not None else None) for question, signal in absent}
         one = stage.cost(session.config) if session.config.tree.samples else Cost()
-        made, missing = len(set(wanted.values()) & there), len(set(absent.values()))
+        made, missing = len(set(wanted.values()) & existing), len(set(absent.values()))
         costs.append(StageCost(name, made, missing, *(len(units) * n for n in one)))
     return costs
 

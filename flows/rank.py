@@ -1,4 +1,4 @@
-"""The ranking: rollouts, one forward pass a teacher, no trees."""
+"""The ranking: rollouts, one forward pass per teacher, no trees."""
 
 from typing import Any, cast
 
@@ -22,10 +22,10 @@ def rank(config: RunConfig) -> dict[str, Any]:
     """Rank teachers, contexts and losses by the gain of a unit step along each, from on-policy rollouts alone.
 
     Returns:
-        the content of `rank.json`, with what its stages did.
+        the content of `rank.json`, with figures of its stages.
 
     Raises:
-        QuestionsFailedError: some questions failed; the ranking is of the others.
+        QuestionsFailedError: some questions failed; the ranking covers the others.
     """
     try:
         with progress_artifacts():

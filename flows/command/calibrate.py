@@ -11,7 +11,7 @@ from schemas.config import CalibrateConfig
 
 
 def run_calibration(fields: dict[str, object]) -> int:
-    """`opdscope calibrate`; exit code 1 where a figure is not what it must be."""
+    """`opdscope calibrate`; exit code 1 if a figure fails."""
 
     def action() -> int:
         try:
@@ -26,14 +26,14 @@ def run_calibration(fields: dict[str, object]) -> int:
 
         store = Store(config.store)
         store.check_writable()
-        began = time.monotonic()
+        start = time.monotonic()
         with server_of_command(), progress(ERRORS):
             rows = calibrate(config)
         judged = figures(rows)
         for table in (figure_table(judged), planner_table(by_planner(rows)), ranking_shares(ranking_table(rows))):
             CONSOLE.print(table)
         CONSOLE.print(
-            f"{time.monotonic() - began:.0f} s\n{escape(store.path('runs', config.name, 'calibration.html'))}",
+            f"{time.monotonic() - start:.0f} s\n{escape(store.path('runs', config.name, 'calibration.html'))}",
             soft_wrap=True,
         )
         return FAILED if judged_as("fail", judged) else OK

@@ -1,4 +1,4 @@
-"""Configuration files: read, overridden, and checked with one-line errors."""
+"""Configuration files: reading, overriding, and checking with one-line errors."""
 
 import difflib
 import re
@@ -17,33 +17,33 @@ from tasks.inputs.files import read_file
 
 
 class ConfigurationError(ValueError):
-    """A configuration that cannot be used; one line for each field that is wrong."""
+    """An invalid configuration; one line per wrong field."""
 
 
 def read_configuration(path: Path) -> dict[str, Any]:
     """The content of a YAML (or JSON) configuration.
 
     Raises:
-        ConfigurationError: missing, not what `flows.command.guarded_yaml` reads, or not a mapping.
+        ConfigurationError: missing, rejected by `flows.command.guarded_yaml`, or not a mapping.
     """
     try:
         data = parse(read_file(path, MOST_CONFIGURATION_BYTES + 1))
     except FileNotFoundError:
-        raise ConfigurationError(f"configuration: {shown(str(path))} is not there; give a YAML file") from None
+        raise ConfigurationError(f"configuration: {shown(str(path))} does not exist; give a YAML file") from None
     except RefusedError as error:
         raise ConfigurationError(f"configuration: {shown(str(path))} {error}") from error
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"configuration: {shown(str(path))} cannot be read: {reason(error)}") from error
     if not isinstance(data, dict):
-        raise ConfigurationError(f"configuration: {shown(str(path))} holds {shown(data)}, not fields with values")
+        raise ConfigurationError(f"configuration: {shown(str(path))} contains {shown(data)}, not a mapping of fields")
     return data
 
 
 def parse_overrides(assignments: list[str]) -> dict[str, Any]:
-    """`a.b=c` assignments as nested fields; values are YAML, or the text itself where it is none.
+    """`a.b=c` assignments as nested fields; values are YAML, or text if they are not valid YAML.
 
     Raises:
-        ConfigurationError: an assignment without = or with two meanings, or a value that is past a limit.
+        ConfigurationError: an assignment that lacks = or conflicts with another, or a value that exceeds a limit.
     """
     out: dict[str, Any] = {}
     for assignment in assignments:
@@ -55,38 +55,38 @@ def parse_overrides(assignments: list[str]) -> dict[str, Any]:
             value = parse_value(text)
         except RefusedError as error:
             raise ConfigurationError(f"--set: {shown(assignment)} {error}") from error
-        here = out
+        fields = out
         for parent in parents:
-            here = here.setdefault(parent, {})
-            if not isinstance(here, dict):
+            fields = fields.setdefault(parent, {})
+            if not isinstance(fields, dict):
                 raise ConfigurationError(
-                    f"--set: {shown(assignment)} sets a field of {shown(parent)}, which is set itself"
+                    f"--set: {shown(assignment)} sets a field of {shown(parent)}, which is already set as a whole"
                 )
-        here[last] = value
+        fields[last] = value
     return out
 
 
 def merged(base: dict[str, Any], overrides: dict[str, Any], place: tuple[str, ...] = ()) -> dict[str, Any]:
-    """`base` with the nested fields of `overrides` in their places; items of lists go by index.
+    """`base` updated with the nested fields of `overrides`; items of lists are addressed by index.
 
-    Settings of another kind replace what stands there: their fields have nothing to do with each other.
+    Settings of another kind replace the existing ones entirely, as their fields are unrelated.
 
     Args:
-        place: of `base` in the configuration, for errors.
+        place: path of `base` in the configuration, for errors.
 
     Raises:
-        ConfigurationError: an index past a list's end.
+        ConfigurationError: an index beyond the end of a list.
     """
     out = dict(base)
     for name, value in overrides.items():
-        here, inner = out.get(name), (*place, name)
-        if isinstance(value, dict) and isinstance(here, dict) and _same_kind(value, here):
-            out[name] = merged(here, value, inner)
-        elif isinstance(value, dict) and isinstance(here, list) and value and all(map(_INDEX.fullmatch, value)):
-            items = {str(i): item for i, item in enumerate(here)}
+        old, inner = out.get(name), (*place, name)
+        if isinstance(value, dict) and isinstance(old, dict) and _same_kind(value, old):
+            out[name] = merged(old, value, inner)
+        elif isinstance(value, dict) and isinstance(old, list) and value and all(map(_INDEX.fullmatch, value)):
+            items = {str(i): item for i, item in enumerate(old)}
             past = next((index for index in value if index not in items), None)
             if past is not None:
-                raise ConfigurationError(_past_the_end(".".join(map(_part, inner)), len(here), past))
+                raise ConfigurationError(_past_the_end(".".join(map(_part, inner)), len(old), past))
             out[name] = list(merged(items, value, inner).values())
         else:
             out[name] = value
@@ -98,7 +98,7 @@ _INDEX = re.compile(r"[0-9]+")
 
 def _past_the_end(place: str, entries: int, index: str) -> str:
     has = f"has {entries} entries, from 0 to {entries - 1}" if entries else "has no entries"
-    return f"--set: {place} {has}, and none {_part(index)}; give the whole list to add one"
+    return f"--set: {place} {has}, but no entry {_part(index)}; give the whole list to add one"
 
 
 def _same_kind(a: dict[str, Any], b: dict[str, Any]) -> bool:
@@ -106,10 +106,10 @@ def _same_kind(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 
 def checked(data: dict[str, Any]) -> RunConfig:
-    """A run's configuration.
+    """A run's validated configuration.
 
     Raises:
-        ConfigurationError: naming every field that is wrong, its value, and what would be right.
+        ConfigurationError: names each wrong field, its value, and what would be right.
     """
     try:
         return RunConfig.model_validate(data)
@@ -118,23 +118,23 @@ def checked(data: dict[str, Any]) -> RunConfig:
 
 
 def check_ranked(config: RunConfig) -> None:
-    """Refuse what cannot be ranked.
+    """Reject a configuration that cannot be ranked.
 
     Raises:
-        ConfigurationError: there is no student, or only one rollout a question.
+        ConfigurationError: no student, or only one rollout per question.
     """
     if config.student is None:
         raise ConfigurationError(
-            "tree.kind: 'recorded', but a ranking is made from rollouts of a model; give questions and student"
+            "tree.kind: 'recorded', but a ranking needs rollouts of a model; give questions and student"
         )
     if config.sampling.rollouts < 2:
         raise ConfigurationError(
-            f"sampling.rollouts: {config.sampling.rollouts}, but a ranking needs two rollouts a question or more"
+            f"sampling.rollouts: {config.sampling.rollouts}, but a ranking needs at least two rollouts per question"
         )
 
 
 def check_execution(execution: Execution) -> None:
-    """Refuse to start on Ray, or under a limit on GPUs, without what that needs.
+    """Reject Ray or a GPU limit if their requirements are not met.
 
     Raises:
         ConfigurationError: a package, a Prefect server or the limit is missing.
@@ -162,17 +162,17 @@ def check_execution(execution: Execution) -> None:
                 client.read_global_concurrency_limit_by_name(limit)
             except ObjectNotFound as error:
                 raise ConfigurationError(
-                    f"execution.gpu_limit: {limit!r} is no global concurrency limit of the Prefect server; make it "
-                    f"with `prefect gcl create {limit} --limit N`"
+                    f"execution.gpu_limit: {limit!r} is not a global concurrency limit of the Prefect server; create "
+                    f"it with `prefect gcl create {limit} --limit N`"
                 ) from error
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """One line for each wrong field, the first 20 of them; what was given is shown in part, and without secrets."""
+    """One line per wrong field, for the first 20; given values are shortened, and secrets removed."""
     details = error.errors(include_url=False)
     lines = [visible(_line(detail, model)) for detail in details[:MOST_ERRORS]]
     rest = len(details) - len(lines)
-    return [*lines, *([f"and {rest:,} more fields that are wrong"] if rest else [])]
+    return [*lines, *([f"and {rest:,} more wrong fields"] if rest else [])]
 
 
 def _line(detail: ErrorDetails, model: type[BaseModel]) -> str:
@@ -180,7 +180,7 @@ def _line(detail: ErrorDetails, model: type[BaseModel]) -> str:
     context = detail.get("ctx", {})
     if detail["type"] == "opdscope":
         named = str(context["field"])
-        if place.rpartition(".")[2] != named:  # a field's own validator names the field that the place ends in
+        if place.rpartition(".")[2] != named:  # a field's own validator names the last part of the place
             place = ".".join(part for part in (place, named) if part)
         return f"{place}: {context['message']}"
     if detail["type"] == "extra_forbidden":
@@ -198,7 +198,7 @@ def _line(detail: ErrorDetails, model: type[BaseModel]) -> str:
 
 
 def _place(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    """A place in the configuration as the user writes it: without the kinds that pydantic tells unions apart by."""
+    """A path in the configuration as the user writes it: without the kinds by which pydantic discriminates unions."""
     out: list[str] = []
     models = [model]
     for part in path:
@@ -216,25 +216,25 @@ def _place(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
 
 
 def _of_kind(models: list[type[BaseModel]], part: int | str) -> list[type[BaseModel]]:
-    """The member of a union that is told apart by this part of a place; none where the part is a field or an index."""
+    """The member of a union that this part of a path discriminates; none if the part is a field or an index."""
     kinds = [m for m in models if "kind" in m.model_fields and m.model_fields["kind"].default == part]
     return kinds if len(models) > 1 else []
 
 
 def _part(part: int | str) -> str:
-    """One name of a place, which may be anything that stands in a file."""
+    """One part of a path, shortened: it may be arbitrary text from a file."""
     text = str(part)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _fields(annotation: Any, path: tuple[int | str, ...]) -> set[str]:
-    """Names of the fields at a place in the configuration."""
+    """Names of the fields at a path in the configuration."""
     models = settings_in(annotation)
     if not path:
         return {name for model in models for name in model.model_fields}
     head, rest = path[0], path[1:]
     kinds = _of_kind(models, head)
     inner = [m.model_fields[head].annotation for m in models if isinstance(head, str) and head in m.model_fields]
-    if kinds or not inner:  # the kind that a union was told apart by, or a list's index
+    if kinds or not inner:  # a union's discriminating kind, or a list's index
         return {name for m in kinds or models for name in _fields(m, rest)}
     return {name for annotation in inner for name in _fields(annotation, rest)}

@@ -1,4 +1,4 @@
-"""Prefect's settings for runs of this project, set before Prefect is imported; what is set already stays."""
+"""Prefect's settings for this project, set before Prefect is imported; existing variables are kept."""
 
 import os
 from pathlib import Path
@@ -7,10 +7,13 @@ from flows.command.configuration import ConfigurationError
 
 
 def prepare(home: Path | None = None) -> None:
-    """Keep Prefect's state in one folder, its telemetry off, and give its server time to start.
+    """Keep Prefect's state in one folder, disable its telemetry, and give its server time to start.
 
     Args:
-        home: the folder; `.opdscope/prefect` here where None. Nothing is moved if PREFECT_HOME is set.
+        home: parent of the folder `prefect`; `.opdscope` in the working folder if None. PREFECT_HOME takes precedence.
+
+    Raises:
+        ConfigurationError: the folder cannot be created.
     """
     folder = (home or Path(".opdscope")) / "prefect"
     for name, value in {
@@ -21,14 +24,14 @@ def prepare(home: Path | None = None) -> None:
         "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str((folder / "results").resolve()),
         "PREFECT_SERVER_MEMO_STORE_PATH": str((folder / "memo_store.toml").resolve()),
         "PREFECT_LOGGING_EXTRA_LOGGERS": "tasks,flows",
-        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the command tells; the UI has all logs
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the command reports; the UI has all logs
         "TOKENIZERS_PARALLELISM": "false",
         "TQDM_DISABLE": "1",  # progress is shown by the stages
     }.items():
         os.environ.setdefault(name, value)
-    place = os.environ["PREFECT_HOME"]
+    path = os.environ["PREFECT_HOME"]
     try:
-        Path(place).mkdir(parents=True, exist_ok=True)  # else SQLite cannot open its file there
+        Path(path).mkdir(parents=True, exist_ok=True)  # SQLite needs it for its file
     except OSError as error:
-        message = f"PREFECT_HOME: {place!r} cannot be made ({error.strerror}); set it to a folder that can"
+        message = f"PREFECT_HOME: {path!r} cannot be created ({error.strerror}); set it to a folder that can"
         raise ConfigurationError(message) from error

@@ -1,4 +1,4 @@
-"""How every command ends: what the user can put right becomes lines on stderr and an exit code."""
+"""How every command ends: errors that the user can fix become lines on stderr and an exit code."""
 
 from collections.abc import Callable
 
@@ -12,16 +12,14 @@ from schemas.text import reason, visible, without_user
 
 _MOST_LINE = 1_000
 
-
 OK, FAILED, BAD_INPUT = 0, 1, 2
-
 
 ERRORS = Console(stderr=True, highlight=False, emoji=False)
 
 
 def _output() -> Console:
     console = Console(highlight=False, emoji=False)
-    # a file or a pipe has no width of its own
+    # a file or a pipe has no width
     return console if console.is_terminal else Console(highlight=False, emoji=False, width=112)
 
 
@@ -29,7 +27,7 @@ CONSOLE = _output()
 
 
 def guarded(action: Callable[[], int]) -> int:
-    """Run a command; what the user can put right becomes lines on stderr and exit code 2, what may pass 1."""
+    """Run a command; errors that the user can fix become lines on stderr and exit code 2, transient ones 1."""
     try:
         prepare()  # before anything reads the environment
     except ConfigurationError as error:
@@ -51,12 +49,12 @@ def guarded(action: Callable[[], int]) -> int:
         return BAD_INPUT
     except OSError as error:
         ERRORS.print(
-            f"{escape(reason(error))}; what is done is kept, run again to continue", style="red", soft_wrap=True
+            f"{escape(reason(error))}; completed work is kept, run again to continue", style="red", soft_wrap=True
         )
         return FAILED
 
 
 def _refuse(error: Exception) -> None:
-    """The lines of an error, each within bounds, without control characters and secrets, whoever wrote it."""
+    """Print the lines of an error, each truncated and without control characters and secrets, whatever its source."""
     for line in str(error).split("\n"):
         ERRORS.print(escape(visible(without_user(line))[:_MOST_LINE]), style="red", soft_wrap=True)

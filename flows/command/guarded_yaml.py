@@ -1,7 +1,7 @@
-"""YAML (or JSON) from outside, read within limits: no text takes long, and none means what it does not seem to.
+"""Reads untrusted YAML (or JSON) within limits: no text takes long to read, and none has a surprising meaning.
 
-Plain YAML gives mappings whose last duplicate wins, dates where a name looks like one, values of unbounded size from
-a few lines of aliases, and halves of characters. Here each is refused by its line, or is text.
+In plain YAML the last duplicate of a key wins, names that look like dates become dates, a few lines of aliases give
+values of unbounded size, and text may contain unpaired surrogates. Here each is rejected with its line or read as text.
 """
 
 import re
@@ -15,11 +15,11 @@ from schemas.text import reason, shown
 
 
 class RefusedError(ValueError):
-    """A text that is no YAML, or more than a configuration may hold; one line that says what it is and where."""
+    """A text that is not YAML or exceeds a limit; one line that says what is wrong and where."""
 
 
 class _GuardError(RefusedError):
-    """A limit is passed, or a meaning is in doubt: more than a matter of syntax."""
+    """A limit is exceeded or a meaning is ambiguous, as opposed to a syntax error."""
 
     def __init__(self, message: str) -> None:
         super().__init__(f"cannot be used: {message}")
@@ -29,8 +29,8 @@ def parse(data: bytes | str) -> Any:
     """The values of a YAML or JSON document.
 
     Raises:
-        RefusedError: too long, not UTF-8, not YAML, nested too deeply, with duplicate or other keys than texts, with
-            numbers of too many digits, or with aliases that stand for too much.
+        RefusedError: too long, not UTF-8, not YAML, nested too deeply, with duplicate or non-text keys, with numbers
+            of too many digits, or with aliases that expand to too much.
     """
     if len(data) > MOST_CONFIGURATION_BYTES:
         raise _GuardError(f"is longer than {MOST_CONFIGURATION_BYTES:,} bytes")
@@ -46,14 +46,14 @@ def parse(data: bytes | str) -> Any:
         raise RefusedError(f"is not YAML: {where}{reason(error.problem or str(error))}") from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise _GuardError(f"line {line}: the character {shown(chr(error.character))} cannot stand in YAML") from error
+        raise _GuardError(f"line {line}: the character {shown(chr(error.character))} is not allowed in YAML") from error
 
 
 def parse_value(text: str) -> Any:
-    """The value of an assignment: YAML, or the text itself where it is none.
+    """The value of an assignment: YAML, or text if it is not valid YAML.
 
     Raises:
-        RefusedError: a limit is passed, or a meaning is in doubt.
+        RefusedError: a limit is exceeded or a meaning is ambiguous.
     """
     try:
         return parse(text)
@@ -76,7 +76,7 @@ class _Loader(yaml.SafeLoader):
     Words and numbers are those of YAML 1.2: yes, no, on, off, 2026-11-30 and 1:30 are texts, 1e-3 is a number.
     """
 
-    yaml_implicit_resolvers = {  # noqa: RUF012 - declared so by its base
+    yaml_implicit_resolvers = {  # noqa: RUF012 - as its base class declares it
         first: [(tag, pattern) for tag, pattern in found if tag.rpartition(":")[2] in ("null", "merge", "value")]
         for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
@@ -97,9 +97,9 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         self._depth -= 1
         if repeated and id(node) not in self._sizes:
-            raise _refused(event.start_mark, f"alias {shown(event.anchor)} stands within what it repeats")
+            raise _refused(event.start_mark, f"alias {shown(event.anchor)} refers to a value that contains it")
         self._total += self._sizes[id(node)] if repeated else 1
-        self._sizes.setdefault(id(node), self._total - before)  # nodes live as long as this
+        self._sizes.setdefault(id(node), self._total - before)  # nodes live as long as this loader
         if self._total > MOST_CONFIGURATION_VALUES:
             raise _refused(event.start_mark, f"more than {MOST_CONFIGURATION_VALUES:,} values, repeated ones counted")
         return node
@@ -111,10 +111,10 @@ class _Loader(yaml.SafeLoader):
             if key.tag == _TAG + "merge":
                 continue
             if key.tag != _TAG + "str":
-                written = shown(key.value) if isinstance(key, yaml.ScalarNode) else f"of kind {key.id}"
-                raise _refused(key.start_mark, f"key {written} is not a text; write it in quotes")
+                described = shown(key.value) if isinstance(key, yaml.ScalarNode) else f"of kind {key.id}"
+                raise _refused(key.start_mark, f"key {described} is not text; put it in quotes")
             if key.value in lines:
-                raise _refused(key.start_mark, f"{shown(key.value)} stands there twice, in line {lines[key.value]} too")
+                raise _refused(key.start_mark, f"{shown(key.value)} appears twice, also in line {lines[key.value]}")
             lines[key.value] = key.start_mark.line + 1
         return node
 
@@ -122,24 +122,24 @@ class _Loader(yaml.SafeLoader):
         text = str(self.construct_scalar(node))
         if text.isprintable():
             return text
-        try:  # JSON writes characters beyond U+FFFF as two halves
+        try:  # JSON writes characters beyond U+FFFF as surrogate pairs
             return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
         except UnicodeDecodeError as error:
-            raise _refused(node.start_mark, f"{shown(text)} holds half of a character") from error
+            raise _refused(node.start_mark, f"{shown(text)} contains an unpaired surrogate") from error
 
     def _whole(self, node: yaml.ScalarNode) -> int:
         if len(node.value) > MOST_DIGITS:
             raise _refused(node.start_mark, f"{shown(node.value)} has more than {MOST_DIGITS} digits")
-        if _OCTAL.fullmatch(node.value):  # in one YAML with 8 for its base, in another with 10
-            raise _refused(node.start_mark, f"{shown(node.value)} begins with 0; leave that out, or quote a text")
+        if _OCTAL.fullmatch(node.value):  # octal in YAML 1.1, decimal in YAML 1.2
+            raise _refused(node.start_mark, f"{shown(node.value)} starts with 0; remove the 0, or quote a text")
         return int(self._plain(node, "a whole number", self.construct_yaml_int))
 
     def _number(self, node: yaml.ScalarNode) -> float:
         return float(self._plain(node, "a number", self.construct_yaml_float))
 
-    def _plain(self, node: yaml.ScalarNode, what: str, read: Callable[[yaml.ScalarNode], Any]) -> Any:
-        """A number that is not written with base 60, as YAML 1.1 reads colons."""
-        refused = _refused(node.start_mark, f"{shown(node.value)} is not {what}")
+    def _plain(self, node: yaml.ScalarNode, expected: str, read: Callable[[yaml.ScalarNode], Any]) -> Any:
+        """A number without colons, which YAML 1.1 reads as base 60."""
+        refused = _refused(node.start_mark, f"{shown(node.value)} is not {expected}")
         if ":" in node.value:
             raise refused
         try:
@@ -148,7 +148,7 @@ class _Loader(yaml.SafeLoader):
             raise refused from error
 
     def _unknown(self, node: yaml.Node) -> Any:
-        raise _refused(node.start_mark, f"tag {shown(node.tag)} is not known here; leave it out")
+        raise _refused(node.start_mark, f"tag {shown(node.tag)} is not supported; remove it")
 
 
 _OCTAL = re.compile(r"[-+]?0[0-9_]+")

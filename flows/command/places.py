@@ -12,7 +12,7 @@ from schemas.text import shown
 
 
 def check_place(store: str) -> None:
-    """Refuse a store that no configuration may name.
+    """Reject a store that a configuration may not name.
 
     Raises:
         ConfigurationError: a URL with a password, or no path.
@@ -23,10 +23,10 @@ def check_place(store: str) -> None:
 
 
 def on_store(url: str, act: Callable[[Any, Console], int]) -> int:
-    """`opdscope store`.
+    """Run a subcommand of `opdscope store`.
 
     Args:
-        act: does it to an open store; returns the exit code.
+        act: the subcommand on an open store; returns the exit code.
     """
 
     def action() -> int:
@@ -35,7 +35,7 @@ def on_store(url: str, act: Callable[[Any, Console], int]) -> int:
         check_place(url)
         store = Store(url)
         if not store.exists():
-            raise ConfigurationError(f"--store: {shown(url)} is not there; give the store of a run")
+            raise ConfigurationError(f"--store: {shown(url)} does not exist; give the store of a run")
         if store.is_file():
             raise ConfigurationError(f"--store: {shown(url)} is a file; give the folder of a store")
         return act(store, CONSOLE)

@@ -21,7 +21,7 @@ from schemas.config import RunConfig
 
 
 def load(path: Path, assignments: list[str]) -> RunConfig:
-    """The checked configuration of a file with overrides."""
+    """The validated configuration of a file with overrides."""
     return checked(merged(read_configuration(path), parse_overrides(assignments)))
 
 
@@ -33,7 +33,7 @@ def run_file(path: Path, assignments: list[str]) -> int:
         check_execution(config.execution)
         from tasks.run.session import open_session
 
-        open_session(config)  # before Prefect's server is started
+        open_session(config)  # reports errors before Prefect's server starts
         from flows.diagnose import diagnose
 
         return _follow(lambda: diagnose(config))
@@ -61,7 +61,7 @@ def rank_file(path: Path, assignments: list[str]) -> int:
             CONSOLE.print(what_would_settle(ranks, result), soft_wrap=True)
             return "ranks.parquet"
 
-        return _shown(lambda: rank(config), show)
+        return _run_and_show(lambda: rank(config), show)
 
     return guarded(action)
 
@@ -78,7 +78,7 @@ def run_demo(assignments: list[str], *, questions: int, seed: int) -> int:
         from tasks.demo.models import demo_configuration
 
         settings = DemoConfig(questions=questions, seed=seed)
-        checked(merged(demo_configuration(root, settings), fields))  # a wrong override, before any training
+        checked(merged(demo_configuration(root, settings), fields))  # rejects wrong overrides before any training
         from flows.demo import demo
 
         return _follow(lambda: demo(settings, str(root), fields))
@@ -99,21 +99,21 @@ def _follow(run: Callable[[], dict[str, Any]]) -> int:
             CONSOLE.print(escape(f"unresolved: {result['why_unresolved']}"), soft_wrap=True)
         return "report.html"
 
-    return _shown(run, show)
+    return _run_and_show(run, show)
 
 
-def _shown(run: Callable[[], dict[str, Any]], show: Callable[[dict[str, Any], Any], str]) -> int:
-    """Run a flow with its progress, then show what came of it, also where some questions failed.
+def _run_and_show(run: Callable[[], dict[str, Any]], show: Callable[[dict[str, Any], Any], str]) -> int:
+    """Run a flow with its progress, then show its result, also if some questions failed.
 
     Args:
-        show: prints the result; returns the name of the output to point at.
+        show: prints the result; returns the name of the main output.
     """
     from flows.command.terminal import progress
     from flows.diagnose import QuestionsFailedError
     from flows.service.own_server import server_of_command
     from tasks.store.store import Store
 
-    began = time.monotonic()
+    start = time.monotonic()
     failed: QuestionsFailedError | None = None
     try:
         with server_of_command(), progress(ERRORS):
@@ -124,14 +124,14 @@ def _shown(run: Callable[[], dict[str, Any]], show: Callable[[dict[str, Any], An
             return FAILED
         failed, result = error, error.run
     store = Store(result["configuration"]["store"])
-    _tell(result, store.path("runs", result["name"], show(result, store)), began)
+    _report(result, store.path("runs", result["name"], show(result, store)), start)
     if failed is not None:
         ERRORS.print(escape(str(failed)), style="red", soft_wrap=True)
     return FAILED if failed is not None else OK
 
 
-def _tell(result: dict[str, Any], output: str, began: float) -> None:
-    """Questions left out, what was made, and where the output is."""
+def _report(result: dict[str, Any], output: str, start: float) -> None:
+    """Print the questions left out, counts of artefacts and tokens, and the path of the output."""
     for question, why in result["left_out"].items():
         CONSOLE.print(f"left out: question {escape(question)}: {escape(why)}")
     made, cached, tokens = (
@@ -139,7 +139,7 @@ def _tell(result: dict[str, Any], output: str, began: float) -> None:
     )
     CONSOLE.print(
         f"{made} artefacts made, {cached} from the store, {tokens:,} tokens decoded, "
-        f"{time.monotonic() - began:.0f} s\n{escape(output)}",
+        f"{time.monotonic() - start:.0f} s\n{escape(output)}",
         soft_wrap=True,
     )
 

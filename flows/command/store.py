@@ -1,4 +1,4 @@
-"""`opdscope store`: what a store holds, whether it is whole, and removing what nothing refers to."""
+"""`opdscope store`: list a store, verify it, and remove unreferenced artefacts."""
 
 from collections.abc import Sequence
 
@@ -22,8 +22,8 @@ def show(store: Store, console: Console) -> int:
     table.add_column("stage")
     for name in ("artefacts", "objects", "MB"):
         table.add_column(name, justify="right")
-    for held in holdings(store):
-        table.add_row(held.stage, f"{held.artefacts:,}", f"{held.objects:,}", f"{held.size / 1e6:,.1f}")
+    for row in holdings(store):
+        table.add_row(row.stage, f"{row.artefacts:,}", f"{row.objects:,}", f"{row.size / 1e6:,.1f}")
     console.print(table)
     console.print(f"runs: {escape(', '.join(store.names('runs')) or 'none')}", soft_wrap=True)
     console.print(f"at work now: {len(claims(store))}")
@@ -31,15 +31,15 @@ def show(store: Store, console: Console) -> int:
 
 
 def verify(store: Store, console: Console, *, repair: bool) -> int:
-    """`opdscope store verify`; 1 where something is damaged and stays.
+    """`opdscope store verify`; exit code 1 if damaged objects remain.
 
     Raises:
-        StoreError: to be repaired, and not known to be a store.
+        StoreError: to be repaired, but not marked as a store.
     """
     if repair:
         check_marked(store)
     with Progress(console=console, disable=not console.is_terminal) as display:
-        bar = display.add_task("verify", total=sum(held.objects for held in holdings(store)))
+        bar = display.add_task("verify", total=sum(row.objects for row in holdings(store)))
         found = damaged(store, lambda n: display.advance(bar, n))
     for item in found:
         console.print(f"damaged: {item.artefact}/{item.name}", soft_wrap=True)
@@ -53,7 +53,7 @@ def collect(store: Store, console: Console, *, days: float, yes: bool, dry_run: 
     """`opdscope store gc`.
 
     Raises:
-        StoreError: not known to be a store, or what runs need cannot be read.
+        StoreError: not marked as a store, or the references of runs cannot be read.
     """
     check_marked(store)
     found = unreachable(store, days * _DAY)

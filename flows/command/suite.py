@@ -1,4 +1,4 @@
-"""The commands of suites and of what is served: nightly, serve."""
+"""The commands nightly and serve."""
 
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ from schemas.config import NightlyConfig
 
 
 def read_suite(path: Path, store: str | None = None) -> dict[str, Any]:
-    """The fields of a suite; runs that are given as paths are read, relative to the suite.
+    """The fields of a suite; runs given as paths are read relative to the suite.
 
     Args:
-        store: of a suite that names none; runs that name none take the suite's.
+        store: default store of the suite, which in turn is the default of its runs.
 
     Raises:
         ConfigurationError: a file that cannot be read.
@@ -31,20 +31,20 @@ def read_suite(path: Path, store: str | None = None) -> dict[str, Any]:
 
 
 def absolute(store: str) -> str:
-    """A store that means the same wherever a run works.
+    """A store that does not depend on the working folder.
 
     Raises:
-        ConfigurationError: it is no place for a store.
+        ConfigurationError: it cannot be a store.
     """
     check_place(store)
     return store if "://" in store else str(Path(store).expanduser().resolve())
 
 
 def checked_suite(fields: dict[str, Any]) -> NightlyConfig:
-    """A suite's configuration.
+    """A suite's validated configuration.
 
     Raises:
-        ConfigurationError: naming every field that is wrong.
+        ConfigurationError: names each wrong field.
     """
     try:
         return NightlyConfig.model_validate(fields)
@@ -53,7 +53,7 @@ def checked_suite(fields: dict[str, Any]) -> NightlyConfig:
 
 
 def run_nightly(path: Path) -> int:
-    """`opdscope nightly`; exit code 1 where something got worse."""
+    """`opdscope nightly`; exit code 1 if something got worse."""
 
     def action() -> int:
         config = checked_suite(read_suite(path))
@@ -80,7 +80,7 @@ def serve_all(config: Path | None, suite: Path | None, *, cron: str | None, **se
         if suite is None and cron is not None:
             raise ConfigurationError(f"--cron: {cron!r} given, but no suite; name one with --suite")
         store = settings["store"] = absolute(settings["store"])
-        # whole, as forms tell kinds apart by their fields
+        # with all defaults, as forms distinguish kinds by their fields
         fields = checked({"store": store, **read_configuration(config)}).model_dump(mode="json") if config else {}
         nights = checked_suite(read_suite(suite, store)).model_dump(mode="json") if suite else {}
         from flows.service.serve import ServeSettings, serve

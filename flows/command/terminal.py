@@ -1,4 +1,4 @@
-"""What a run shows in a terminal: progress with the time that is left, and the table at its end."""
+"""Terminal output of a run: progress with the time left, and the final table."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -26,11 +26,11 @@ from tasks.calibration.figure import Figure
 from tasks.operations.progress import Amount, Step, listen
 from tasks.stages.aggregate.tables import headline
 
-SHOWN = {"all": "all rollouts", "correct": "correct", "incorrect": "incorrect"}
+ROLLOUT_LABELS = {"all": "all rollouts", "correct": "correct", "incorrect": "incorrect"}
 
 
 class RateColumn(ProgressColumn):
-    """How much is done a second."""
+    """Items per second."""
 
     def render(self, task: RichTask) -> Text:
         """The rate, once it is known."""
@@ -38,15 +38,15 @@ class RateColumn(ProgressColumn):
 
 
 _PAUSE = 30.0
-"""Seconds between two lines of a stage where the output is no terminal, at most."""
+"""Maximum seconds between two lines of a stage if the output is not a terminal."""
 
 
 @contextmanager
 def progress(console: Console, pause: float = _PAUSE) -> Iterator[None]:
-    """Show every stage's progress: bars in a terminal, and elsewhere lines, such as in a log file.
+    """Show every stage's progress: as bars in a terminal, as lines elsewhere, such as in a log file.
 
     Args:
-        pause: seconds after which a line is written again, where the output is no terminal.
+        pause: seconds after which a line is written again if the output is not a terminal.
     """
     with _bars(console) if console.is_terminal else _lines(console, pause):
         yield
@@ -86,63 +86,63 @@ def _bars(console: Console) -> Iterator[None]:
 
 @contextmanager
 def _lines(console: Console, pause: float) -> Iterator[None]:
-    """A line when a stage begins and when it is done, and every `pause` seconds between."""
-    begun: dict[str, Amount] = {}
-    told: dict[str, int] = {}
-    over, guard = threading.Event(), threading.Lock()
+    """A line when a stage starts and when it is complete, and every `pause` seconds in between."""
+    amounts: dict[str, Amount] = {}
+    reported: dict[str, int] = {}
+    over, lock = threading.Event(), threading.Lock()
 
-    def tell(stage: str) -> None:
-        told[stage] = begun[stage].done
-        console.print(escape(f"{stage}: {begun[stage]}"), soft_wrap=True)
+    def report(stage: str) -> None:
+        reported[stage] = amounts[stage].done
+        console.print(escape(f"{stage}: {amounts[stage]}"), soft_wrap=True)
 
     def show(step: Step) -> None:
-        with guard:
+        with lock:
             if step.total is not None:
-                begun.pop(step.stage, None)  # so that the last one is the one that works
-                begun[step.stage] = Amount(step.total)
-            elif step.stage in begun:
-                begun[step.stage].add(step.done)
-            if step.stage in begun and (step.total is not None or begun[step.stage].complete):
-                tell(step.stage)
+                amounts.pop(step.stage, None)  # so that the running stage comes last
+                amounts[step.stage] = Amount(step.total)
+            elif step.stage in amounts:
+                amounts[step.stage].add(step.done)
+            if step.stage in amounts and (step.total is not None or amounts[step.stage].complete):
+                report(step.stage)
 
-    def tell_again() -> None:
+    def report_regularly() -> None:
         while not over.wait(pause):
-            with guard:
-                moved = [stage for stage, amount in begun.items() if amount.done > told[stage]]
-                for stage in moved or [stage for stage in list(begun)[-1:] if not begun[stage].complete]:
-                    tell(stage)
+            with lock:
+                moved = [stage for stage, amount in amounts.items() if amount.done > reported[stage]]
+                for stage in moved or [stage for stage in list(amounts)[-1:] if not amounts[stage].complete]:
+                    report(stage)
 
-    stop, teller = listen(show), threading.Thread(target=tell_again, daemon=True)
-    teller.start()
+    stop, reporter = listen(show), threading.Thread(target=report_regularly, daemon=True)
+    reporter.start()
     try:
         yield
     finally:
         stop()
         over.set()
-        teller.join()
+        reporter.join()
 
 
 def score_table(summary: pl.DataFrame, level: float) -> Table:
-    """Alignment with its interval by teacher, context and loss, beside the mean cosine."""
+    """Alignment with its interval by teacher, context and loss, and the mean cosine."""
     title = f"alignment with the ideal gradient, {100 * level:g} % interval"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     for name in ("teacher", "context", "loss"):
         table.add_column(name, no_wrap=True)
-    for name in SHOWN.values():
+    for name in ROLLOUT_LABELS.values():
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("mean cos.", justify="right", no_wrap=True)
-    before: tuple[str, str] | None = None
+    previous: tuple[str, str] | None = None
     for row in headline(summary):
         source: tuple[str, str] = (row["teacher"], row["context"])
-        if before not in (None, source):
+        if previous not in (None, source):
             table.add_section()
         table.add_row(
-            *(escape(name) if source != before else "" for name in source),
+            *(escape(name) if source != previous else "" for name in source),
             escape(row["loss"]),
-            *(score(row[name]) for name in SHOWN),
+            *(score(row[name]) for name in ROLLOUT_LABELS),
             number(row["all"]["mean_cosine"]),
         )
-        before = source
+        previous = source
     return table
 
 
@@ -153,7 +153,7 @@ def rank_table(ranks: pl.DataFrame, level: float) -> Table:
     table.add_column("", justify="right", no_wrap=True)
     for name in ("teacher", "context", "loss"):
         table.add_column(name, no_wrap=True)
-    for name in ("gain", "behind the first", "best"):
+    for name in ("gain", "deficit to the first", "best"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in ranks.iter_rows(named=True):
         known = row["gain"] is not None
@@ -168,7 +168,7 @@ def rank_table(ranks: pl.DataFrame, level: float) -> Table:
 
 
 def figure_table(figures: Sequence[Figure]) -> Table:
-    """The figures of a calibration with what they must be."""
+    """The figures of a calibration with their required ranges."""
     table = Table(title="the estimators against the exact oracle", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("figure")
     for name in ("value", "of", "must be"):
@@ -181,8 +181,8 @@ def figure_table(figures: Sequence[Figure]) -> Table:
 
 
 def planner_table(planners: pl.DataFrame) -> Table:
-    """Every planner at as many decoded tokens."""
-    table = Table(title="planners at as many decoded tokens", title_justify="left", box=SIMPLE_HEAD)
+    """Every planner at the same number of decoded tokens."""
+    table = Table(title="planners at the same number of decoded tokens", title_justify="left", box=SIMPLE_HEAD)
     for name in planners.columns:
         table.add_column(name, justify="left" if name == "planner" else "right")
     for row in planners.iter_rows():
@@ -191,7 +191,7 @@ def planner_table(planners: pl.DataFrame) -> Table:
 
 
 def ranking_shares(ranking: pl.DataFrame) -> Table:
-    """How often the best teacher comes first, by rollouts."""
+    """How often the best teacher ranks first, by rollouts."""
     table = Table(title="the best of five teachers comes first", title_justify="left", box=SIMPLE_HEAD)
     for name in ("by", "rollouts a question", "draws a question", "in", "rank correlation"):
         table.add_column(name, justify="left" if name == "by" else "right")
@@ -209,7 +209,7 @@ def _interval(row: dict[str, Any], name: str) -> str:
 
 
 def what_would_settle(ranks: pl.DataFrame, result: dict[str, Any]) -> str:
-    """One sentence: whether the first two are told apart, or what more it would take."""
+    """One sentence: whether the first two are distinguished, or how much more data is needed."""
     if result["why_unresolved"] is not None:
         return escape(f"not settled: {result['why_unresolved']}")
     if result["settled"] is None:
@@ -217,15 +217,15 @@ def what_would_settle(ranks: pl.DataFrame, result: dict[str, Any]) -> str:
     names = [f"{row['teacher']}/{row['context']} by {row['loss']}" for row in ranks.head(2).iter_rows(named=True)]
     pair = escape(f"{names[0]} and {names[1]}")
     if result["settled"]:
-        return f"settled: {pair} are told apart"
+        return f"settled: {pair} are distinguished"
     if result["additional_questions"] is None:
-        return f"not settled: {pair} show no difference at all"
+        return f"not settled: {pair} do not differ at all"
     n = ranks["rollouts"][0] / ranks["questions"][0]
     more = f"about {result['additional_questions']:,} more questions with {n:g} rollouts each"
+    unsettled = f"not settled: distinguishing {pair} would take {more}"
     if result["additional_rollouts"] is None:
-        return f"not settled: to tell {pair} apart would take {more}; rollouts of the same questions alone would not do"
-    others = f"about {result['additional_rollouts']:,} more rollouts of each question here"
-    return f"not settled: to tell {pair} apart would take {more}, or {others}"
+        return f"{unsettled}; more rollouts of the same questions would not be enough"
+    return f"{unsettled}, or about {result['additional_rollouts']:,} more rollouts of each question here"
 
 
 def score(row: dict[str, Any] | None) -> str:
@@ -236,7 +236,7 @@ def score(row: dict[str, Any] | None) -> str:
 
 
 def number(value: float | None) -> str:
-    """Two decimals without the leading zero, in the manner of the field."""
+    """Two decimals without the leading zero, as usual in the field."""
     if value is None:
         return "-"
     text = f"{round(value, 2) + 0.0:.2f}"  # no -0

@@ -1,1 +1,1 @@
-"""What is asked of Prefect: task runners, artifacts, deployments."""
+"""Integration with Prefect: task runners, artifacts, deployments."""

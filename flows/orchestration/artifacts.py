@@ -1,4 +1,4 @@
-"""What a run leaves in Prefect's UI: progress of each stage, tables, a summary, and a link to the report."""
+"""Artifacts of a run in Prefect's UI: progress of each stage, tables, a summary, and a link to the report."""
 
 import os
 import re
@@ -19,14 +19,14 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from flows.command.terminal import SHOWN, number, score
+from flows.command.terminal import ROLLOUT_LABELS, number, score
 from tasks.operations.progress import Amount, Step, listen
 from tasks.run.shells import TaskSummary
 from tasks.stages.aggregate.tables import headline
 from tasks.store.store import Store
 
 REPORTS_URL = "OPDSCOPE_REPORTS_URL"
-"""Environment variable: where `opdscope serve` shows the outputs of runs."""
+"""Environment variable: URL at which `opdscope serve` shows the outputs of runs."""
 _PAUSE = 2.0
 """Seconds between two updates of one artifact."""
 
@@ -35,12 +35,12 @@ _PAUSE = 2.0
 class _Bar:
     artifact: UUID
     amount: Amount
-    shown: float = field(default_factory=time.monotonic)
+    updated: float = field(default_factory=time.monotonic)
 
 
 @contextmanager
 def progress_artifacts() -> Iterator[None]:
-    """While the block runs, every stage that reports has a progress artifact with its rate and time left."""
+    """While the block runs, every stage that reports progress has an artifact with its rate and time left."""
     bars: dict[str, _Bar] = {}
 
     def show(step: Step) -> None:
@@ -50,7 +50,7 @@ def progress_artifacts() -> Iterator[None]:
         elif step.stage in bars:
             bar = bars[step.stage]
             bar.amount.add(step.done)
-            if bar.amount.complete or time.monotonic() - bar.shown >= _PAUSE:
+            if bar.amount.complete or time.monotonic() - bar.updated >= _PAUSE:
                 _update(step.stage, bar)
 
     stop = listen(show)
@@ -63,7 +63,7 @@ def progress_artifacts() -> Iterator[None]:
 
 
 def _update(stage: str, bar: _Bar, finished: bool = False) -> None:
-    bar.shown, bar.amount.over = time.monotonic(), finished
+    bar.updated, bar.amount.over = time.monotonic(), finished
     share = 1.0 if finished else bar.amount.done / max(1, bar.amount.total)
     update_progress_artifact(bar.artifact, round(100 * share, 1), description=f"{stage}: {bar.amount}")
 
@@ -73,7 +73,7 @@ def scores_artifact(run: str, summary: pl.DataFrame) -> None:
     rows = [
         {
             **{name: row[name] for name in ("teacher", "context", "loss")},
-            **{shown: score(row[name]) for name, shown in SHOWN.items()},
+            **{label: score(row[name]) for name, label in ROLLOUT_LABELS.items()},
             "mean cos.": number(row["all"]["mean_cosine"]),
         }
         for row in headline(summary)
@@ -82,7 +82,7 @@ def scores_artifact(run: str, summary: pl.DataFrame) -> None:
 
 
 def table_artifact(name: str, table: pl.DataFrame, description: str) -> None:
-    """A table, its numbers rounded for reading."""
+    """A table with rounded numbers."""
     rounded = table.with_columns(pl.col(pl.Float64).round(4))
     create_table_artifact(rounded.to_dicts(), key=_key(name), description=description)
 
@@ -93,11 +93,11 @@ def markdown_artifact(name: str, text: str, description: str) -> None:
 
 
 def output_link(store: Store, run: str, file: str) -> None:
-    """A link to an output, where something serves it; else where it lies."""
+    """A link to an output if it is served; else its path."""
     place = store.path("runs", run, file)
-    served = os.environ.get(REPORTS_URL)
-    if served:
-        link = f"{served.rstrip('/')}/{quote(run)}/{quote(file)}"
+    base = os.environ.get(REPORTS_URL)
+    if base:
+        link = f"{base.rstrip('/')}/{quote(run)}/{quote(file)}"
         create_link_artifact(link, link_text=file, key=_key(f"{run}-{file}"), description=place)
     else:
         text = f"`{place}`\n\n`opdscope serve` shows it in a browser."
@@ -111,7 +111,7 @@ def summary_artifact(
     failed: Mapping[str, str],
     why_unresolved: str | None,
 ) -> None:
-    """What each stage did, why scores are unresolved if some are, and the questions that are missing."""
+    """Figures of each stage, why scores are unresolved if some are, and the missing questions."""
     lines = [] if why_unresolved is None else [f"**Unresolved:** {plain(why_unresolved)}", ""]
     lines += ["| stage | made | from the store | decoded tokens | seconds |", "|---|---:|---:|---:|---:|"]
     for stage, outcome in stages.items():
@@ -134,7 +134,7 @@ def _first(questions: Mapping[str, str]) -> Sequence[tuple[str, str]]:
 
 
 def plain(text: str) -> str:
-    """Text that markdown shows as it is; questions and errors may hold anything."""
+    """Text escaped for Markdown; questions and errors may contain anything."""
     return re.sub(r"([\\`*_{}\[\]<>()#+!|~&-])", r"\\\1", " ".join(text.split()))
 
 

@@ -1,4 +1,4 @@
-"""The flows as deployments of a work pool: what the UI offers to run."""
+"""The flows as deployments of a work pool, which the UI offers to run."""
 
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -29,7 +29,7 @@ TAG = "opdscope"
 
 @dataclass(frozen=True)
 class Offer:
-    """A flow with what its form is filled with."""
+    """A flow with the values that fill its form."""
 
     flow: Flow[..., Any]
     description: str
@@ -37,32 +37,32 @@ class Offer:
 
 
 def offers(config: dict[str, Any], suite: dict[str, Any], store: str) -> list[Offer]:
-    """The flows that people start.
+    """The flows offered to users.
 
     Args:
-        config: fields of a run that the form is filled with.
-        suite: the same of a suite.
-        store: of whatever names none.
+        config: fields of a run that fill the form.
+        suite: fields of a suite that fill the form.
+        store: default store.
     """
     run = {"store": store, **config}
     return [
         Offer(diagnose, "Score every teacher, context and loss, token by token.", {"config": run}),
         Offer(rank, "Rank teachers, contexts and losses from on-policy rollouts alone.", {"config": run}),
-        Offer(calibrate, "Judge the estimators against an exact oracle.", {"config": {"store": store}}),
-        Offer(nightly, "Do a suite again and mark what moved.", {"config": {"store": store, **suite}}),
+        Offer(calibrate, "Evaluate the estimators against an exact oracle.", {"config": {"store": store}}),
+        Offer(nightly, "Execute a suite again and mark scores that moved.", {"config": {"store": store, **suite}}),
     ]
 
 
 def lost_runs(seconds: int = 600) -> AutomationCore:
-    """What marks a run of these deployments as crashed whose machine is gone, so that the UI offers Retry.
+    """Automation that marks a run of these deployments as crashed if its machine is lost, so that the UI offers Retry.
 
     Args:
-        seconds: without a sign of life; Prefect's runs give one every 180 unless told otherwise.
+        seconds: without a heartbeat; Prefect's runs send one every 180 s by default.
     """
     ends = ("Completed", "Failed", "Cancelled", "Crashed")
     return AutomationCore(
         name="opdscope lost runs",
-        description="A run that gives no sign of life any more is marked as crashed; Retry goes on from what it had.",
+        description="A run without heartbeats is marked as crashed; Retry resumes it.",
         trigger=EventTrigger(
             posture=Posture.Proactive,
             after={"prefect.flow-run.heartbeat"},
@@ -76,32 +76,30 @@ def lost_runs(seconds: int = 600) -> AutomationCore:
             within=timedelta(seconds=seconds),
         ),
         actions=[
-            ChangeFlowRunState(
-                name="Crashed", state=StateType.CRASHED, message="no sign of life; Retry goes on from what it had"
-            )
+            ChangeFlowRunState(name="Crashed", state=StateType.CRASHED, message="no heartbeat; Retry resumes the run")
         ],
     )
 
 
 def watch(automation: AutomationCore) -> None:
-    """Make or renew an automation; one that was switched off stays so."""
+    """Create or update an automation; a disabled one stays disabled."""
     with get_client(sync_client=True) as client:
-        there = client.read_automations_by_name(automation.name)
-        if there:
-            client.update_automation(there[0].id, automation.model_copy(update={"enabled": there[0].enabled}))
+        existing = client.read_automations_by_name(automation.name)
+        if existing:
+            client.update_automation(existing[0].id, automation.model_copy(update={"enabled": existing[0].enabled}))
         else:
             client.create_automation(automation)
 
 
 def pool_template(folder: Path | None = None) -> dict[str, Any]:
-    """How runs of the work pool are started: none of it can be set by whoever starts one.
+    """Job template of the work pool, in which whoever starts a run can set nothing.
 
     Prefect's own template takes the command and the environment of a run from the call that starts it.
 
     Args:
-        folder: where runs work; one of their own each where None.
+        folder: working folder of runs; if None, each has its own.
     """
-    # a variable of one value, as deployments of older versions have it and Prefect's server removes none
+    # a constant variable, as older deployments set it and Prefect's server removes none
     place = {} if folder is None else {"working_dir": {"type": "string", "const": str(folder), "default": str(folder)}}
     return {
         "job_configuration": {"stream_output": True, **{name: f"{{{{ {name} }}}}" for name in place}},
@@ -110,10 +108,10 @@ def pool_template(folder: Path | None = None) -> dict[str, Any]:
 
 
 def make_pool(name: str, folder: Path) -> None:
-    """Make the work pool, or renew how it starts runs.
+    """Create the work pool, or update its job template.
 
     Raises:
-        ConfigurationError: there is one of another type.
+        ConfigurationError: it exists with another type.
     """
     template = pool_template(folder)
     with get_client(sync_client=True) as client:
@@ -124,19 +122,19 @@ def make_pool(name: str, folder: Path) -> None:
                 )
             )
         except ObjectAlreadyExists:
-            there = client.read_work_pool(name)
-            if there.type != "process":
+            pool = client.read_work_pool(name)
+            if pool.type != "process":
                 raise ConfigurationError(
-                    f"PREFECT_API_URL: the work pool {name!r} there is of type {there.type!r}, not 'process'; rename it"
+                    f"PREFECT_API_URL: the work pool {name!r} there is of type {pool.type!r}, not 'process'; rename it"
                 ) from None
             client.update_work_pool(name, WorkPoolUpdate(base_job_template=template))
 
 
 def deploy(offered: list[Offer], folder: Path, schedule: Schedule | None, pool: str = POOL) -> list[str]:
-    """Make or renew the work pool and the deployments; returns their names.
+    """Create or update the work pool and the deployments; returns the names of the deployments.
 
     Args:
-        folder: where runs work, so that relative paths mean what they mean there.
+        folder: working folder of runs, to which relative paths refer.
         schedule: of `nightly`.
     """
     make_pool(pool, folder)

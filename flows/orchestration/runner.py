@@ -1,4 +1,4 @@
-"""Where tasks run: in this process one after the other, or beside each other on Ray's workers."""
+"""Where tasks run: sequentially in this process, or in parallel on Ray's workers."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -12,14 +12,14 @@ from tasks.operations.errors import is_transient
 
 Finish = Callable[[], State[Any]]
 Start = Callable[[Task[..., Any], dict[str, Any]], Finish]
-"""Starts a task with its parameters; what it returns waits for the task's last state."""
+"""Starts a task with its parameters; returns a function that waits for the task's final state."""
 
 
 @contextmanager
 def task_runner(execution: Execution) -> Iterator[Start]:
-    """What starts tasks, as the settings say; `check_execution` has looked for what it needs."""
+    """A function that starts tasks according to the settings; requires a passed `check_execution`."""
     if execution.task_runner == "process":
-        yield _here
+        yield _run_here
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     from prefect_ray import RayTaskRunner
@@ -45,7 +45,7 @@ def task_runner(execution: Execution) -> Iterator[Start]:
         yield submit
 
 
-def _here(task: Task[..., Any], parameters: dict[str, Any]) -> Finish:
+def _run_here(task: Task[..., Any], parameters: dict[str, Any]) -> Finish:
     def finish() -> State[Any]:
         state: State[Any] = task(**parameters, return_state=True)
         return state
@@ -54,10 +54,10 @@ def _here(task: Task[..., Any], parameters: dict[str, Any]) -> Finish:
 
 
 def retried(task: Task[..., Any], execution: Execution) -> Task[..., Any]:
-    """A task that is tried again after what may pass, each time after twice the pause."""
+    """A task that is retried after transient errors, with pauses that double each time."""
     pauses = [execution.retry_seconds * 2**i for i in range(execution.retries)]
-    return task.with_options(retries=execution.retries, retry_delay_seconds=pauses, retry_condition_fn=_worth_it)
+    return task.with_options(retries=execution.retries, retry_delay_seconds=pauses, retry_condition_fn=_should_retry)
 
 
-def _worth_it(task: Task[..., Any], run: object, state: State[Any]) -> bool:
+def _should_retry(task: Task[..., Any], run: object, state: State[Any]) -> bool:
     return isinstance(state.data, BaseException) and is_transient(state.data)

@@ -1,1 +1,1 @@
-"""Servers: Prefect's own, the page of runs, and what guards them."""
+"""Servers: Prefect's own, the reports of runs, and their access control."""

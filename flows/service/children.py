@@ -1,4 +1,4 @@
-"""Child processes of a command: each has a log, and what a killed command left is ended by the next one."""
+"""Child processes of a command: each has a log; children of a killed command are ended by the next one."""
 
 import os
 import signal
@@ -15,15 +15,15 @@ from flows.command.signals import signals_held
 from tasks.operations.processes import is_gone, this_process
 
 _STOP = 30.0
-"""Seconds that a child may take to end."""
+"""Seconds that a child may take to terminate."""
 _RECORD = ".process.json"
 
 _Process = tuple[Annotated[int, Field(gt=0, lt=2**31)], float]
-"""Number and start, as of `tasks.operations.processes`."""
+"""PID and start time, as in `tasks.operations.processes`."""
 
 
 class _Record(BaseModel, strict=True):
-    """A process that a command has started."""
+    """A process started by a command."""
 
     name: str
     parent: _Process
@@ -34,7 +34,7 @@ class _Record(BaseModel, strict=True):
 def child(
     home: Path, name: str, command: list[str], environment: dict[str, str]
 ) -> Iterator[tuple["subprocess.Popen[bytes]", Path]]:
-    """A process with a log in a folder, in a session of its own: Ctrl-C reaches only the command."""
+    """A process with a log in `home`, in its own session, so that Ctrl-C reaches only the command."""
     log = home / f"{name}.log"
     with ExitStack() as stack:
         with signals_held(), log.open("wb") as file:
@@ -44,58 +44,58 @@ def child(
 
 
 def start(command: list[str], environment: dict[str, str], log: IO[bytes]) -> "subprocess.Popen[bytes]":
-    """Start a process in a session of its own."""
+    """Start a process in its own session."""
     return subprocess.Popen(  # noqa: S603 - this project's own command line
         command, env={**os.environ, **environment}, stdout=log, stderr=log, start_new_session=True
     )
 
 
 def record(home: Path, name: str, process: "subprocess.Popen[bytes]") -> Path:
-    """Note that this command has started a process, for `end_orphans`; returns the note's place."""
-    place = home / f"{name}-{os.getpid()}{_RECORD}"
-    begun = psutil.Process(process.pid).create_time()
-    noted = _Record(name=name, parent=this_process(), child=(process.pid, begun))
-    place.write_text(noted.model_dump_json())
-    return place
+    """Record that this command has started a process, for `end_orphans`; returns the record's path."""
+    path = home / f"{name}-{os.getpid()}{_RECORD}"
+    started = psutil.Process(process.pid).create_time()
+    content = _Record(name=name, parent=this_process(), child=(process.pid, started))
+    path.write_text(content.model_dump_json())
+    return path
 
 
-def _end_recorded(process: "subprocess.Popen[bytes]", found: psutil.Process, place: Path) -> None:
+def _end_recorded(process: "subprocess.Popen[bytes]", running: psutil.Process, path: Path) -> None:
     with signals_held():
-        _end(found)
+        _end(running)
         process.wait()
-        place.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 def end_orphans(home: Path, name: str = "*") -> list[str]:
-    """End children whose command was killed, those that were started last first; returns their names.
+    """End children of killed commands, the latest first; returns their names.
 
     Args:
-        name: of the children; of any by default.
+        name: of the children; any by default.
     """
     ended = []
-    places = [place for place in home.glob(f"{name}-*{_RECORD}") if place.is_file()]
-    for place in sorted(places, key=_written, reverse=True):
+    paths = [path for path in home.glob(f"{name}-*{_RECORD}") if path.is_file()]
+    for path in sorted(paths, key=_modified, reverse=True):
         try:
-            found = _Record.model_validate_json(place.read_bytes())
+            recorded = _Record.model_validate_json(path.read_bytes())
         except FileNotFoundError:  # its own command has ended the process
             continue
-        except ValidationError:  # the command was killed while it wrote it, or it is somebody else's file
-            place.unlink(missing_ok=True)
+        except ValidationError:  # the command was killed while writing it, or it is another file
+            path.unlink(missing_ok=True)
             continue
-        if not is_gone(*found.parent):
+        if not is_gone(*recorded.parent):
             continue
-        if not is_gone(*found.child):
+        if not is_gone(*recorded.child):
             with suppress(psutil.NoSuchProcess):
-                _end(psutil.Process(found.child[0]))
-            ended.append(found.name)
-        place.unlink(missing_ok=True)
+                _end(psutil.Process(recorded.child[0]))
+            ended.append(recorded.name)
+        path.unlink(missing_ok=True)
     return ended
 
 
-def _written(place: Path) -> float:
+def _modified(path: Path) -> float:
     try:
-        return place.stat().st_mtime
-    except FileNotFoundError:  # since it was listed
+        return path.stat().st_mtime
+    except FileNotFoundError:  # deleted since it was listed
         return 0.0
 
 

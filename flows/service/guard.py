@@ -1,4 +1,4 @@
-"""What stands before our web servers: which requests are answered at all."""
+"""Middleware of the web servers: rejects foreign origins, foreign host names and missing passwords."""
 
 import base64
 import hmac
@@ -10,17 +10,17 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-_ASKING = ("http", "websocket")
+_REQUESTS = ("http", "websocket")
 
 
 def guarded(app: ASGIApp, names: Sequence[str]) -> ASGIApp:
-    """An application that no web page of elsewhere can use through a browser on this machine.
+    """An application that no foreign web page can use through a browser on this machine.
 
-    A page of another origin is told by its `Origin`, which browsers send with whatever could change something and with
-    every WebSocket; a page whose own name has been pointed at this machine (DNS rebinding) by its `Host`.
+    A page of another origin is recognised by `Origin`, which browsers send with every request that could change
+    something and with every WebSocket; a page whose own name resolves to this machine (DNS rebinding) by `Host`.
 
     Args:
-        names: host names and addresses under which the application may be asked for.
+        names: host names and addresses under which the application answers.
     """
     return TrustedHostMiddleware(_SameOrigin(app), allowed_hosts=names, www_redirect=False)
 
@@ -30,17 +30,17 @@ class _SameOrigin:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] in _ASKING:
+        if scope["type"] in _REQUESTS:
             headers = Headers(scope=scope)
             origin = headers.get("origin")
-            if origin is not None and _place(origin) != headers.get("host", "").lower():
+            if origin is not None and _host_of(origin) != headers.get("host", "").lower():
                 await PlainTextResponse("Foreign origin", status_code=403)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
 
-def _place(origin: str) -> str:
-    """Host and port of an origin; empty for `null` and for what is none."""
+def _host_of(origin: str) -> str:
+    """Host and port of an origin; empty for `null` and for invalid origins."""
     try:
         return urlsplit(origin).netloc.lower()
     except ValueError:
@@ -60,7 +60,7 @@ class Password:
         self.expected = b"Basic " + base64.b64encode(login.encode())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] in _ASKING:
+        if scope["type"] in _REQUESTS:
             given = Headers(scope=scope).get("authorization", "")
             if not hmac.compare_digest(given.encode("latin-1"), self.expected):
                 headers = {"WWW-Authenticate": 'Basic realm="opdscope", charset="UTF-8"'}

@@ -1,4 +1,4 @@
-"""Prefect's server with its UI and services, as `prefect server start` has it, behind our guard.
+"""Prefect's server with its UI and services, as started by `prefect server start`, behind `flows.service.guard`.
 
 python -m flows.service.guarded_server HOST PORT NAME [NAME ...]
 """
@@ -17,7 +17,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m flows.service.guarded_server", description=__doc__)
     parser.add_argument("host", help="address to listen on")
     parser.add_argument("port", type=int)
-    parser.add_argument("names", nargs="+", help="host names under which it may be asked for")
+    parser.add_argument("names", nargs="+", help="host names under which it answers")
     given = parser.parse_args()
     settings = get_current_settings().server
     uvicorn.run(

@@ -17,15 +17,15 @@ from flows.service.children import end_orphans, record, start
 from flows.service.server import LOOPBACK, server_command, server_settings
 
 _NAME = "command-server"
-_LAST_WORDS = 5.0
-"""Seconds for what is on its way to the server when a command ends."""
+_DRAIN_SECONDS = 5.0
+"""Seconds to deliver pending events and logs to the server when a command ends."""
 
 
 class OwnServer(SubprocessASGIServer):
-    """The server that Prefect's clients start where none is configured.
+    """The server that Prefect's clients start if none is configured.
 
-    It answers no web page, Ctrl-C does not reach it before the flow has told its end, and the next command ends it
-    where this one is killed.
+    It rejects web pages, Ctrl-C does not reach it before the flow has reported its end, and the next command ends it if
+    this one is killed.
     """
 
     _record: Path | None = None
@@ -45,7 +45,7 @@ class OwnServer(SubprocessASGIServer):
         return self.server_process
 
     def stop(self) -> None:
-        """End it; the record of it is removed after that."""
+        """End it, then remove its record."""
         super().stop()
         if self._record is not None:
             self._record.unlink(missing_ok=True)
@@ -53,18 +53,18 @@ class OwnServer(SubprocessASGIServer):
 
 @contextmanager
 def server_of_command() -> Iterator[None]:
-    """While the block runs, Prefect's clients find a server: PREFECT_API_URL's, else one that ends with the block."""
+    """Provides Prefect's clients with a server: that of PREFECT_API_URL, else one that ends with the block."""
     end_orphans(Path(os.environ["PREFECT_HOME"]), _NAME)
     if PREFECT_API_URL.value():
         yield
         return
-    server = OwnServer()  # clients start the one that there is
+    server = OwnServer()  # clients start this instance
     try:
         try:
             yield
         finally:
             for worker in (EventsWorker, APILogWorker):
-                worker.drain_all(timeout=_LAST_WORDS)
+                worker.drain_all(timeout=_DRAIN_SECONDS)
     finally:
         with signals_held():
             server.stop()

@@ -1,4 +1,4 @@
-"""Whether Prefect's server answers, and which one does."""
+"""Checks whether Prefect's server answers, and its version."""
 
 import os
 import subprocess
@@ -14,14 +14,14 @@ from flows.command.configuration import ConfigurationError
 from flows.service.children import last_lines
 
 _START = 180.0
-"""Seconds that a server may take to answer; the first start makes its database."""
+"""Seconds that a server may take to answer; the first start creates its database."""
 
 
 def check_version(api: str) -> None:
-    """Refuse a server that this Prefect does not go with.
+    """Refuse a server that is incompatible with the installed Prefect.
 
     Raises:
-        ConfigurationError: it does not answer, or is of another major version.
+        ConfigurationError: it does not answer, or has another major version.
     """
     own = version("prefect")
     try:
@@ -32,7 +32,7 @@ def check_version(api: str) -> None:
         ) from error
     if str(answer).split(".")[0] != own.split(".")[0]:
         raise ConfigurationError(
-            f"PREFECT_API_URL: {api!r} is Prefect {answer}, and {own} is installed here; the major versions must agree"
+            f"PREFECT_API_URL: {api!r} is Prefect {answer}, but {own} is installed here; the major versions must agree"
         )
 
 
@@ -49,15 +49,15 @@ def wait_for(api: str, process: "subprocess.Popen[bytes]", log: Path, stopped: t
     Raises:
         ConfigurationError: it ends, or takes too long.
     """
-    began = time.monotonic()
+    start = time.monotonic()
     while not stopped.is_set():
         if process.poll() is not None:
-            raise ConfigurationError(f"Prefect's server has not started: {last_lines(log)}")
+            raise ConfigurationError(f"Prefect's server did not start: {last_lines(log)}")
         try:
             if httpx.get(f"{api}/health", timeout=2).status_code == httpx.codes.OK:
                 return
         except httpx.HTTPError:
             pass
-        if time.monotonic() - began > _START:
-            raise ConfigurationError(f"Prefect's server has not answered for {_START:.0f} s: {last_lines(log)}")
+        if time.monotonic() - start > _START:
+            raise ConfigurationError(f"Prefect's server did not answer within {_START:.0f} s: {last_lines(log)}")
         stopped.wait(0.3)

@@ -1,4 +1,4 @@
-"""Outputs of runs in a browser: a list of runs, and the files of each, straight from the store."""
+"""Outputs of runs in a browser: a list of runs and their files, read from the store."""
 
 import os
 import re
@@ -22,7 +22,7 @@ from tasks.store.store import Store
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 _TYPES = {"html": "text/html; charset=utf-8", "json": "application/json", "parquet": "application/octet-stream"}
 _HEADERS = {
-    # model output is in these pages: nothing in them runs or is fetched
+    # these pages contain model output: nothing in them is executed or fetched
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -34,8 +34,8 @@ def reports(store: Store, hosts: list[str], login: str | None = None) -> ASGIApp
     """The web application.
 
     Args:
-        hosts: names under which it may be asked for, else a web page elsewhere could read it.
-        login: `user:password` to ask for.
+        hosts: names under which it answers, so that no foreign web page can read it.
+        login: `user:password` to require.
     """
 
     def answer(make: Callable[[Request], Response]) -> Callable[[Request], Awaitable[Response]]:
@@ -61,7 +61,7 @@ def reports(store: Store, hosts: list[str], login: str | None = None) -> ASGIApp
         known = kind is not None and _NAME.fullmatch(run) and _NAME.fullmatch(name)
         data = read_output(store, run, name) if known else None
         if data is None:
-            return Response("not there", status_code=404, media_type="text/plain")
+            return Response("not found", status_code=404, media_type="text/plain")
         return Response(data, media_type=kind, headers=_HEADERS)
 
     app: ASGIApp = Starlette(routes=[Route("/", answer(listing)), Route("/{run}/{file}", answer(file))])
@@ -69,7 +69,7 @@ def reports(store: Store, hosts: list[str], login: str | None = None) -> ASGIApp
 
 
 def read_output(store: Store, run: str, name: str) -> bytes | None:
-    """An output of a run, or None where there is no plain file of that name; no symbolic link is followed."""
+    """An output of a run, or None if there is no regular file of that name; symbolic links are not followed."""
     if not isinstance(store.fs, LocalFileSystem):
         try:
             return store.get_bytes("runs", run, name)
@@ -77,16 +77,16 @@ def read_output(store: Store, run: str, name: str) -> bytes | None:
             return None
     try:
         with _opened(store.root, "runs", run) as folder:
-            # a pipe would wait for its other end
-            found = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
-            with os.fdopen(found, "rb") as file:
-                return file.read() if stat.S_ISREG(os.fstat(found).st_mode) else None
+            # opening a pipe must not wait for its other end
+            descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+            with os.fdopen(descriptor, "rb") as file:
+                return file.read() if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
     except OSError:
         return None
 
 
 def output_names(store: Store, *run: str) -> list[str]:
-    """The runs, or the outputs of one, that have a name which can be asked for; no symbolic link is followed."""
+    """The runs, or the outputs of one, whose names can be requested; symbolic links are not followed."""
     if not isinstance(store.fs, LocalFileSystem):
         found = store.names("runs", *run)
     else:
@@ -104,22 +104,22 @@ def _is_plain(entry: "os.DirEntry[str]", *, folder: bool) -> bool:
 
 @contextmanager
 def _opened(root: str, *parts: str) -> Iterator[int]:
-    """A folder below a folder, by a path whose parts are no symbolic links.
+    """A descriptor of a subfolder, opened without following symbolic links.
 
     Raises:
-        OSError: it is not there, or one of them is.
+        OSError: it does not exist, or a part of its path is a symbolic link.
     """
     descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     try:
         for part in parts:
-            above = descriptor
-            descriptor = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=above)
-            os.close(above)
+            parent = descriptor
+            descriptor = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
+            os.close(parent)
         yield descriptor
     finally:
         os.close(descriptor)
 
 
 def _links(run: str, files: list[str]) -> str:
-    shown = [name for name in files if name.rpartition(".")[2] in _TYPES and not name.startswith(REFERENCES)]
-    return " ".join(f'<a href="/{escape(run)}/{escape(name)}">{escape(name)}</a>' for name in shown)
+    linked = [name for name in files if name.rpartition(".")[2] in _TYPES and not name.startswith(REFERENCES)]
+    return " ".join(f'<a href="/{escape(run)}/{escape(name)}">{escape(name)}</a>' for name in linked)

@@ -20,29 +20,28 @@ from flows.service.probe import check_version, wait_for
 from flows.service.server import server_command, server_settings
 
 _ON_SQLITE = (
-    "--runs above 1 on SQLite: Prefect may answer 503 (database is locked) and lose starts of runs; "
+    "--runs above 1 on SQLite: Prefect may answer 503 (database is locked) and fail to start runs; "
     "set PREFECT_API_DATABASE_CONNECTION_URL=postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE"
 )
 
-
 _STOP = 30.0
-"""Seconds that the reports may take to end."""
+"""Seconds that the reports server may take to end."""
 
 
 @dataclass(frozen=True)
 class ServeSettings:
-    """What is served.
+    """Settings of `opdscope serve`.
 
     Attributes:
         host: address that everything listens on.
-        public_hosts: names under which people and workers reach it; links show the first.
+        public_hosts: names under which users and workers reach it; links use the first.
         port: of Prefect's server and UI.
         reports_port: of the reports.
-        store: whose runs are shown, and where runs write that name no store.
-        config: fields of a run that the form is filled with.
-        suite: the same of a nightly suite.
-        cron: when the suite is run, with its time zone.
-        runs: runs at a time.
+        store: whose reports are served; the default store of runs.
+        config: fields of a run that fill the form.
+        suite: fields of a nightly suite that fill the form.
+        cron: schedule of the suite, in `timezone`.
+        runs: concurrent runs.
     """
 
     host: str
@@ -58,14 +57,14 @@ class ServeSettings:
 
 
 def serve(settings: ServeSettings, say: Callable[[str], None]) -> None:
-    """Serve until SIGINT, SIGTERM or SIGHUP, or until a part ends by itself.
+    """Serve until SIGINT, SIGTERM or SIGHUP, or until a part exits on its own.
 
     Args:
-        say: shows a line.
+        say: prints a line.
 
     Raises:
         ConfigurationError: a port in use, an address beyond this machine without a password, a server that does not
-            answer or is of another major version, a schedule that does not parse; or a part that has ended.
+            answer or has another major version, an invalid schedule, or a part that has exited.
     """
     from prefect.settings import (
         PREFECT_API_AUTH_STRING,
@@ -81,7 +80,7 @@ def serve(settings: ServeSettings, say: Callable[[str], None]) -> None:
     if configured is None and settings.port == settings.reports_port:
         raise ConfigurationError(f"--port and --reports-port: both are {settings.port}; give two different ports")
     for name in end_orphans(home):
-        say(f"ended a {name} that a killed command had left")
+        say(f"ended a {name} left by a killed command")
     check_port("--reports-port", settings.host, settings.reports_port)
     stopped = threading.Event()
     for number in ENDING:
@@ -101,24 +100,24 @@ def serve(settings: ServeSettings, say: Callable[[str], None]) -> None:
         from flows.orchestration.deployments import deploy, lost_runs, offers, watch
 
         os.environ[REPORTS_URL] = f"http://{public(settings)}:{settings.reports_port}"  # for the worker's runs
-        # Prefect has been imported before
+        # Prefect is already imported
         client = {PREFECT_API_URL: api, PREFECT_API_AUTH_STRING: os.environ.get("PREFECT_API_AUTH_STRING")}
         stack.enter_context(temporary_settings(client))
         deployed = deploy(offers(settings.config, settings.suite, settings.store), Path.cwd(), schedule)
         watch(lost_runs())
         parts.append(_started_worker(settings, home, stack))
         ui = f"http://{public(settings)}:{settings.port}" if configured is None else api.removesuffix("/api")
-        for line in _what_is_there(settings, ui, os.environ[REPORTS_URL], deployed, parts[-1].log, login):
+        for line in _summary(settings, ui, os.environ[REPORTS_URL], deployed, parts[-1].log, login):
             say(line)
         while not stopped.wait(0.5):
             for part in parts:
                 if part.process.poll() is not None:
-                    raise ConfigurationError(f"{part.name} has ended by itself: {last_lines(part.log)}")
+                    raise ConfigurationError(f"{part.name} exited unexpectedly: {last_lines(part.log)}")
         say("stopping")
 
 
 class _Part(NamedTuple):
-    """A process of its own, with its log."""
+    """A child process with its log."""
 
     name: str
     process: "subprocess.Popen[bytes]"
@@ -133,7 +132,7 @@ def _started_server(
     stack: ExitStack,
     say: Callable[[str], None],
 ) -> _Part:
-    """Prefect's server, answering, for as long as the stack is not left; the environment leads to it."""
+    """Start Prefect's server until the stack closes, wait until it answers, and set the environment for its clients."""
     from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
 
     check_port("--port", settings.host, settings.port)
@@ -151,7 +150,7 @@ def _started_server(
 
 
 def _started_worker(settings: ServeSettings, home: Path, stack: ExitStack) -> _Part:
-    """A worker of the pool, for as long as the stack is not left."""
+    """Start a worker of the pool until the stack closes."""
     from flows.orchestration.deployments import POOL
 
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
@@ -159,10 +158,10 @@ def _started_worker(settings: ServeSettings, home: Path, stack: ExitStack) -> _P
     return _Part("the worker", *stack.enter_context(child(home, "worker", command, {})))
 
 
-def _what_is_there(
+def _summary(
     settings: ServeSettings, ui: str, reports: str, deployed: Sequence[str], log: Path, login: str | None
 ) -> Iterator[str]:
-    """Lines that say what is served where."""
+    """Lines that list what is served and where."""
     from flows.orchestration.deployments import POOL
 
     yield f"UI           {ui}/deployments"
@@ -177,15 +176,15 @@ def _what_is_there(
 
 
 def public(settings: ServeSettings) -> str:
-    """The host that links show."""
+    """The host used in links."""
     return known_as(settings.host, settings.public_hosts)[0]
 
 
 def parse_schedule(cron: str | None, timezone: str) -> Any:
-    """A schedule of Prefect.
+    """A Prefect schedule.
 
     Raises:
-        ConfigurationError: it does not parse.
+        ConfigurationError: it is invalid.
     """
     if cron is None:
         return None
@@ -199,16 +198,16 @@ def parse_schedule(cron: str | None, timezone: str) -> Any:
         option = "--timezone" if any("timezone" in d["loc"] for d in error.errors()) else "--cron"
         given = timezone if option == "--timezone" else cron
         right = "a name such as Europe/Berlin" if option == "--timezone" else "five fields such as '0 3 * * *'"
-        raise ConfigurationError(f"{option}: {given!r} is not a schedule's; give {right}") from error
+        raise ConfigurationError(f"{option}: {given!r} is not valid; give {right}") from error
     return Cron(cron, timezone=timezone)
 
 
 @contextmanager
 def served_reports(settings: ServeSettings, login: str | None) -> Iterator[None]:
-    """Reports on their own port while the block runs.
+    """Serve reports on their own port while the block runs.
 
     Args:
-        login: `user:password` that they ask for.
+        login: `user:password` to require.
     """
     import uvicorn
 

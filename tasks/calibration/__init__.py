@@ -1,1 +1,1 @@
-"""The estimators judged against an exact oracle (statistics of section 8)."""
+"""Evaluates the estimators against an exact oracle (statistics of section 8)."""

@@ -1,8 +1,8 @@
 """The exact oracle: a tabular chain whose values, gradients and scores are known without sampling.
 
 A chain has `length` steps over finite states; the next-token distribution and the next state depend on the state and
-on the kind of position. After the last step one more token tells the outcome, FAIL or PASS, with a probability by
-state. Dimension letters: K kinds, S states, V tokens with FAIL and PASS as the last two, L+1 depths.
+on the kind of position. After the last step one more token gives the outcome, FAIL or PASS, with a probability that
+depends on the state. Dimension letters: K kinds, S states, V tokens with FAIL and PASS as the last two, L+1 depths.
 """
 
 from collections.abc import Sequence
@@ -29,12 +29,12 @@ class Chain:
 
     @property
     def length(self) -> int:
-        """L, the steps before the outcome."""
+        """L, the number of steps before the outcome."""
         return len(self.kinds)
 
     @property
     def tokens(self) -> int:
-        """V, the vocabulary: ordinary tokens and two outcomes."""
+        """V, the vocabulary size: ordinary tokens and two outcomes."""
         return int(self.step.shape[2]) + 2
 
     @property
@@ -44,7 +44,7 @@ class Chain:
 
     @cached_property
     def rows(self) -> Floats:
-        """Next-token distributions by kind of position, the outcome's last: [K + 1, S, V]."""
+        """Next-token distributions by kind of position, that of the outcome last: [K + 1, S, V]."""
         kinds, states, _ = self.step.shape
         out = np.zeros((kinds + 1, states, self.tokens))
         out[:-1, :, :-2] = self.step
@@ -68,7 +68,7 @@ class Chain:
 
     @cached_property
     def branch_values(self) -> Floats:
-        """Q_j at each depth, state and token, [L + 1, S, V]; impossible outcomes count 0."""
+        """Q_j at each depth, state and token, [L + 1, S, V]; 0 for impossible outcomes."""
         out = np.zeros((self.length + 1, len(self.success), self.tokens))
         for t, k in enumerate(self.kinds):
             out[t, :, :-2] = self.values[t + 1][self.follow[k]]
@@ -82,7 +82,7 @@ class Chain:
 
     @cached_property
     def transitions(self) -> Floats:
-        """Probability of the next state by kind and state, [K, S, S]."""
+        """State transition probabilities by kind and state, [K, S, S]."""
         kinds, states, _ = self.step.shape
         out = np.zeros((kinds, states, states))
         for k in range(kinds):
@@ -101,7 +101,7 @@ class Chain:
 
     @cached_property
     def arrivals(self) -> Floats:
-        """Probability of each state at the end, from each depth and state, [L + 1, S, S]."""
+        """Probability of each final state, from each depth and state, [L + 1, S, S]."""
         states = len(self.success)
         out = np.empty((self.length + 1, states, states))
         out[-1] = np.eye(states)
@@ -147,7 +147,7 @@ class Scores:
 
 
 def exact_scores(chain: Chain, teacher: Chain, loss: Settings) -> Scores:
-    """<g, d>, |g|^2 and |d|^2 wherever the student can be."""
+    """<g, d>, |g|^2 and |d|^2 at every depth and state."""
     d, g = directions(chain, teacher, loss), chain.gradients
     return Scores((g * d).sum(-1), np.square(g).sum(-1), np.square(d).sum(-1))
 
@@ -187,7 +187,7 @@ class Sums:
 
 
 def expected(chain: Chain, scores: Scores) -> dict[str, Sums]:
-    """Expected sums over the L steps of a rollout, the outcome left out: of all, correct and incorrect ones."""
+    """Expected sums over the L steps of a rollout, without the outcome: for all, correct and incorrect rollouts."""
     weights = {
         "all": chain.occupancy,
         "correct": chain.occupancy * chain.values,

@@ -1,4 +1,4 @@
-"""Figures from the rows of runs: errors, coverage, and planners against each other."""
+"""Figures from the rows of runs: errors, coverage, and comparisons of planners."""
 
 import numpy as np
 import polars as pl
@@ -7,18 +7,16 @@ from tasks.calibration.figure import COVERS, Figure, Range
 from tasks.calibration.measure import EQUAL
 
 MAIN_DRAWS = 4096
-"""Draws a question at which planners are judged."""
-
+"""Draws per question at which planners are evaluated."""
 
 WINDOWS_DRAWS = 2458
-"""The budget of `windows` that takes as many decoded tokens."""
-
+"""The budget of `windows` that takes the same number of decoded tokens."""
 
 FAMILY = ["length", "signal", "student", "decisions"]
 
 
 def at_main(rows: pl.DataFrame) -> pl.DataFrame:
-    """Rows at the main budget, or as many decoded tokens, of all families but the dense one."""
+    """Rows at the main budget, or the same number of decoded tokens, of all families except the dense one."""
     return rows.filter(pl.col("draws").is_in([MAIN_DRAWS, WINDOWS_DRAWS]) & (pl.col("decisions") == "fixed"))
 
 
@@ -28,7 +26,7 @@ def mean(values: pl.Series) -> float | None:
 
 
 def bias(name: str, part: pl.DataFrame, wanted: Range | None) -> Figure:
-    """Of estimates against the population's truth; its error is between runs, whose teachers share their draws."""
+    """Bias against the population's truth; its standard error is between runs, as the teachers of a run share draws."""
     part = part.filter(pl.col("teacher") != EQUAL).with_columns(off=pl.col("estimate") - pl.col("truth"))
     known = part.drop_nulls("off")
     by_run = known.group_by([*FAMILY, "run"]).agg(pl.col("off").mean())["off"]
@@ -36,7 +34,7 @@ def bias(name: str, part: pl.DataFrame, wanted: Range | None) -> Figure:
 
 
 def error_of_mean(values: pl.Series) -> float | None:
-    """Standard error of the mean of independent values; None of fewer than two."""
+    """Standard error of the mean of independent values; None for fewer than two."""
     known = values.drop_nulls()
     deviation = known.std()
     return float(deviation) / known.len() ** 0.5 if isinstance(deviation, float) and known.len() > 1 else None
@@ -48,10 +46,10 @@ def coverage(name: str, part: pl.DataFrame) -> Figure:
 
 
 def share(name: str, part: pl.DataFrame, wanted: Range | None) -> Figure:
-    """A share of what was counted; its error is between runs, within which counts hang together.
+    """A share of what was counted; its standard error is between runs, within which counts are correlated.
 
-    That of a ratio of sums: the root of sum (x - share n)^2 over runs, over sum n. Where all runs agree there is no
-    spread: the error is then what the share would change by if one more run were all exceptions.
+    It is that of a ratio of sums: the root of sum (x - share n)^2 over runs, over sum n. Where all runs agree there is
+    no spread: the error is then the change of the share if one more run consisted of exceptions only.
     """
     counted = part.with_columns(x=pl.col("estimate") * pl.col("count"))
     runs = counted.group_by([*FAMILY, "run"]).agg(pl.col("x").sum(), n=pl.col("count").sum())
@@ -64,9 +62,9 @@ def share(name: str, part: pl.DataFrame, wanted: Range | None) -> Figure:
 
 
 def errors(rows: pl.DataFrame, score: str = "alignment") -> pl.DataFrame:
-    """Root-mean-square error against the very questions' truth, by family, planner and budget.
+    """Root-mean-square error against the truth of the sampled questions, by family, planner and budget.
 
-    An unresolved estimate counts as 0, which is what it tells.
+    An unresolved estimate counts as 0.
     """
     part = rows.filter((pl.col("score") == score) & (pl.col("teacher") != EQUAL))
     off = pl.col("estimate").fill_null(0.0) - pl.col("own")
@@ -78,18 +76,18 @@ def errors(rows: pl.DataFrame, score: str = "alignment") -> pl.DataFrame:
     )
 
 
-def ratio_to_windows(at: pl.DataFrame, score: str, what: str) -> Figure:
-    """Error of `adaptive` over that of a score of `windows` at as many tokens, the mean over families."""
-    adaptive = errors(at.filter(pl.col("planner") == "adaptive")).select(*FAMILY, mine="rmse")
-    theirs = errors(at.filter(pl.col("planner") == "windows"), score).select(*FAMILY, theirs="rmse")
-    both = adaptive.join(theirs, on=FAMILY)
-    ratios = both["mine"] / both["theirs"]
+def ratio_to_windows(at: pl.DataFrame, score: str, label: str) -> Figure:
+    """Error of `adaptive` over that of a score of `windows` at the same number of tokens, averaged over families."""
+    adaptive = errors(at.filter(pl.col("planner") == "adaptive")).select(*FAMILY, adaptive="rmse")
+    windows = errors(at.filter(pl.col("planner") == "windows"), score).select(*FAMILY, windows="rmse")
+    both = adaptive.join(windows, on=FAMILY)
+    ratios = both["adaptive"] / both["windows"]
     wanted = Range(-np.inf, 0.25, "at most 1/4")
-    return Figure(f"error of adaptive / of {what}", mean(ratios), error_of_mean(ratios), both.height, wanted)
+    return Figure(f"error of adaptive / of {label}", mean(ratios), error_of_mean(ratios), both.height, wanted)
 
 
 def tokens_against_uniform(rows: pl.DataFrame) -> Figure:
-    """Tokens of the smallest adaptive budget that errs no more than `uniform` at the main one, over uniform's."""
+    """Tokens of the smallest adaptive budget with at most the error of `uniform` at the main one, over uniform's."""
     table = errors(rows.filter(pl.col("decisions") == "fixed"))
     uniform = table.filter((pl.col("planner") == "uniform") & (pl.col("draws") == MAIN_DRAWS))
     adaptive = table.filter(pl.col("planner") == "adaptive")
@@ -99,14 +97,14 @@ def tokens_against_uniform(rows: pl.DataFrame) -> Figure:
         .group_by(FAMILY)
         .agg(share=(pl.col("tokens") / pl.col("full")).min())
     )
-    # where no budget is enough it needs more than the main one
+    # where no budget is enough, more than the main one is needed
     shares = uniform.select(FAMILY).join(enough, on=FAMILY, how="left")["share"].fill_null(1.0)
     name = "tokens adaptive needs for the error of uniform nodes and equal draws"
     return Figure(name, mean(shares), error_of_mean(shares), shares.len(), Range(-np.inf, 0.2, "at most 1/5"))
 
 
 def first_right(rows: pl.DataFrame) -> pl.DataFrame:
-    """How often the truly best teacher comes first, by planner and budget, with the tokens that took."""
+    """How often the truly best teacher ranks first, by planner and budget, with the tokens used."""
     score = {"rank": "rank gain", "windows": "mean_cosine"}
     part = rows.filter((pl.col("decisions") == "fixed") & (pl.col("teacher") != EQUAL))
     frames = []
@@ -127,26 +125,26 @@ def first_right(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def tokens_to_rank(rows: pl.DataFrame) -> Figure:
-    """Tokens of the smallest `rank` that is right in 95 % of the runs, over those of such a `windows`.
+    """Tokens of the smallest `rank` that is right in 95 % of the runs, over those of the smallest such `windows`.
 
-    Where no `windows` is, its largest budget stands: the true ratio is less.
+    Where no `windows` is right that often, its largest budget is used: the true ratio is smaller.
     """
     right = first_right(rows)
     enough = right.filter(pl.col("right") >= 0.95)
-    mine = enough.filter(pl.col("planner") == "rank").group_by(FAMILY).agg(mine=pl.col("tokens").min())
-    windows = right.filter(pl.col("planner") == "windows").group_by(FAMILY).agg(most=pl.col("tokens").max())
-    theirs = enough.filter(pl.col("planner") == "windows").group_by(FAMILY).agg(theirs=pl.col("tokens").min())
-    both = windows.join(mine, on=FAMILY, how="left").join(theirs, on=FAMILY, how="left")
-    # where no rank is enough it needs more than any windows spent
-    ratios = both.with_columns(ratio=pl.col("mine") / pl.coalesce("theirs", "most"))["ratio"].fill_null(1.0)
+    rank = enough.filter(pl.col("planner") == "rank").group_by(FAMILY).agg(rank=pl.col("tokens").min())
+    most = right.filter(pl.col("planner") == "windows").group_by(FAMILY).agg(most=pl.col("tokens").max())
+    windows = enough.filter(pl.col("planner") == "windows").group_by(FAMILY).agg(windows=pl.col("tokens").min())
+    both = most.join(rank, on=FAMILY, how="left").join(windows, on=FAMILY, how="left")
+    # where no rank is enough, it needs more than any windows used
+    ratios = both.with_columns(ratio=pl.col("rank") / pl.coalesce("windows", "most"))["ratio"].fill_null(1.0)
     name = "tokens rank needs to put the best teacher first in 95 % / windows'"
     return Figure(name, mean(ratios), error_of_mean(ratios), both.height, Range(-np.inf, 0.02, "at most 1/50"))
 
 
 def growth(rows: pl.DataFrame) -> Figure:
-    """Cost at equal error, longest chains over shortest, over the ratio of their lengths.
+    """Cost at equal error of the longest chains over that of the shortest, divided by the ratio of their lengths.
 
-    At as many draws the error goes as one over the root of the cost, so cost at equal error is tokens x error^2.
+    The error scales as one over the root of the cost, so with equal draws the cost at equal error is tokens x error^2.
     """
     adaptive = (pl.col("planner") == "adaptive") & (pl.col("draws") == MAIN_DRAWS) & (pl.col("decisions") == "fixed")
     part = rows.filter(adaptive & (pl.col("score") == "alignment") & (pl.col("teacher") != EQUAL))
@@ -164,9 +162,9 @@ def growth(rows: pl.DataFrame) -> Figure:
     short, long = (costs.filter(pl.col("length") == n).drop("length") for n in (lengths[0], lengths[-1]))
     both = long.join(short, on=["signal", "student"], suffix="_short").with_columns(
         ratio=pl.col("cost") / pl.col("cost_short") / (lengths[-1] / lengths[0]),
-        doubt=(pl.col("relative") ** 2 + pl.col("relative_short") ** 2).sqrt(),
+        relative_error=(pl.col("relative") ** 2 + pl.col("relative_short") ** 2).sqrt(),
     )
     value = mean(both["ratio"])
-    error = float((both["ratio"] * both["doubt"]).pow(2).sum()) ** 0.5 / max(1, both.height)
+    error = float((both["ratio"] * both["relative_error"]).pow(2).sum()) ** 0.5 / max(1, both.height)
     name = f"{name}, {lengths[0]} to {lengths[-1]} tokens, over that of a rollout"
     return Figure(name, value, error, both.height, Range(-np.inf, 1.0, "at most 1"))

@@ -1,16 +1,15 @@
-"""One figure of a calibration, what it must be, and whether it is."""
+"""One figure of a calibration: the range required of it, and whether it lies there."""
 
 from typing import Literal, NamedTuple
 
 HONEST = ("adaptive", "forced", "uniform")
 """Planners whose scores claim to be unbiased."""
 
-
 Verdict = Literal["pass", "fail", "inconclusive"]
 
 
 class Range(NamedTuple):
-    """What a figure must be: within these bounds, in words."""
+    """The required range of a figure, also in words."""
 
     low: float
     high: float
@@ -18,13 +17,11 @@ class Range(NamedTuple):
 
 
 WITHIN_01 = Range(-0.01, 0.01, "within .01")
-
-
 COVERS = Range(0.93, 0.97, "93-97 %")
 
 
 class Figure(NamedTuple):
-    """One figure: its value with its standard error, what it is of, and what it must be, if anything."""
+    """One figure: its value, standard error and sample size, and its required range if there is one."""
 
     name: str
     value: float | None
@@ -34,10 +31,10 @@ class Figure(NamedTuple):
 
     @property
     def verdict(self) -> Verdict | None:
-        """Whether the figure is what it must be, as far as its own error lets that be told; None where it must nothing.
+        """Whether the figure lies in its required range, given its standard error; None if nothing is required.
 
-        It passes where it lies inside by its standard error or more, and fails where it lies outside by more than two:
-        a night in which nothing has changed is then seldom called a failure.
+        It passes if it lies inside by at least its standard error, and fails if it lies outside by more than two:
+        a night in which nothing has changed is then rarely reported as a failure.
         """
         if self.value is None or self.wanted is None:
             return None
@@ -47,11 +44,11 @@ class Figure(NamedTuple):
 
     @property
     def must_be(self) -> str:
-        """What it must be, in words."""
+        """The required range, in words."""
         return "" if self.wanted is None else self.wanted.words
 
     @property
     def row(self) -> dict[str, str | float | int | None]:
         """As a row of a table."""
-        shown = {"figure": self.name, "value": self.value, "error": self.error, "of": self.n}
-        return {**shown, "must be": self.must_be, "verdict": self.verdict}
+        measured = {"figure": self.name, "value": self.value, "error": self.error, "of": self.n}
+        return {**measured, "must be": self.must_be, "verdict": self.verdict}

@@ -29,12 +29,12 @@ def figures(rows: pl.DataFrame) -> list[Figure]:
     for planner in HONEST:
         for score in ("alignment", "gain"):
             part = at.filter((pl.col("planner") == planner) & (pl.col("score") == score))
-            # most estimates from uniform nodes are unresolved, the others are those that chance made so: not judged
+            # most estimates from uniform nodes are unresolved, and chance selects the resolved ones: not judged
             out.append(bias(f"bias of {score}, {planner}", part, None if planner == "uniform" else WITHIN_01))
     for score in ("alignment", "gain", "group difference", "teacher difference", "equal groups"):
         part = adaptive.filter(pl.col("score") == score)
-        what = "coverage of 0 for equal groups" if score == "equal groups" else f"coverage, {score}"
-        out.append(coverage(what, part))
+        name = "coverage of 0 for equal groups" if score == "equal groups" else f"coverage, {score}"
+        out.append(coverage(name, part))
     at_least = Range(0.93, np.inf, "at least 93 %")
     for score, wanted in (
         ("wrong signs", Range(-np.inf, 0.05, "at most 5 %")),
@@ -54,16 +54,16 @@ def figures(rows: pl.DataFrame) -> list[Figure]:
 
 
 def judged_as(verdict: Verdict, figures: Sequence[Figure]) -> list[str]:
-    """The figures of a verdict, in words."""
+    """The figures with a verdict, in words."""
     return [
         f"{f.name}: {f.value:.3f} ± {f.error or 0:.3f}, must be {f.must_be}" for f in figures if f.verdict == verdict
     ]
 
 
 def by_planner(rows: pl.DataFrame) -> pl.DataFrame:
-    """Every planner at as many decoded tokens, over all families of fixed decisions, as shares.
+    """Every planner at the same number of decoded tokens, over all families with fixed decisions.
 
-    `windows` was judged on chains of up to 1,024 tokens alone.
+    `windows` is evaluated only on chains of up to 1,024 tokens.
     """
     at = at_main(rows)
     table = []
@@ -93,7 +93,7 @@ def by_planner(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def ranking_table(rows: pl.DataFrame) -> pl.DataFrame:
-    """`rank` by rollouts a question, and `windows` beside it: how often the best is first, and rank correlation."""
+    """`rank` by rollouts per question, compared with `windows`: how often the best is first, and rank correlation."""
     return (
         first_right(rows)
         .group_by("planner", "rollouts", "draws")

@@ -1,7 +1,8 @@
-"""One run of the estimators on oracle questions, and how far it is from the truth.
+"""One run of the estimators on oracle questions, and its deviation from the truth.
 
-Questions are drawn from a finite population whose truth is exact, so intervals are judged by what they claim: the
-population's score. Errors are judged against the same questions, so that they are the estimator's alone.
+Questions are drawn from a finite population with known exact scores. Intervals are judged against what they claim to
+cover: the population's score. Errors are measured against the sampled questions, so that they are due to the estimator
+alone.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,13 +43,13 @@ from tasks.stages.ranking import RankedQuestion, rank
 
 POPULATION, QUESTIONS, ROLLOUTS = 48, 24, 8
 EQUAL, EQUAL_COSINE = "equal", 0.4
-"""A teacher that is aligned alike at every node, so that all groups are."""
+"""A teacher with the same alignment at every node, and therefore in every group."""
 SCORES = ScoreSettings(groupings=[Grouping(by="outcome")], posterior=200, bootstrap=1000)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is judged: a planner with its budget on a family of questions; `rank` makes no tree."""
+    """What is evaluated: a planner with its budget on a family of questions; `rank` builds no tree."""
 
     family: Family
     planner: str
@@ -57,7 +58,7 @@ class Setting:
 
     @property
     def tree(self) -> ForcedTree | AdaptiveTree | WindowsTree | None:
-        """Settings of the planner at this budget of draws a question."""
+        """Settings of the planner at this budget of draws per question."""
         match self.planner:
             case "adaptive":
                 return AdaptiveTree(draws=self.draws, round=min(512, self.draws))
@@ -72,12 +73,12 @@ class Setting:
 
     @property
     def signals(self) -> list[Signal]:
-        """The teachers that are judged, each with its loss; a ranking has no teacher whose groups are equal."""
+        """The teachers that are evaluated, each with its loss; a ranking omits the teacher with equal groups."""
         teachers = TEACHERS if self.tree is None else [*TEACHERS, EQUAL]
         return [Signal(name, "none", loss_name(loss_of(name))) for name in teachers]
 
     def config(self, seed: int) -> RunConfig:
-        """A run of it: the configuration under which a user's run does the same."""
+        """The configuration of a user's run that does the same."""
         return RunConfig(
             seed=seed,
             questions=Questions(path="oracle"),
@@ -92,7 +93,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Member:
-    """A question of the population with all that is exact of it, by teacher."""
+    """A question of the population with its exact scores by teacher."""
 
     question: OracleQuestion
     teachers: dict[str, Chain]
@@ -119,7 +120,7 @@ def population(family: Family, seed: int) -> list[Member]:
 
 
 def truth(members: Sequence[Member], teacher: str, group: str) -> Sums:
-    """Expected sums over one rollout of each of some questions."""
+    """Expected sums over one rollout of each question."""
     return sum((m.expected[teacher][group] for m in members), start=Sums(0.0, 0.0, 0.0))
 
 
@@ -158,7 +159,7 @@ def _row(score: str, teacher: str, estimate: float, truth: float, **more: float)
 
 
 def _ranks(drawn: Sequence[Member], computed: Computed, run: int) -> Iterator[dict[str, Any]]:
-    """The ranking's gains, in the unit of alignments: divided by the exact sqrt(sum |g|^2) of a rollout."""
+    """The ranking's gains in units of alignment: divided by the exact sqrt(sum |g|^2) of a rollout."""
     questions = [
         RankedQuestion(
             computed.artefact("rollouts", name),
@@ -197,16 +198,17 @@ def _pooled(
     members: Sequence[Member],
     drawn: Sequence[Member],
 ) -> Iterator[dict[str, Any]]:
-    """Pooled scores, and differences of groups and teachers; `own` is the truth of the very questions."""
+    """Pooled scores, and differences of groups and teachers; `own` is the truth of the sampled questions."""
     groups = ("all", "incorrect", "correct")  # places 0, 1, 2 of the pool
 
     def row(score: str, teacher: str, found: tuple[float, float, float], truth: float, **more: float) -> dict[str, Any]:
-        return {**_row(score, teacher, found[0], truth, **more), "low": found[1], "high": found[2]}
+        value, low, high = found
+        return {**_row(score, teacher, value, truth, **more), "low": low, "high": high}
 
     for name, signal in signals.items():
         whole, own = ({g: truth(of, name, g) for g in groups} for of in (members, drawn))
         for score in ("alignment", "gain", "mean_cosine"):
-            # a gain over the exact sqrt(sum |g|^2) of a rollout is an alignment
+            # a gain divided by the exact sqrt(sum |g|^2) of a rollout is an alignment
             unit = np.sqrt(truth(members, name, "all").g_sq / len(members)) if score == "gain" else 1.0
             value, low, high = (float(x / unit) for x in pool.estimate(signal, 0, score))
             yield row(score, name, (value, low, high), whole["all"].alignment, own=own["all"].alignment)
@@ -230,9 +232,9 @@ def _nodes(
     rolled: Sequence[Rolled],
     trees: Sequence[Mapping[str, AnyArray]],
 ) -> Iterator[dict[str, Any]]:
-    """Intervals and signs of single nodes: shares, with the number of nodes that they are of.
+    """Intervals and signs of single nodes: shares, each with its number of nodes.
 
-    Where |g| is exactly 0 a node has no sign, so a resolved one is wrong there, and no cosine to be covered.
+    A node where |g| is exactly 0 has no sign, so resolving it is an error, and no cosine that could be covered.
     """
     columns = []
     for a, m, r, tree in zip(alignments, drawn, rolled, trees, strict=True):
@@ -250,13 +252,13 @@ def _nodes(
     judged = np.isfinite(low) & np.isfinite(cosine)
     inside = (low <= cosine + 1e-9) & (cosine - 1e-9 <= high)
     wrong = np.sign(p_positive - 0.5) != sign
-    for score, of, what in (
+    for score, subset, hits in (
         ("node coverage", judged, inside),
         ("node coverage, resolved", judged & resolved, inside),
         ("wrong signs", resolved, wrong),
         ("resolved", np.isfinite(lfsr), resolved),
     ):
-        if of.any():
-            yield _row(score, name, float(what[of].mean()), np.nan, count=int(of.sum()))
+        if subset.any():
+            yield _row(score, name, float(hits[subset].mean()), np.nan, count=int(subset.sum()))
     if g_sq.sum() > 0:
         yield _row("|g|^2 of the resolved", name, float(g_sq[resolved].sum() / g_sq.sum()), np.nan)

@@ -1,4 +1,4 @@
-"""Evidence from the exact oracle: chains in the place of models, drawn from by their tables."""
+"""Evidence from the exact oracle: chains instead of models, sampled from their tables."""
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from tasks.stages.trees.stage import planner_of
 
 
 class Chains(NamedTuple):
-    """The chain of a question's student, and those of its teachers."""
+    """The chains of a question's student and teachers."""
 
     student: Chain
     teachers: Mapping[str, Chain]
@@ -39,10 +39,10 @@ class OracleProvider:
     def tree(self, question: str, rollouts: Arrays) -> Arrays:
         """Stage 2."""
         planner, rolled = planner_of(self._config.tree), self.rolled[question]
-        drawn = draw if planner.layout == "rounds" else continue_freely
+        sample = draw if planner.layout == "rounds" else continue_freely
 
         def draw_round(index: int, design: Design, launches: Launches) -> dict[str, AnyArray]:
-            outcome = drawn(rolled, launches, self._rng)
+            outcome = sample(rolled, launches, self._rng)
             self.decoded += int(outcome["length"].sum()) if "length" in outcome else len(outcome["tokens"])
             return outcome
 
@@ -56,16 +56,16 @@ class OracleProvider:
         return {name: OracleTeaching(rolled, teacher, loss).distillation(tree) for name, loss in losses.items()}
 
     def values(self, question: str, rollouts: Arrays) -> Arrays:
-        """Rankings of the oracle give one advantage to a whole rollout.
+        """Not available: oracle rankings assign one advantage to each whole rollout.
 
         Raises:
             NotImplementedError: always.
         """
-        raise NotImplementedError("the oracle draws no values along rollouts")
+        raise NotImplementedError("the oracle does not estimate values along rollouts")
 
     def texts(self, ids: Iterable[int]) -> dict[int, str]:
-        """Tokens of chains have no text."""
+        """Placeholders: tokens of chains have no text."""
         return {token: f"#{token}" for token in ids}
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to release."""

@@ -14,7 +14,7 @@ FONT = "system-ui, -apple-system, 'Segoe UI', sans-serif"
 
 
 def calibration_page(rows: pl.DataFrame, config: CalibrateConfig) -> str:
-    """One HTML file, no network, no script."""
+    """One HTML file without network access or scripts."""
     environment = Environment(
         loader=PackageLoader("tasks.calibration"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -30,7 +30,7 @@ def calibration_page(rows: pl.DataFrame, config: CalibrateConfig) -> str:
 
 
 def error_chart(table: pl.DataFrame) -> str:
-    """Error of pooled alignment against decoded tokens, a panel for each family, as SVG."""
+    """Error of pooled alignment against decoded tokens, one panel per family, as SVG."""
     values = table.with_columns(
         family=pl.concat_str(
             "length", pl.lit(" tokens, "), "signal", pl.lit(", "), "student", pl.lit(" "), "decisions"

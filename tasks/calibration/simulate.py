@@ -1,7 +1,7 @@
-"""Rollouts and draws of an oracle question, by its tables: exact in law, and fast at thousands of tokens.
+"""Rollouts and draws of an oracle question from its tables: exactly distributed, and fast at thousands of tokens.
 
-What an estimator sees is what a language model would give it: tokens, outcomes, and probabilities of student and
-teachers. Draws are not walked token by token: the state at the end has a known law from any prefix.
+An estimator sees what a language model would provide: tokens, outcomes, and the probabilities of student and teachers.
+Draws are not simulated token by token: from any prefix, the distribution of the final state is known.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ from tasks.statistics.design import leverage
 
 @dataclass(frozen=True)
 class Rolled:
-    """Rollouts of a question: depth and state of every position [T], and what stage 2 may look at."""
+    """Rollouts of a question: state of every position [T], and the sampling frame of stage 2."""
 
     chain: Chain
     arrays: dict[str, AnyArray]
@@ -37,12 +37,12 @@ class Rolled:
         return np.arange(len(self.state)) % self.chain.length
 
     def position(self, launches: Launches) -> Ints:
-        """The position that each launch is before, [L]."""
+        """The position that each launch precedes, [L]."""
         return np.asarray(self.arrays["offsets"][launches.rollout] + launches.depth)
 
 
 def roll(chain: Chain, question: str, rollouts: int, seed: int, rng: np.random.Generator) -> Rolled:
-    """Stage 1: rollouts of the student, whose outcomes are the verifier's and not a token."""
+    """Stage 1: rollouts of the student; the outcome token becomes the verifier's verdict."""
     start = np.full(rollouts, chain.start)
     tokens, states = walk(chain, np.zeros(rollouts, dtype=np.int64), start, rng)
     correct = tokens[:, -1] == chain.passes
@@ -73,18 +73,18 @@ def roll(chain: Chain, question: str, rollouts: int, seed: int, rng: np.random.G
 
 
 def draw(rolled: Rolled, launches: Launches, rng: np.random.Generator) -> dict[str, AnyArray]:
-    """Outcomes of draws that forced tokens begin, as the layout "rounds" has them."""
+    """Outcomes of draws that start with forced tokens, in the layout "rounds"."""
     chain, depth, owner = rolled.chain, launches.depth, launches.owner
     after = chain.follow[chain.kinds[depth], rolled.state[rolled.position(launches)], launches.token]
-    law = np.cumsum(chain.arrivals[depth + 1, after], axis=-1)[owner]
-    end = (law[:, :-1] <= rng.random(len(owner))[:, None] * law[:, -1:]).sum(axis=1)
+    cdf = np.cumsum(chain.arrivals[depth + 1, after], axis=-1)[owner]
+    end = (cdf[:, :-1] <= rng.random(len(owner))[:, None] * cdf[:, -1:]).sum(axis=1)
     success = rng.random(len(owner)) < chain.success[end]
     length = (chain.length - depth - 1)[owner]
     return {"success": success, "truncated": np.zeros(len(owner), dtype=bool), "length": length.astype(np.int32)}
 
 
 def continue_freely(rolled: Rolled, launches: Launches, rng: np.random.Generator) -> dict[str, AnyArray]:
-    """Continuations that nothing is forced on, as the layout "continuations" has them."""
+    """Continuations without forced tokens, in the layout "continuations"."""
     chain, owner = rolled.chain, launches.owner
     depth = launches.depth[owner]
     walked, _ = walk(chain, depth, rolled.state[rolled.position(launches)][owner], rng)
@@ -99,7 +99,7 @@ def continue_freely(rolled: Rolled, launches: Launches, rng: np.random.Generator
 
 @dataclass(frozen=True)
 class OracleTeaching:
-    """A teacher's view of rollouts: stage 4 by table look-up."""
+    """A teacher's distributions at the rollouts' positions: stage 4 by table look-up."""
 
     rolled: Rolled
     teacher: Chain

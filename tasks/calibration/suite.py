@@ -1,8 +1,8 @@
 """The suite: families of chains with their teachers, from short to long, clear to weak, easy to hard.
 
-A chain has levels of progress. At a pivot tokens raise or lower the level; at a choice of words the student is as
-unsure but nothing depends on it; the rest is filler, one token nearly certain. Longer chains have more filler between
-the same decisions, as longer solutions do; a dense family, whose decisions grow with its length, stands beside them.
+A chain has levels of progress. At a pivot, tokens raise or lower the level; at a wording choice the student is equally
+uncertain but nothing depends on it; the rest is filler with one nearly certain token. Longer chains have more filler
+between the same decisions, as longer solutions do; one dense family has decisions in proportion to its length.
 """
 
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from tasks.calibration.chain import Chain
 from tasks.statistics.csr import Floats, Ints
 
 PIVOTS, WORDINGS = 12, 20
-"""Decisions of a chain that matter, and that do not."""
+"""Numbers of decisions of a chain that matter and that do not."""
 LEVELS = 7
 ORDINARY = 14
-"""Tokens beside the two outcomes."""
+"""Tokens other than the two outcomes."""
 SPREAD = {"clear": 4.0, "weak": 2.0}
-"""How far apart the levels' log-odds of success are, from the middle to an end."""
+"""Difference in log-odds of success between the middle level and the highest or lowest."""
 CENTRE = {"easy": 1.5, "even": 0.0, "hard": -1.5}
 """Log-odds of success at the middle level."""
 
@@ -29,10 +29,10 @@ class Family:
     """A population of questions.
 
     Attributes:
-        length: tokens of a rollout, the outcome included.
-        signal: how much the decisions decide.
+        length: tokens of a rollout, including the outcome.
+        signal: how strongly the decisions affect success.
         student: how often it succeeds.
-        decisions: a chain of 64 tokens has `PIVOTS + WORDINGS`; longer ones have the same, or in proportion.
+        decisions: a chain of 64 tokens has `PIVOTS + WORDINGS`; longer ones have as many, or proportionally more.
     """
 
     length: int
@@ -48,7 +48,7 @@ class Family:
 
 @dataclass(frozen=True)
 class Teaching:
-    """A teacher: how strongly it leans towards success, how much it differs for no reason."""
+    """A teacher: how strongly it leans towards success, and how much it differs at random."""
 
     lean: float
     noise: float
@@ -107,7 +107,7 @@ def make_question(family: Family, number: int, seed: int) -> OracleQuestion:
 
 
 def _teacher(student: Chain, moves: Ints, teaching: Teaching, rng: np.random.Generator) -> Chain:
-    """A chain whose log-probabilities differ by a lean along the moves and by noise; it knows early decisions best."""
+    """A chain whose log-probabilities differ by a lean along the moves and by noise; the lean is largest early."""
     certainty = np.zeros(len(moves))
     certainty[1 : 1 + PIVOTS] = np.linspace(1.7, 0.3, PIVOTS)
     differs = teaching.lean * certainty[:, None, None] * moves + teaching.noise * rng.standard_normal(moves.shape)
@@ -119,13 +119,13 @@ def _teacher(student: Chain, moves: Ints, teaching: Teaching, rng: np.random.Gen
 def equal_teacher(student: Chain, cosine: float, rng: np.random.Generator) -> Chain:
     """A teacher whose forward-KL direction T - P has the same cosine with the ideal gradient at every node.
 
-    T = P + s |g| (cosine g / |g| + sine h / |h|), h a random direction at right angles, s the same at every node of
+    T = P + s |g| (cosine g / |g| + sine h / |h|), h a random direction orthogonal to g, s the same at every node of
     the chain: pooled alignment is `cosine` in every group.
     """
     g, p = student.gradients[:-1, :, :-2], student.rows[student.kind_at[:-1], :, :-2]
     norm = np.sqrt(np.square(g).sum(-1, keepdims=True))
     unit = np.divide(g, norm, out=np.zeros_like(g), where=norm > 0)
-    h = p * rng.standard_normal(g.shape)  # small where P is, so that T stays positive
+    h = p * rng.standard_normal(g.shape)  # small where P is small, so that T stays positive
     h -= p * h.sum(-1, keepdims=True)
     h -= (h * unit).sum(-1, keepdims=True) * unit
     h /= np.sqrt(np.square(h).sum(-1, keepdims=True))

@@ -1,1 +1,1 @@
-"""The stages, in the order of the pipeline: pure functions of arrays, settings and models."""
+"""The stages of the pipeline: pure functions of arrays, settings and models."""

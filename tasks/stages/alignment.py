@@ -1,4 +1,4 @@
-"""Stage 5: scores of nodes: inner products without bias, cosines and signs by posterior simulation."""
+"""Stage 5: scores of nodes: unbiased inner products; cosines and signs by posterior simulation."""
 
 from collections.abc import Mapping
 from typing import NamedTuple, TypeVar
@@ -28,8 +28,8 @@ _LEAN, _ONE = 3, 0.9
 class Posterior(NamedTuple):
     """Simulated success probabilities of one question's branches; one set serves every teacher and loss.
 
-    weight: what a branch counts in sum_j P_j (.), [S, B]; Q: [S, B]; g_norm: |g|, [S, N]; null: the node's branches do
-    not differ, [S, N].
+    weight: of a branch in sum_j P_j (.), [S, B]; Q: [S, B]; g_norm: |g|, [S, N]; null: the node's branches do not
+    differ, [S, N].
     """
 
     weight: Floats
@@ -41,20 +41,20 @@ class Posterior(NamedTuple):
 def simulate(outcomes: Outcomes, prior: Prior, temperature: float, samples: int, seed: int) -> Posterior:
     """Posterior simulation of Q at every node, under the prior of all nodes.
 
-    A node's cell of the prior is sampled first, then its branches, which given the cell are Beta. Which tail tokens
+    A node's cell of the prior is sampled first, then its branches, which are Beta given the cell. Which tail tokens
     were sampled is uncertain too: their weights are simulated by the Bayesian bootstrap (Rubin 1981).
 
     Args:
-        samples: S.
-        seed: of the simulation; 64 bits.
+        samples: number of simulations S.
+        seed: 64-bit seed.
     """
     rng = np.random.default_rng(seed)
     offsets, owner, p = outcomes.offsets, owners(outcomes.offsets), outcomes.prob
-    upto = np.cumsum(responsibilities(prior, outcomes), axis=1)
-    u = rng.random((samples, len(upto))) * upto[:, -1]
-    cell = np.empty((samples, len(upto)), dtype=np.int64)
+    cumulative = np.cumsum(responsibilities(prior, outcomes), axis=1)
+    u = rng.random((samples, len(cumulative))) * cumulative[:, -1]
+    cell = np.empty((samples, len(cumulative)), dtype=np.int64)
     for node, column in enumerate(u.T):
-        cell[:, node] = np.searchsorted(upto[node], column)
+        cell[:, node] = np.searchsorted(cumulative[node], column)
     a, b = prior.mu * prior.kappa, (1 - prior.mu) * prior.kappa
     null = prior.kappa[cell] == CONCENTRATIONS[-1]
     cell = cell[:, owner]
@@ -77,7 +77,7 @@ def simulate(outcomes: Outcomes, prior: Prior, temperature: float, samples: int,
 
 
 def _simulated(outcomes: Outcomes, weight: Floats, Q: Floats, c: Floats, rest: Floats) -> Floats:
-    """sum_j P_j Q_j c_j in every simulation, the tail completed as in `adjust_for_tail`; [S, N]."""
+    """sum_j P_j Q_j c_j in every simulation, adjusted for the tail as in `adjust_for_tail`; [S, N]."""
     offsets = outcomes.offsets
     sampled = row_sums(np.where(outcomes.tail, weight * c, 0.0), offsets)
     share = (rest - sampled) / row_sums(outcomes.head_prob, offsets)
@@ -97,59 +97,59 @@ def node_scores(
     """The arrays of stage 5 for one signal.
 
     Args:
-        rows: draws by node and round, from which the unbiased estimates are made.
-        nodes: the same by node, from which the posterior is.
+        rows: draws by node and round, for the unbiased estimates.
+        nodes: draws by node, for the posterior.
         distillation: `d`, `d_head` and `teacher_prob` at the branches, `d_bar` at the rows.
         d_sq: |d|^2 at the rows, [N].
         level: coverage of the intervals.
-        tail_limit: the most that a teacher may put on a tail that was not drawn, for its advantage to be told.
+        tail_limit: largest teacher probability of a tail that was not drawn for which the advantage is reported.
 
     Returns:
-        `p_positive` and `lfsr` are NaN where |d| = 0 or a node has a single branch; a cosine and its interval there
-        too, and where the branches more likely than not do not differ at all.
+        `p_positive` and `lfsr` are NaN where |d| = 0 or a node has a single branch; a cosine and its interval also
+        where the branches more likely than not do not differ at all.
     """
     offsets, owner = rows.offsets, owners(rows.offsets)
     c = (np.asarray(distillation["d"]) - np.asarray(distillation["d_bar"])[owner]) / temperature
-    # over the whole vocabulary sum_j P_j c_j = 0, so the tail holds minus the head's
+    # over the whole vocabulary sum_j P_j c_j = 0, so the tail's sum is minus the head's
     c_rest = -row_sums(rows.head_prob * c, offsets)
 
     T = np.asarray(distillation["teacher_prob"])
     T_rest = np.maximum(1 - row_sums(np.where(rows.tail, 0.0, T), offsets), 0.0)
     advantage = estimate_linear(rows, adjust_for_tail(rows, T / rows.prob - 1, T_rest - rows.tail_prob))
-    told = (rows.tail_size > 0) | (T_rest <= tail_limit)
+    reported = (rows.tail_size > 0) | (T_rest <= tail_limit)
 
-    one = np.zeros(len(nodes.outcomes.offsets) - 1, dtype=np.int64)
-    one[nodes.row] = np.arange(len(nodes.row))  # any row of the node
-    simulated = _simulated(nodes.outcomes, posterior.weight, posterior.Q, c[nodes.first], c_rest[one])
+    row_of_node = np.zeros(len(nodes.outcomes.offsets) - 1, dtype=np.int64)
+    row_of_node[nodes.row] = np.arange(len(nodes.row))  # any row of the node
+    simulated = _simulated(nodes.outcomes, posterior.weight, posterior.Q, c[nodes.first], c_rest[row_of_node])
     with np.errstate(divide="ignore", invalid="ignore"):
-        cosines = np.clip(simulated / (posterior.g_norm * np.sqrt(d_sq[one])), -1.0, 1.0)
-    teaches = (d_sq[one] > 0) & (np.diff(nodes.outcomes.offsets) >= 2)  # a single branch has nothing to differ from
+        cosines = np.clip(simulated / (posterior.g_norm * np.sqrt(d_sq[row_of_node])), -1.0, 1.0)
+    has_signal = (d_sq[row_of_node] > 0) & (np.diff(nodes.outcomes.offsets) >= 2)  # one branch: no difference
     differs = (~posterior.null).mean(axis=0)
-    defined = teaches & (differs >= 0.5) & np.isfinite(cosines).all(axis=0)
+    defined = has_signal & (differs >= 0.5) & np.isfinite(cosines).all(axis=0)
     low, high = interval(np.where(np.isfinite(cosines), cosines, 0.0), level)
     signs = [((sign * simulated > 0) & ~posterior.null).mean(axis=0) for sign in (1, -1)]
     scores = {
         "cosine": np.where(defined, cosines.mean(axis=0), np.nan),
         "cosine_low": np.where(defined, low, np.nan),
         "cosine_high": np.where(defined, high, np.nan),
-        "p_positive": np.where(teaches, (simulated > 0).mean(axis=0) + 0.5 * (simulated == 0).mean(axis=0), np.nan),
-        "p_differs": np.where(teaches, differs, np.nan),
-        "lfsr": np.where(teaches, 1 - np.maximum(*signs), np.nan),
+        "p_positive": np.where(has_signal, (simulated > 0).mean(axis=0) + 0.5 * (simulated == 0).mean(axis=0), np.nan),
+        "p_differs": np.where(has_signal, differs, np.nan),
+        "lfsr": np.where(has_signal, 1 - np.maximum(*signs), np.nan),
     }
     return {
         "inner": estimate_linear(rows, adjust_for_tail(rows, c, c_rest)),
         "inner_noise": estimate_covariance(rows, c, c, c_rest, c_rest),
         **{name: score[nodes.row] for name, score in scores.items()},
         "cosine_plain": plain_cosine(rows, np.asarray(distillation["d_head"])),
-        "teacher_advantage": np.where(told, advantage, np.nan),
+        "teacher_advantage": np.where(reported, advantage, np.nan),
     }
 
 
 def interval(cosines: Floats, level: float) -> tuple[Floats, Floats]:
     """Interval of each node's cosine from its simulations, [S, N] -> [N], [N].
 
-    The prior knows no direction, but a teacher may be right, or wrong, nearly everywhere. So each end is that under a
-    prior that leans its way, by (1 + cosine)^3 or (1 - cosine)^3, and cosines beyond .9 are not told from 1.
+    The prior has no preferred direction, but a teacher may be right, or wrong, nearly everywhere. So each end is taken
+    under a prior tilted towards it, by (1 + cosine)^3 or (1 - cosine)^3, and cosines beyond .9 are treated as 1.
     """
     alpha = (1 - level) / 2
     order = np.argsort(cosines, axis=0)
@@ -164,7 +164,7 @@ def interval(cosines: Floats, level: float) -> tuple[Floats, Floats]:
 
 
 def plain_cosine(outcomes: Outcomes, d_head: Floats) -> Floats:
-    """The uncorrected cosine of g_hat and d over the head's branches, P and T renormalised there, as the paper's is.
+    """The uncorrected cosine of g_hat and d over the head's branches with P and T renormalised there, as in the paper.
 
     NaN with fewer than two head branches, where their success rates agree within 1e-4, and where d is 0.
     """
@@ -185,7 +185,7 @@ def plain_cosine(outcomes: Outcomes, d_head: Floats) -> Floats:
 
 
 def make(work: Work) -> Made:
-    """The scores of one question's nodes, for every signal that is wanted."""
+    """The scores of one question's nodes, for every requested signal."""
     made = make_alignment(
         work.read("trees"),
         {signal: work.read("distillation", signal) for signal in work.signals},
@@ -207,7 +207,7 @@ def make_alignment(
     tail_limit: float,
     seed: int,
 ) -> dict[K, dict[str, AnyArray]]:
-    """Stage 5 of one question for several signals, by whatever they are called."""
+    """Stage 5 of one question for several signals, by key."""
     rows, nodes = Outcomes.of(tree), pool_rounds(tree)
     posterior = simulate(nodes.outcomes, prior, temperature, scores.posterior, seed)
     return {

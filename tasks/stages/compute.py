@@ -11,16 +11,16 @@ from tasks.stages.protocol import Made, Provider, Work
 
 
 def compute(stage: Stage, work: Work) -> Made:
-    """What a stage makes of its work."""
+    """The artefacts that a stage makes."""
     made: Made = implementation(stage.make)(work)
     return made
 
 
 class Computed:
-    """Artefacts in memory: those of some questions, made by the stages in the order that they are asked to run.
+    """In-memory artefacts of some questions, made by stages in the order in which they are run.
 
     Args:
-        seed: of a random stream that follows from an artefact: its purpose, stage and question.
+        seed: gives the seed of an artefact's random stream from its purpose, stage and question.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Computed:
         return self._made[PIPELINE[stage].place(question, signal)]
 
     def every(self, stage: str) -> Iterator[Arrays]:
-        """Those of all questions, in their order."""
+        """A stage's artefacts of all questions, in their order."""
         return (self.artefact(stage, question) for question in self.questions)
 
     def seed(self, purpose: str, stage: str, question: str) -> int:

@@ -1,4 +1,4 @@
-"""What becomes of draws: continuations that are verified, laid out as rounds are."""
+"""Outcomes of draws: verified continuations in the layouts of rounds."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -15,7 +15,7 @@ from tasks.verifiers.protocol import Attempt
 def outcomes(
     models: Models, question: str, prefixes: Sequence[Sequence[int]], ends: Sequence[Continuation]
 ) -> dict[str, AnyArray]:
-    """What became of continuations, as the layout "rounds" has it; `prefixes` are what stands before each."""
+    """Outcomes of continuations in the layout "rounds"; `prefixes` are the completion tokens before each."""
     return {
         "success": verified(models, question, prefixes, ends),
         "truncated": np.array([end.truncated for end in ends], dtype=bool),
@@ -26,18 +26,18 @@ def outcomes(
 def continuations(
     models: Models, question: str, prefixes: Sequence[Sequence[int]], ends: Sequence[Continuation]
 ) -> dict[str, AnyArray]:
-    """The same with their tokens, as the layout "continuations" has it."""
-    of_each = outcomes(models, question, prefixes, ends)
+    """Outcomes with their tokens, in the layout "continuations"."""
+    verdicts = outcomes(models, question, prefixes, ends)
     return {
-        "success": of_each["success"],
-        "truncated": of_each["truncated"],
+        "success": verdicts["success"],
+        "truncated": verdicts["truncated"],
         "tokens": np.concatenate([np.empty(0, dtype=np.int32), *(end.tokens for end in ends)]).astype(np.int32),
-        "offsets": np.cumsum([0, *of_each["length"]]).astype(np.int64),
+        "offsets": np.cumsum([0, *verdicts["length"]]).astype(np.int64),
     }
 
 
 def trunks(rollouts: Arrays) -> list[Trunk]:
-    """Rollouts as paths that draws branch off, in order."""
+    """Rollouts as trunks that draws branch off, in order."""
     prompt, tokens = tuple(rollouts["prompt"].tolist()), rollouts["tokens"]
     return [Trunk(prompt, tuple(tokens[a:b].tolist())) for a, b in pairwise(rollouts["offsets"])]
 
@@ -45,7 +45,7 @@ def trunks(rollouts: Arrays) -> list[Trunk]:
 def verified(
     models: Models, question: str, prefixes: Sequence[Sequence[int]], ends: Sequence[Continuation]
 ) -> npt.NDArray[np.bool_]:
-    """Verdicts on completions: what stands before each continuation, and the continuation."""
+    """Verdicts on completions, each being a prefix and its continuation."""
     completions = [(*start, *end.tokens.tolist()) for start, end in zip(prefixes, ends, strict=True)]
     distinct = list(dict.fromkeys(completions))
     texts = dict(zip(distinct, models.tokenizer.batch_decode(distinct, skip_special_tokens=True), strict=True))

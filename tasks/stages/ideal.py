@@ -1,4 +1,4 @@
-"""Stage 3: outcomes of draws -> ideal gradients, without bias and with their variance (statistics of sections 2, 6)."""
+"""Stage 3: outcomes of draws -> unbiased ideal gradients with their variance (statistics of sections 2, 6)."""
 
 from schemas.arrays import AnyArray
 from tasks.stages.protocol import Made, Work

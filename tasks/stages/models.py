@@ -1,4 +1,4 @@
-"""Evidence from models: student and teachers sample and score, a verifier judges."""
+"""Evidence from models: student and teachers sample and score, a verifier checks."""
 
 from collections.abc import Iterable, Mapping
 
@@ -14,14 +14,14 @@ from tasks.stages.values import make_values
 
 
 class ModelProvider:
-    """A `tasks.stages.protocol.Provider` that asks models."""
+    """A `tasks.stages.protocol.Provider` backed by models."""
 
     def __init__(self, models: Models, config: RunConfig, checkpoints: Checkpoints) -> None:
         self.models, self._config, self._checkpoints = models, config, checkpoints
 
     @property
     def decoded(self) -> int:
-        """Tokens that have been sampled so far."""
+        """Tokens sampled so far."""
         return self.models.decoded
 
     def rollouts(self, question: str) -> Arrays:
@@ -53,11 +53,11 @@ class ModelProvider:
         return make_values(self.models, self._config, question, rollouts, self._checkpoints)
 
     def texts(self, ids: Iterable[int]) -> dict[int, str]:
-        """Text of token ids, as the tokenizer has it."""
+        """Text of token ids, from the tokenizer."""
         distinct = sorted(set(ids))
-        texts = self.models.tokenizer.batch_decode([[t] for t in distinct]) if distinct else []  # of none it makes one
+        texts = self.models.tokenizer.batch_decode([[t] for t in distinct]) if distinct else []  # not of none: one text
         return dict(zip(distinct, texts, strict=True))
 
     def close(self) -> None:
-        """End worker processes, and what samples."""
+        """Stop worker processes and the sampler."""
         self.models.close()

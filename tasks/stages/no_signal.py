@@ -1,4 +1,4 @@
-"""Why little is known of a run's signals, in words: how outcomes ended, and what to change."""
+"""Explains why a run's scores are unresolved: how outcomes ended, and what to change."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from tasks.statistics.bootstrap import LEAST_UNITS
 
 
 class Endings(NamedTuple):
-    """How one question's rollouts, and the draws of its tree if it has one, ended; truncated by the length limit."""
+    """How one question's rollouts ended, and the draws of its tree if any; truncated: by the length limit."""
 
     rollouts: int
     correct: int
@@ -35,7 +35,7 @@ class Endings(NamedTuple):
 
 
 class Advice(NamedTuple):
-    """What to change, by what is wanted."""
+    """What to change, by goal."""
 
     easier: str
     harder: str
@@ -44,30 +44,30 @@ class Advice(NamedTuple):
 
 
 SAMPLED = Advice(
-    "ask easier ones, lower sampling.temperature, say in prompt.template how to answer, or see whether the verifier "
+    "ask easier ones, lower sampling.temperature, say in prompt.template how to answer, or check that the verifier "
     "reads its answers",
     "ask harder ones, or raise sampling.temperature",
     "add questions, or raise sampling.rollouts",
     "raise tree.draws",
 )
-RECORDED = Advice("record easier ones", "record harder ones", "record more questions", "record more draws a branch")
+RECORDED = Advice("record easier ones", "record harder ones", "record more questions", "record more draws per branch")
 
 
 def why_unresolved(questions: Sequence[Endings], carrying: int, config: RunConfig) -> str:
     """The likeliest reason that a run's scores are unresolved, and what to change.
 
-    Outcomes that differ are all that tells of a direction: a student that is always right, always wrong or always cut
-    off shows none.
+    Only differing outcomes reveal a direction: a student that is always right, always wrong or always truncated shows
+    none.
 
     Args:
-        carrying: units that carry signal, as intervals count them.
+        carrying: number of units that carry signal, as for intervals.
     """
     n, advice = len(questions), SAMPLED if config.tree.samples else RECORDED
-    cut = sum(2 * q.truncated >= q.rollouts for q in questions)
+    truncated = sum(2 * q.truncated >= q.rollouts for q in questions)
     wrong, right = sum(q.always_wrong for q in questions), sum(q.always_right for q in questions)
-    if config.tree.samples and 2 * cut >= n:
+    if config.tree.samples and 2 * truncated >= n:
         return (
-            f"the length limit ended half or more of the rollouts of {cut} of {n} questions: "
+            f"the length limit truncated at least half of the rollouts of {truncated} of {n} questions: "
             f"raise sampling.max_tokens, now {config.sampling.max_tokens}"
         )
     if 2 * wrong >= n:
@@ -76,7 +76,7 @@ def why_unresolved(questions: Sequence[Endings], carrying: int, config: RunConfi
         return f"the student is always right on {right} of {n} questions: {advice.harder}"
     if carrying < LEAST_UNITS:
         return (
-            f"{carrying} questions (of a few, rollouts) have outcomes that differ where it matters, and intervals need "
+            f"only {carrying} questions (or, with few questions, rollouts) have differing outcomes, and intervals need "
             f"{LEAST_UNITS}: {advice.questions}"
         )
     return f"the ideal gradient is lost in the noise of the draws: add questions, or {advice.draws}"

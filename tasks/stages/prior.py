@@ -1,4 +1,4 @@
-"""The prior of all nodes, fitted to the trees of a run's questions together."""
+"""The prior of all nodes, fitted jointly to the trees of a run's questions."""
 
 from tasks.stages.protocol import Made, Work
 from tasks.statistics.estimators import pool_rounds
@@ -6,5 +6,5 @@ from tasks.statistics.prior import fit
 
 
 def make(work: Work) -> Made:
-    """The prior that single nodes are read with."""
+    """The prior for inference on single nodes."""
     return {None: fit([pool_rounds(tree).outcomes for tree in work.reads.every("trees")])._asdict()}

@@ -1,4 +1,4 @@
-"""What a stage may ask for: the arrays of earlier stages, and whoever samples, scores and tells right from wrong."""
+"""What a stage may use: the arrays of earlier stages, and protocols for sampling, scoring and verification."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,34 +23,34 @@ class Tokenizer(Protocol):
 
 
 class Judge(Protocol):
-    """Tells right completions."""
+    """Decides which completions are correct."""
 
     def check_all(self, attempts: Sequence[Attempt]) -> list[bool]:
-        """The verdict on each."""
+        """One verdict per attempt."""
         ...
 
 
 class Models(Protocol):
-    """The student and its teachers, with all that they are shown; questions go by their ids."""
+    """The student and its teachers with their prompts; questions are referred to by id."""
 
     @property
     def decoded(self) -> int:
-        """Tokens that have been sampled so far."""
+        """Tokens sampled so far."""
         ...
 
     @property
     def sampler(self) -> Sampler:
-        """The student, for draws."""
+        """The student's sampler, for draws."""
         ...
 
     @property
     def student(self) -> Scorer:
-        """The student, for its distributions."""
+        """The student's scorer, for its distributions."""
         ...
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The student's."""
+        """The student's tokenizer."""
         ...
 
     @property
@@ -67,7 +67,7 @@ class Models(Protocol):
         ...
 
     def teacher(self, source: Source) -> Scorer:
-        """The model of a teacher."""
+        """A teacher's scorer."""
         ...
 
     def teacher_prompt(self, source: Source, question: str) -> Sequence[int]:
@@ -75,12 +75,12 @@ class Models(Protocol):
         ...
 
     def close(self) -> None:
-        """End worker processes, and what samples."""
+        """Stop worker processes and the sampler."""
         ...
 
 
 class Unit(NamedTuple):
-    """What is decoded together: rollouts, branches, or windows, `first:last`."""
+    """A slice `first:last` of rollouts, branches or windows that is decoded together."""
 
     first: int
     last: int
@@ -91,29 +91,29 @@ Decode = Callable[[Unit], Arrays]
 
 
 class Checkpoints(Protocol):
-    """Keeps draws while a stage makes them, so that a kill loses little."""
+    """Saves draws while a stage makes them, so that a kill loses little."""
 
     def decode_round(
         self, stage: str, question: str, index: int, units: Sequence[Unit], decode: Decode, layout: str = "rounds"
     ) -> dict[str, AnyArray]:
-        """The outcomes of one round, unit after unit, without decoding what is kept of it."""
+        """The outcomes of one round, unit after unit; saved units are not decoded again."""
         ...
 
     @property
     def most_draws(self) -> int:
-        """Draws of a unit, at most."""
+        """Maximum number of draws of a unit."""
         ...
 
 
 class Provider(Protocol):
-    """Where a run's evidence comes from: models that sample and score, or tables that another system recorded.
+    """Source of a run's evidence: models that sample and score, or tables recorded by another system.
 
     Arrays are those of `schemas.arrays`.
     """
 
     @property
     def decoded(self) -> int:
-        """Tokens that have been sampled so far."""
+        """Tokens sampled so far."""
         ...
 
     def rollouts(self, question: str) -> Arrays:
@@ -139,7 +139,7 @@ class Provider(Protocol):
         ...
 
     def close(self) -> None:
-        """End worker processes, and what samples."""
+        """Stop worker processes and the sampler."""
         ...
 
 
@@ -147,26 +147,26 @@ class Reads(Protocol):
     """The artefacts of earlier stages."""
 
     def artefact(self, stage: str, question: str, signal: Signal | None = None) -> Arrays:
-        """One of them; where there is one of all questions, or of all signals, it is the same for each."""
+        """One artefact; where a single one covers all questions or signals, each of them gets that one."""
         ...
 
     def every(self, stage: str) -> Iterator[Arrays]:
-        """Those of all questions, in an order of their own."""
+        """A stage's artefacts of all questions, in a fixed order."""
         ...
 
     def seed(self, purpose: str, stage: str, question: str) -> int:
-        """64-bit seed of a random stream that follows from an artefact."""
+        """64-bit seed of an artefact's random stream."""
         ...
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage is asked to make.
+    """The artefacts that a stage is to make.
 
     Attributes:
-        question: whose artefacts; of what is made of all questions, any of them.
-        wanted: the signals whose artefacts are missing; None alone where a stage makes one for all.
-        source: the teacher and context that they are of, for a stage that works on one.
+        question: the question; any of them for an artefact of all questions.
+        wanted: the signals whose artefacts are missing; only None where a stage makes one for all.
+        source: the teacher and context of these signals, for a stage that works on one.
     """
 
     config: RunConfig
@@ -182,22 +182,22 @@ class Work:
 
     @property
     def signals(self) -> list[Signal]:
-        """The signals that are wanted."""
+        """The requested signals."""
         return [signal for signal in self.wanted if signal is not None]
 
 
 Made = Mapping[Signal | None, Arrays]
-"""What a stage made, by signal where there is one artefact for each."""
+"""The artefacts of a stage by signal; the key is None where there is one for all."""
 
 
 def equal_units(total: int, most: int) -> list[Unit]:
-    """Units of at most so many, as equal as can be."""
+    """Units of at most `most` items, as equal as possible."""
     n = -(-total // most)
     return [Unit(total * i // n, total * (i + 1) // n) for i in range(n)]
 
 
 def joined(outcomes: Sequence[Arrays], layout: str = "rounds") -> dict[str, AnyArray]:
-    """Outcomes one after another; offsets of ragged ones go on from each other."""
+    """Concatenated outcomes; offsets of ragged arrays are shifted accordingly."""
     out: dict[str, AnyArray] = {}
     for name, declared in layout_of(layout).items():
         parts = [np.asarray(o[name]) for o in outcomes]

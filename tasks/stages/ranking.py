@@ -1,8 +1,8 @@
 """Teachers, contexts and losses ranked from on-policy rollouts alone (statistics of section 9).
 
-Every token of a rollout is a draw at its own node: sum_t (R - b) (d_{y_t} - dbar_t) has the expectation of the pooled
-<g, d>, b the mean outcome of the question's other rollouts. |d| is exact, and |g| common to all signals, so gains rank
-them as alignments do.
+Every token of a rollout is a draw at its own node: with b the mean outcome of the question's other rollouts,
+sum_t (R - b) (d_{y_t} - dbar_t) has the expectation of the pooled <g, d>. |d| is exact and |g| is the same for all
+signals, so gains rank them as alignments do.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ from tasks.statistics.csr import Floats, row_sums
 
 @dataclass(frozen=True)
 class RankedQuestion:
-    """What a ranking reads of one question: rollouts, `d_sq` and `d_token` of every signal, values along rollouts."""
+    """Input of a ranking for one question: rollouts, `d_sq` and `d_token` of every signal, values along rollouts."""
 
     rollouts: Mapping[str, AnyArray]
     signals: Mapping[Signal, Mapping[str, AnyArray]]
@@ -31,16 +31,16 @@ class RankedQuestion:
 
 
 def advantages(correct: AnyArray) -> Floats:
-    """R - b of each rollout, b the mean of the others, [R]; 0 for a single one, which tells nothing."""
+    """R - b of each rollout, b the mean of the others, [R]; 0 for a single one, which is uninformative."""
     n, wins = len(correct), np.asarray(correct, dtype=np.float64)
     return wins - (wins.sum() - wins) / (n - 1) if n > 1 else np.zeros(1)
 
 
 def token_advantages(q: RankedQuestion) -> Floats:
-    """The advantage of every token, [T]: the value at the end of its segment less that at its start.
+    """The advantage of every token, [T]: the value at the end of its segment minus that at its start.
 
-    The first segment starts at the mean of the other rollouts, the last one ends with the outcome. Whatever the noise
-    of the values, that at the end is unbiased and that at the start knows nothing of the segment's tokens.
+    The first segment starts with the mean of the other rollouts, the last one ends with the outcome. However noisy the
+    values are, the one at the end is unbiased and the one at the start is independent of the segment's tokens.
     """
     offsets, correct = np.asarray(q.rollouts["offsets"], dtype=np.int64), np.asarray(q.rollouts["correct"])
     starts = correct - advantages(correct)
@@ -57,23 +57,23 @@ def token_advantages(q: RankedQuestion) -> Floats:
 
 
 _SUMS = ("inner", "d_sq", "open", "rollouts")
-"""What is summed: `open` counts rollouts with an advantage, which alone tell of a direction."""
+"""The summed quantities: `open` counts rollouts with a nonzero advantage; only these are informative."""
 
 
 def contributions(q: RankedQuestion, temperature: float) -> Floats:
-    """Unbiased pieces of <g, d>, |d|^2 and counts of each rollout by signal: [R, signals, len(_SUMS)]."""
+    """Unbiased contributions to <g, d>, |d|^2 and counts of each rollout by signal: [R, signals, len(_SUMS)]."""
     offsets = np.asarray(q.rollouts["offsets"], dtype=np.int64)
     advantage = token_advantages(q) / temperature
-    differs = row_sums(np.abs(advantage), offsets) > 0
+    informative = row_sums(np.abs(advantage), offsets) > 0
     out = []
     for arrays in q.signals.values():
-        leads, d_sq = (row_sums(np.asarray(x), offsets) for x in (advantage * arrays["d_token"], arrays["d_sq"]))
-        out.append(np.stack([leads, d_sq, differs, np.ones(len(differs))], axis=1))
+        inner, d_sq = (row_sums(np.asarray(x), offsets) for x in (advantage * arrays["d_token"], arrays["d_sq"]))
+        out.append(np.stack([inner, d_sq, informative, np.ones(len(informative))], axis=1))
     return np.stack(out, axis=1)
 
 
 def gains(sums: Floats) -> Floats:
-    """Gain of a unit step: [..., len(_SUMS)] -> [...]; NaN where |d| is 0, or no rollout tells of a direction."""
+    """Gain of a unit step: [..., len(_SUMS)] -> [...]; NaN where |d| is 0 or no rollout is informative."""
     inner, d_sq, open_, rollouts = np.moveaxis(sums, -1, 0)
     return np.where(open_ > 0, gain(inner, d_sq, rollouts), np.nan)
 
@@ -82,10 +82,10 @@ def gains(sums: Floats) -> Floats:
 class Ranking:
     """Signals by gain: rows of `schemas.tables.RANKS`, and what it would take to settle the first two.
 
-    settled: their difference's interval leaves 0 out; None where there are no two signals whose gain is known.
+    settled: the interval of their difference excludes 0; None unless at least two signals have a known gain.
     additional_questions: questions to add, with as many rollouts each; additional_rollouts: rollouts to add to each of
-    these questions instead; None where that cannot be told, or cannot be enough. endings: how each question's rollouts
-    ended.
+    these questions instead; None where that cannot be determined or cannot suffice. endings: how each question's
+    rollouts ended.
     """
 
     rows: list[dict[str, Any]]
@@ -96,10 +96,10 @@ class Ranking:
 
 
 def rank(questions: Sequence[RankedQuestion], temperature: float, scores: Scores, seed: int) -> Ranking:
-    """Rank the signals of some questions; those whose gain is not known come last, without a rank's numbers."""
+    """Rank the signals of some questions; those whose gain is unknown come last, without a rank."""
     signals = list(questions[0].signals)
     by_rollout, endings, tokens = [], [], 0
-    for q in questions:  # one by one: each may be read when it is looked at
+    for q in questions:  # one by one, as questions may be read lazily
         by_rollout.append(contributions(q, temperature))
         endings.append(Endings.of(q.rollouts))
         tokens += int(q.rollouts["offsets"][-1])
@@ -108,13 +108,13 @@ def rank(questions: Sequence[RankedQuestion], temperature: float, scores: Scores
     point = gains(total)
     replicates = gains(resampled(resample(len(units), scores.bootstrap, seed), units))
     order = np.argsort(-np.nan_to_num(point, nan=-np.inf), kind="stable")
-    first, p_best = order[0], _shares_of_lead(replicates)
+    first, p_best = order[0], _shares_of_best(replicates)
     rows: list[dict[str, Any]] = []
     for place, i in enumerate(order.tolist(), 1):
         known = bool(np.isfinite(point[i]))
         tied = bool(rows) and _equal(point[i], rows[-1]["gain"])
         low, high = bootstrap_interval(replicates[:, i], carrying, scores.level)
-        behind = bootstrap_interval(replicates[:, first] - replicates[:, i], carrying, scores.level)
+        deficit = bootstrap_interval(replicates[:, first] - replicates[:, i], carrying, scores.level)
         rows.append(
             {
                 "rank": (rows[-1]["rank"] if tied else place) if known else None,
@@ -124,8 +124,8 @@ def rank(questions: Sequence[RankedQuestion], temperature: float, scores: Scores
                 "gain_high": high,
                 "p_best": p_best[i] if known and carrying >= LEAST_UNITS else np.nan,
                 "gain_deficit": point[first] - point[i],
-                "gain_deficit_low": behind[0],
-                "gain_deficit_high": behind[1],
+                "gain_deficit_low": deficit[0],
+                "gain_deficit_high": deficit[1],
                 "d_sq": total[i, _SUMS.index("d_sq")] / tokens,
                 "questions": len(questions),
                 "carrying": carrying,
@@ -136,9 +136,9 @@ def rank(questions: Sequence[RankedQuestion], temperature: float, scores: Scores
 
 
 def _units(by_rollout: Sequence[Floats]) -> tuple[Floats, int]:
-    """What is resampled, [units, signals, len(_SUMS)], and how many of them carry signal.
+    """The resampled units, [units, signals, len(_SUMS)], and how many of them carry signal.
 
-    Questions; where fewer than `LEAST_UNITS` of them carry signal, the rollouts of those that do, beside the others.
+    Units are questions; if fewer than `LEAST_UNITS` of them carry signal, those that do are split into rollouts.
     """
     column = _SUMS.index("open")
     carrying = [bool(c[:, 0, column].any()) for c in by_rollout]
@@ -149,25 +149,25 @@ def _units(by_rollout: Sequence[Floats]) -> tuple[Floats, int]:
 
 
 def _equal(a: float, b: float) -> bool:
-    """True for gains that differ by rounding alone, as those of teachers of the same content do."""
+    """True for gains that differ only by rounding, such as those of identical teachers."""
     return bool(np.isclose(a, b, rtol=1e-9, atol=0.0))
 
 
-def _shares_of_lead(replicates: Floats) -> Floats:
-    """In which share of the replicates each signal has the largest gain, [b, signals] -> [signals]; ties are shared."""
+def _shares_of_best(replicates: Floats) -> Floats:
+    """Share of the replicates in which each signal has the largest gain, [b, signals] -> [signals]; ties are split."""
     most = np.max(replicates, axis=1, keepdims=True, initial=-np.inf, where=np.isfinite(replicates))
-    leads = np.isclose(replicates, most, rtol=1e-9, atol=0.0)
-    n = leads.sum(axis=1, keepdims=True)
-    return np.asarray(np.divide(leads, n, out=np.zeros(leads.shape), where=n > 0).mean(axis=0), dtype=np.float64)
+    is_best = np.isclose(replicates, most, rtol=1e-9, atol=0.0)
+    n = is_best.sum(axis=1, keepdims=True)
+    return np.asarray(np.divide(is_best, n, out=np.zeros(is_best.shape), where=n > 0).mean(axis=0), dtype=np.float64)
 
 
 def _to_settle(
     by_rollout: Sequence[Floats], carrying: int, point: Floats, replicates: Floats, order: AnyArray, level: float
 ) -> tuple[bool | None, int | None, int | None]:
-    """Whether the interval of the first two's difference leaves 0 out, and if not, what more it would take.
+    """Whether the interval of the difference of the first two excludes 0, and if not, how much more data is needed.
 
-    The variance of their difference is that between rollouts of one question, which falls with rollouts, and that
-    between questions, which falls with questions alone.
+    The variance of the difference has a part between rollouts of one question, which shrinks with rollouts, and a part
+    between questions, which shrinks only with questions.
     """
     if np.isfinite(point).sum() < 2:
         return None, None, None
@@ -188,5 +188,5 @@ def _to_settle(
 
 
 def _more(n: float, variance: float, wanted: float) -> int:
-    """What to add to n for a variance that falls as 1/n to be as wanted; at least one."""
+    """What to add to n so that a variance proportional to 1/n reaches the wanted one; at least 1."""
     return max(1, int(np.ceil(n * (variance / wanted - 1))))

@@ -20,7 +20,7 @@ def make(work: Work) -> Made:
 def sample_rollouts(
     sampler: Sampler, prompt: Sequence[int], sampling: Sampling, seed: int, question: str, unit: Unit | None = None
 ) -> list[Continuation]:
-    """R completions of one prompt, or some of them."""
+    """R completions of one prompt, or a unit of them."""
     first, last = unit or (0, sampling.rollouts)
     draws = [
         Draw(0, 0, None, sampling.max_tokens, stream_seed(seed, question, "rollout", r)) for r in range(first, last)
@@ -29,7 +29,7 @@ def sample_rollouts(
 
 
 def make_rollouts(models: Models, config: RunConfig, question: str, checkpoints: Checkpoints) -> dict[str, AnyArray]:
-    """The arrays of one question's rollouts; what is kept of them is not decoded again."""
+    """The arrays of one question's rollouts; saved units are not decoded again."""
     prompt = models.prompt(question)
 
     def decode(unit: Unit) -> dict[str, AnyArray]:
@@ -48,7 +48,7 @@ def make_rollouts(models: Models, config: RunConfig, question: str, checkpoints:
 
 
 def refusal(rollouts: Arrays) -> str | None:
-    """Why a question cannot be diagnosed from its rollouts; None where it can."""
+    """Why a question cannot be diagnosed from its rollouts; None if it can."""
     truncated = rollouts["truncated"]
     if bool(truncated.all()):
         return f"all {len(truncated)} rollouts hit the length limit; raise sampling.max_tokens"

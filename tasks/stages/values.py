@@ -1,4 +1,4 @@
-"""Values along rollouts: how often the student succeeds from the ends of their segments, for rankings."""
+"""Values along rollouts: success rates of the student from the ends of their segments, for rankings."""
 
 from itertools import pairwise
 
@@ -19,18 +19,18 @@ def make(work: Work) -> Made:
 
 
 def boundaries(offsets: Ints, segments: int) -> Ints:
-    """Ends of the segments of all rollouts but the last ones: equal parts, never empty."""
+    """Inner segment boundaries of all rollouts: equal parts, never empty."""
     out = []
     for start, end in pairwise(offsets.tolist()):
-        cuts = {start + round((end - start) * i / segments) for i in range(1, segments)}
-        out += sorted(cuts - {start, end})
+        inner = {start + round((end - start) * i / segments) for i in range(1, segments)}
+        out += sorted(inner - {start, end})
     return np.array(out, dtype=np.int64)
 
 
 def make_values(
     models: Models, config: RunConfig, question: str, rollouts: Arrays, checkpoints: Checkpoints
 ) -> dict[str, AnyArray]:
-    """The values of one question's rollouts; what is kept of their draws is not decoded again."""
+    """The values of one question's rollouts; saved draws are not decoded again."""
     settings, offsets = config.ranking, rollouts["offsets"]
     ends = boundaries(offsets, settings.segments)
 

@@ -1,1 +1,1 @@
-"""The mathematics that stages share: estimators, the prior, sampling designs, random streams."""
+"""The statistics that stages share: estimators, the prior, sampling designs, random streams."""

@@ -1,4 +1,4 @@
-"""Bootstrap intervals that hold with few units too (statistics of section 7)."""
+"""Bootstrap intervals that remain valid with few units (statistics of section 7)."""
 
 import numpy as np
 from scipy.special import ndtr, stdtrit
@@ -6,12 +6,12 @@ from scipy.special import ndtr, stdtrit
 from tasks.statistics.csr import Floats
 
 LEAST_UNITS = 5
-"""Units that carry signal, at the least, for an interval: fewer do not tell their own spread. With fewer questions that
-do, the bootstrap resamples rollouts."""
+"""Units with signal that an interval needs: fewer cannot estimate their own spread. With fewer such questions, the
+bootstrap resamples rollouts."""
 
 
 def resample(units: int, replicates: int, seed: int) -> Floats:
-    """How often each unit is in each bootstrap replicate, [replicates, units]."""
+    """How often each unit occurs in each bootstrap replicate, [replicates, units]."""
     rng = np.random.default_rng([seed, 6])
     return rng.multinomial(units, np.full(units, 1 / units), size=replicates).astype(np.float64)
 
@@ -22,15 +22,15 @@ def resampled(counts: Floats, sums: Floats) -> Floats:
 
 
 def bootstrap_interval(values: Floats, units: int, level: float) -> tuple[float, float]:
-    """Bootstrap interval of a score: percentiles, moved out for few units as Student's t and n/(n-1) ask for.
+    """Bootstrap interval of a score: percentiles, widened for few units according to Student's t and n/(n-1).
 
     Hesterberg 2015, "What Teachers Should Know About the Bootstrap", section 5.3. The replicates of few units have
-    shorter tails than Student's t, so an end is never nearer than t puts it from their middle, the standard deviation
-    read there from the quantiles of either side. Undefined replicates are left out.
+    shorter tails than Student's t, so each end is at least as far from their median as t puts it, with the standard
+    deviation on that side taken from quantiles. Undefined replicates are left out.
 
     Args:
         values: replicates.
-        units: those resampled that carry signal; the others only dilute it. NaN below `LEAST_UNITS`.
+        units: number of resampled units that carry signal; the others only dilute it. NaN below `LEAST_UNITS`.
     """
     finite = values[np.isfinite(values)]
     if units < LEAST_UNITS or not len(finite):
@@ -42,5 +42,5 @@ def bootstrap_interval(values: Floats, units: int, level: float) -> tuple[float,
 
 
 def critical_value(units: int, level: float) -> float:
-    """Standard deviations of the replicates from their middle to either end of an interval."""
+    """Distance from the median of the replicates to either end of an interval, in standard deviations."""
     return float(np.sqrt(units / (units - 1)) * stdtrit(units - 1, (1 + level) / 2))

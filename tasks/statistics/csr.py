@@ -13,7 +13,7 @@ def owners(offsets: Ints) -> Ints:
 
 
 def row_sums(values: Floats, offsets: Ints) -> Floats:
-    """Sums of the values of each row along the last axis: [..., B] -> [..., N]; every row holds a value."""
+    """Sums of the values of each row along the last axis: [..., B] -> [..., N]; no row may be empty."""
     if len(offsets) == 1:
         return np.zeros((*values.shape[:-1], 0))
     return np.asarray(np.add.reduceat(values, offsets[:-1], axis=-1), dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Where to branch: nodes drawn with known inclusion probabilities from the student's leverage."""
+"""Node sampling: known inclusion probabilities from the student's leverage, and systematic samples."""
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,7 @@ def leverage(p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Total leverage and |P|^2 of next-token distributions.
 
     With success probabilities Q_j of variance s^2, E|g|^2 = s^2 sum_j lev_j, lev_j = P_j^2 (1 - 2 P_j + |P|^2): the
-    squared Frobenius norm of the softmax Jacobian. Its root bounds |g| up to a factor, without a draw.
+    squared Frobenius norm of the softmax Jacobian. Its root bounds |g| up to a factor, without any draws.
 
     Args:
         p: probabilities [n, V].
@@ -31,8 +31,8 @@ def inclusion_probabilities(sizes: Floats, n: int) -> Floats:
     """Probabilities proportional to size, at most 1, that sum to n (or to the number of positive sizes if less).
 
     Args:
-        sizes: not negative, [T].
-        n: nodes wanted.
+        sizes: non-negative, [T].
+        n: target number of nodes.
     """
     out = np.zeros(len(sizes))
     free = sizes > 0

@@ -1,12 +1,13 @@
-"""What draws showed, and sums over the vocabulary estimated from it without bias (statistics of section 6).
+"""Outcomes of draws, and unbiased estimates of sums over the vocabulary from them (statistics of section 6).
 
 At a node, g_j = P_j (Q_j - V) / temperature. With V = sum P Q, W = sum P^2 Q, A = sum P^2 Q^2, S = |P|^2, all over
 the whole vocabulary, |g|^2 = A - 2 V W + S V^2. Each of V, W, A is linear in Q or Q^2 and estimated without bias from
-head and tail; the products lose the covariance of their factors' estimates. Without a tail this is |g_hat|^2 less
-sum_j lev_j s_j^2 / n_j, lev_j = P_j^2 (1 - 2 P_j + |P|^2).
+head and tail; from each product the covariance of the two estimates is subtracted. Without a tail this is |g_hat|^2
+minus sum_j lev_j s_j^2 / n_j, lev_j = P_j^2 (1 - 2 P_j + |P|^2).
 
-Of the tail a sample is drawn; what it misses counts as successful as the head is on average, which adds no bias. A tail
-too small to be drawn counts so as a whole: it pulls no gradient of its own, and the bias is at most its probability.
+The tail is sampled; its unsampled part is assigned the mean success rate of the head, which adds no bias. A tail too
+small to be drawn is treated so entirely: it contributes no gradient of its own, and the bias is at most its
+probability.
 """
 
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ _ROUNDING = 1e-12
 
 
 class Outcomes(NamedTuple):
-    """What the draws of N nodes with B branches showed; names as in `schemas.arrays.TREES`."""
+    """Outcomes of the draws of N nodes with B branches; names as in `schemas.arrays.TREES`."""
 
     offsets: npt.NDArray[np.int64]
     prob: Floats
@@ -50,7 +51,7 @@ class Outcomes(NamedTuple):
         )
 
     def at(self, nodes: Ints) -> "Outcomes":
-        """Those of some nodes, in their order."""
+        """The outcomes of the given nodes, in the given order."""
         sizes = np.diff(self.offsets)[nodes]
         offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         branch = np.repeat(self.offsets[nodes] - offsets[:-1], sizes) + np.arange(int(offsets[-1]))
@@ -86,9 +87,9 @@ class Outcomes(NamedTuple):
 
 
 class PooledRounds(NamedTuple):
-    """All draws of each node together, whatever round they came from.
+    """All draws of each node together, from all rounds.
 
-    `row` and `branch` lead from a tree's rows [N] and branches [B] to the merged ones, `first` back to a branch [b].
+    `row` and `branch` map a tree's rows [N] and branches [B] to the merged ones, `first` maps back to a branch [b].
     """
 
     outcomes: Outcomes
@@ -98,9 +99,9 @@ class PooledRounds(NamedTuple):
 
 
 def pool_rounds(tree: Mapping[str, AnyArray]) -> PooledRounds:
-    """Draws of the same head token add up; sampled tail tokens stand side by side.
+    """Draws of the same head token add up; sampled tail tokens stay separate.
 
-    What a posterior is read from: it may, as the number of draws may follow from outcomes. Unbiased estimates may not.
+    For posteriors only: they remain valid where the number of draws depends on outcomes. Unbiased estimates do not.
     """
     rows = Outcomes.of(tree)
     places, first_row, row = np.unique(tree["node"], return_index=True, return_inverse=True)
@@ -122,22 +123,22 @@ def pool_rounds(tree: Mapping[str, AnyArray]) -> PooledRounds:
 
 
 def weights(outcomes: Outcomes) -> Floats:
-    """What a branch counts in sum_j P_j (.): P_j in the head, P_tail / m for each of m tail tokens; [B]."""
+    """Weight of a branch in sum_j P_j (.): P_j in the head, P_tail / m for each of m tail tokens; [B]."""
     owner = owners(outcomes.offsets)
     share = outcomes.tail_prob / np.maximum(outcomes.tail_size, 1.0)
     return np.where(outcomes.tail, share[owner], outcomes.prob)
 
 
 def adjust_for_tail(outcomes: Outcomes, c: Floats, rest: Floats) -> Floats:
-    """c at the branches such that what the drawn tail tokens miss of the tail counts with the head's mean success; [B].
+    """c at the branches, adjusted so that the unsampled part of the tail counts with the head's mean success; [B].
 
-    The sum of P_j c_j over the tail is known, of P_j Q_j c_j there only a sample is. With b the head's mean success,
-    the tail's part is estimated as b times the known sum, plus the sampled tokens' P_j (Q_j - b) c_j: unbiased, since b
-    comes from other draws, and free of the noise of which tokens were sampled where Q is the same at all.
+    Over the tail, the sum of P_j c_j is known, but P_j Q_j c_j is only sampled. With b the head's mean success, the
+    tail's part is estimated as b times the known sum, plus the sampled tokens' P_j (Q_j - b) c_j: unbiased, since b
+    comes from other draws, and free of the sampling noise of the tokens where Q is the same for all of them.
 
     Args:
         c: at the branches, [B].
-        rest: sum of P_j c_j over the tail of each node, [N]. Where the tail was not drawn all of it is missed.
+        rest: sum of P_j c_j over the tail of each node, [N]. Where the tail was not drawn, all of it is unsampled.
     """
     sampled = row_sums(np.where(outcomes.tail, weights(outcomes) * c, 0.0), outcomes.offsets)
     share = (rest - sampled) / row_sums(outcomes.head_prob, outcomes.offsets)
@@ -145,7 +146,7 @@ def adjust_for_tail(outcomes: Outcomes, c: Floats, rest: Floats) -> Floats:
 
 
 def estimate_linear(outcomes: Outcomes, c: Floats) -> Floats:
-    """L_c = sum_j P_j Q_j c_j without bias, [N], for c known at the branches and completed, [B]."""
+    """L_c = sum_j P_j Q_j c_j without bias, [N], for c at the branches as adjusted by `adjust_for_tail`, [B]."""
     return row_sums(weights(outcomes) * outcomes.rate * c, outcomes.offsets)
 
 
@@ -153,7 +154,7 @@ def estimate_covariance(outcomes: Outcomes, a: Floats, b: Floats, rest_a: Floats
     """Covariance of the estimates of L_a and L_b, without bias, [N].
 
     Args:
-        a, b: at the branches, not completed, [B].
+        a, b: at the branches, not adjusted, [B].
         rest_a, rest_b: as in `adjust_for_tail`, [N].
     """
     offsets, owner = outcomes.offsets, owners(outcomes.offsets)
@@ -161,10 +162,10 @@ def estimate_covariance(outcomes: Outcomes, a: Floats, b: Floats, rest_a: Floats
     binomial = rate * (1 - rate) / (n - 1)  # s^2 / n
     undrawn = outcomes.tail_size == 0
     head = row_sums(outcomes.head_prob, offsets)
-    # given the head's draws the sampled tail has the same expectation whatever its mean success b: b drops out
+    # given the head's draws, the expectation of the sampled tail does not depend on the mean success b: b drops out
     x, y = (v + np.where(undrawn, rest / head, 0.0)[owner] for v, rest in ((a, rest_a), (b, rest_b)))
     of_head = row_sums(outcomes.head_prob**2 * x * y * binomial, offsets)
-    # the tail's tokens are a sample: the variance of their mean, between tokens
+    # the tail's tokens are a sample: variance of their mean, from the spread between tokens
     m = outcomes.tail_size
     centred = np.where(outcomes.tail, rate - (row_sums(outcomes.head_prob * rate, offsets) / head)[owner], 0.0)
     x, y = centred * a, centred * b
@@ -181,9 +182,9 @@ def estimate_value(outcomes: Outcomes) -> Floats:
 
 
 def estimate_squared_norm(outcomes: Outcomes) -> tuple[Floats, Floats]:
-    """|g|^2 at temperature 1: without bias, and as drawn with its noise; [N] each.
+    """|g|^2 at temperature 1: unbiased, and the plain estimate including noise; [N] each.
 
-    The first is negative where noise outweighs signal; the difference is the noise that was taken out.
+    The first is negative where noise outweighs signal; the difference is the noise that was removed.
     """
     p, one = outcomes.prob, np.ones_like(outcomes.prob)
     mass, rest = outcomes.tail_prob, outcomes.tail_p_sq
@@ -204,10 +205,10 @@ def estimate_squared_norm(outcomes: Outcomes) -> tuple[Floats, Floats]:
 
 
 def reliability(unbiased: Floats, plain: Floats) -> Floats:
-    """Share of |g|^2 as drawn that is signal, [...]; NaN where nothing was seen to vary, rounding aside.
+    """Share of the plain |g|^2 that is signal, [...]; NaN where no variation was observed, up to rounding.
 
     Args:
-        unbiased, plain: |g|^2 without bias, and as drawn; or sums of them, [...].
+        unbiased, plain: the unbiased and the plain |g|^2, or sums of them, [...].
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(plain > _ROUNDING, unbiased / plain, np.nan)

@@ -1,9 +1,9 @@
-"""What success probabilities of sibling branches look like over all nodes: the prior that single nodes are read with.
+"""The distribution over all nodes of success probabilities of sibling branches: the prior for single nodes.
 
-At most nodes the branches differ by next to nothing, at a few by a lot. So the prior is fitted, not chosen: a node has
+At most nodes the branches hardly differ, at a few they differ a lot. So the prior is fitted, not chosen: a node has
 a mean mu and a concentration kappa, its branches' Q_j are Beta(mu kappa, (1 - mu) kappa), and the joint distribution of
 (mu, kappa) over nodes is the nonparametric maximum-likelihood estimate on a grid (Kiefer and Wolfowitz 1956), by EM.
-Nodes share what they know of how often differences are real, which is what keeps their signs honest.
+Nodes share information about how often differences are real, which keeps the error rates of their signs calibrated.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,9 +20,9 @@ MEANS = expit(np.linspace(-6, 6, 41))
 CONCENTRATIONS = np.concatenate([2.0 ** np.arange(-1, 11), [4096.0, 65536.0]])
 _ITERATIONS = 500
 MOST_NODES = 20_000
-"""Nodes that the prior is fitted to; more would hold more memory and make it hardly sharper."""
+"""Most nodes that the prior is fitted to; more would use more memory and hardly improve the fit."""
 _NO_DIFFERENCE = 10.0
-"""Nodes' worth of weight that no difference at all has beside the data (Stephens 2017)."""
+"""Pseudo-count of nodes added to the hypothesis of no difference at all (Stephens 2017)."""
 
 
 class Prior(NamedTuple):
@@ -39,7 +39,7 @@ class Prior(NamedTuple):
 
 
 def log_likelihood(outcomes: Outcomes, mu: Floats, kappa: Floats) -> Floats:
-    """Of each node's draws in each cell, up to a constant of the node: beta-binomial, [N, C]."""
+    """Log-likelihood of each node's draws in each cell, up to a constant of the node: beta-binomial, [N, C]."""
     a, b = mu * kappa, (1 - mu) * kappa
     s, n = outcomes.successes, outcomes.draws
     pairs, which = np.unique(np.stack([s, n]), axis=1, return_inverse=True)
@@ -49,7 +49,7 @@ def log_likelihood(outcomes: Outcomes, mu: Floats, kappa: Floats) -> Floats:
 
 
 def fit(questions: Sequence[Outcomes]) -> Prior:
-    """The prior of the nodes of all questions, by EM from equal weights; of very many nodes, of a sample of them."""
+    """The prior of the nodes of all questions, by EM from equal weights; of very many nodes, a sample is used."""
     mu, kappa = (x.reshape(-1) for x in np.meshgrid(MEANS, CONCENTRATIONS, indexing="ij"))
     likelihood = np.concatenate(
         [
@@ -67,12 +67,12 @@ def fit(questions: Sequence[Outcomes]) -> Prior:
 
 
 def fitted(questions: Sequence[Outcomes]) -> list[Ints]:
-    """The nodes of each question that the prior is fitted to: those of several branches, as many as are needed."""
+    """The nodes of each question that the prior is fitted to: those with several branches, `MOST_NODES` at most."""
     several = [np.flatnonzero(np.diff(outcomes.offsets) > 1) for outcomes in questions]
     ends = np.cumsum([len(rows) for rows in several])
     if ends[-1] <= MOST_NODES:
         return several
-    # not every so-manieth: questions have as many nodes each, in order of position
+    # random, not every n-th: questions have similar numbers of nodes, in order of position
     kept = np.sort(np.random.default_rng(0).choice(ends[-1], MOST_NODES, replace=False))
     return [
         rows[kept[(kept >= end - len(rows)) & (kept < end)] - (end - len(rows))]

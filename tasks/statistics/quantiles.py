@@ -1,4 +1,4 @@
-"""Ranks and bins of numbers, and quantiles of any amount of them in one pass."""
+"""Ranks and bins of numbers, and one-pass quantiles of any amount of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from tasks.statistics.csr import Floats, Ints
 
 
 def average_ranks(values: Floats) -> Floats:
-    """Rank of each number from 1 up, ties at the mean of their ranks, [n] -> [n]; NaN, which counts for none, stays."""
+    """Rank of each number from 1 up, with ties averaged, [n] -> [n]; NaN stays NaN and is not counted."""
     return np.asarray(pl.Series(values, dtype=pl.Float64).fill_nan(None).rank().to_numpy(), dtype=np.float64)
 
 
@@ -39,32 +39,32 @@ def even_bins(group: str, n: int) -> Bins:
 
 
 def percent_labels(ends: Sequence[float]) -> list[str]:
-    """Labels of bins between some ends, which are shares of the whole."""
+    """Labels of the bins between consecutive ends, which are shares of the whole."""
     texts = [f"{100 * end:.0f}" for end in ends]
     return [f"{a}-{b} %" for a, b in pairwise(texts)]
 
 
 class Histogram:
-    """Counts of numbers from 0 up, each cut to its 14 leading bits: quantiles of any amount of them in one pass."""
+    """Counts of non-negative numbers, each truncated to 14 leading bits: one-pass quantiles of any amount of them."""
 
     _DROPPED = 10  # of the 23 bits of a float32's fraction
 
     def __init__(self) -> None:
-        """Start with none."""
+        """Start empty."""
         self._counts = np.zeros(1 << (31 - self._DROPPED), dtype=np.int64)
 
     def add(self, values: Floats) -> None:
-        """Count the values that are known."""
+        """Count the finite values."""
         known = np.maximum(values[np.isfinite(values)], 0.0).astype(np.float32) + np.float32(0)  # no -0
         self._counts += np.bincount(known.view(np.uint32) >> self._DROPPED, minlength=len(self._counts))
 
     def bins(self, group: str, n: int) -> Bins:
-        """Bins of as many values each, labelled by their percentiles; fewer where values tie or are not known."""
-        upto = np.cumsum(self._counts)
-        if upto[-1] == 0:
+        """Bins of equal counts, labelled by their percentiles; fewer where values tie or none is known."""
+        cumulative = np.cumsum(self._counts)
+        if cumulative[-1] == 0:
             return Bins(group, np.empty(0), percent_labels([0, 1]))
         ranks = np.arange(1, n)
-        cells = np.searchsorted(upto, -(-upto[-1] * ranks // n), side="left")
+        cells = np.searchsorted(cumulative, -(-cumulative[-1] * ranks // n), side="left")
         cells, first = np.unique(cells, return_index=True)  # of tied edges, the lowest percentile
         above = cells > np.flatnonzero(self._counts)[0]
         edges = (cells[above].astype(np.uint32) << self._DROPPED).view(np.float32).astype(np.float64)

@@ -114,8 +114,8 @@ def test_bad_input_is_one_line_and_exit_code_2(
 
 def test_a_missing_or_broken_configuration_file(tmp_path: Path) -> None:
     for name, content, line in (
-        ("missing.yaml", None, "is not there"),
-        ("list.yaml", "- a", "not fields with values"),
+        ("missing.yaml", None, "does not exist"),
+        ("list.yaml", "- a", "not a mapping of fields"),
         ("broken.yaml", "a: [", "is not YAML"),
     ):
         if content is not None:

@@ -357,18 +357,21 @@ def test_overrides() -> None:
     for bad in ("tree", "=3", "a..b=3"):
         with pytest.raises(ConfigurationError, match="--set"):
             parse_overrides([bad])
-    with pytest.raises(ConfigurationError, match="which is set itself"):
+    with pytest.raises(ConfigurationError, match="which is already set as a whole"):
         parse_overrides(["a=1", "a.b=2"])
 
 
 @pytest.mark.parametrize(
     ("assignment", "line"),
     [
-        ("teachers.2.name=x", "--set: teachers has 2 entries, from 0 to 1, and none 2; give the whole list to add one"),
-        ("teachers.999999.name=x", "--set: teachers has 2 entries, from 0 to 1, and none 999999"),
+        (
+            "teachers.2.name=x",
+            "--set: teachers has 2 entries, from 0 to 1, but no entry 2; give the whole list to add one",
+        ),
+        ("teachers.999999.name=x", "--set: teachers has 2 entries, from 0 to 1, but no entry 999999"),
         (f"teachers.{'9' * 5000}.name=x", "--set: teachers has 2 entries"),
-        ("teachers.00.name=x", "--set: teachers has 2 entries, from 0 to 1, and none 00"),
-        ("teachers.1.contexts.2.kind=answer", "--set: teachers.1.contexts has 2 entries, from 0 to 1, and none 2"),
+        ("teachers.00.name=x", "--set: teachers has 2 entries, from 0 to 1, but no entry 00"),
+        ("teachers.1.contexts.2.kind=answer", "--set: teachers.1.contexts has 2 entries, from 0 to 1, but no entry 2"),
         ("teachers={}", "teachers: input should be a valid list, given {}"),
         ("teachers.name=x", "teachers: input should be a valid list, given {'name': 'x'}"),
         ("losses={}", "losses: input should be a valid list, given {}"),

@@ -92,13 +92,16 @@ def test_aliases_count_as_what_they_stand_for() -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("a: 1\n\nb: 2\na: 3\n", "line 4: 'a' stands there twice, in line 1 too"),
-        ("a:\n  - b: 1\n    3: x\n", "line 3: key '3' is not a text; write it in quotes"),
-        ("a: 1\nb: 010\n", "line 2: '010' begins with 0"),
-        ("a: 1\nb: !!python/name:os.system x\n", "line 2: tag 'tag:yaml.org,2002:python/name:os.system' is not known"),
-        ("a: &a\n  b: *a\n", "line 2: alias 'a' stands within what it repeats"),
-        ('a: 1\nb: "\\ud800"\n', "line 2: '\\ud800' holds half of a character"),
-        ("a: 1\nb: \x07\n", "line 2: the character '\\x07' cannot stand in YAML"),
+        ("a: 1\n\nb: 2\na: 3\n", "line 4: 'a' appears twice, also in line 1"),
+        ("a:\n  - b: 1\n    3: x\n", "line 3: key '3' is not text; put it in quotes"),
+        ("a: 1\nb: 010\n", "line 2: '010' starts with 0"),
+        (
+            "a: 1\nb: !!python/name:os.system x\n",
+            "line 2: tag 'tag:yaml.org,2002:python/name:os.system' is not supported",
+        ),
+        ("a: &a\n  b: *a\n", "line 2: alias 'a' refers to a value that contains it"),
+        ('a: 1\nb: "\\ud800"\n', "line 2: '\\ud800' contains an unpaired surrogate"),
+        ("a: 1\nb: \x07\n", "line 2: the character '\\x07' is not allowed in YAML"),
     ],
 )
 def test_what_is_in_doubt_is_refused_at_its_line_also_as_a_value(text: str, told: str) -> None:

@@ -42,8 +42,8 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (PermissionError(13, "Permission denied", "x"), BAD_INPUT, "[Errno 13] Permission denied: 'x'\n"),
         (StoreError("\x1b[2J\u202e"), BAD_INPUT, "\\x1b[2J\\u202e\n"),
         (StoreError("x" * 5000), BAD_INPUT, "x" * 1000 + "\n"),
-        (OSError(28, "No space left on device"), FAILED, "what is done is kept, run again to continue\n"),
-        (StoreAwayError("away"), FAILED, "away; what is done is kept, run again to continue\n"),
+        (OSError(28, "No space left on device"), FAILED, "completed work is kept, run again to continue\n"),
+        (StoreAwayError("away"), FAILED, "away; completed work is kept, run again to continue\n"),
     ],
 )
 def test_what_the_user_can_put_right_is_told_in_lines(
@@ -75,7 +75,7 @@ def test_overrides_are_laid_over_the_file(config_file: Path, settings: dict[str,
     [
         (run_file, ["sampling.rollouts=0"], "sampling.rollouts: "),
         (run_file, ["student.path=./gone"], "student.path: './gone' is not there"),
-        (rank_file, ["sampling.rollouts=1"], "a ranking needs two rollouts a question or more"),
+        (rank_file, ["sampling.rollouts=1"], "a ranking needs at least two rollouts per question"),
         (plan_file, ["questions.path=gone.jsonl"], "questions.path: 'gone.jsonl' is not there"),
         (plan_file, ["nme=x"], "nme: unknown field, given 'x'; did you mean name?"),
         (run_file, ["x"], "--set: 'x' is not of the form field.field=value"),
@@ -89,7 +89,7 @@ def test_a_wrong_configuration_ends_before_anything_is_started(
     assert command(config_file, assignments) == BAD_INPUT
     assert told in capsys.readouterr().err
     assert command(config_file.with_name("gone.yaml"), []) == BAD_INPUT
-    assert "gone.yaml' is not there; give a YAML file" in capsys.readouterr().err
+    assert "gone.yaml' does not exist; give a YAML file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("assignment", ["store=s3://user:secret@host/x", "losses.9=jsd", "sampling.rollouts=-1"])
@@ -213,8 +213,8 @@ def test_a_ranking_without_intervals_has_none(capsys: pytest.CaptureFixture[str]
     [
         ({"why_unresolved": "always [wrong]", "settled": None}, "not settled: always \\[wrong]"),
         ({"settled": None}, "there are no two signals to compare"),
-        ({"settled": True}, "settled: a/none by kl and \\[b]/none by kl are told apart"),
-        ({"settled": False}, "show no difference at all"),
+        ({"settled": True}, "settled: a/none by kl and \\[b]/none by kl are distinguished"),
+        ({"settled": False}, "do not differ at all"),
         (
             {"settled": False, "additional_questions": 1200},
             "about 1,200 more questions with 8 rollouts each",
@@ -243,7 +243,7 @@ def test_a_store_that_is_not_there_is_not_made(tmp_path: Path, capsys: pytest.Ca
     gone, file = tmp_path / "gone", tmp_path / "file"
     file.write_text("x")
     for place, told in (
-        (gone, "is not there; give the store of a run"),
+        (gone, "does not exist; give the store of a run"),
         (file, "is a file; give the folder of a store"),
     ):
         assert on_store(str(place), lambda *_: pytest.fail("opened")) == BAD_INPUT

@@ -54,7 +54,7 @@ module, number, sent = sys.argv.pop(1), int(sys.argv.pop(1)), []
 sys.addaudithook(audit)
 main()
 """
-LINE = "interrupted; what is done is kept, run again to continue\n"
+LINE = "interrupted; completed work is kept, run again to continue\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -293,7 +293,7 @@ def test_no_server_is_left(number: signal.Signals, times: int, terminal: bool, h
             break
     errors, _ = started.process.communicate(timeout=60)
     assert started.process.returncode == 128 + number, errors
-    assert "interrupted; what is done is kept" in errors and "Traceback" not in errors
+    assert "interrupted; completed work is kept" in errors and "Traceback" not in errors
     assert started.left() == [] and not list(home.glob("*.process.json"))
 
 
@@ -313,5 +313,5 @@ def test_ctrl_c_in_a_terminal_ends_a_run_at_once(home: Path, config_file: Path) 
     assert len(started.servers) == 1
     os.killpg(started.process.pid, signal.SIGINT)
     errors, _ = started.process.communicate(timeout=60)
-    assert started.process.returncode == 130 and "what is done is kept" in errors and "Traceback" not in errors
+    assert started.process.returncode == 130 and "completed work is kept" in errors and "Traceback" not in errors
     assert started.left() == []

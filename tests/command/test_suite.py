@@ -35,7 +35,7 @@ def test_runs_are_read_beside_their_suite(tmp_path: Path) -> None:
     suite = written(tmp_path / "suites" / "s.yaml", {"runs": ["runs/one.yaml", {**RUN, "name": "two"}]})
     assert [run["name"] for run in read_suite(suite)["runs"]] == ["one", "two"]
     checked_suite(read_suite(suite))
-    with pytest.raises(ConfigurationError, match=r"gone\.yaml' is not there"):
+    with pytest.raises(ConfigurationError, match=r"gone\.yaml' does not exist"):
         read_suite(written(tmp_path / "suites" / "s.yaml", {"runs": ["gone.yaml"]}))
 
 
@@ -112,7 +112,7 @@ def test_a_night_is_told_and_fails_where_something_got_worse(
 
 def test_a_suite_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_nightly(tmp_path / "gone.yaml") == BAD_INPUT
-    assert "gone.yaml' is not there" in capsys.readouterr().err
+    assert "gone.yaml' does not exist" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

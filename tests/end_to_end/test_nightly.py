@@ -99,7 +99,7 @@ def test_a_suite_that_cannot_be_is_refused(settings: dict[str, Any], tmp_path: P
     with pytest.raises(ConfigurationError, match=r"runs\.0\.tree\.nodes: input should be a valid integer"):
         checked_suite({"runs": [{**settings, "tree": {**settings["tree"], "nodes": "x"}}]})
     (tmp_path / "suite.yaml").write_text("runs: [missing.yaml]")
-    with pytest.raises(ConfigurationError, match=r"missing\.yaml' is not there"):
+    with pytest.raises(ConfigurationError, match=r"missing\.yaml' does not exist"):
         read_suite(tmp_path / "suite.yaml")
 
 

@@ -161,7 +161,7 @@ def test_a_question_that_fails_does_not_end_the_others(stage: str, start: Start,
 def test_a_full_disk_is_waited_for_and_else_told(start: Start, tmp_path: Path) -> None:
     ended(start("patient", "disk:2"))
     _, err = ended(start("full", "disk:1000000", store="other"), 1)
-    assert "No space left on device; what is done is kept, run again to continue" in err and "Traceback" not in err
+    assert "No space left on device; completed work is kept, run again to continue" in err and "Traceback" not in err
     ended(start("full", store="other"))
     assert tables(tmp_path / "other", "full") == tables(tmp_path / "store", "patient")
 
@@ -183,7 +183,7 @@ def test_a_disk_that_is_really_full(start: Start, settings: dict[str, Any], smal
     ended(start("alone", store="alone"))
     settings["execution"] |= {"retries": 0}
     _, err = ended(start("full", store="disk/store"), 1)
-    assert "No space left on device" in err and "what is done is kept" in err and "Traceback" not in err
+    assert "No space left on device" in err and "completed work is kept" in err and "Traceback" not in err
     settings["execution"] |= {"retries": 3, "retry_seconds": 2.0}
     process = start("full", store="disk/store")
     time.sleep(15)

@@ -50,7 +50,7 @@ def test_outputs_are_shown_and_links_are_not_followed(store: Path) -> None:
         "first/pipe.html",
     ):
         answer = web.get(f"/{hidden}")
-        assert (answer.status_code, answer.text) == (404, "not there"), hidden
+        assert (answer.status_code, answer.text) == (404, "not found"), hidden
 
 
 @pytest.mark.parametrize("linked", ["runs", "runs/first"])

@@ -58,9 +58,9 @@ def test_every_field_of_the_form_has_something_to_fill_in() -> None:
 
 
 def test_what_cannot_be_served_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigurationError, match=r"--cron: 'tonight' is not a schedule's"):
+    with pytest.raises(ConfigurationError, match=r"--cron: 'tonight' is not valid"):
         parse_schedule("tonight", "UTC")
-    with pytest.raises(ConfigurationError, match=r"--timezone: 'Mars/Olympus' is not a schedule's"):
+    with pytest.raises(ConfigurationError, match=r"--timezone: 'Mars/Olympus' is not valid"):
         parse_schedule("0 3 * * *", "Mars/Olympus")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -72,28 +72,28 @@ def test_what_cannot_be_served_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
         check_version(f"http://127.0.0.1:{free_port()}/api")
     other = httpx.Response(200, json="2.20.4", request=httpx.Request("GET", "http://127.0.0.1"))
     monkeypatch.setattr("flows.service.probe.httpx.get", lambda *args, **options: other)
-    with pytest.raises(ConfigurationError, match=r"is Prefect 2\.20\.4, and 3\."):
+    with pytest.raises(ConfigurationError, match=r"is Prefect 2\.20\.4, but 3\."):
         check_version("http://127.0.0.1:4200/api")
 
 
 @pytest.mark.parametrize(
     ("host", "names", "login", "message"),
     [
-        ("0.0.0.0", [], None, "--host: '0.0.0.0' lets other machines in"),  # noqa: S104
+        ("0.0.0.0", [], None, "--host: '0.0.0.0' accepts other machines"),  # noqa: S104
         ("192.0.2.7", [], None, "PREFECT_SERVER_API_AUTH_STRING=user:password"),
-        ("127.0.0.1", ["gpu7.example.org"], None, "--public-host: 'gpu7.example.org' lets other machines in"),
-        ("::", [], "me:secret", "--host: '::' is every address of this machine"),
-        ("0.0.0.0", ["http://gpu7"], "me:secret", "--public-host: 'http://gpu7' is no host name"),  # noqa: S104
-        ("0.0.0.0", ["*"], "me:secret", "--public-host: '\\*' is no host name"),  # noqa: S104
+        ("127.0.0.1", ["gpu7.example.org"], None, "--public-host: 'gpu7.example.org' accepts other machines"),
+        ("::", [], "me:secret", "--host: '::' means all addresses of this machine"),
+        ("0.0.0.0", ["http://gpu7"], "me:secret", "--public-host: 'http://gpu7' is not a host name"),  # noqa: S104
+        ("0.0.0.0", ["*"], "me:secret", "--public-host: '\\*' is not a host name"),  # noqa: S104
         ("192.0.2.7", [], "secret", "PREFECT_SERVER_API_AUTH_STRING: .* user:password"),
-        ("", [], "me:secret", "--host: '' is no address; give one of this machine's, such as 127.0.0.1"),
-        ("", ["gpu7.example.org"], "me:secret", "--host: '' is no address"),
-        (" ", [], "me:secret", "--host: ' ' is no address"),
-        ("a..b", [], "me:secret", "--host: 'a..b' is no address"),
-        ("0", [], None, "--host: '0' lets other machines in"),
-        ("0", [], "me:secret", "--host: '0' is every address of this machine"),
-        ("0x0", [], "me:secret", "--host: '0x0' is every address of this machine"),
-        ("::ffff:0.0.0.0", [], "me:secret", "--host: '::ffff:0.0.0.0' is every address of this machine"),
+        ("", [], "me:secret", "--host: '' is not an address; give one of this machine, such as 127.0.0.1"),
+        ("", ["gpu7.example.org"], "me:secret", "--host: '' is not an address"),
+        (" ", [], "me:secret", "--host: ' ' is not an address"),
+        ("a..b", [], "me:secret", "--host: 'a..b' is not an address"),
+        ("0", [], None, "--host: '0' accepts other machines"),
+        ("0", [], "me:secret", "--host: '0' means all addresses of this machine"),
+        ("0x0", [], "me:secret", "--host: '0x0' means all addresses of this machine"),
+        ("::ffff:0.0.0.0", [], "me:secret", "--host: '::ffff:0.0.0.0' means all addresses of this machine"),
     ],
 )
 def test_beyond_this_machine_a_password_and_a_name_are_needed(
@@ -131,7 +131,7 @@ def test_a_host_is_what_its_name_resolves_to(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr("flows.service.access.socket.getaddrinfo", lambda *args, **options: found)
 
     resolved("127.0.0.1", "192.0.2.7")
-    with pytest.raises(ConfigurationError, match="--host: 'localhost' lets other machines in"):
+    with pytest.raises(ConfigurationError, match="--host: 'localhost' accepts other machines"):
         check_access("localhost", [], None)
     resolved("127.0.1.1")
     check_access("gpu7", [], None)
@@ -272,7 +272,7 @@ def test_everything_but_the_server_is_killed(served: Served, settings: dict[str,
     assert server
     again = Served(folder, settings)
     try:
-        assert "ended a server that a killed command had left" in again.log
+        assert "ended a server left by a killed command" in again.log
         assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in server)
         again.retry(run)
         assert again.wait(run, "COMPLETED", "FAILED")["type"] == "COMPLETED"

@@ -122,7 +122,7 @@ def test_a_limit_on_gpus_is_kept(server: Callable[..., Server], settings: dict[s
     settings["execution"] = {"gpu_limit": "gpus", "retries": 0}
     process = run(served, settings, tmp_path / "config.yaml")
     _, err = process.communicate(timeout=300)
-    assert process.returncode == 2 and "execution.gpu_limit: 'gpus' is no global concurrency limit" in err
+    assert process.returncode == 2 and "execution.gpu_limit: 'gpus' is not a global concurrency limit" in err
     limit = httpx.post(f"{served.url}/v2/concurrency_limits/", json={"name": "gpus", "limit": 1}).raise_for_status()
     process = run(served, settings, tmp_path / "config.yaml")
     most = 0

@@ -117,7 +117,7 @@ def test_only_losses_that_are_wanted_are_asked_for() -> None:
 
 def test_gradients_without_a_source_are_refused() -> None:
     provider: Any = Evidence()
-    with pytest.raises(ValueError, match="of one teacher with one context"):
+    with pytest.raises(ValueError, match="need one teacher with one context"):
         distillation.make_ranking(Work(CONFIG, provider, computed(provider), "a", [None]))
 
 

@@ -33,11 +33,11 @@ def config(kind: str = "adaptive") -> RunConfig:
         (
             [CUT] * 3 + [WRONG] * 3,
             0,
-            "half or more of the rollouts of 3 of 6 questions",
+            "at least half of the rollouts of 3 of 6 questions",
             "raise sampling.max_tokens, now 24",
         ),
         ([DRAWN] * 6, 6, "lost in the noise", "raise tree.draws"),
-        ([SURE] * 2, 4, "4 questions (of a few, rollouts)", "raise sampling.rollouts"),
+        ([SURE] * 2, 4, "only 4 questions (or, with few questions, rollouts)", "raise sampling.rollouts"),
         ([MIXED] * 6, 3, "intervals need 5", "add questions"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Groups of positions: what each grouping goes by, and its bins."""
+"""Groups of positions: the values and bins of each grouping."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ class GroupedBy:
     """One way to group positions.
 
     Attributes:
-        values: what each position of a question is binned by, [T].
-        bins: as many as are wanted; None: quantiles of the values at all the student's positions.
-        of_source: the values are those of a teacher with its context.
+        values: the binned value of each position of a question, [T].
+        bins: makes the given number of bins; None: quantiles of the values at all the student's positions.
+        of_source: the values depend on a teacher with its context.
     """
 
     values: Callable[[QuestionScores, Signal], Floats]
@@ -39,7 +39,7 @@ def _position(q: QuestionScores, signal: Signal) -> Floats:
 
 def _difficulty(q: QuestionScores, signal: Signal) -> Floats:
     correct = np.asarray(q.rollouts["correct"], dtype=np.float64)
-    # the last bin holds its upper end
+    # the last bin includes its upper edge
     return np.full(len(q.rollout_of_position), min(float(correct.mean()), 1 - 1e-9))
 
 
@@ -58,13 +58,13 @@ GROUPINGS = {
     "divergence": GroupedBy(_divergence, of_source=True),
     "difficulty": GroupedBy(_difficulty, partial(even_bins, "difficulty")),
 }
-"""Every `schemas.config.Grouping` by its name."""
+"""Every `schemas.config.Grouping` by name."""
 
 
 def all_bins(
     groupings: Sequence[Grouping], scored: Iterable[QuestionScores], signals: Sequence[Signal]
 ) -> dict[Signal, list[Bins]]:
-    """Bins of every grouping for every signal; questions are gone through where quantiles of them are asked for."""
+    """Bins of every grouping for every signal; questions are read only if a grouping needs quantiles."""
     one_of_source = {signal.source: signal for signal in signals}
     histograms: dict[tuple[str, object], tuple[Histogram, Signal]] = {}
     quantiles: list[str] = [grouping.by for grouping in groupings if GROUPINGS[grouping.by].bins is None]
@@ -76,10 +76,10 @@ def all_bins(
             histogram.add(GROUPINGS[by].values(q, signal))
 
     def of(grouping: Grouping, signal: Signal) -> Bins:
-        how = GROUPINGS[grouping.by]
-        if how.bins is not None:
-            return how.bins(grouping.bins)
-        histogram, _ = histograms[grouping.by, signal.source if how.of_source else None]
+        grouped = GROUPINGS[grouping.by]
+        if grouped.bins is not None:
+            return grouped.bins(grouping.bins)
+        histogram, _ = histograms[grouping.by, signal.source if grouped.of_source else None]
         return histogram.bins(grouping.by, grouping.bins)
 
     return {signal: [of(grouping, signal) for grouping in groupings] for signal in signals}

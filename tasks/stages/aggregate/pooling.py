@@ -15,13 +15,13 @@ from tasks.statistics.estimators import reliability
 from tasks.statistics.quantiles import Bins
 
 SUMS = ("inner", "g_sq", "g_sq_plain", "d_sq", "cosine", "cosines", "nodes", "open", "rollouts")
-"""What is summed: `open` counts nodes whose draws did not all end alike, `rollouts` those with a position there."""
+"""The summed quantities: `open` counts nodes with differing outcomes, `rollouts` those with a position in the group."""
 
 
 def sum_rollouts(q: QuestionScores, signal: Signal, bins: Sequence[Bins]) -> Floats:
     """Sums over each rollout and bin, [R, 1 + all bins, len(SUMS)]; bin 0 is all positions.
 
-    A node that several rounds drew counts once, one that was drawn for its own sake alone not at all.
+    A node sampled in several rounds counts once; one sampled only in focused rounds does not count.
     """
     a, d = q.alignment[signal], np.asarray(q.distillation[signal]["d_sq"], dtype=np.float64)
     rows, w = NodeRows(q), q.weight
@@ -53,35 +53,35 @@ def sum_rollouts(q: QuestionScores, signal: Signal, bins: Sequence[Bins]) -> Flo
         np.add.at(out.reshape(-1, len(SUMS)), cell[node], by_node)
         if q.sampled:  # every position was scored
             out[:, :, SUMS.index("d_sq")] += np.bincount(cell, d, rollouts * width).reshape(rollouts, width)
-        there = np.bincount(cell[known], minlength=rollouts * width).reshape(rollouts, width) > 0
-        out[..., SUMS.index("rollouts")] += there
+        present = np.bincount(cell[known], minlength=rollouts * width).reshape(rollouts, width) > 0
+        out[..., SUMS.index("rollouts")] += present
     return out
 
 
 def pooled(sums: Floats) -> dict[str, Floats]:
     """Scores from sums over units: [..., len(SUMS)] -> [...] each; NaN where undefined.
 
-    Where all draws of every node ended alike nothing is known of any direction, so no score is 0 there.
+    Where all draws of every node have the same outcome, no direction is known, so scores are NaN there, not 0.
     """
     s = dict(zip(SUMS, np.moveaxis(sums, -1, 0), strict=True))
     with np.errstate(divide="ignore", invalid="ignore"):
-        told = (s["d_sq"] > 0) & (s["open"] > 0)
+        informative = (s["d_sq"] > 0) & (s["open"] > 0)
         return {
-            "alignment": np.where(told & (s["g_sq"] > 0), s["inner"] / np.sqrt(s["g_sq"] * s["d_sq"]), np.nan),
-            "gain": np.where(told, gain(s["inner"], s["d_sq"], s["rollouts"]), np.nan),
+            "alignment": np.where(informative & (s["g_sq"] > 0), s["inner"] / np.sqrt(s["g_sq"] * s["d_sq"]), np.nan),
+            "gain": np.where(informative, gain(s["inner"], s["d_sq"], s["rollouts"]), np.nan),
             "mean_cosine": np.where(s["cosines"] > 0, s["cosine"] / s["cosines"], np.nan),
             "reliability": reliability(s["g_sq"], s["g_sq_plain"]),
         }
 
 
 def gain(inner: Floats, d_sq: Floats, rollouts: Floats) -> Floats:
-    """Success probability gained a rollout, to first order, for a step of unit length (root mean square) a rollout.
+    """Success probability gained per rollout, to first order, by a step of unit length (root mean square) per rollout.
 
     Statistics of section 7. NaN where |d| is 0.
 
     Args:
         inner, d_sq: sums of <g, d> and |d|^2 over rollouts, [...].
-        rollouts: how many, [...].
+        rollouts: number of rollouts, [...].
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(d_sq > 0, inner / np.sqrt(rollouts * d_sq), np.nan)
@@ -89,11 +89,12 @@ def gain(inner: Floats, d_sq: Floats, rollouts: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Pool:
-    """Pooled scores of every signal with their bootstrap replicates, the same ones for all: differences are paired.
+    """Pooled scores of every signal with their bootstrap replicates, shared by all: differences are paired.
 
     places: group, bin, lower and upper edge of each column G; total: sums [G, K] by signal; point: [G] and replicates:
-    [b, G] by signal and score; questions: with a node there, [G]; carrying: units that carry signal there, questions
-    or, of a few, rollouts, [G]; units: the questions whose rollouts are units there, [G].
+    [b, G] by signal and score; questions: number with a node in the group, [G]; carrying: number of
+    units that carry signal in the group, questions or, if few, rollouts, [G]; units: the questions that are split into
+    rollouts in the group, [G].
     """
 
     level: float
@@ -108,8 +109,8 @@ class Pool:
     def resolved(self, signal: Signal, g: int) -> bool:
         """True where the pooled |g|^2 is above 0, in the replicates too."""
         undefined = np.isnan(self.replicates[signal]["alignment"][:, g]).mean()
-        told = np.isfinite(self.point[signal]["alignment"][g]) and undefined <= (1 - self.level) / 2
-        return bool(told and self.carrying[signal][g] >= LEAST_UNITS)
+        defined = np.isfinite(self.point[signal]["alignment"][g]) and undefined <= (1 - self.level) / 2
+        return bool(defined and self.carrying[signal][g] >= LEAST_UNITS)
 
     def known(self, signal: Signal, g: int, score: str) -> bool:
         """True where the score is defined and, if it divides by |g|, resolved."""
@@ -117,7 +118,7 @@ class Pool:
         return defined and (score != "alignment" or self.resolved(signal, g))
 
     def estimate(self, signal: Signal, g: int, score: str) -> tuple[float, float, float]:
-        """A score and the ends of its interval; NaN where not known."""
+        """A score and the ends of its interval; NaN if not known."""
         if not self.known(signal, g, score):
             return np.nan, np.nan, np.nan
         replicates = self.replicates[signal][score][:, g]
@@ -125,9 +126,9 @@ class Pool:
         return float(self.point[signal][score][g]), *interval
 
     def difference(self, a: Signal, g: int, b: Signal, h: int, score: str) -> tuple[float, float, float]:
-        """A score of one signal and group less that of another, with a paired interval; NaN where one is not known.
+        """A score of one signal and group minus that of another, with a paired interval; NaN if one is not known.
 
-        Groups that have other units are not paired: their difference has no interval.
+        Groups with different units are not paired: their difference has no interval.
         """
         if not (self.known(a, g, score) and self.known(b, h, score)):
             return np.nan, np.nan, np.nan
@@ -140,14 +141,14 @@ class Pool:
 
 
 class Sums:
-    """What pooled scores are made from, of questions added one by one: little of each is kept.
+    """Accumulates the sums that pooled scores are made from, question by question, in little memory.
 
-    The units of a group are questions; where fewer than `LEAST_UNITS` of them carry signal there, the rollouts of those
-    that do, beside the other questions. Where so few do in the whole run, all groups have the same units.
+    The units of a group are questions; if fewer than `LEAST_UNITS` of them carry signal in the group, those that do are
+    split into rollouts. If that is so over the whole run, all groups have the same units.
     """
 
     def __init__(self, bins: Mapping[Signal, Sequence[Bins]]) -> None:
-        """Start with none."""
+        """Start empty."""
         self._bins = bins
         self._questions: dict[Signal, list[Floats]] = {signal: [] for signal in bins}
         self._rollouts: dict[Signal, list[dict[int, Floats]]] = {signal: [] for signal in bins}
@@ -172,9 +173,9 @@ class Sums:
                         del of_group[n]
 
     def pool(self, scores: Scores, seed: int) -> Pool:
-        """Pool what was added."""
+        """Pool the added questions."""
         pool = Pool(scores.level, {}, {}, {}, {}, {}, {}, {})
-        counts: dict[tuple[int, ...], Floats] = {}  # by which questions lend their rollouts: the same for all signals
+        counts: dict[tuple[int, ...], Floats] = {}  # by questions split into rollouts; shared by all signals
         for signal, bins in self._bins.items():
             questions = np.stack(self._questions[signal])
             pool.places[signal] = [("all", "all", np.nan, np.nan), *(place for b in bins for place in b.places())]

@@ -1,4 +1,4 @@
-"""How far what is known of a token without a draw tells its alignment, corrected for the noise of the draws."""
+"""How well quantities known without draws predict a token's alignment, corrected for the noise of the draws."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ Predictor = Callable[[QuestionScores, Arrays], Floats]
 
 
 class AtNodes(NamedTuple):
-    """What is kept of one question's nodes under one signal to judge predictors by; [N] each."""
+    """Data of one question's nodes under one signal for evaluating predictors; [N] each."""
 
     predictors: Floats  # [predictors, N]
     weight: Floats
@@ -38,7 +38,7 @@ class AtNodes(NamedTuple):
 
 
 def _at_nodes(name: str) -> Predictor:
-    """What stage 4 tells of each position."""
+    """A predictor that reads an array of stage 4 at the nodes."""
     return lambda q, d: np.asarray(d[name])[q.tree["node"]]
 
 
@@ -75,8 +75,8 @@ def joined(questions: Sequence[AtNodes]) -> AtNodes:
 def predictor_rows(nodes: Mapping[Signal, Sequence[AtNodes]], scores: Scores, seed: int) -> list[dict[str, Any]]:
     """Rows of `schemas.tables.PREDICTORS`, from the nodes of every question.
 
-    With y = <g, d> / |d| and x the predictor's rank, cov(x, y) is unbiased as it is, for noise knows nothing of x; the
-    variance of y has its noise taken out.
+    With y = <g, d> / |d| and x the predictor's rank, cov(x, y) is unbiased without correction, as noise is independent
+    of x; the noise is subtracted from the variance of y.
     """
     rows = []
     for signal, questions in nodes.items():
@@ -113,7 +113,7 @@ def predictor_rows(nodes: Mapping[Signal, Sequence[AtNodes]], scores: Scores, se
 
 
 def _correlations(sums: Floats) -> tuple[Floats, Floats]:
-    """Corrected and plain correlation from weighted sums [..., 7]; NaN where a variance is not above 0."""
+    """Corrected and plain correlation from weighted sums [..., 7]; NaN where a variance is not positive."""
     n, x, xx, y, yy, noise, xy = np.moveaxis(sums, -1, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         covariance = xy / n - x * y / n**2

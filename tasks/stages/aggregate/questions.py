@@ -1,4 +1,4 @@
-"""What the tables read of one question, and what its nodes come to over their rounds."""
+"""Input of the tables for one question, and aggregation of its nodes over rounds."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from tasks.statistics.csr import Floats, Ints, owners, row_sums
 
 @dataclass(frozen=True)
 class QuestionScores:
-    """What stage 6 reads of one question: arrays of the earlier stages."""
+    """Input of stage 6 for one question: arrays of the earlier stages."""
 
     question_id: str
     rollouts: Mapping[str, AnyArray]
@@ -23,13 +23,13 @@ class QuestionScores:
     distillation: Mapping[Signal, Mapping[str, AnyArray]]
     alignment: Mapping[Signal, Mapping[str, AnyArray]]
     sampled: bool = True
-    """Whether nodes are a sample of all positions, with known probabilities."""
+    """Whether nodes are a sample of all positions with known inclusion probabilities."""
 
     @classmethod
     def of(
         cls, question: str, signals: Sequence[Signal], read: Callable[..., Mapping[str, AnyArray]], sampled: bool
     ) -> "QuestionScores":
-        """Of a question's artefacts; `read` gives that of a stage, a question and, where there are such, a signal."""
+        """From a question's artefacts; `read` returns that of a stage, a question and, if it has one, a signal."""
         return cls(
             question,
             read("rollouts", question),
@@ -53,14 +53,14 @@ class QuestionScores:
 
     @property
     def weight(self) -> Floats:
-        """Share of the round / inclusion probability in it, of the nodes by round, [N]."""
+        """Share of the round / inclusion probability in that round, by node and round, [N]."""
         return np.asarray(self.tree["share"] / self.tree["inclusion"], dtype=np.float64)
 
     @cached_property
     def open(self) -> npt.NDArray[np.bool_]:
-        """Whether the draws of each row's node, of all rounds that count, ended in more than one way, [N].
+        """Whether the draws of each row's node, over all rounds with weight, have differing outcomes, [N].
 
-        Where they did not, as at a node of one branch, nothing is known of any direction.
+        Where they do not, as at a node with one branch, no direction is known.
         """
         _, of = np.unique(self.tree["node"], return_inverse=True)
         counts, totals = self.weight > 0, self.totals
@@ -69,7 +69,7 @@ class QuestionScores:
 
     @property
     def totals(self) -> dict[str, Ints]:
-        """Branches, draws, successes and truncated draws of the nodes by round, [N] each."""
+        """Branches, draws, successes and truncated draws by node and round, [N] each."""
         offsets = np.asarray(self.tree["branch_offsets"], dtype=np.int64)
         out = {"branches": np.diff(offsets)}
         for name in ("draws", "successes", "truncations"):
@@ -78,7 +78,7 @@ class QuestionScores:
 
 
 class NodeRows:
-    """What the rows of each node come to, a row being a node in one round.
+    """Aggregates the rows of each node, a row being a node in one round.
 
     Attributes:
         node: positions of the nodes, increasing, [n].
@@ -87,7 +87,7 @@ class NodeRows:
 
     def __init__(self, q: QuestionScores) -> None:
         self.node, self.first, self._of = np.unique(q.tree["node"], return_index=True, return_inverse=True)
-        # a node drawn for its own sake alone has no weight: its rows count by their draws
+        # a node sampled only in focused rounds has no weight: its rows are weighted by their draws
         self._weight = np.where(self.sum(q.weight)[self._of] > 0, q.weight, q.totals["draws"])
 
     def sum(self, values: AnyArray) -> AnyArray:

@@ -1,8 +1,8 @@
-"""What training on some tokens alone would gain, scored on draws that had no part in choosing them.
+"""The gain of training on selected tokens only, scored on draws that were not used to select them.
 
-A token kept because its own noisy estimate is positive looks better than it is. So the draws of every branch are split
-at random; the posterior of one half chooses, the other half scores, and then the other way round. Where cheap
-predictors choose, without a draw, their weights are learned from other questions.
+A token selected because its own noisy estimate is positive looks better than it is. So the draws of every branch are
+split at random; the posterior of one half selects, the other half scores, and vice versa. Where cheap predictors select
+without any draws, their weights are fitted on other questions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,14 +24,14 @@ from tasks.statistics.prior import Prior
 from tasks.statistics.quantiles import average_ranks
 
 CHOICES = ("all", "likely_positive", "resolved_positive", "predicted_positive")
-"""Likelier positive than not, and known to be, by the posterior; expected to be, by the cheap predictors."""
+"""All; likelier positive than not, or resolved as positive, by the posterior; predicted positive without draws."""
 FOLDS = 5
 _SUMS = ("inner", "d_sq", "weight", "open", "rollouts")
-"""What is summed, of both halves; `open` counts nodes whose draws did not all end alike."""
+"""The quantities summed over both halves; `open` counts nodes with differing outcomes."""
 
 
 def split(tree: Mapping[str, AnyArray], rng: np.random.Generator) -> tuple[dict[str, AnyArray], dict[str, AnyArray]]:
-    """A tree as two, each with half the draws of every branch at random (its successes are hypergeometric)."""
+    """A tree split in two, each with a random half of the draws of every branch (successes are hypergeometric)."""
     n, s = np.asarray(tree["draws"], dtype=np.int64), np.asarray(tree["successes"], dtype=np.int64)
     half = n // 2 + np.where(n % 2 == 1, rng.integers(0, 2, size=len(n)), 0)
     won = rng.hypergeometric(s, n - s, half) if len(n) else s
@@ -47,17 +47,17 @@ def sum_choices(
     tail_limit: float,
     seed: int,
 ) -> Floats:
-    """Sums over one question's nodes, by signal and choice: [signals, choices, len(_SUMS)]; those predicted stay 0."""
+    """Sums over one question's nodes, by signal and choice: [signals, choices, len(_SUMS)]; 0 for predicted ones."""
     rng = np.random.default_rng(seed)
     halves = split(q.tree, rng)
     out = np.zeros((len(signals), len(CHOICES), len(_SUMS)))
-    for chooses, judges in (halves, halves[::-1]):
-        nodes, rows = pool_rounds(chooses), Outcomes.of(judges)
+    for selecting, scoring in (halves, halves[::-1]):
+        nodes, rows = pool_rounds(selecting), Outcomes.of(scoring)
         posterior = simulate(nodes.outcomes, prior, temperature, scores.posterior, int(rng.integers(2**63)))
         for i, signal in enumerate(signals):
             d = q.distillation[signal]
             d_sq = np.asarray(d["d_sq"])[q.tree["node"]]
-            with np.errstate(divide="ignore", invalid="ignore"):  # one draw a branch has no spread, and needs none
+            with np.errstate(divide="ignore", invalid="ignore"):  # one draw per branch has no spread, and needs none
                 a = node_scores(rows, nodes, d, d_sq, posterior, temperature, scores.level, tail_limit)
             positive = np.nan_to_num(a["p_positive"], nan=0.0) > 0.5
             kept = (np.ones(len(d_sq), dtype=bool), positive, positive & (a["lfsr"] < 1 - scores.level))
@@ -72,9 +72,9 @@ def _terms(weight: Floats, inner: AnyArray, d_sq: AnyArray, open_: AnyArray) -> 
 
 
 def sum_predicted(questions: Sequence[AtNodes]) -> Floats:
-    """Sums over the nodes of each question that cheap predictors expect to be positive, [Q, len(_SUMS)], twice over.
+    """Sums over the nodes of each question that cheap predictors expect to be positive, [Q, len(_SUMS)], counted twice.
 
-    A linear model of <g, d> / |d| on the predictors' ranks, fitted for each fold of questions on all others.
+    A linear model of <g, d> / |d| on the predictors' ranks, fitted for each fold of questions on the others.
     """
     owner = np.repeat(np.arange(len(questions)), [len(q.weight) for q in questions])
     x, weight, inner, _, d_sq, open_, _ = joined(questions)
@@ -86,10 +86,10 @@ def sum_predicted(questions: Sequence[AtNodes]) -> Floats:
     terms = _terms(weight, inner, d_sq, open_)
     out = np.zeros((len(questions), len(_SUMS)))
     for fold in range(min(FOLDS, len(questions))):
-        held = owner % FOLDS == fold
-        rest = root * ~held
+        held_out = owner % FOLDS == fold
+        rest = root * ~held_out
         solution = np.linalg.lstsq(features * rest[:, None], target * rest, rcond=None)[0]
-        kept = held & known & (features @ solution > 0)
+        kept = held_out & known & (features @ solution > 0)
         np.add.at(out, owner[kept], 2 * terms[kept])
     return out
 
@@ -123,9 +123,9 @@ def selection_rows(sums: Floats, signals: Sequence[Signal], scores: Scores, seed
 
 
 def _gains(sums: Floats) -> Floats:
-    """Gain of a unit step, [..., choices, len(_SUMS)] -> [..., choices]; NaN where nothing is kept, or known.
+    """Gain of a unit step, [..., choices, len(_SUMS)] -> [..., choices]; NaN if nothing is selected or known.
 
-    Both halves scored every token, so all sums are twice over; rollouts are those of all tokens, whatever is kept.
+    Both halves score every token, so all sums are doubled; rollouts are those of all tokens, whatever is selected.
     """
     inner, d_sq, open_, rollouts = (sums[..., _SUMS.index(name)] for name in ("inner", "d_sq", "open", "rollouts"))
     return np.where(open_ > 0, gain(inner, d_sq, rollouts[..., :1]), np.nan)

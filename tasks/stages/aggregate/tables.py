@@ -18,9 +18,9 @@ Texts = Callable[[Iterable[int]], Mapping[int, str]]
 
 
 def tokens_table(q: QuestionScores, signals: Sequence[Signal], texts: Texts, level: float) -> pl.DataFrame:
-    """One row for node x teacher x loss of a question; columns of `schemas.tables.TOKENS`.
+    """One row per node, teacher, context and loss of a question; columns of `schemas.tables.TOKENS`.
 
-    What several rounds tell of a node is averaged by their weights, so that sums over the rows stay the pooled ones.
+    Estimates of a node from several rounds are averaged by weight, so that sums over the rows equal the pooled ones.
     """
     rows = NodeRows(q)
     node = rows.node
@@ -81,7 +81,7 @@ def frame(rows: Sequence[Mapping[str, Any]], declared: Mapping[str, Column]) -> 
 
 
 def summary_table(pool: Pool) -> pl.DataFrame:
-    """One row for group x teacher x loss; columns of `schemas.tables.SUMMARY`."""
+    """One row per group, teacher, context and loss; columns of `schemas.tables.SUMMARY`."""
     rows: list[dict[str, Any]] = []
     for signal, places in pool.places.items():
         total, point = pool.total[signal], pool.point[signal]
@@ -111,15 +111,15 @@ def summary_table(pool: Pool) -> pl.DataFrame:
 def differences_table(pool: Pool) -> pl.DataFrame:
     """Differences of pooled scores with intervals; columns of `schemas.tables.DIFFERENCES`.
 
-    Of each signal: correct less incorrect rollouts, and the last bin less the first of every other grouping. Over all
-    rollouts: every signal less every later one.
+    For each signal: correct minus incorrect rollouts, and the last bin minus the first of every other grouping. Over
+    all rollouts: every signal minus every later one.
     """
     pairs: list[tuple[Signal, int, Signal, int]] = []
     for signal, places in pool.places.items():
         for group in dict.fromkeys(place[0] for place in places if place[0] != "all"):
-            there = [g for g, place in enumerate(places) if place[0] == group and pool.carrying[signal][g] > 0]
-            if len(there) > 1:
-                pairs.append((signal, there[-1], signal, there[0]))
+            present = [g for g, place in enumerate(places) if place[0] == group and pool.carrying[signal][g] > 0]
+            if len(present) > 1:
+                pairs.append((signal, present[-1], signal, present[0]))
     pairs += [(a, 0, b, 0) for a, b in combinations(pool.places, 2)]
     rows = []
     for a, g, b, h in pairs:
@@ -133,7 +133,7 @@ def differences_table(pool: Pool) -> pl.DataFrame:
 
 
 def headline(summary: pl.DataFrame) -> list[dict[str, Any]]:
-    """A row for each signal: its name, and its rows of the summary for all, correct and incorrect rollouts."""
+    """One row per signal: its name, and its summary rows for all, correct and incorrect rollouts."""
     wanted = summary.filter(pl.col("group").is_in(["all", "outcome"]))
     rows = []
     for signal, part in wanted.group_by(["teacher", "context", "loss"], maintain_order=True):

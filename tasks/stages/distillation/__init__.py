@@ -1,1 +1,1 @@
-"""Stage 4: losses, and the gradients that they give."""
+"""Stage 4: losses and their gradients."""

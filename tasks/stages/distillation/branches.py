@@ -1,4 +1,4 @@
-"""Distillation gradients of probabilities that are known at branches alone."""
+"""Distillation gradients from probabilities known only at branches."""
 
 from collections.abc import Mapping
 
@@ -16,7 +16,7 @@ from tasks.statistics.csr import Floats, owners, row_sums
 def distill_branches(
     tokens: npt.NDArray[np.int32], tree: Mapping[str, AnyArray], teacher_prob: Floats, losses: Mapping[str, Settings]
 ) -> dict[str, dict[str, AnyArray]]:
-    """The arrays of stage 4 by loss: of the branches and, as one more token, the rest of both distributions.
+    """The arrays of stage 4 by loss, over the branches and one more token for the rest of both distributions.
 
     Args:
         tokens: the rollouts, [T].

@@ -1,4 +1,4 @@
-"""What streamed and recorded gradients share: divergences, and the direction over a node's head alone."""
+"""Shared by streamed and recorded gradients: divergences, and the direction restricted to a node's head."""
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +21,12 @@ def divergences(log_p: torch.Tensor, log_t: torch.Tensor) -> tuple[torch.Tensor,
 def head_direction(
     loss: Settings, log_p: torch.Tensor, log_t: torch.Tensor, offsets: Ints, tail: npt.NDArray[np.bool_]
 ) -> Floats:
-    """d of student and teacher renormalised over the head's branches alone, 0 in the tail.
+    """d of student and teacher renormalised over the head's branches, 0 in the tail.
 
     Args:
         log_p, log_t: log-probabilities at the branches, [B].
         offsets: where each node's branches start, [N+1].
-        tail: branches that are not of the head, [B].
+        tail: branches that are not in the head, [B].
     """
     if not len(tail):
         return np.empty(0)

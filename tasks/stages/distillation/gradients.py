@@ -32,9 +32,9 @@ def distill(
     Args:
         student, teacher: models with their prompts; equal ones are computed once.
         tokens, offsets: completions, CSR.
-        tree: a tree's arrays: the nodes and branches at which d is kept.
+        tree: a tree's arrays: the nodes and branches at which d is returned.
         losses: settings by name.
-        temperature: of the policy that weights means of d; the losses are of the untempered distributions.
+        temperature: of the policy that weights means of d; losses use the untempered distributions.
 
     Returns:
         for each loss, the arrays of stage 4.
@@ -77,9 +77,9 @@ def distill(
 
 
 class _Places(NamedTuple):
-    """A tree's nodes and branches in a block of rows: which they are, and the row (and token) of each in the block.
+    """A tree's nodes and branches in a block of rows: their slices, and the row (and token) of each in the block.
 
-    `starts` says where each node's branches begin among those of the block.
+    `starts` are the offsets of each node's branches among those of the block.
     """
 
     nodes: slice

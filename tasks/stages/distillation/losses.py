@@ -17,7 +17,7 @@ from schemas.config import Settings, TopK
 from tasks.operations.implementations import implementation
 
 LOG_ZERO = -1e4
-"""An exact zero is read as e^-10000, so that log-ratios stay finite."""
+"""An exact zero is treated as e^-10000, so that log-ratios stay finite."""
 
 Weighted = Callable[[Tensor, Tensor], Tensor]
 """(log P, log T) -> P f, elementwise."""
@@ -71,14 +71,14 @@ def weighted(loss: Settings) -> Weighted:
     """The elementwise function of a loss other than `TopK`, with its parameters.
 
     Raises:
-        AttributeError: no such loss.
+        AttributeError: unknown loss.
     """
     parameters = {name: value for name, value in loss if name != "kind"}
     return partial(implementation(loss.implementation), **parameters)
 
 
 def floored(log_probs: Tensor) -> Tensor:
-    """Log-probabilities with exact zeros read as `LOG_ZERO`."""
+    """Log-probabilities with exact zeros replaced by `LOG_ZERO`."""
     return log_probs.clamp(min=LOG_ZERO)
 
 
@@ -94,7 +94,7 @@ def support(loss: TopK, log_p: Tensor, log_t: Tensor) -> Tensor:
 
 
 def bucket(log_probs: Tensor, kept: Tensor) -> Tensor:
-    """Log-probability of all tokens that are not kept, [n, 1]."""
+    """Total log-probability of the tokens that are not kept, [n, 1]."""
     return floored(log_probs.masked_fill(kept, -torch.inf).logsumexp(-1, keepdim=True))
 
 
@@ -114,7 +114,7 @@ def distillation_direction(loss: Settings, log_p: Tensor, log_t: Tensor) -> Tens
 
 
 def _centred(function: Weighted, log_p: Tensor, log_t: Tensor) -> Tensor:
-    """P f with f = 0 at T = P: over a whole vocabulary a constant cancels, and teacher = student is exactly 0."""
+    """P f with f = 0 at T = P: over the whole vocabulary a constant cancels, and teacher = student gives exactly 0."""
     return function(log_p, log_t) - function(log_p, log_p)
 
 

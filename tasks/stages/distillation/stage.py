@@ -1,4 +1,4 @@
-"""Stage 4: distillation gradients of one teacher with one context; and what a ranking needs of them."""
+"""Stage 4: distillation gradients of one teacher with one context, and the part that a ranking needs."""
 
 import numpy as np
 
@@ -20,14 +20,14 @@ def make(work: Work) -> Made:
 
 
 def make_ranking(work: Work) -> Made:
-    """What a ranking reads: the gradients at the sampled tokens alone, without a tree."""
+    """Input of a ranking: the gradients at the sampled tokens only, without a tree."""
     made = _made(work, NO_NODES)
     return {signal: {name: arrays[name] for name in ("d_sq", "d_token")} for signal, arrays in made.items()}
 
 
 def _made(work: Work, tree: Arrays) -> Made:
     if work.source is None:
-        raise ValueError("distillation gradients are of one teacher with one context")
+        raise ValueError("distillation gradients need one teacher with one context")
     wanted = {signal.loss for signal in work.signals}
     of_run = {name: loss for name, loss in losses(work.config).items() if name in wanted}
     made = work.provider.distillation(work.question, work.source, of_run, work.read("rollouts"), tree)

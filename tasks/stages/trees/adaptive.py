@@ -1,8 +1,7 @@
-"""The adaptive plan: rounds of the same size, each a sample of nodes of its own with known probabilities.
+"""The adaptive plan: rounds of equal size, each with its own node sample with known inclusion probabilities.
 
-A round's inclusion probabilities may follow from all that earlier rounds showed. The sample that it takes with them and
-its draws are fresh, so its estimates are unbiased whatever was learned before; the mean over rounds is too, since every
-round counts the same.
+A round's inclusion probabilities may depend on the outcomes of earlier rounds. Its node sample and its draws are fresh,
+so its estimates are unbiased given the earlier rounds; so is the mean over rounds, since all rounds have equal weight.
 """
 
 from collections.abc import Sequence
@@ -18,13 +17,13 @@ from tasks.statistics.design import inclusion_probabilities, systematic_sample
 from tasks.statistics.estimators import estimate_squared_norm, estimate_value, pool_rounds
 
 _KNOWN = 0.95
-"""Share of |g|^2 as drawn that is signal, from which on a node is left alone."""
+"""Reliability of |g|^2 from which a node gets no more focused draws."""
 _LEAST_VARIANCE = 0.1
-"""Share of a question's outcome variance that any position is thought to have: nothing is ever ruled out."""
+"""Smallest outcome variance assumed at any position, as a share of the question's: no position is ever excluded."""
 
 
 class AdaptivePlanner:
-    """Plans rounds until the budget is spent or the precision reached."""
+    """Plans rounds until the budget is spent or the precision is reached."""
 
     layout = "rounds"
 
@@ -32,7 +31,7 @@ class AdaptivePlanner:
         self._tree = tree
 
     def next_round(self, frame: SamplingFrame, completed: Sequence[Completed], seconds: float) -> RoundDesign | None:
-        """The next round; None where the budget is spent or the precision reached."""
+        """The next round; None if the budget is spent or the precision is reached."""
         tree = self._tree
         if completed and _finished(tree, frame, completed, seconds):
             return None
@@ -81,7 +80,7 @@ def half_width(frame: SamplingFrame, completed: Sequence[Completed]) -> float:
 
 
 def promising(tree: AdaptiveTree, frame: SamplingFrame, completed: Sequence[Completed]) -> Ints:
-    """Nodes seen so far whose |g|^2 seems largest and is not yet known well: positions, increasing."""
+    """Sampled nodes with the largest estimates of |g|^2 that are not yet reliable: increasing positions."""
     arrays = assemble(frame, completed)
     unbiased, plain = estimate_squared_norm(pool_rounds(arrays).outcomes)
     unknown = unbiased < _KNOWN * plain
@@ -91,10 +90,10 @@ def promising(tree: AdaptiveTree, frame: SamplingFrame, completed: Sequence[Comp
 
 
 def outcome_variance(frame: SamplingFrame, completed: Sequence[Completed]) -> Floats:
-    """V (1 - V) at every position, as far as it is known, [T].
+    """Estimated V (1 - V) at every position, [T].
 
-    Values of the nodes so far, drawn towards the question's mean as if by two more draws, and between them in each
-    rollout by straight lines over the leverage that lies between.
+    Values of the sampled nodes are shrunk towards the question's mean with the weight of two draws, and interpolated
+    linearly between them within each rollout, with distance measured in cumulative root leverage.
     """
     correct, offsets = frame.correct, frame.offsets
     mean = (correct.sum() + 0.5) / (len(correct) + 1)

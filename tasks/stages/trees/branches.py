@@ -1,4 +1,4 @@
-"""The branches of a node: candidate tokens and their draws. Nothing here looks at a teacher."""
+"""The branches of a node: candidate tokens and their draws. Nothing here depends on a teacher."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from tasks.statistics.csr import Floats, Ints
 
 
 class Branches(NamedTuple):
-    """The branches of one node; arrays [B]. Tail branches stand last, in the order they were sampled."""
+    """The branches of one node; arrays [B]. Tail branches come last, in the order in which they were sampled."""
 
     token: Ints
     prob: Floats
@@ -23,20 +23,20 @@ class Branches(NamedTuple):
 def split_head_and_tail(branching: Branching, draws: int, p: torch.Tensor, uniforms: torch.Tensor) -> list[Branches]:
     """Head, tail and draws of some nodes.
 
-    The head is the shortest run of likeliest tokens that leaves less than `tail_limit`, at most `head` long. Where
-    more is left, `tail` tokens are sampled from the rest (with replacement) and drawn twice each: two draws of one
-    token estimate Q_j^2 without bias, and with it the tail's part of |g|^2.
+    The head is the smallest set of likeliest tokens that leaves a probability below `tail_limit`, with at most `head`
+    tokens. Where more is left, `tail` tokens are sampled from the rest (with replacement) and drawn twice each: two
+    draws of a token give an unbiased estimate of Q_j^2, and so of the tail's part of |g|^2.
 
     Args:
         branching: settings.
-        draws: of each node.
+        draws: per node.
         p: next-token distributions of the nodes, [n, V].
         uniforms: for the tail's tokens, [n, tail].
     """
     top = p.topk(min(branching.head, p.shape[-1]), dim=-1)
     left = 1 - top.values.double().cumsum(-1)
     ended = (left < branching.tail_limit) | (left <= 0)
-    # the first place where little enough is left; impossible tokens are never in the head
+    # the first size that leaves little enough; impossible tokens are never in the head
     size = torch.where(ended.any(-1), ended.int().argmax(-1) + 1, top.values.shape[-1])
     size = torch.minimum(size, (top.values > 0).sum(-1))
     in_head = torch.arange(top.values.shape[-1], device=p.device) < size[:, None]
@@ -44,7 +44,7 @@ def split_head_and_tail(branching: Branching, draws: int, p: torch.Tensor, unifo
     cdf = p.double().scatter(-1, top.indices, top.values.double().masked_fill(in_head, 0.0)).cumsum_(-1)
     total = cdf[:, -1:].contiguous()
     sampled = torch.searchsorted(cdf, uniforms.to(cdf) * total, right=True)
-    sampled = torch.minimum(sampled, (cdf < total).sum(-1, keepdim=True))  # u next to 1
+    sampled = torch.minimum(sampled, (cdf < total).sum(-1, keepdim=True))  # u close to 1
     sampled_prob = p.gather(-1, sampled)
     rows = zip(
         *(
@@ -78,11 +78,11 @@ def _branches(
 
 
 def allocate(branching: Branching, prob: Floats, draws: int) -> Ints:
-    """Draws of the head branches: two each, the rest by the root of their leverage, or all alike.
+    """Draws of the head branches: two each, the rest in proportion to the root of their leverage, or equally.
 
     Args:
         prob: P of the head, [B].
-        draws: in all, at least 2 B.
+        draws: total, at least 2 B.
     """
     spare = draws - 2 * len(prob)
     if branching.allocation == "leverage":
@@ -91,7 +91,7 @@ def allocate(branching: Branching, prob: Floats, draws: int) -> Ints:
         weight = np.ones(len(prob))
     if weight.sum() <= 0:
         weight = np.ones(len(prob))
-    # fill up to the proportional share of all draws, so that the floor of two is not paid twice
+    # fill up to the proportional share of all draws, so that the minimum of two is not counted twice
     share = weight / weight.sum() * draws
     wanted = np.maximum(share - 2, 0.0)
     wanted *= spare / wanted.sum() if wanted.sum() > 0 else 0.0

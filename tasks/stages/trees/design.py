@@ -1,4 +1,4 @@
-"""A round of forced branches: which nodes, which tokens, how many draws; and the tree that its outcomes make."""
+"""A round of forced branches: nodes, tokens and numbers of draws; and the tree assembled from its outcomes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ from tasks.statistics.estimators import Outcomes
 
 @dataclass(frozen=True)
 class RoundDesign:
-    """Everything of a round but its outcomes.
+    """A round without its outcomes.
 
     Attributes:
-        arrays: as declared in `schemas.arrays.TREES`, of nodes and branches.
-        focused: the round is for single tokens alone: its nodes were chosen, not drawn, and have no weight in pooled
+        arrays: of nodes and branches, as declared in `schemas.arrays.TREES`.
+        focused: the round serves single tokens only: its nodes were chosen, not sampled, and have no weight in pooled
             scores.
     """
 
@@ -31,13 +31,13 @@ class RoundDesign:
     focused: bool = False
 
     def launches(self, offsets: Ints) -> Launches:
-        """One for each branch."""
+        """One launch per branch."""
         position = self.arrays["node"][owners(self.arrays["branch_offsets"])]
         rollout = np.searchsorted(offsets, position, side="right") - 1
         return Launches(rollout, position - offsets[rollout], self.arrays["branch_token"], self.arrays["draws"])
 
     def units(self, offsets: Ints, most: int) -> list[Unit]:
-        """Its draws cut between rollouts where that can be, else between nodes."""
+        """Its draws split between rollouts where possible, else between nodes."""
         starts = self.arrays["branch_offsets"].tolist()
         draws = np.add.reduceat(self.arrays["draws"], starts[:-1]).tolist() if len(starts) > 1 else []
         rollout = np.searchsorted(offsets, self.arrays["node"], side="right").tolist()
@@ -47,8 +47,8 @@ class RoundDesign:
         out: list[Unit] = []
         first = count = 0
         for node, n in enumerate(draws):
-            begins = node == 0 or rollout[node] != rollout[node - 1]
-            whole = of_rollout[rollout[node]] if begins else n
+            starts_rollout = node == 0 or rollout[node] != rollout[node - 1]
+            whole = of_rollout[rollout[node]] if starts_rollout else n
             if count and count + min(whole, most) > most:
                 out.append(Unit(starts[first], starts[node]))
                 first, count = node, 0
@@ -62,7 +62,7 @@ Completed = CompletedRound[RoundDesign]
 
 
 def observed(completed: Completed) -> Outcomes:
-    """What a round's draws showed, as stage 3 reads it."""
+    """Outcomes of a round's draws, as stage 3 reads them."""
     return Outcomes.of({**completed.design.arrays, "successes": completed.successes})
 
 
@@ -73,9 +73,9 @@ def design_round(
 
     Args:
         nodes: increasing positions, [N].
-        inclusion: the probabilities with which this round drew them, [N].
-        draws: of each node.
-        round_: which round this is; each samples the tail anew.
+        inclusion: their inclusion probabilities in this round, [N].
+        draws: per node.
+        round_: index of this round; each samples the tail anew.
     """
     planned: list[Branches] = []
     p_sq: list[float] = []
@@ -99,14 +99,14 @@ def design_round(
 
 
 def assemble(frame: SamplingFrame, completed: Sequence[Completed]) -> dict[str, AnyArray]:
-    """The arrays of a tree from all its rounds: a row for each node of each round, by position and then by round."""
+    """The arrays of a tree from all its rounds: one row per node and round, ordered by position, then by round."""
     designs = [c.design for c in completed]
-    counting = max(1, sum(not d.focused for d in designs))
+    unfocused = max(1, sum(not d.focused for d in designs))
     rows: dict[str, AnyArray] = {
         name: np.concatenate([d.arrays[name] for d in designs])
         for name in ("node", "round", "inclusion", "p_sq", "tail_prob")
     }
-    rows["share"] = np.concatenate([np.full(len(d.arrays["node"]), (not d.focused) / counting) for d in designs])
+    rows["share"] = np.concatenate([np.full(len(d.arrays["node"]), (not d.focused) / unfocused) for d in designs])
     order = np.lexsort((rows["round"], rows["node"]))
     sizes = np.concatenate([np.diff(d.arrays["branch_offsets"]) for d in designs])
     first = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
@@ -127,5 +127,5 @@ def assemble(frame: SamplingFrame, completed: Sequence[Completed]) -> dict[str, 
 
 
 def concatenated(parts: Sequence[AnyArray], dtype: npt.DTypeLike) -> AnyArray:
-    """The parts in one array of this dtype, empty where there are none."""
+    """The parts concatenated into one array of this dtype, empty if there are none."""
     return np.asarray(np.concatenate([np.empty(0), *parts]), dtype=dtype)

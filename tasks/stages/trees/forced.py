@@ -1,4 +1,4 @@
-"""The forced plan: one round with a fixed number of nodes, drawn by leverage or all alike."""
+"""The forced plan: one round with a fixed number of nodes, sampled by leverage or uniformly."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ class ForcedPlanner:
         self._tree = tree
 
     def next_round(self, frame: SamplingFrame, completed: Sequence[Completed], seconds: float) -> RoundDesign | None:
-        """The first round; None after it."""
+        """The first round, then None."""
         if completed:
             return None
         tree = self._tree

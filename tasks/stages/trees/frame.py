@@ -1,4 +1,4 @@
-"""What a planner may look at before any draw: rollouts, and what the student alone tells of them."""
+"""The sampling frame: rollouts and student statistics that a planner may use before any draw."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ from tasks.statistics.streams import stream_seed, uniforms
 
 @dataclass(frozen=True)
 class SamplingFrame:
-    """The positions that nodes are sampled from, and what is known of them.
+    """The positions that nodes are sampled from, with their statistics.
 
     Attributes:
-        seed, question: whose random streams these are.
+        seed, question: identify the random streams.
         tokens, offsets: the rollouts, [T] and [R+1].
         correct: the rollouts' verdicts, [R]; node choice may use them, estimates never do.
         by_position: `token_prob`, `entropy` and `leverage`, [T] each.
-        distributions: streams next-token distributions [n, V] at increasing positions.
+        distributions: streams next-token distributions [n, V] at the given increasing positions.
     """
 
     seed: int
@@ -39,11 +39,11 @@ class SamplingFrame:
 
     @property
     def leverage(self) -> Floats:
-        """[T]."""
+        """Leverage of each position, [T]."""
         return self.by_position["leverage"]
 
     def start(self, round_: int) -> float:
-        """The uniform that starts the systematic sample of a round's nodes, independent of that of any other round."""
+        """The uniform that starts a round's systematic sample of nodes, independent between rounds."""
         seed = stream_seed(self.seed, self.question, "nodes", round_)
         return float(uniforms(np.array([seed], dtype=np.uint64), 0)[0])
 
@@ -58,13 +58,13 @@ class SamplingFrame:
 
 
 def locate(offsets: Ints, position: int) -> tuple[int, int]:
-    """Rollout and place within it, of an index into T."""
+    """Rollout and depth within it of an index into T."""
     rollout = int(np.searchsorted(offsets, position, side="right")) - 1
     return rollout, position - int(offsets[rollout])
 
 
 def survey(student: Scorer, config: RunConfig, question: str, rollouts: Arrays) -> SamplingFrame:
-    """The frame of a question's rollouts: the student scores every position of them once."""
+    """The frame of a question's rollouts: the student scores every position once."""
     tokens, offsets = rollouts["tokens"], rollouts["offsets"]
     view = View(student, rollouts["prompt"].tolist())
     scoring = partial(score_blocks, block=config.engine.score_rows, group_tokens=config.engine.batch_tokens)

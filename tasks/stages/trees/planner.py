@@ -1,4 +1,4 @@
-"""The one loop that grows a tree, whoever plans its rounds and whoever draws them."""
+"""The loop that grows a tree, independent of how rounds are planned and drawn."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -15,9 +15,9 @@ from tasks.statistics.csr import Ints
 
 
 class Launches(NamedTuple):
-    """Where the draws of a round start: after the first `depth` tokens of a rollout and, where it is not -1, `token`.
+    """Where the draws of a round start: after the first `depth` tokens of a rollout and, unless it is -1, `token`.
 
-    Arrays [L] each, `draws` made from each.
+    Arrays [L] each; `draws` counts the draws from each.
     """
 
     rollout: Ints
@@ -32,14 +32,14 @@ class Launches(NamedTuple):
 
 
 class Design(Protocol):
-    """Everything of a round but its outcomes."""
+    """A round without its outcomes."""
 
     def launches(self, offsets: Ints) -> Launches:
-        """Where its draws start; `offsets` are the rollouts'."""
+        """Where its draws start; `offsets` are those of the rollouts."""
         ...
 
     def units(self, offsets: Ints, most: int) -> list[Unit]:
-        """Its launches cut into units of at most `most` draws."""
+        """Its launches split into units of at most `most` draws."""
         ...
 
 
@@ -51,8 +51,8 @@ class CompletedRound(Generic[D]):
     """A round with its outcomes.
 
     Attributes:
-        outcome: of every draw, in order of launch and draw, as the planner's layout has it.
         launches: of its design.
+        outcome: of every draw, in order of launch and draw, in the planner's layout.
     """
 
     design: D
@@ -71,12 +71,12 @@ class CompletedRound(Generic[D]):
 
     @property
     def draws(self) -> int:
-        """All its draws."""
+        """Number of draws."""
         return int(self.launches.draws.sum())
 
     @property
     def tokens(self) -> int:
-        """Tokens that were decoded for it."""
+        """Decoded tokens."""
         return int(self.outcome["length"].sum()) if "length" in self.outcome else len(self.outcome["tokens"])
 
     def _count(self, name: str) -> Ints:
@@ -85,20 +85,20 @@ class CompletedRound(Generic[D]):
 
 
 class Planner(Protocol[D]):
-    """Says where a question's draws go, round by round, and makes a tree of what they showed.
+    """Plans where a question's draws go, round by round, and makes a tree of their outcomes.
 
     Attributes:
-        layout: what is kept of each draw: "rounds", or "continuations" where its tokens are needed too.
+        layout: what is saved of each draw: "rounds", or "continuations" if its tokens are needed too.
     """
 
     layout: str
 
     def next_round(self, frame: SamplingFrame, completed: Sequence[CompletedRound[D]], seconds: float) -> D | None:
-        """The design of the next round; None where the tree is finished.
+        """The design of the next round; None if the tree is finished.
 
         Args:
             completed: the rounds so far.
-            seconds: that they took.
+            seconds: time that they took.
         """
         ...
 
@@ -108,7 +108,7 @@ class Planner(Protocol[D]):
 
 
 Draw = Callable[[int, D, Launches], Arrays]
-"""Draws a round, given its number: outcomes as the planner's layout has them."""
+"""Draws a round, given its index: outcomes in the planner's layout."""
 
 
 def grow_tree(
@@ -116,8 +116,8 @@ def grow_tree(
 ) -> dict[str, AnyArray]:
     """The arrays of one question's tree."""
     completed: list[CompletedRound[D]] = []
-    began = clock()
-    while (design := planner.next_round(frame, completed, clock() - began)) is not None:
+    start = clock()
+    while (design := planner.next_round(frame, completed, clock() - start)) is not None:
         launches = design.launches(frame.offsets)
         completed.append(CompletedRound(design, launches, draw(len(completed), design, launches)))
     return planner.tree(frame, completed)

@@ -1,4 +1,4 @@
-"""Stage 2: the planner of a tree's settings, and the draws that it asks for, decoded and verified."""
+"""Stage 2: the planner of a tree's settings, and the draws that it requests, decoded and verified."""
 
 from collections import Counter
 from functools import partial
@@ -15,7 +15,7 @@ from tasks.stages.trees.planner import Design, Launches, Planner, grow_tree
 from tasks.statistics.streams import stream_seed
 
 DrawCounts = Counter[tuple[int, int, int]]
-"""Draws made so far of a token (-1: none) at a place of a rollout."""
+"""Number of draws so far by rollout, depth and token (-1: none)."""
 
 
 def make(work: Work) -> Made:
@@ -27,7 +27,7 @@ def planner_of(tree: Tree) -> Planner[Any]:
     """The planner of a tree's settings.
 
     Raises:
-        AttributeError: a recorded tree, for which nothing is drawn.
+        AttributeError: for a recorded tree, which needs no draws.
     """
     planner: Planner[Any] = implementation(tree.implementation)(tree)
     return planner
@@ -36,7 +36,7 @@ def planner_of(tree: Tree) -> Planner[Any]:
 def make_tree(
     models: Models, config: RunConfig, question: str, rollouts: Arrays, checkpoints: Checkpoints
 ) -> dict[str, AnyArray]:
-    """The arrays of one question's tree; what is kept of its rounds is not decoded again."""
+    """The arrays of one question's tree; saved rounds are not decoded again."""
     planner, made = planner_of(config.tree), DrawCounts()
 
     def draw(index: int, design: Design, launches: Launches) -> dict[str, AnyArray]:
@@ -50,7 +50,7 @@ def make_tree(
 
 
 def count(launches: Launches, made: DrawCounts) -> None:
-    """Add a round's draws to those that are made."""
+    """Add a round's draws to the counts so far."""
     for *place, n in zip(*(column.tolist() for column in launches), strict=True):
         made[tuple(place)] += n
 
@@ -68,8 +68,8 @@ def draw_unit(
     """Decode and verify one unit: outcome of every draw, in order of launch and draw.
 
     Args:
-        layout: "rounds", or "continuations" for their tokens too.
-        made: draws of earlier rounds; those of this one go on from there.
+        layout: "rounds", or "continuations" to include tokens.
+        made: draw counts of earlier rounds; indices of this round continue from there.
     """
     offsets, limit = rollouts["offsets"], config.sampling.max_tokens
     draws: list[Draw] = []
@@ -78,7 +78,7 @@ def draw_unit(
     for rollout, depth, token, n in zip(*(column[slice(*unit)].tolist() for column in launches), strict=True):
         start = int(offsets[rollout])
         prefix = rollouts["tokens"][start : start + depth].tolist()
-        # a token sampled twice from the tail has draws 0, 1 and then 2, 3
+        # a token sampled twice from the tail gets draws 0, 1 and then 2, 3
         first = made[rollout, depth, token] + seen[rollout, depth, token]
         seen[rollout, depth, token] += n
         for index in range(first, first + n):
@@ -91,5 +91,5 @@ def draw_unit(
                 draws.append(Draw(rollout, depth, token, limit - depth - 1, identity))
                 prefixes.append([*prefix, token])
     ends = models.sampler.continue_prefixes(trunks(rollouts), draws, config.sampling.temperature)
-    laid_out = outcomes if layout == "rounds" else continuations
-    return laid_out(models, question, prefixes, ends)
+    arrange = outcomes if layout == "rounds" else continuations
+    return arrange(models, question, prefixes, ends)

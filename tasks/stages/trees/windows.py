@@ -1,7 +1,7 @@
 """The windows plan: the paper's targeted rollouts, as reconstructed.
 
 Continuations start from prefixes of a rollout at depths 0, 1, 2, 4, 8, ... and are counted on the prefix tree of all of
-them. A node's branches are the tokens that followed its prefix often enough, whoever drew them.
+them. A node's branches are the tokens that followed its prefix often enough, in any continuation.
 """
 
 from collections import defaultdict
@@ -33,24 +33,24 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class WindowsDesign:
-    """The one round of a tree of windows."""
+    """The single round of a tree of windows."""
 
     windows: list[Window]
 
     def launches(self, offsets: Ints) -> Launches:
-        """One for each window; nothing is forced."""
+        """One launch per window, without forced tokens."""
         columns = np.array(self.windows, dtype=np.int64).reshape(-1, 3).T
         return Launches(columns[0], columns[1], np.full(len(self.windows), -1), columns[2])
 
     def units(self, offsets: Ints, most: int) -> list[Unit]:
-        """Windows one after another."""
-        upto = np.cumsum([w.draws for w in self.windows]) // most
-        edges = [0, *(np.flatnonzero(np.diff(upto)) + 1).tolist(), len(self.windows)]
+        """Consecutive windows."""
+        unit = np.cumsum([w.draws for w in self.windows]) // most
+        edges = [0, *(np.flatnonzero(np.diff(unit)) + 1).tolist(), len(self.windows)]
         return [Unit(a, b) for a, b in pairwise(edges)]
 
 
 class WindowsPlanner:
-    """Plans the one round of a tree of windows."""
+    """Plans the single round of a tree of windows."""
 
     layout = "continuations"
 
@@ -60,11 +60,11 @@ class WindowsPlanner:
     def next_round(
         self, frame: SamplingFrame, completed: Sequence[CompletedRound[WindowsDesign]], seconds: float
     ) -> WindowsDesign | None:
-        """All windows; None after them."""
+        """All windows, then None."""
         return None if completed else WindowsDesign(windows(self._tree, frame.offsets))
 
     def tree(self, frame: SamplingFrame, completed: Sequence[CompletedRound[WindowsDesign]]) -> dict[str, AnyArray]:
-        """The tree of what was counted on the rollouts."""
+        """The tree of the visits counted on the rollouts."""
         (only,) = completed
         outcome, offsets = only.outcome, only.outcome["offsets"]
         continued = [outcome["tokens"][a:b] for a, b in pairwise(offsets)]
@@ -74,19 +74,19 @@ class WindowsPlanner:
 
 
 def windows(tree: WindowsTree, offsets: Ints) -> list[Window]:
-    """All windows of a question's rollouts, the budget shared over them; the first ones take what is left over."""
+    """All windows of a question's rollouts with the budget split equally; the first ones take the remainder."""
     places = [
         (r, depth)
         for r, length in enumerate(np.diff(offsets).tolist())
         for depth in [0, *(2**k for k in range(length.bit_length()))]
         if depth < length
     ]
-    share, more = divmod(tree.draws, len(places))
-    return [Window(r, depth, share + (i < more)) for i, (r, depth) in enumerate(places) if share + (i < more)]
+    share, remainder = divmod(tree.draws, len(places))
+    return [Window(r, depth, share + (i < remainder)) for i, (r, depth) in enumerate(places) if share + (i < remainder)]
 
 
 class Visits(NamedTuple):
-    """How often a token followed the prefix of a position, and with what success; arrays [M]."""
+    """How often a token followed the prefix of a position, and how these continuations ended; arrays [M]."""
 
     position: Ints
     token: Ints
@@ -113,20 +113,20 @@ def count_visits(
     completions = [tokens[a:b] for a, b in pairwise(offsets)]
     shared = {
         (a, b): _common(x, y) for a, x in enumerate(completions) for b, y in enumerate(completions)
-    }  # of rollouts with each other
+    }  # of each pair of rollouts
     counts: dict[tuple[int, int], list[int]] = defaultdict(lambda: [0, 0, 0])
-    for window, sampled, won, cut in zip(launched, continued, success, truncated, strict=True):
+    for window, sampled, succeeded, was_truncated in zip(launched, continued, success, truncated, strict=True):
         for r, completion in enumerate(completions):
             if shared[window.rollout, r] < window.depth:
-                continue  # this rollout does not hold the prefix
+                continue  # this rollout does not share the prefix
             rest = completion[window.depth :]
             reached = min(_common(sampled, rest) + 1, len(sampled), len(rest))
             start = int(offsets[r]) + window.depth
             for i in range(reached):
                 entry = counts[start + i, int(sampled[i])]
                 entry[0] += 1
-                entry[1] += won
-                entry[2] += cut
+                entry[1] += succeeded
+                entry[2] += was_truncated
     keys = sorted(counts)
     columns = np.array([[*key, *counts[key]] for key in keys], dtype=np.int64).reshape(-1, 5).T
     return Visits(*columns)
@@ -140,7 +140,7 @@ def _common(a: AnyArray, b: AnyArray) -> int:
 
 
 def windows_tree(tree: WindowsTree, frame: SamplingFrame, visits: Visits) -> dict[str, AnyArray]:
-    """The arrays of a tree: nodes with two counted children or more; no inclusion probability is known, 1 stands."""
+    """The arrays of a tree: nodes with at least two counted children; unknown inclusion probabilities are set to 1."""
     counted = visits.visits >= tree.min_visits
     position = visits.position[counted]
     nodes, children = np.unique(position, return_counts=True)
