@@ -42,9 +42,7 @@ def unreachable(store: Store, older: float) -> list[Stored]:
     return [item for item in items if item.artefact not in kept and item.artefact not in young]
 
 
-def sweep(
-    store: Store, items: Iterable[Stored], report_progress: Callable[[int], None] = lambda count: None
-) -> int:
+def sweep(store: Store, items: Iterable[Stored], report_progress: Callable[[int], None] = lambda count: None) -> int:
     """Remove objects unless a run refers to them by now; returns the number of artefacts removed.
 
     Raises:
@@ -61,9 +59,7 @@ def sweep(
     return len(removed)
 
 
-def remove(
-    store: Store, items: Iterable[Stored], report_progress: Callable[[int], None] = lambda count: None
-) -> None:
+def remove(store: Store, items: Iterable[Stored], report_progress: Callable[[int], None] = lambda count: None) -> None:
     """Remove objects, and folders that become empty."""
 
     def remove_one(item: Stored) -> None:

@@ -80,7 +80,7 @@ def model_fingerprint(model: Model) -> str:
         folder = Path(model.path)
         try:
             if not (folder / "config.json").is_file():  # otherwise any folder, however large, would be read
-                raise ValueError(f"{shown(model.path)} holds no config.json; give the folder of a model")
+                raise ValueError(f"{shown(model.path)} has no config.json; give a model folder")
             return folder_fingerprint(folder)
         except OSError as error:
             raise ValueError(f"{shown(model.path)} cannot be read: {reason(error)}") from error

@@ -85,7 +85,7 @@ def test_a_store_that_cannot_be_written(settings: dict[str, Any], tmp_path: Path
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
     told = refused(settings, {"store": str(tmp_path / "mine")})
-    assert "is not a store and contains other files (thesis.tex)" in told and "give a folder or URL" in told
+    assert "is not a store and contains other files (thesis.tex)" in told and "give a writable folder or URL" in told
 
 
 def identities(config: RunConfig) -> ModelIdentities:

@@ -1,5 +1,5 @@
-"""A store's life in any order: two writers commit, read, take leases, stall, take over, pin and collect, beside damage and
-files of others."""
+"""A store's life in any order: two writers commit, read, take leases, stall, take over, pin and collect, beside damage
+and files of others."""
 
 import shutil
 import tempfile
