@@ -56,7 +56,7 @@ def test_a_model_that_memory_cannot_hold(settings: dict[str, Any], monkeypatch: 
 
 def test_a_folder_that_is_no_model(settings: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert "holds no config.json" in refused(settings, {"student": {"path": str(tmp_path / "empty")}})
+    assert "has no config.json" in refused(settings, {"student": {"path": str(tmp_path / "empty")}})
 
 
 def test_a_template_that_shows_nothing(settings: dict[str, Any], tmp_path: Path) -> None:
