@@ -116,15 +116,15 @@ class LeaseManager:
         Args:
             on_wait: called once if another process holds the lease.
         """
-        waits = False
+        waiting = False
         while True:
             with self.acquire(name) as acquired:
                 if acquired:
                     yield
                     return
-            if not waits:
+            if not waiting:
                 on_wait()
-            waits = True
+            waiting = True
             time.sleep(_WAIT)
 
     def take(self, name: str, subject: str | None = None) -> Lease | None:

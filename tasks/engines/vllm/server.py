@@ -31,7 +31,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0
 
 
 _LAST_TRY = 1.0
-"""Least seconds that a server which was unreachable has to answer a probe, even if less patience is left."""
+"""Minimum seconds for the probe of a server that was unreachable, even if less patience is left."""
 
 
 _PADDING_BIAS = -100.0
