@@ -41,7 +41,7 @@ def test_a_model_that_is_not_there_is_named_by_its_field(path: str, settings: di
 
 
 def test_a_device_that_is_not_here(settings: dict[str, Any]) -> None:
-    assert refused(settings, {"engine": {"device": "gpu"}}).startswith("engine.device: 'gpu' is no device")
+    assert refused(settings, {"engine": {"device": "gpu"}}).startswith("engine.device: 'gpu' is not a device")
 
 
 def test_a_teacher_of_another_tokenizer(models: Path, settings: dict[str, Any]) -> None:
