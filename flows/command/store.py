@@ -8,7 +8,7 @@ from rich.progress import Progress
 from rich.prompt import Confirm
 from rich.table import Table
 
-from tasks.store.garbage import check_marked, claims, remove, sweep, unreachable
+from tasks.store.garbage import check_marked, leases, remove, sweep, unreachable
 from tasks.store.listing import Stored, damaged, holdings
 from tasks.store.store import Store
 
@@ -26,7 +26,7 @@ def show(store: Store, console: Console) -> int:
         table.add_row(row.stage, f"{row.artefacts:,}", f"{row.objects:,}", f"{row.size / 1e6:,.1f}")
     console.print(table)
     console.print(f"runs: {escape(', '.join(store.names('runs')) or 'none')}", soft_wrap=True)
-    console.print(f"at work now: {len(claims(store))}")
+    console.print(f"at work now: {len(leases(store))}")
     return 0
 
 

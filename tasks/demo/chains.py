@@ -3,8 +3,8 @@
     question  start 3 add 4 times 7 minus 2
     solution  3 + 4 = 7 , 7 * 7 = 9 , 9 - 2 = 7 ; answer 7
 
-A slip is what makes an attempt go wrong: an operand misread, a step left out, a result off. Later steps go on
-correctly from there, so wrong attempts fail at different tokens and for different reasons.
+A slip makes an attempt wrong: a misread operand, a skipped step, a wrong result. Later steps continue correctly from
+there, so wrong attempts fail at different tokens and for different reasons.
 """
 
 import random
@@ -63,7 +63,7 @@ class Chain:
         return self.attempt(random.Random(0), slip=0.0)  # noqa: S311 - not for security
 
     def attempt(self, rng: random.Random, slip: float) -> str:
-        """A worked solution in which a step goes wrong with probability `slip`, times are harder than adds."""
+        """A worked solution in which a step goes wrong with probability `slip`, scaled by operation difficulty."""
         value, steps = self.first, []
         for i, (op, operand) in enumerate(self.operations):
             n = operand
@@ -87,7 +87,7 @@ class Chain:
                 return attempt
 
     def row(self, rng: random.Random) -> dict[str, str]:
-        """The chain as a row of a questions file, with all that contexts need."""
+        """The chain as a row of a questions file, with all columns that contexts need."""
         return {
             "question": self.question,
             "answer": str(self.answer),

@@ -1,4 +1,4 @@
-"""The demo's models, as a cached stage: one folder by content key, with a manifest of digests; and its questions."""
+"""The demo's models as a cached stage, in one folder per content key with a manifest of digests; and its questions."""
 
 import json
 import multiprocessing
@@ -39,12 +39,12 @@ def models_key(demo: DemoConfig) -> str:
 
 
 def models_folder(root: Path, demo: DemoConfig) -> Path:
-    """Where the models are."""
+    """The folder of the models."""
     return root / "models" / models_key(demo)
 
 
 def is_complete(folder: Path) -> bool:
-    """True where the folder's manifest is there and every file is as it says."""
+    """True if the folder's manifest exists and every file matches its digest."""
     if not (folder / MANIFEST).is_file():
         return False
     files: dict[str, str] = json.loads((folder / MANIFEST).read_text())["files"]
@@ -56,7 +56,7 @@ def _digest(path: Path) -> str:
 
 
 def demo_configuration(root: Path, demo: DemoConfig) -> dict[str, Any]:
-    """The run that the demo is: an ordinary configuration."""
+    """The demo's run, as an ordinary configuration."""
     folder, questions = models_folder(root, demo), root / "demo" / f"questions-{demo.seed}-{demo.questions}.jsonl"
     contexts = [{"kind": kind, "template": template} for kind, template in CONTEXTS.items()]
     return {
@@ -75,7 +75,7 @@ def demo_configuration(root: Path, demo: DemoConfig) -> dict[str, Any]:
 
 
 def write_inputs(root: Path, demo: DemoConfig) -> dict[str, Any]:
-    """Write the questions, and the configuration beside them; returns the configuration."""
+    """Write the questions and the configuration to the same folder; returns the configuration."""
     configuration = demo_configuration(root, demo)
     path = Path(configuration["questions"]["path"])
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ def make_models(demo: DemoConfig, folder: Path) -> None:
     """Train both models side by side and publish their folder with one rename.
 
     Raises:
-        RuntimeError: a model did not learn in time.
+        RuntimeError: a model did not reach its accuracy in time.
     """
     work = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     work.mkdir(parents=True)
@@ -96,7 +96,7 @@ def make_models(demo: DemoConfig, folder: Path) -> None:
         trained = _train_all(recipes(demo.seed, demo.seconds), work)
         files = {p.relative_to(work).as_posix(): _digest(p) for p in sorted(work.rglob("*")) if p.is_file()}
         (work / MANIFEST).write_text(json.dumps({"files": files, "trained": trained}, indent=1))
-        shutil.rmtree(folder, ignore_errors=True)  # what did not verify
+        shutil.rmtree(folder, ignore_errors=True)  # of models that did not verify
         work.rename(folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -131,7 +131,7 @@ def _train_one(recipe: TrainingRecipe, folder: Path) -> dict[str, Any]:
 
 @task(name="models", cache_policy=NO_CACHE, persist_result=False, task_run_name="train student and teacher")
 def models_task(demo: DemoConfig, root: str) -> Any:
-    """The demo's models; returns their folder. `Cached` where they are there and verified."""
+    """The demo's models; returns their folder. `Cached` if they exist and verify."""
     folder = models_folder(Path(root), demo)
     if is_complete(folder):
         return Completed(name="Cached", message="the models are there", data=str(folder))

@@ -1,8 +1,8 @@
-"""Trains the demo's student and teacher from nothing, on any CPU, in about a minute and a half.
+"""Trains the demo's student and teacher from scratch, on any CPU, in about a minute and a half.
 
-Half of the prompts hold a hint (answer, solution, summary, wrong attempt). The student's completions have slips, the
-fewer the more its hint tells, so that it stays uncertain without one and can be put right by one, as a real student
-can; the teacher's have none.
+Half of the prompts contain a hint (answer, solution, summary, wrong attempt). The student's completions have slips, and
+fewer of them the more informative the hint is. So, like a real student, it is uncertain without a hint and can be
+corrected by one. The teacher's completions have no slips.
 """
 
 import random
@@ -27,7 +27,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 SLIP_WITH_HINT = {"none": 1.0, "wrong_attempt": 0.7, "answer": 0.4, "summary": 0.1, "solution": 0.0}
-"""What is left of the slips under each hint."""
+"""Factor on the slip probability under each hint."""
 BATCH = 32
 EVALUATED = 400
 EVERY = 100
@@ -35,7 +35,7 @@ EVERY = 100
 
 @dataclass(frozen=True)
 class Recipe:
-    """Shape and data of one model. Training stops at these accuracies: without a hint, and with a full one."""
+    """Architecture and training data of one model; training stops at the accuracies `plain` (no hint) and `hinted`."""
 
     name: str
     hidden: int
@@ -44,7 +44,7 @@ class Recipe:
     learning_rate: float
     plain: float
     hinted: float
-    steps: int  # what it takes as a rule, for the estimate of what is left
+    steps: int  # typical number, to estimate the time left
     seconds: float
     seed: int
 
@@ -58,7 +58,7 @@ def recipes(seed: int, seconds: float) -> list[Recipe]:
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A word-level tokenizer with a chat template; also sets the vocabulary's order."""
+    """A word-level tokenizer with a chat template; it also defines the order of the vocabulary."""
     vocabulary = {word: i for i, word in enumerate(dict.fromkeys(VOCABULARY))}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=SPECIAL[0]))
     tokenizer.pre_tokenizer = WhitespaceSplit()
@@ -69,17 +69,17 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def train(recipe: Recipe, folder: Path, progress: Callable[[int], None]) -> dict[str, Any]:
+def train(recipe: Recipe, folder: Path, report_progress: Callable[[int], None]) -> dict[str, Any]:
     """Train one model and save it as an ordinary model folder.
 
     Args:
-        progress: told how many more steps are done.
+        report_progress: called with the number of steps since the last call.
 
     Returns:
         accuracies by context, steps and seconds.
 
     Raises:
-        RuntimeError: the accuracies asked for were not reached in time.
+        RuntimeError: the required accuracies were not reached in time.
     """
     torch.set_num_threads(1)
     torch.manual_seed(recipe.seed)
@@ -116,16 +116,16 @@ def train(recipe: Recipe, folder: Path, progress: Callable[[int], None]) -> dict
         averaged.update_parameters(model)
         step += 1
         if step % EVERY == 0:
-            progress(EVERY)
+            report_progress(EVERY)
             accuracy = evaluate(averaged.module, tokenizer, recipe.seed)
-            told = min(accuracy["summary"], accuracy["solution"])
-            if accuracy["none"] >= recipe.plain and told >= recipe.hinted:
+            hinted = min(accuracy["summary"], accuracy["solution"])
+            if accuracy["none"] >= recipe.plain and hinted >= recipe.hinted:
                 averaged.module.save_pretrained(folder)
                 tokenizer.save_pretrained(folder)
                 return {"accuracy": accuracy, "steps": step, "seconds": time.monotonic() - start}
     raise RuntimeError(
-        f"the demo's {recipe.name} did not learn in {recipe.seconds:.0f} s: accuracy {accuracy}, asked for "
-        f"{recipe.plain} plain and {recipe.hinted} with a full hint; give it more seconds"
+        f"the demo's {recipe.name} did not learn in {recipe.seconds:.0f} s: accuracy {accuracy}, required "
+        f"{recipe.plain} plain and {recipe.hinted} with a full hint; increase seconds"
     )
 
 
@@ -161,7 +161,7 @@ def _batch(rng: random.Random, tokenizer: PreTrainedTokenizerFast, slip: float) 
 
 @torch.no_grad()
 def evaluate(model: Any, tokenizer: PreTrainedTokenizerFast, seed: int) -> dict[str, float]:
-    """Accuracy of sampled completions by context, on chains of their own."""
+    """Accuracy of sampled completions by context, on separately drawn chains."""
     rng = random.Random(f"evaluation {seed}")  # noqa: S311 - not for security
     model.eval()
     accuracy = {}

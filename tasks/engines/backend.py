@@ -1,4 +1,4 @@
-"""What every kind of engine gives: a sampler of the student."""
+"""The interface of an engine: it provides a sampler of the student."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 
 class Backend(Protocol):
-    """One kind of engine, made from its settings where what it needs is there; it draws for the student.
+    """One kind of engine, constructed from its settings if its requirements are met; it samples from the student.
 
     Attributes:
-        versions: of what it is made of beside transformers and torch, with a space at the end; in keys.
-        longest: prompt and completion together, tokens; None where only the model limits them.
+        versions: of its components other than transformers and torch, with a trailing space; part of keys.
+        longest: most tokens of prompt and completion together; None if only the model limits them.
     """
 
     versions: str
@@ -25,10 +25,10 @@ class Backend(Protocol):
         """The student on this engine.
 
         Args:
-            stop: ids of the tokens that end a completion.
+            stop: token ids that end a completion.
             scorer: loads the student for scoring.
 
         Raises:
-            EngineError: it cannot run here.
+            EngineError: the engine cannot run here.
         """
         ...

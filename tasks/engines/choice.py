@@ -1,4 +1,4 @@
-"""Which engine samples for the student: what must hold before it is loaded, its name in keys, and the engine itself."""
+"""Selects the engine that samples from the student: checks before loading, its fingerprint in keys, and its sampler."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 class EngineChoice:
-    """The engine of a run's settings, checked as far as it can be without loading a model."""
+    """The engine in a run's settings, checked as far as possible without loading a model."""
 
     def __init__(self, settings: Engine) -> None:
-        """Look for what the engine needs.
+        """Check the requirements of the engine.
 
         Raises:
-            InputError: it is not installed, or a server does not answer.
+            InputError: the engine is not installed, or a server does not answer.
         """
         self._limits: dict[Model, Limit | None] = {}
         try:
@@ -32,16 +32,16 @@ class EngineChoice:
         self.fingerprint = self._backend.versions + engine_fingerprint(settings.kind)
 
     def check_draws(self, field: str, model: Model, prompt: int, completion: int, whose: str) -> None:
-        """Refuse completions that the engine would not finish, or that the student cannot score.
+        """Refuse completions that are too long for the engine to sample or for the student to score.
 
         Args:
-            field: where the student is named.
-            prompt: its tokens.
-            completion: tokens at most.
-            whose: the question.
+            field: the setting that names the student.
+            prompt: tokens of the prompt.
+            completion: most tokens of a completion.
+            whose: the question, for messages.
 
         Raises:
-            InputError: naming the lengths.
+            InputError: the message gives the lengths.
         """
         longest = self._backend.longest
         if longest is not None and prompt + completion > longest:
@@ -53,16 +53,16 @@ class EngineChoice:
         self.check_length(field, model, prompt, completion, whose)
 
     def check_length(self, field: str, model: Model, prompt: int, completion: int, whose: str) -> None:
-        """Refuse completions that a model, the student or a teacher, cannot score; transformers does on every engine.
+        """Refuse completions too long for the student or a teacher to score; with any engine, transformers scores.
 
         Args:
-            field: where the model is named.
-            prompt: its tokens.
-            completion: tokens at most.
-            whose: the question, and for a teacher its name and context.
+            field: the setting that names the model.
+            prompt: tokens of the prompt.
+            completion: most tokens of a completion.
+            whose: the question, and for a teacher its name and context, for messages.
 
         Raises:
-            InputError: naming the lengths, or the model if its configuration cannot be read.
+            InputError: the message gives the lengths, or the model if its configuration cannot be read.
         """
         if model not in self._limits:
             try:
@@ -72,11 +72,11 @@ class EngineChoice:
         limit = self._limits[model]
         if limit is not None and prompt + completion > limit.tokens:
             room = limit.tokens - prompt
-            right = f"set it to {room} or less" if room >= 2 else "shorten the prompt"
+            advice = f"set it to {room} or less" if room >= 2 else "shorten the prompt"
             raise InputError(
                 "sampling.max_tokens",
                 f"{completion} tokens after a prompt of {prompt} ({whose}) are more than the {limit.tokens} that "
-                f"{model.path!r} can take ({limit.reason}); {right}",
+                f"{model.path!r} can take ({limit.reason}); {advice}",
             )
 
     def sampler(self, model: Model, tokenizer: Any, scorer: "Callable[[], TransformersScorer]") -> Sampler:
@@ -86,7 +86,7 @@ class EngineChoice:
             scorer: loads the student for scoring.
 
         Raises:
-            EngineError: it cannot run here.
+            EngineError: the engine cannot run here.
         """
         from tasks.engines.transformers.scorer import stop_tokens
 

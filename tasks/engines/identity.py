@@ -1,4 +1,4 @@
-"""What a model is, whatever its place: its tokenizer, and a fingerprint of all that it gives."""
+"""Identity of a model, independent of its location: its tokenizer, and a fingerprint of its content."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from tasks.store.keys import digest, model_fingerprint
 
 
 class ModelLibrary:
-    """Tokenizers and fingerprints of models; each model is looked at once."""
+    """Tokenizers and fingerprints of models; each model is read once."""
 
     def __init__(self) -> None:
         self._fingerprints: dict[Model, str] = {}
@@ -18,17 +18,17 @@ class ModelLibrary:
         """A model's tokenizer.
 
         Raises:
-            ValueError: it has none.
+            ValueError: it has no tokenizer.
         """
         if model not in self._tokenizers:
             self._tokenizers[model] = load_tokenizer(model)
         return self._tokenizers[model]
 
     def fingerprint(self, model: Model) -> str:
-        """Content of model and tokenizer, with the dtype it is run in.
+        """Digest of the content of model and tokenizer, and of the dtype the model runs in.
 
         Raises:
-            ValueError: the model is not to be had.
+            ValueError: the model is not available.
         """
         if model not in self._fingerprints:
             content = model_fingerprint(model)

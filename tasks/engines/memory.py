@@ -1,4 +1,4 @@
-"""How much memory a device has, a model needs, and whether an error says that it ran out."""
+"""Memory of devices, memory needs of models, and detection of out-of-memory errors."""
 
 import os
 from pathlib import Path
@@ -15,7 +15,7 @@ _CGROUP = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current
 
 
 def total_memory(device: torch.device) -> int:
-    """Bytes that a device has, or that this process may use of them."""
+    """Total bytes of a device, or the limit on this process if that is lower."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[1])
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -36,7 +36,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def _number(path: Path) -> int | None:
-    """The number that a file holds; None where it is not there or says `max`."""
+    """The number in a file; None if the file is missing or says `max`."""
     text = path.read_text().strip() if path.exists() else ""
     return int(text) if text.isdigit() else None
 
@@ -60,7 +60,7 @@ def weight_bytes(folder: Path, dtype: torch.dtype) -> int | None:
 
 
 def weights(model: Model) -> int | None:
-    """Bytes of a model's weights in its dtype; None where they are not here, or cannot be read."""
+    """Bytes of a model's weights in its dtype; None if they are not available locally, or cannot be read."""
     folder = Path(model.path)
     if not is_local_folder(model.path):
         found = try_to_load_from_cache(model.path, "config.json", revision=model.revision or "main")
@@ -70,30 +70,30 @@ def weights(model: Model) -> int | None:
     try:
         return weight_bytes(folder, getattr(torch, model.dtype))
     except (OSError, SafetensorError):
-        return None  # loading tells what is wrong with the file
+        return None  # loading reports what is wrong with the file
 
 
 def check_size(model: Model, device: torch.device) -> None:
-    """Refuse a model whose weights alone are more than a device holds.
+    """Refuse a model whose weights alone exceed the memory of a device.
 
     Raises:
-        EngineError: naming both sizes.
+        EngineError: the message gives both sizes.
     """
     needed, total = weights(model) or 0, total_memory(device)
     if needed > total:
         raise EngineError(
             f"{model.path!r} has {needed / GIB:.2f} GiB of weights in {model.dtype}, but {device} has "
-            f"{total / GIB:.2f} GiB in all; use a smaller dtype or another device"
+            f"{total / GIB:.2f} GiB in total; use a smaller dtype or another device"
         )
 
 
 def fits(model: Model, device: torch.device) -> bool:
-    """True where a model and a tenth of the device's memory to work in are free."""
+    """True if free memory holds the model and a tenth of the device's total memory as working space."""
     return (weights(model) or 0) + total_memory(device) // 10 < free_memory(device)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """True for the errors of a failed allocation, on GPU and CPU."""
+    """True for errors of a failed allocation, on GPU or CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

@@ -1,4 +1,4 @@
-"""How long a sequence a model can take, as its configuration says; nothing of the model is loaded."""
+"""The longest sequence a model can process, according to its configuration; no weights are loaded."""
 
 from typing import Any, NamedTuple
 
@@ -9,19 +9,20 @@ from tasks.engines.protocol import EngineError
 
 
 class Limit(NamedTuple):
-    """The longest sequence, tokens, and what of the configuration says so."""
+    """The longest sequence, in tokens, and the configuration entry that sets it."""
 
     tokens: int
     reason: str
 
 
 def length_limit(config: Any) -> Limit | None:
-    """The longest sequence that a model's numbers are defined for by the sequence alone; None where any is.
+    """The longest sequence for which a model's output depends on that sequence alone; None if there is no limit.
 
-    Position embeddings end at `max_position_embeddings`. So does dynamic RoPE as one function for all lengths, and
-    longrope at `original_max_position_embeddings`: past it, transformers chooses the frequencies of a whole batch by
-    its longest sequence. YaRN, where its factor is given, reaches to that multiple of the original length, and linear
-    RoPE to that of the stated one: some configurations state the stretched length, so at the most.
+    Position embeddings end at `max_position_embeddings`. Dynamic RoPE is a single function of position only up to that
+    length, and longrope only up to `original_max_position_embeddings`: beyond it, transformers chooses the frequencies
+    of a whole batch by its longest sequence. YaRN, if its factor is given, extends to that multiple of the original
+    length, and linear RoPE to that multiple of the stated length. The latter is an upper bound, as some configurations
+    state the extended length.
     """
     text = config.get_text_config()
     positions = getattr(text, "max_position_embeddings", None)
@@ -32,21 +33,21 @@ def length_limit(config: Any) -> Limit | None:
         if rope["rope_type"] == "longrope"
     ]
     if positions is not None:
-        stretched = [
+        extended = [
             int(rope["factor"] * rope["original_max_position_embeddings"])
             for rope in ropes
             if rope["rope_type"] == "yarn" and rope.get("factor") is not None
         ]
-        stretched += [int(rope["factor"] * positions) for rope in ropes if rope["rope_type"] == "linear"]
-        limits.append(Limit(max(int(positions), *stretched, 0), "max_position_embeddings"))
+        extended += [int(rope["factor"] * positions) for rope in ropes if rope["rope_type"] == "linear"]
+        limits.append(Limit(max(int(positions), *extended, 0), "max_position_embeddings"))
     return min(limits, default=None)
 
 
 def model_limit(model: Model) -> Limit | None:
-    """The same of a model folder or hub name.
+    """The `length_limit` of a model folder or hub name.
 
     Raises:
-        EngineError: its configuration cannot be read.
+        EngineError: the configuration cannot be read.
     """
     try:
         config = AutoConfig.from_pretrained(
@@ -58,7 +59,7 @@ def model_limit(model: Model) -> Limit | None:
 
 
 def _rope_parameters(config: Any) -> list[dict[str, Any]]:
-    """Parameters of RoPE, one for each type of layer where they differ; none without RoPE."""
+    """RoPE parameters, one entry per layer type if they differ; empty without RoPE."""
     parameters = getattr(config, "rope_parameters", None) or {}
     nested = [of_layers for of_layers in parameters.values() if isinstance(of_layers, dict)]
     return [p for p in nested or [parameters] if "rope_type" in p]

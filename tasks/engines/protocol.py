@@ -1,4 +1,4 @@
-"""What stages ask of a language model."""
+"""The interface between stages and language models."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,30 +10,30 @@ import torch
 
 
 class EngineError(RuntimeError):
-    """A model, a device or a server that cannot do what is asked."""
+    """A model, a device or a server cannot do what is requested."""
 
 
 class EngineAwayError(EngineError):
-    """A server that has been out of reach for too long; it may come back."""
+    """A server has been unreachable for too long; it may come back."""
 
 
 class Trunk(NamedTuple):
-    """A path that draws branch off: a prompt, and a completion of it as far as any draw needs it."""
+    """A shared path from which draws branch: a prompt, and its completion as far as any draw needs it."""
 
     prompt: tuple[int, ...]
     completion: tuple[int, ...] = ()
 
     def prefix(self, draw: "Draw") -> list[int]:
-        """The token ids that a draw continues, its forced token included."""
+        """The token ids that a draw continues, including its forced token."""
         return [*self.prompt, *self.completion[: draw.depth], *([] if draw.token is None else [draw.token])]
 
 
 class Draw(NamedTuple):
     """One continuation to be sampled.
 
-    The prefix is the trunk's prompt and the first `depth` tokens of its completion, then `token` if one is forced;
-    then at most `limit` sampled tokens, the last of which is a stop token unless the limit cut it. `seed` (64 bits)
-    names its random stream.
+    The prefix is the trunk's prompt and the first `depth` tokens of its completion, then `token` if one is forced.
+    At most `limit` sampled tokens follow, the last of which is a stop token unless the limit truncates the draw.
+    `seed` (64 bits) identifies its random stream.
     """
 
     trunk: int
@@ -45,7 +45,7 @@ class Draw(NamedTuple):
 
 @dataclass(frozen=True)
 class Continuation:
-    """The sampled tokens of a draw, without prefix and forced token; `truncated` where the limit ended it."""
+    """The sampled tokens of a draw, without prefix and forced token; `truncated` if the limit ended it."""
 
     tokens: npt.NDArray[np.int32]
     truncated: bool
@@ -63,23 +63,23 @@ class Sampler(Protocol):
     def continue_prefixes(
         self, trunks: Sequence[Trunk], draws: Sequence[Draw], temperature: float
     ) -> list[Continuation]:
-        """Sample every draw; the result depends on each draw's own identity, not on its neighbours.
+        """Sample every draw; the result of each depends on the draw alone, not on others in the batch.
 
         Raises:
-            EngineError: it cannot go on; nothing of the call is kept.
+            EngineError: sampling cannot continue; no result of the call is kept.
         """
         ...
 
     def release(self) -> None:
-        """Free memory that is held for the next call."""
+        """Free the memory that is kept for the next call."""
         ...
 
 
 class Scorer(Protocol):
-    """A causal language model that tells its next-token distributions.
+    """A causal language model that returns its next-token distributions.
 
     Attributes:
-        vocabulary: V, the number of token ids; probabilities are over exactly these.
+        vocabulary: V, the number of token ids that probabilities range over.
     """
 
     vocabulary: int
@@ -94,7 +94,7 @@ class Scorer(Protocol):
 
 
 def ended(draw: Draw, stop: frozenset[int]) -> Continuation | None:
-    """What a draw is that needs no decoding: its forced token is a stop token, or no room is left."""
+    """The result of a draw that needs no decoding: its forced token is a stop token, or its limit leaves no room."""
     if draw.token is not None and draw.token in stop:
         return Continuation(np.empty(0, dtype=np.int32), False)
     if draw.limit <= 0:

@@ -1,4 +1,4 @@
-"""One uniform a step becomes a token: the inverse of the cumulative distribution, in the order of token ids."""
+"""Samples one token per uniform random number, by the inverse CDF over token ids in ascending order."""
 
 import torch
 
@@ -10,11 +10,12 @@ _STRIDE = 128
 def inverse_cdf(logits: torch.Tensor, uniforms: torch.Tensor, temperature: float) -> torch.Tensor:
     """Sampled token ids: [B, V], [B] (double) -> [B].
 
-    Probabilities and their sums over strides of the vocabulary are float32, the rest double: first the stride where
-    the uniform falls, then the token within, so that no cumulative row of the whole vocabulary is ever made.
+    Probabilities and their sums over strides of the vocabulary are float32, everything else is double. The stride that
+    contains the uniform is found first, then the token within it, so no cumulative sum over the whole vocabulary is
+    needed.
 
     Raises:
-        EngineError: logits that are not numbers.
+        EngineError: the logits are not numbers.
     """
     B, V = logits.shape
     weights = torch.softmax(logits if temperature == 1.0 else logits / temperature, dim=-1)
@@ -24,17 +25,17 @@ def inverse_cdf(logits: torch.Tensor, uniforms: torch.Tensor, temperature: float
         sums = torch.cat([sums, weights[:, full:].sum(-1, keepdim=True)], dim=1)
     ends = sums.double().cumsum(-1)
     if not bool(torch.isfinite(ends[:, -1]).all()):
-        raise EngineError("the model gives logits that are not numbers; try dtype float32 or bfloat16")
+        raise EngineError("the model returns logits that are not numbers; try dtype float32 or bfloat16")
     target = uniforms[:, None] * ends[:, -1:]
     stride = torch.minimum(torch.searchsorted(ends, target, right=True), _last(ends))
     before = torch.where(stride > 0, ends.gather(1, (stride - 1).clamp(min=0)), 0.0)
     tokens = stride * _STRIDE + torch.arange(_STRIDE, device=logits.device)
     inside = weights.gather(1, tokens.clamp(max=V - 1)).masked_fill_(tokens >= V, 0.0)
     within = inside.double().cumsum(-1)
-    place = torch.minimum(torch.searchsorted(within, target - before, right=True), _last(within))
-    return (stride * _STRIDE + place)[:, 0]
+    index = torch.minimum(torch.searchsorted(within, target - before, right=True), _last(within))
+    return (stride * _STRIDE + index)[:, 0]
 
 
 def _last(cumulative: torch.Tensor) -> torch.Tensor:
-    """Place of the last positive term, [B, N] -> [B, 1]: where rounding leads past the end, this is it."""
+    """Index of the last positive term, [B, N] -> [B, 1]; used where rounding leads past the end."""
     return (cumulative < cumulative[:, -1:]).sum(-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Streams vocabulary rows at completion positions, for one view or several in step; never all rows at once."""
+"""Streams vocabulary rows at completion positions, for one or several views in lockstep; never all rows at once."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -10,11 +10,11 @@ import torch
 from tasks.engines.protocol import EngineError, Scorer
 
 DOUBLE_UP_TO = 4096
-"""Vocabulary up to which rows are double; float32 above, with sums in double."""
+"""Largest vocabulary for which rows are double; float32 above, with sums in double."""
 
 
 class View(NamedTuple):
-    """A model that looks at completions after its own prompt."""
+    """A model that scores completions after its own prompt."""
 
     scorer: Scorer
     prompt: Sequence[int]
@@ -29,17 +29,17 @@ def score_blocks(
     block: int = 64,
     group_tokens: int = 65536,
 ) -> Iterator[tuple[npt.NDArray[np.int64], list[torch.Tensor]]]:
-    """Next-token log-probabilities at every completion position, or at chosen ones.
+    """Next-token log-probabilities at all completion positions, or at selected ones.
 
     Args:
         views: models with their prompts; equal views are computed once.
         tokens: completions, [T], CSR with offsets [R+1].
-        rows: increasing positions (indices into T); all where None.
-        block: vocabulary rows held at once.
-        group_tokens: tokens in one forward pass.
+        rows: increasing positions (indices into T); None for all.
+        block: most vocabulary rows in memory at once.
+        group_tokens: most tokens in one forward pass.
 
     Yields:
-        positions [n <= block] and, for each view, their log-probabilities [n, V], V the smallest vocabulary of all.
+        positions [n <= block] and, for each view, their log-probabilities [n, V]; V is the smallest vocabulary.
     """
     wanted = np.arange(len(tokens), dtype=np.int64) if rows is None else rows
     vocabulary = min(view.scorer.vocabulary for view in views)
@@ -67,18 +67,18 @@ def score_blocks(
 
 
 def tempered(log_probs: torch.Tensor, temperature: float) -> torch.Tensor:
-    """The policy that draws are made with: probabilities [n, V] at the temperature."""
+    """The sampling policy: probabilities [n, V] at the temperature."""
     return log_probs.exp() if temperature == 1.0 else torch.softmax(log_probs / temperature, dim=-1)
 
 
 def _checked(log_probs: torch.Tensor, vocabulary: int) -> torch.Tensor:
-    """Log-probabilities over the first `vocabulary` tokens alone, in double where that is cheap.
+    """Log-probabilities over the first `vocabulary` tokens only, in double where that is cheap.
 
     Raises:
-        EngineError: NaN or +infinity.
+        EngineError: a value is NaN or +infinity.
     """
     if not bool((log_probs < torch.inf).all()):
-        raise EngineError("the model gives log-probabilities that are not numbers; try dtype float32 or bfloat16")
+        raise EngineError("the model returns log-probabilities that are not numbers; try dtype float32 or bfloat16")
     wide = log_probs.double() if vocabulary <= DOUBLE_UP_TO else log_probs
     return wide if wide.shape[-1] == vocabulary else torch.log_softmax(wide[..., :vocabulary], dim=-1)
 
@@ -86,7 +86,7 @@ def _checked(log_probs: torch.Tensor, vocabulary: int) -> torch.Tensor:
 def _groups(
     rollouts: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64], prompt: int, limit: int
 ) -> Iterator[list[int]]:
-    """Consecutive rollouts whose padded sequences stay within `limit` tokens; at least one each."""
+    """Groups of consecutive rollouts whose padded sequences stay within `limit` tokens; at least one per group."""
     group: list[int] = []
     width = 0
     for r in rollouts.tolist():

@@ -1,1 +1,1 @@
-"""What any long work needs: errors, progress, processes."""
+"""Support for long-running work: errors, progress, processes."""

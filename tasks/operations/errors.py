@@ -1,4 +1,4 @@
-"""What kind a failure is: one that may pass, one of the whole run, or one of a single question."""
+"""Classifies failures: transient, fatal for the whole run, or limited to one question."""
 
 import time
 from collections.abc import Callable
@@ -15,23 +15,23 @@ Result = TypeVar("Result")
 
 
 def is_transient(error: BaseException) -> bool:
-    """True for what may go away without a change to the run: a full disk, a store or a server out of reach."""
+    """True for errors that may pass without a change to the run: a full disk, an unreachable store or server."""
     if isinstance(error, EngineAwayError):
         return True
     return isinstance(error, OSError) and not isinstance(error, LASTING)
 
 
 def is_fatal(error: BaseException) -> bool:
-    """True for what would meet every question alike; anything else is one question's own."""
+    """True for errors that would affect every question; any other error concerns one question only."""
     return isinstance(error, _FATAL)
 
 
 def patiently(action: Callable[[], Result], retries: int, seconds: float) -> Result:
-    """What an action gives; after what may pass it is tried again, each time after twice the pause.
+    """The result of an action, retried after transient errors with exponential backoff.
 
     Args:
-        retries: times that it is tried again.
-        seconds: before the first of them.
+        retries: maximum number of retries.
+        seconds: pause before the first retry; it doubles for each further one.
     """
     for i in range(retries):
         try:

@@ -1,10 +1,10 @@
-"""Functions and classes that declarations name, imported when they are needed."""
+"""Functions and classes that declarations name as `module:name`, imported on demand."""
 
 from importlib import import_module
 from typing import Any
 
 
 def implementation(place: str) -> Any:
-    """What `module:name` names."""
+    """The object that `module:name` refers to."""
     module, _, name = place.partition(":")
     return getattr(import_module(module), name)

@@ -1,4 +1,4 @@
-"""How far the work is: stages tell, whoever listens shows."""
+"""Progress: stages publish it, listeners display it."""
 
 import time
 from collections import Counter
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Step(NamedTuple):
-    """Some of a stage's work is done: `done` more of `unit`; the first step of a stage tells the total."""
+    """Progress of a stage: `done` more units are finished; the first step of a stage gives the total."""
 
     stage: str
     done: int
@@ -18,26 +18,26 @@ class Step(NamedTuple):
 
 @dataclass
 class Amount:
-    """How much of a stage is done, since when, and what that says of the rest."""
+    """How much of a stage is done, since when, and an estimate of the time left."""
 
     total: int
     done: int = 0
-    began: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=time.monotonic)
     over: bool = False
-    """Nothing more will come, whatever is left of the total: of what was cached, say."""
+    """The stage has finished, even if the total is not reached, for example because the rest was cached."""
 
     def add(self, done: int) -> None:
-        """Some more is done; a task that is tried again tells some of it again."""
+        """Add finished units; a retried task reports some of them again, so the sum is capped at the total."""
         self.done = min(self.total, self.done + done)
 
     @property
     def complete(self) -> bool:
-        """True where all is done."""
+        """True if everything is done."""
         return self.done >= self.total
 
     def __str__(self) -> str:
-        """Done, total and time; once something is done, its rate and the time that is left."""
-        seconds = time.monotonic() - self.began
+        """Done, total and elapsed time; once something is done, also the rate and the estimated time left."""
+        seconds = time.monotonic() - self.started
         text = f"{self.done:,} of {self.total:,}, {seconds:.0f} s"
         if self.done and seconds > 0:
             text += f", {self.done / seconds:.3g}/s"
@@ -51,20 +51,20 @@ _listeners: list[Listener] = []
 
 
 def listen(listener: Listener) -> Callable[[], None]:
-    """Add a listener; the returned function takes it away."""
+    """Add a listener; the returned function removes it."""
     _listeners.append(listener)
     return lambda: _listeners.remove(listener)
 
 
 def publish(stage: str, done: int, total: int | None = None) -> None:
-    """Tell all listeners."""
+    """Report progress to all listeners."""
     for listener in _listeners:
         listener(Step(stage, done, total))
 
 
 @contextmanager
 def capture_progress() -> Iterator[Counter[str]]:
-    """What is done while the block runs, by stage: for a process in which nobody listens."""
+    """Count the progress published during a block, by stage, for a process without listeners."""
     events: Counter[str] = Counter()
     stop = listen(lambda step: events.update({step.stage: step.done}))
     try:

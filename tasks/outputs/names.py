@@ -28,14 +28,14 @@ def named(config: RunConfig, flow: str, stages: Sequence[str]) -> Iterator[None]
     """
     session = open_session(config)
     need = digest(session.keys.references(stages))
-    claim = digest(["run", flow, config.name])
+    lease = digest(["run", flow, config.name])
     seen: set[str] = set()
     while True:
         with ExitStack() as held:
-            if session.with_retries(lambda: held.enter_context(session.leases.acquire(claim, need))):
+            if session.with_retries(lambda: held.enter_context(session.leases.acquire(lease, need))):
                 yield
                 return
-        others = {r.name for r in session.leases.rivals(claim) if r.alive and not r.expired and r.subject != need}
+        others = {r.name for r in session.leases.rivals(lease) if r.alive and not r.expired and r.subject != need}
         if others & seen:  # not one that has only come and looked
             raise InputError(
                 "name",
@@ -50,12 +50,12 @@ def named(config: RunConfig, flow: str, stages: Sequence[str]) -> Iterator[None]
 def writing(session: RunSession) -> Iterator[None]:
     """Write the outputs of a run's name for the time of a block, after any other that writes them."""
 
-    def told() -> None:
+    def log_waiting() -> None:
         get_run_logger().info("another run named %r writes its outputs: waiting for it", session.config.name)
 
-    claim = digest(["outputs", session.config.name])
+    lease = digest(["outputs", session.config.name])
     with ExitStack() as held:
-        session.with_retries(lambda: held.enter_context(session.leases.wait(claim, told)))
+        session.with_retries(lambda: held.enter_context(session.leases.wait(lease, log_waiting)))
         yield
 
 

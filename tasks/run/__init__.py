@@ -1,1 +1,1 @@
-"""One run: what it needs, the keys of what it makes, and the shells of its stages."""
+"""One run: its session, the keys of its artefacts, and the shells of its stages."""

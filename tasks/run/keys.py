@@ -1,4 +1,4 @@
-"""Which artefact follows from which: the keys of a run, known before anything is computed."""
+"""The dependencies between artefacts: the keys of a run, known before anything is computed."""
 
 from collections.abc import Iterable, Sequence
 from typing import Protocol
@@ -10,23 +10,23 @@ from tasks.store.keys import Recipe
 
 
 class Identities(Protocol):
-    """What keys say of all that is read from outside the store: questions, models, recorded tables."""
+    """What keys contain about inputs from outside the store: questions, models, recorded tables."""
 
     def settings(self, stage: Stage) -> dict[str, object]:
-        """What of the configuration is in a stage's keys."""
+        """The part of the configuration that enters a stage's keys."""
         ...
 
     def of_question(self, question: str) -> dict[str, str]:
-        """Fingerprints of what the first stage makes a question's artefact from."""
+        """Fingerprints of the inputs from which the first stage makes a question's artefact."""
         ...
 
     def of_teacher(self, source: Source, question: str) -> dict[str, object]:
-        """What a teacher with its context is, for one question."""
+        """Identity of a teacher with its context, for one question."""
         ...
 
 
 class RunKeys:
-    """The keys of a run, computed when they are asked for, and what stands behind each."""
+    """The keys of a run, computed on demand, and the recipe of each."""
 
     def __init__(self, config: RunConfig, identities: Identities, questions: Iterable[str]) -> None:
         self.recipes: dict[str, Recipe] = {}
@@ -39,11 +39,11 @@ class RunKeys:
 
     @property
     def questions(self) -> list[str]:
-        """Those that have not been left out."""
+        """Questions that have not been left out."""
         return [q for q in self._all if q not in self._left_out]
 
     def leave_out(self, questions: Iterable[str]) -> None:
-        """Questions that the run goes on without: what is made of all questions is then made of the others."""
+        """Continue without some questions: artefacts over all questions are then made from the remaining ones."""
         left_out = frozenset(questions)
         if left_out == self._left_out:
             return
@@ -52,30 +52,30 @@ class RunKeys:
         self._known = {place: key for place, key in self._known.items() if place[0] not in pooled}
 
     def key(self, stage: str, question: str, signal: Signal | None = None) -> str:
-        """Key of one artefact; where there is one of all questions, or of all signals, it is the same for each."""
+        """Key of one artefact; if one artefact covers all questions or all signals, its key is the same for each."""
         declared = PIPELINE[stage]
         place = declared.place(question, signal)
         if place not in self._known:
-            self._known[place] = self._computed(declared, *place[1:])
+            self._known[place] = self._compute(declared, *place[1:])
         return self._known[place]
 
     def of_stage(self, stage: str, question: str) -> dict[Signal | None, str]:
-        """Keys of one stage of one question, by signal where there is one for each."""
+        """Keys of one stage for one question, by signal if the stage has an artefact per signal."""
         if PIPELINE[stage].scope is Scope.SIGNAL:
             return {signal: self.key(stage, question, signal) for signal in self._signals}
         return {None: self.key(stage, question)}
 
     def rounds(self, stage: str, question: str) -> str:
-        """Under which a stage keeps its draws while it makes them."""
+        """Key under which a stage keeps its draws while it samples them."""
         declared = PIPELINE[stage]
         if declared.round_settings is None:
             return self.key(stage, question)
         place = f"rounds of {stage}", question, None
         if place not in self._known:
             inputs = self._inputs(declared, question, None)
-            settings = declared.round_settings(self._config)  # whose names tell the stages apart
+            settings = declared.round_settings(self._config)  # their names distinguish the stages
             recipe = Recipe("rounds", ROUNDS_VERSION, settings, inputs, {})
-            self._known[place] = self._remembered(recipe)
+            self._known[place] = self._register(recipe)
         return self._known[place]
 
     def references(self, stages: Sequence[str]) -> list[tuple[str, str]]:
@@ -89,39 +89,39 @@ class RunKeys:
         return list(dict.fromkeys(found))
 
     def artefacts(self, question: str) -> list[tuple[str, str]]:
-        """Every (stage, key) that a diagnosis' tables are read from, of one question."""
+        """Every (stage, key) from which the tables of a diagnosis are read, for one question."""
         return [(stage, key) for stage in diagnosis_stages() for key in self.of_stage(stage, question).values()]
 
     def aggregate(self, questions: Sequence[str]) -> str:
-        """Key of the tables over some questions: everything they are read from, and the names that stand in them."""
+        """Key of the tables over some questions: all artefacts they are read from, and the names they contain."""
         settings: dict[str, object] = {
             "seed": self._config.seed,
             "scores": self._config.scores.keyed(),
             "signals": [list(s) for s in self._signals],
         }
         read = dict.fromkeys(key for question in questions for _, key in self.artefacts(question))
-        return self._remembered(Recipe("aggregate", AGGREGATE_VERSION, settings, list(read), {}))
+        return self._register(Recipe("aggregate", AGGREGATE_VERSION, settings, list(read), {}))
 
-    def _computed(self, stage: Stage, question: str, signal: Signal | None) -> str:
+    def _compute(self, stage: Stage, question: str, signal: Signal | None) -> str:
         settings = self._identities.settings(stage)
         if stage.of_source and signal is not None:
             teacher = self._identities.of_teacher(signal.source, question)
             settings = {**settings, **teacher, "loss": self._losses[signal.loss].keyed()}
         fingerprints = {} if stage.reads else self._identities.of_question(question)
         inputs = self._inputs(stage, question, signal)
-        return self._remembered(Recipe(stage.name, stage.version, settings, inputs, fingerprints))
+        return self._register(Recipe(stage.name, stage.version, settings, inputs, fingerprints))
 
     def _inputs(self, stage: Stage, question: str, signal: Signal | None) -> list[str]:
         if stage.scope is Scope.RUN:
             return sorted(self.key(read, q) for read in stage.reads for q in self.questions)
         return [self.key(read, question, signal) for read in stage.reads]
 
-    def _remembered(self, recipe: Recipe) -> str:
+    def _register(self, recipe: Recipe) -> str:
         self.recipes[recipe.key] = recipe
         return recipe.key
 
 
 def _pools(stage: str) -> bool:
-    """True for what is made of all questions together, and for what is read from it."""
+    """True for stages over all questions together, and for stages that read from those."""
     declared = PIPELINE[stage]
     return declared.scope is Scope.RUN or any(_pools(read) for read in declared.reads)

@@ -1,4 +1,4 @@
-"""The models of a run: loaded when they are first asked for, and as many of them as memory holds."""
+"""The models of a run: loaded on first use, as many at a time as fit in memory."""
 
 from collections.abc import Mapping
 from functools import cached_property, partial
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 class LoadedModels:
-    """Student and teachers with their prompts: an implementation of `tasks.stages.protocol.Models`."""
+    """Student and teachers with their prompts; implements `tasks.stages.protocol.Models`."""
 
     def __init__(
         self, config: RunConfig, library: ModelLibrary, engine: EngineChoice, questions: Mapping[str, Question]
     ) -> None:
-        """Load nothing yet."""
+        """Create the object; models are loaded later."""
         self._config, self._library, self._engine, self._questions = config, library, engine, questions
         self._sources = model_sources(config)
         self._scorers: dict[Model, TransformersScorer] = {}
@@ -33,19 +33,19 @@ class LoadedModels:
 
     @property
     def student(self) -> "TransformersScorer":
-        """The student, for its distributions."""
+        """The student, as a scorer."""
         return self._scorer(self._config.model)
 
     @property
     def sampler(self) -> Sampler:
-        """The student, for draws."""
+        """The student, as a sampler."""
         if self._sampler is None:
             self._sampler = self._engine.sampler(self._config.model, self.tokenizer, lambda: self.student)
         return self._sampler
 
     @property
     def tokenizer(self) -> Any:
-        """The student's."""
+        """The student's tokenizer."""
         return self._library.tokenizer(self._config.model)
 
     @cached_property
@@ -58,25 +58,25 @@ class LoadedModels:
         return self._questions[question].answer
 
     def prompt(self, question: str) -> list[int]:
-        """The student's prompt, token ids.
+        """Token ids of the student's prompt.
 
         Raises:
-            InputError: the model's chat template refuses it, or it is longer than any model reads.
+            InputError: the model's chat template rejects it, or it is longer than any model can process.
         """
         prompt = self._config.prompt
         return encode_prompt(self.tokenizer, prompt_text(prompt, PLAIN, self._questions[question]), prompt)
 
     def teacher(self, source: Source) -> "TransformersScorer":
-        """The model of a teacher; of the same content as the student's, it is the student."""
+        """The model of a teacher; the student itself if both have the same content."""
         model = self._sources[source][0].model or self._config.model
         same = self._library.fingerprint(model) == self._library.fingerprint(self._config.model)
         return self.student if same else self._scorer(model)
 
     def teacher_prompt(self, source: Source, question: str) -> list[int]:
-        """A teacher's prompt with its context, token ids.
+        """Token ids of a teacher's prompt with its context.
 
         Raises:
-            InputError: as for the student's.
+            InputError: as for the student's prompt.
         """
         teacher, context = self._sources[source]
         own = teacher.chat_template == "own" and teacher.model is not None
@@ -86,30 +86,30 @@ class LoadedModels:
 
     @property
     def decoded(self) -> int:
-        """Tokens that have been sampled so far."""
+        """Number of tokens sampled so far."""
         return 0 if self._sampler is None else self._sampler.decoded
 
     def close(self) -> None:
-        """End worker processes, and what samples."""
+        """End worker processes and release the sampler."""
         if "verifier" in self.__dict__:
             self.verifier.close()
         if self._sampler is not None:
             self._sampler.release()
 
     def _scorer(self, model: Model) -> "TransformersScorer":
-        """A model, loaded; the student stays, of the teachers only the last one."""
+        """A loaded model; besides the student, only the last teacher is kept."""
         if model not in self._scorers:
             from tasks.engines.transformers.scorer import load_transformers, vocabulary_size
 
             for other in [m for m in self._scorers if m != self._config.student]:
                 del self._scorers[other]
             vocabulary = vocabulary_size(self._library.tokenizer(model))
-            room = partial(self._make_room, model)
-            self._scorers[model] = load_transformers(model, self._config.engine, vocabulary, room)
+            make_room = partial(self._make_room, model)
+            self._scorers[model] = load_transformers(model, self._config.engine, vocabulary, make_room)
         return self._scorers[model]
 
     def _make_room(self, model: Model) -> None:
-        """Where memory does not hold a model beside what is there, that goes, and is loaded again when needed."""
+        """Unload other models if a model does not fit in memory; they are loaded again when needed."""
         device = resolve_device(self._config.engine.device)
         if not fits(model, device) and self._sampler is not None:
             self._sampler.release()

@@ -1,4 +1,4 @@
-"""What is checked before a run begins, without loading a model; what keys say of models comes of it."""
+"""Checks before a run starts, without loading a model, and the identities of models that enter keys."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -19,10 +19,10 @@ from tasks.verifiers.verifier import fingerprint as verifier_fingerprint
 
 
 def check_models(config: RunConfig, library: ModelLibrary) -> None:
-    """Refuse models that cannot run here, or that do not go together; nothing of them is loaded.
+    """Refuse models that cannot run here or are incompatible, without loading them.
 
     Raises:
-        InputError: naming the field and the value.
+        InputError: the message gives the field and the value.
     """
     try:
         resolve_device(config.engine.device)
@@ -34,12 +34,12 @@ def check_models(config: RunConfig, library: ModelLibrary) -> None:
         if teacher.model is not None:
             field = f"teachers[{i}].model.path"
             check(field, teacher.model)
-            ours, theirs = library.tokenizer(config.model), library.tokenizer(teacher.model)
-            check_same_tokenizer(field, teacher.model.path, ours, theirs)
+            student, other = library.tokenizer(config.model), library.tokenizer(teacher.model)
+            check_same_tokenizer(field, teacher.model.path, student, other)
 
 
 def _check_model(config: RunConfig, library: ModelLibrary, field: str, model: Model) -> None:
-    """Refuse a model that is neither here nor on the hub, or has no tokenizer."""
+    """Refuse a model that is neither a local folder nor on the hub, or has no tokenizer."""
     looks_local = model.path.startswith((".", "/")) or model.path.count("/") > 1
     if looks_local and not is_local_folder(model.path):
         raise InputError(field, f"{model.path!r} is not there; give a model folder or a hub name")
@@ -51,7 +51,7 @@ def _check_model(config: RunConfig, library: ModelLibrary, field: str, model: Mo
 
 
 class ModelIdentities:
-    """What keys say of models, questions and prompts: `tasks.run.keys.Identities` of a run with models."""
+    """What keys contain about models, questions and prompts: `tasks.run.keys.Identities` of a run with models."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class ModelIdentities:
         """Render every prompt once, and check that its completions fit the models.
 
         Raises:
-            InputError: naming the question, and the field that would have to change.
+            InputError: the message gives the question, and the field to change.
         """
         self._config, self._library, self._engine, self._models = config, library, engine, models
         self._sources = model_sources(config)
@@ -75,11 +75,11 @@ class ModelIdentities:
                 self._prompts[question, source] = digest(self._teacher_prompt(source, question))
 
     def settings(self, stage: Stage) -> dict[str, object]:
-        """What of the configuration is in a stage's keys."""
+        """The part of the configuration that enters a stage's keys."""
         return stage.settings(self._config)
 
     def of_question(self, question: str) -> dict[str, str]:
-        """Fingerprints of the question, its prompt, and whatever answers and judges it."""
+        """Fingerprints of the question, its prompt, and the student, engine and verifier."""
         return {
             "question": digest([question, self._models.answer(question)]),
             "prompt": self._prompts[question, None],

@@ -1,4 +1,4 @@
-"""The artefacts of a run's earlier stages, from its store."""
+"""Reads the artefacts of a run's earlier stages from its store."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from tasks.store.store import Store
 
 
 class StoredReads:
-    """A `tasks.stages.protocol.Reads` of a store."""
+    """A `tasks.stages.protocol.Reads` on a store."""
 
     def __init__(self, store: Store, keys: RunKeys) -> None:
         self._store, self._keys = store, keys
@@ -20,15 +20,15 @@ class StoredReads:
         """One artefact.
 
         Raises:
-            StoreError: it is not there.
+            StoreError: it is missing.
         """
         return self._store.need(stage, self._keys.key(stage, question, signal)).arrays
 
     def every(self, stage: str) -> Iterator[Arrays]:
-        """Those of all questions, in the order of their keys, which is in the keys of what is made of them."""
+        """Artefacts of all questions, in the order of their keys, in which they enter the keys of later artefacts."""
         keys = sorted(self._keys.key(stage, question) for question in self._keys.questions)
         return (self._store.need(PIPELINE[stage].name, key).arrays for key in keys)
 
     def seed(self, purpose: str, stage: str, question: str) -> int:
-        """64-bit seed of a random stream that follows from an artefact's key."""
+        """64-bit seed of a random stream, derived from an artefact's key."""
         return stream_seed(purpose, self._keys.key(stage, question))

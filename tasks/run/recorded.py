@@ -1,4 +1,4 @@
-"""Evidence from tables that another system recorded: nothing is sampled, no model is asked."""
+"""Evidence from tables recorded by another system: nothing is sampled, and no model is used."""
 
 from collections.abc import Iterable, Mapping
 
@@ -11,7 +11,7 @@ from tasks.stages.distillation.branches import distill_branches
 
 
 class RecordedProvider:
-    """A `tasks.stages.protocol.Provider` that looks up, and the `tasks.run.keys.Identities` of what it looks at."""
+    """A `tasks.stages.protocol.Provider` that reads recorded tables, and their `tasks.run.keys.Identities`."""
 
     decoded = 0
 
@@ -21,11 +21,11 @@ class RecordedProvider:
 
     @property
     def questions(self) -> list[str]:
-        """Ids, in order of their first row."""
+        """Question ids, in order of their first row."""
         return list(self._questions)
 
     def settings(self, stage: Stage) -> dict[str, object]:
-        """Recorded rollouts follow from their rows alone, so the temperature is in the keys of what is read at it."""
+        """Recorded rollouts depend only on their rows; the temperature enters the keys of ideal gradients instead."""
         if stage.name == "rollouts":
             return {}
         if stage.name == "ideal":
@@ -33,11 +33,11 @@ class RecordedProvider:
         return stage.settings(self._config)
 
     def of_question(self, question: str) -> dict[str, str]:
-        """Content of its rows."""
+        """Digest of the question's rows."""
         return {"rows": self._questions[question].digest}
 
     def of_teacher(self, source: Source, question: str) -> dict[str, object]:
-        """Content of the teacher's rows."""
+        """Digest of the teacher's rows."""
         return {"rows": self._questions[question].teachers[source.teacher].digest}
 
     def rollouts(self, question: str) -> Arrays:
@@ -57,16 +57,16 @@ class RecordedProvider:
         )
 
     def values(self, question: str, rollouts: Arrays) -> Arrays:
-        """Nothing can be drawn.
+        """Not available: nothing can be sampled.
 
         Raises:
-            NotImplementedError: always; `flows.command.configuration.check_ranked` has refused such a run before.
+            NotImplementedError: always; `flows.command.configuration.check_ranked` refuses such a run beforehand.
         """
         raise NotImplementedError("recorded outcomes have no values along rollouts")
 
     def texts(self, ids: Iterable[int]) -> dict[int, str]:
-        """Text of token ids, as the table has it."""
+        """Texts of token ids, from the table."""
         return {token: self._texts.get(token, "" if token < 0 else f"#{token}") for token in sorted(set(ids))}
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to close."""

@@ -1,4 +1,4 @@
-"""What one process knows of a run: its configuration, questions, keys, store, and where its evidence comes from."""
+"""The state of a run in one process: configuration, questions, keys, store, and the provider of its evidence."""
 
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
@@ -24,11 +24,11 @@ Result = TypeVar("Result")
 
 
 class RunSession(NamedTuple):
-    """A checked configuration with what its stages share.
+    """A checked configuration with the resources that its stages share.
 
     Attributes:
-        provider: where rollouts, trees and distillation gradients come from.
-        leases: what this process works on, for others to see.
+        provider: source of rollouts, trees and distillation gradients.
+        leases: leases of this process on the work it does.
     """
 
     config: RunConfig
@@ -39,15 +39,15 @@ class RunSession(NamedTuple):
     checkpoints: StoreCheckpoints
 
     def with_retries(self, action: Callable[[], Result]) -> Result:
-        """What an action gives; after a transient error it is tried again, as the settings say."""
+        """The result of an action, retried after transient errors as the settings say."""
         return patiently(action, self.config.execution.retries, self.config.execution.retry_seconds)
 
 
 def start_session(config: RunConfig) -> RunSession:
-    """Check all that can be checked without loading a model.
+    """Check everything that can be checked without loading a model, and open the session.
 
     Raises:
-        InputError: naming the field and the value.
+        InputError: the message gives the field and the value.
     """
     if config.execution.storage_block is not None:
         use_block(config.execution.storage_block)
@@ -84,7 +84,7 @@ def _writable(url: str) -> Store:
         store = Store(url)
         store.check_writable()
     except StoreError as error:
-        raise InputError("store", f"{error}; give a folder or URL that can be written") from error
+        raise InputError("store", f"{error}; give a writable folder or URL") from error
     return store
 
 
@@ -92,10 +92,10 @@ _sessions: dict[str, RunSession] = {}
 
 
 def open_session(config: RunConfig) -> RunSession:
-    """The session of a configuration; one process keeps the last one, until its flow ends.
+    """The session of a configuration; a process keeps the last one until its flow ends.
 
     Raises:
-        InputError: naming the field and the value.
+        InputError: the message gives the field and the value.
     """
     key = config.model_dump_json()
     if key not in _sessions:
@@ -105,6 +105,6 @@ def open_session(config: RunConfig) -> RunSession:
 
 
 def close_sessions() -> None:
-    """Let the next `open_session` look at files and models anew; worker processes end."""
+    """End worker processes; the next `open_session` reads files and models again."""
     while _sessions:
         _sessions.popitem()[1].provider.close()

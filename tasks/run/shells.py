@@ -1,4 +1,4 @@
-"""The shell of every stage: find what is missing, have it made, commit it."""
+"""The shell around every stage: find missing artefacts, compute them, commit them."""
 
 import logging
 import time
@@ -29,17 +29,17 @@ from tasks.store.keys import digest
 _log = logging.getLogger(__name__)
 
 _WAIT = 0.2
-"""Seconds between two looks at what another process works on."""
+"""Seconds between two checks of work that another process is doing."""
 
 
 @dataclass
 class TaskSummary:
-    """What a task did: the small reference that it returns.
+    """What a task did: a small object that it returns instead of data.
 
     Attributes:
         left_out: questions that cannot be diagnosed, with the reason.
-        failed: questions that an error ended, with the error; the next run tries them again.
-        events: progress that the task published, by what it is of.
+        failed: questions that failed, with the error; the next run retries them.
+        events: progress that the task published, by label.
     """
 
     made: int = 0
@@ -52,11 +52,11 @@ class TaskSummary:
 
     @property
     def figures(self) -> dict[str, int | float]:
-        """What it made, found and decoded, and how long that took."""
+        """Artefacts made and found in the store, tokens decoded, and seconds taken."""
         return {name: getattr(self, name) for name in ("made", "cached", "decoded_tokens", "seconds")}
 
     def add(self, part: "TaskSummary") -> None:
-        """Count what another task of the stage did."""
+        """Add the summary of another task of the stage."""
         self.made += part.made
         self.cached += part.cached
         self.decoded_tokens += part.decoded_tokens
@@ -66,16 +66,16 @@ class TaskSummary:
 
 
 def run_stage(session: RunSession, name: str, ids: Sequence[str], source: Source | None = None) -> TaskSummary:
-    """Make what is missing of one stage for some questions, of one teacher with one context where it works on one.
+    """Make the missing artefacts of one stage for some questions; for one teacher and context if the stage has them.
 
-    What another process on the same store works on is waited for; a question that fails does not end the others.
+    Work that another process on the same store is doing is waited for. A failing question does not stop the others.
 
     Raises:
-        Exception: what would meet every question alike (`tasks.operations.errors.is_fatal`).
+        Exception: an error that would affect every question (`tasks.operations.errors.is_fatal`).
     """
-    stage, began, summary = PIPELINE[name], time.monotonic(), TaskSummary()
+    stage, started, summary = PIPELINE[name], time.monotonic(), TaskSummary()
     parts = deque([list(ids)] if stage.scope is Scope.RUN else [[i] for i in ids])
-    others = 0
+    deferred = 0
     while parts:
         part = parts.popleft()
         try:
@@ -88,41 +88,41 @@ def run_stage(session: RunSession, name: str, ids: Sequence[str], source: Source
             finished = True
         if finished:
             publish(name, len(part))
-            others = 0
+            deferred = 0
         else:
             parts.append(part)
-            others += 1
-            if others == len(parts):
+            deferred += 1
+            if deferred == len(parts):
                 time.sleep(_WAIT)
-                others = 0
+                deferred = 0
     summary.left_out = _refused(session, stage, [i for i in ids if i not in summary.failed])
-    summary.seconds = time.monotonic() - began
+    summary.seconds = time.monotonic() - started
     return summary
 
 
 def _make_part(session: RunSession, stage: Stage, question: str, source: Source | None, summary: TaskSummary) -> bool:
-    """Make what is missing of one question, or of all together; False where another process is at it."""
+    """Make missing artefacts of one question, or of all together; False if another process is working on them."""
     keys = {
         signal: key
         for signal, key in session.keys.of_stage(stage.name, question).items()
         if signal is None or source is None or signal.source == source
     }
-    absent = _absent(session, stage, keys)
-    if absent:
+    missing = _missing(session, stage, keys)
+    if missing:
         subject = digest([stage.name, session.keys.key("rollouts", question), source])
-        with session.leases.acquire(subject) as ours:
-            if not ours:
+        with session.leases.acquire(subject) as acquired:
+            if not acquired:
                 return False
-            absent = _absent(session, stage, absent)  # made since then
-            if absent:
-                _commit(session, stage, question, absent, source, summary)
+            missing = _missing(session, stage, missing)  # some may have been made in the meantime
+            if missing:
+                _commit(session, stage, question, missing, source, summary)
                 if session.config.tree.samples:
                     session.checkpoints.clear(stage.name, question)
-    summary.cached += len(keys) - len(absent)
+    summary.cached += len(keys) - len(missing)
     return True
 
 
-def _absent(session: RunSession, stage: Stage, keys: dict[Signal | None, str]) -> dict[Signal | None, str]:
+def _missing(session: RunSession, stage: Stage, keys: dict[Signal | None, str]) -> dict[Signal | None, str]:
     return {signal: key for signal, key in keys.items() if not session.store.has(stage.name, key)}
 
 
@@ -130,17 +130,17 @@ def _commit(
     session: RunSession,
     stage: Stage,
     question: str,
-    absent: dict[Signal | None, str],
+    missing: dict[Signal | None, str],
     source: Source | None,
     summary: TaskSummary,
 ) -> None:
     start, decoded = time.monotonic(), session.provider.decoded
     reads = StoredReads(session.store, session.keys)
-    made = compute(stage, Work(session.config, session.provider, reads, question, list(absent), source))
+    made = compute(stage, Work(session.config, session.provider, reads, question, list(missing), source))
     decoded = session.provider.decoded - decoded
     seconds = round((time.monotonic() - start) / len(made), 6)
     for signal, arrays in made.items():
-        key = absent[signal]
+        key = missing[signal]
         meta = {**asdict(session.keys.recipes[key]), "seconds": seconds, "decoded_tokens": decoded}
         session.store.commit(stage.name, key, arrays, meta)
     summary.made += len(made)
@@ -148,7 +148,7 @@ def _commit(
 
 
 def _refused(session: RunSession, stage: Stage, ids: Sequence[str]) -> dict[str, str]:
-    """Questions that the run cannot go on with after a stage, with the reason."""
+    """Questions that the run cannot continue with after a stage, with the reason."""
     if stage.refuse is None:
         return {}
     refusal, reads = implementation(stage.refuse), StoredReads(session.store, session.keys)
@@ -169,7 +169,7 @@ def stage_task(
     source: tuple[str, str] | None = None,
     left_out: Sequence[str] = (),
 ) -> Any:
-    """One stage for a batch of questions. `Cached` where the store has it all, verified, and nothing was made."""
+    """One stage for a batch of questions. `Cached` if all artefacts were in the store, verified, and none was made."""
     logger = get_run_logger()
     limit = config.execution.gpu_limit if PIPELINE[stage].with_model else None
     with concurrency(limit, strict=True) if limit is not None else nullcontext(), capture_progress() as events:

@@ -1,4 +1,4 @@
-"""Keeps draws while a stage makes them, committed from time to time, so that a kill loses little."""
+"""Commits draws periodically while a stage samples them, so that a killed run loses little work."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -23,26 +23,26 @@ class StoreCheckpoints:
 
     @property
     def most_draws(self) -> int:
-        """Draws of a unit, at most."""
+        """Maximum number of draws in a unit."""
         return self._config.execution.round_draws
 
     def decode_round(
         self, stage: str, question: str, index: int, units: Sequence[Unit], decode: Decode, layout: str = "rounds"
     ) -> dict[str, AnyArray]:
-        """The outcomes of one round, unit after unit; what the store holds of it is not decoded again.
+        """The outcomes of one round, unit by unit; draws already in the store are not decoded again.
 
-        A stage whose rounds have a key of their own keeps finished ones, for rounds after them; of any other they stay
-        until the artefact that comes of them is committed, and `clear` called.
+        If a stage's rounds have their own key, finished rounds are kept for later rounds. For other stages they are
+        kept until the artefact made from them is committed and `clear` is called.
         """
         declared = PIPELINE[stage]
         label = declared.draws.label if declared.draws is not None else stage
-        kept = declared.round_settings is not None
+        keeps_rounds = declared.round_settings is not None
         key, total = self._keys.rounds(stage, question), units[-1].last if units else 0
         name = f"round-{index:04d}"
-        whole = self._store.load("rounds", key, name=name + SUFFIX, layout=layout) if kept else None
-        if whole is not None and whole.meta["last"] == total:
-            publish(label, len(whole["success"]))
-            return dict(whole.arrays)
+        finished = self._store.load("rounds", key, name=name + SUFFIX, layout=layout) if keeps_rounds else None
+        if finished is not None and finished.meta["last"] == total:
+            publish(label, len(finished["success"]))
+            return dict(finished.arrays)
         parts = {p.meta["first"]: p for p in self._parts(key, index, layout)} if len(units) > 1 else {}
         ends = {unit.last for unit in units}
         done: list[Arrays] = []
@@ -50,7 +50,7 @@ class StoreCheckpoints:
         reached, first, committed = 0, 0, time.monotonic()
         for unit in units:
             if unit.first < reached:
-                continue  # in the part taken before
+                continue  # covered by the part loaded before
             part = parts.get(unit.first)
             if part is not None and not pending and part.meta["last"] in ends:
                 outcome: Arrays = part.arrays
@@ -64,13 +64,13 @@ class StoreCheckpoints:
                     pending, first, committed = [], reached, time.monotonic()
             done.append(outcome)
             publish(label, len(outcome["success"]))
-        if kept:
+        if keeps_rounds:
             self._commit(key, name, joined(done, layout), layout, 0, total)
             self._remove(key, f"part-{index:04d}-")
         return joined(done, layout)
 
     def clear(self, stage: str, question: str) -> None:
-        """Remove what a finished artefact no longer needs; rounds that larger settings go on from stay."""
+        """Remove draws that a finished artefact no longer needs; keep rounds that larger settings can extend."""
         if PIPELINE[stage].draws is not None:
             extends = PIPELINE[stage].keeps_rounds(self._config)
             self._remove(self._keys.rounds(stage, question), "part-" if extends else "")
@@ -84,8 +84,8 @@ class StoreCheckpoints:
         found = [self._store.load("rounds", key, name=name, layout=layout) for name in names]
         return [part for part in found if part is not None]
 
-    def _remove(self, key: str, start: str) -> None:
-        """Remove rounds, or parts of one, whose names start so."""
+    def _remove(self, key: str, prefix: str) -> None:
+        """Remove rounds, or parts of a round, whose names start with `prefix`."""
         for name in self._store.names("rounds", key):
-            if name.startswith(start):
+            if name.startswith(prefix):
                 self._store.remove("rounds", key, name)

@@ -1,6 +1,6 @@
-"""An artefact as bytes: a Zarr v3 group in one zip file, whose comment is the SHA-256 of all before it.
+"""Encodes an artefact as bytes: a Zarr v3 group in one zip file, whose comment is the SHA-256 of all preceding bytes.
 
-A whole artefact verifies without being decoded, and any Zarr reader still opens the file.
+An artefact can be verified without being decoded, and any Zarr reader can still open the file.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ _COMPRESS_FROM = 4096  # bytes; below, the codec costs more than it saves
 
 @dataclass(frozen=True)
 class Artefact:
-    """What one stage made for one question."""
+    """The output of one stage for one question."""
 
     stage: str
     key: str
@@ -39,10 +39,10 @@ class Artefact:
 
 
 def encode(stage: str, key: str, arrays: Arrays, meta: Mapping[str, Any]) -> bytes:
-    """Zip bytes of an artefact, ending in their own SHA-256.
+    """Zip bytes of an artefact; the last 64 are the SHA-256 of the rest.
 
     Raises:
-        ValueError: the arrays are not those declared for the stage.
+        ValueError: the arrays do not match the layout declared for the stage.
     """
     check_layout(stage, layout_of(stage), arrays)
     members = sync(_write_group(stage, arrays, {**meta, "stage": stage, "key": key}))
@@ -55,7 +55,7 @@ def encode(stage: str, key: str, arrays: Arrays, meta: Mapping[str, Any]) -> byt
     return body + hashlib.sha256(body).hexdigest().encode()
 
 
-# The synchronous API of Zarr crosses to its event loop for every array; one crossing for all halves the time.
+# Zarr's synchronous API enters its event loop once per array; entering it once for all arrays halves the time.
 
 
 async def _write_group(stage: str, arrays: Arrays, attributes: dict[str, Any]) -> dict[str, Buffer]:
@@ -87,15 +87,15 @@ async def _read_group(members: MemoryStore) -> tuple[dict[str, Any], dict[str, A
 
 
 def is_whole(data: bytes) -> bool:
-    """True where the bytes end in the SHA-256 of what stands before."""
+    """True if the bytes end with the SHA-256 of everything before it."""
     return len(data) > _HEX and hashlib.sha256(memoryview(data)[:-_HEX]).hexdigest().encode() == data[-_HEX:]
 
 
 def decode(stage: str, key: str, data: bytes) -> Artefact:
-    """The artefact in the bytes.
+    """Decode an artefact.
 
     Raises:
-        ValueError: damaged, or another stage's, or not laid out as declared.
+        ValueError: the bytes are damaged, hold another artefact, or do not have the declared layout.
     """
     if not is_whole(data):
         raise ValueError(f"{stage}/{key}: damaged, its SHA-256 does not match")

@@ -1,4 +1,4 @@
-"""Credentials of a remote store from a block of Prefect's, for those who do not keep them in the environment."""
+"""Credentials of a remote store from a Prefect block, as an alternative to environment variables."""
 
 from typing import cast
 
@@ -8,10 +8,10 @@ from tasks.store.store import StoreError
 
 
 def use_block(name: str) -> None:
-    """Let every file system of the block's protocol use its settings (keys, endpoint), in this process.
+    """Apply the settings of a block (keys, endpoint) to every file system of its protocol in this process.
 
     Raises:
-        StoreError: there is no such block.
+        StoreError: the block does not exist.
     """
     from prefect.filesystems import RemoteFileSystem
 
@@ -19,7 +19,7 @@ def use_block(name: str) -> None:
         block = cast(RemoteFileSystem, RemoteFileSystem.load(name))
     except ValueError as error:
         raise StoreError(
-            f"execution.storage_block: there is no block remote-file-system/{name}; make it in Prefect's UI"
+            f"execution.storage_block: there is no block remote-file-system/{name}; create it in Prefect's UI"
         ) from error
     protocol = block.basepath.partition("://")[0]
     fsspec.config.conf[protocol] = {**fsspec.config.conf.get(protocol, {}), **block.settings}

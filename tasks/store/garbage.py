@@ -1,4 +1,4 @@
-"""Removes what no run refers to any more."""
+"""Garbage collection: removes artefacts that no run refers to any more."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -7,75 +7,73 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
-from tasks.store.leases import FOLDER as CLAIMS
+from tasks.store.leases import FOLDER as LEASES
 from tasks.store.listing import WORKERS, Stored, folders, stored
 from tasks.store.references import reachable
 from tasks.store.store import MARKER, Store, StoreError
 
-_BETWEEN = 10_000
-"""Objects removed between two looks at what runs refer to."""
+_BATCH = 10_000
+"""Objects removed before the references of runs are read again."""
 
 
 def check_marked(store: Store) -> None:
-    """Refuse to delete where nothing says that this is a store.
+    """Refuse to delete anything from a place that is not marked as a store.
 
     Raises:
-        StoreError: there is no marker.
+        StoreError: the marker is missing.
     """
     if store.format() is None:
         raise StoreError(
-            f"{store.url!r} has no {MARKER}, so it may be no store and nothing is removed; "
+            f"{store.url!r} has no {MARKER}, so it may not be a store and nothing is removed; "
             "if it is one, any run or plan on it (--store) marks it"
         )
 
 
 def unreachable(store: Store, older: float) -> list[Stored]:
-    """Objects of artefacts that no kept run refers to and none of which was written in the last `older` seconds.
+    """Objects of artefacts that no kept run refers to and of which nothing was written in the last `older` seconds.
 
     Raises:
-        StoreError: a run's references cannot be read, so nothing is known to be free.
+        StoreError: a run's references cannot be read, so it is unknown what can be deleted.
     """
-    every = [item for stage in folders() for item in stored(store, stage)]
-    kept, now = (
-        reachable(store),
-        time.time(),
-    )  # after what is there, as a run refers to what it makes before it is there
-    young = {item.artefact for item in every if now - item.changed < older}
-    return [item for item in every if item.artefact not in kept and item.artefact not in young]
+    items = [item for stage in folders() for item in stored(store, stage)]
+    # references are read after listing, because a run writes them before its artefacts
+    kept, now = reachable(store), time.time()
+    young = {item.artefact for item in items if now - item.changed < older}
+    return [item for item in items if item.artefact not in kept and item.artefact not in young]
 
 
-def sweep(store: Store, free: Iterable[Stored], told: Callable[[int], None] = lambda done: None) -> int:
-    """Remove what is free, but for what a run has come to need since; gives how many artefacts went.
+def sweep(store: Store, items: Iterable[Stored], report_progress: Callable[[int], None] = lambda count: None) -> int:
+    """Remove objects unless a run refers to them by now; returns the number of artefacts removed.
 
     Raises:
-        StoreError: a run's references cannot be read, or this is not known to be a store.
+        StoreError: a run's references cannot be read, or the store is not marked as one.
     """
     check_marked(store)
-    left, removed = iter(free), set()
-    while part := list(islice(left, _BETWEEN)):
+    remaining, removed = iter(items), set()
+    while batch := list(islice(remaining, _BATCH)):
         kept = reachable(store)
-        still = [item for item in part if item.artefact not in kept]
-        remove(store, still, told)
-        told(len(part) - len(still))
-        removed |= {item.artefact for item in still}
+        unreferenced = [item for item in batch if item.artefact not in kept]
+        remove(store, unreferenced, report_progress)
+        report_progress(len(batch) - len(unreferenced))
+        removed |= {item.artefact for item in unreferenced}
     return len(removed)
 
 
-def remove(store: Store, items: Iterable[Stored], told: Callable[[int], None] = lambda done: None) -> None:
-    """Remove objects, and folders that this leaves empty."""
+def remove(store: Store, items: Iterable[Stored], report_progress: Callable[[int], None] = lambda count: None) -> None:
+    """Remove objects, and folders that become empty."""
 
-    def one(item: Stored) -> None:
+    def remove_one(item: Stored) -> None:
         store.remove(item.stage, item.key, item.name)
         if store.is_local:
-            with suppress(OSError):  # not empty, or gone
+            with suppress(OSError):  # not empty, or already deleted
                 Path(store.path(item.stage, item.key)).rmdir()
-        told(1)
+        report_progress(1)
 
     with ThreadPoolExecutor(1 if store.is_local else WORKERS) as pool:
-        for _ in pool.map(one, items):
+        for _ in pool.map(remove_one, items):
             pass
 
 
-def claims(store: Store) -> list[str]:
-    """What processes work on now, or did when they were killed."""
-    return [name for name in store.names(CLAIMS) if not name.startswith(".")]
+def leases(store: Store) -> list[str]:
+    """Names of the leases that processes hold, or held when they were killed."""
+    return [name for name in store.names(LEASES) if not name.startswith(".")]

@@ -1,4 +1,4 @@
-"""Content keys: SHA-256 over canonical JSON of everything that can change a number."""
+"""Content keys: SHA-256 over canonical JSON of everything that can change a result."""
 
 import hashlib
 import json
@@ -17,8 +17,8 @@ def canonical(value: object) -> str:
     """Canonical JSON: sorted keys, no white space, shortest round-trip floats, no NaN.
 
     Raises:
-        ValueError: a NaN or an infinity.
-        TypeError: something that is not JSON.
+        ValueError: the value contains a NaN or an infinity.
+        TypeError: it cannot be written as JSON.
     """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
@@ -30,13 +30,13 @@ def digest(value: object) -> str:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that a key stands for.
+    """Everything that a key is computed from.
 
     Attributes:
-        stage, version: the stage; its version is raised whenever its code gives other numbers.
-        settings: every setting that can change a number.
-        inputs: keys of the artefacts that are read.
-        fingerprints: of models, tokenizers, questions and, for engine-made data, the engine.
+        stage, version: the stage; its version is raised whenever its code gives different results.
+        settings: every setting that can change a result.
+        inputs: keys of the artefacts that the stage reads.
+        fingerprints: of models, tokenizers, questions and, for data produced by an engine, the engine.
     """
 
     stage: str
@@ -47,12 +47,12 @@ class Recipe:
 
     @cached_property
     def key(self) -> str:
-        """SHA-256 over the canonical JSON of all the above."""
+        """SHA-256 over the canonical JSON of all fields."""
         return digest(asdict(self))
 
 
 def engine_fingerprint(kind: str) -> str:
-    """Name and versions of what makes draws and probabilities."""
+    """Name and library versions of the engine that computes draws and probabilities."""
     return f"{kind} {version('transformers')} torch {version('torch')}"
 
 
@@ -60,7 +60,7 @@ def installed_version(*names: str) -> str:
     """Version of the first of these distributions that is installed.
 
     Raises:
-        PackageNotFoundError: none is.
+        PackageNotFoundError: none is installed.
     """
     for name in names:
         try:
@@ -71,16 +71,16 @@ def installed_version(*names: str) -> str:
 
 
 def model_fingerprint(model: Model) -> str:
-    """SHA-256 of a folder's content, or the commit that a hub name stands for.
+    """SHA-256 of a model folder's content, or the commit that a hub name resolves to.
 
     Raises:
-        ValueError: neither a model's folder that can be read nor a hub name that can be resolved.
+        ValueError: the path is neither a readable model folder nor a hub name that can be resolved.
     """
     if is_local_folder(model.path):
         folder = Path(model.path)
         try:
-            if not (folder / "config.json").is_file():  # any folder else, as large as it is, would be read
-                raise ValueError(f"{shown(model.path)} holds no config.json; give the folder of a model")
+            if not (folder / "config.json").is_file():  # otherwise any folder, however large, would be read
+                raise ValueError(f"{shown(model.path)} has no config.json; give a model folder")
             return folder_fingerprint(folder)
         except OSError as error:
             raise ValueError(f"{shown(model.path)} cannot be read: {reason(error)}") from error
@@ -88,7 +88,7 @@ def model_fingerprint(model: Model) -> str:
 
 
 def folder_fingerprint(folder: Path) -> str:
-    """SHA-256 over relative names and contents of all files but hidden ones."""
+    """SHA-256 over relative names and contents of all files except hidden ones."""
     files = sorted(
         p for p in folder.rglob("*") if p.is_file() and not any(s.startswith(".") for s in p.relative_to(folder).parts)
     )
@@ -103,9 +103,9 @@ def _file_digest(path: Path) -> str:
 
 
 def hub_errors() -> tuple[type[Exception], ...]:
-    """What a call of the hub's client raises where the hub is away, refuses, or does not know a name.
+    """Errors of the hub client when the hub is unreachable, refuses, or does not know a name.
 
-    Among them are the errors of the HTTP library below the client, which is not the same one in all its versions.
+    They include the errors of the client's HTTP library, which is not the same one in all versions of the client.
     """
     from huggingface_hub import get_session
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
@@ -127,6 +127,6 @@ def _hub_commit(model: Model) -> str:
         if cached is not None:
             return cached
         raise ValueError(
-            f"{shown(model.path)} is neither a folder here nor a hub model that can be reached or is cached "
-            f"({type(error).__name__}: {reason(error)}); give a model folder, or a hub name and a network"
+            f"{shown(model.path)} is neither a local folder nor a reachable or cached hub model "
+            f"({type(error).__name__}: {reason(error)}); give a model folder, or a hub name and network access"
         ) from error

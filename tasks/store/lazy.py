@@ -1,4 +1,4 @@
-"""Artefacts that are read when they are looked at, one question's at a time: memory does not grow with questions."""
+"""Lazily read artefacts, cached for one question at a time: memory does not grow with the number of questions."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -8,10 +8,10 @@ from tasks.store.store import Store
 
 
 class Loaded(Mapping[str, AnyArray]):
-    """Arrays of an artefact, read when they are looked at."""
+    """Arrays of an artefact, read on access."""
 
     def __init__(self, read: Callable[[], Mapping[str, AnyArray]]) -> None:
-        """Read nothing yet; `read` keeps what it has read, or not."""
+        """Read nothing yet; caching is up to `read`."""
         self._read = read
 
     def __getitem__(self, name: str) -> AnyArray:
@@ -25,25 +25,25 @@ class Loaded(Mapping[str, AnyArray]):
 
 
 class OneQuestion:
-    """Reads artefacts, and holds those of the question that was looked at last."""
+    """Reads artefacts, and caches those of the most recently accessed question."""
 
     def __init__(self, store: Store) -> None:
-        """Hold nothing yet."""
+        """Start with an empty cache."""
         self._store = store
         self._question = ""
-        self._held: dict[tuple[str, str], Mapping[str, AnyArray]] = {}
+        self._cache: dict[tuple[str, str], Mapping[str, AnyArray]] = {}
 
     def loaded(self, question: str, stage: str, key: str) -> Loaded:
         """An artefact of a question.
 
         Raises:
-            StoreError: when it is looked at and not there.
+            StoreError: on access, if it is missing.
         """
         return Loaded(partial(self._read, question, stage, key))
 
     def _read(self, question: str, stage: str, key: str) -> Mapping[str, AnyArray]:
         if question != self._question:
-            self._question, self._held = question, {}
-        if (stage, key) not in self._held:
-            self._held[stage, key] = self._store.need(stage, key).arrays
-        return self._held[stage, key]
+            self._question, self._cache = question, {}
+        if (stage, key) not in self._cache:
+            self._cache[stage, key] = self._store.need(stage, key).arrays
+        return self._cache[stage, key]

@@ -1,15 +1,15 @@
-"""Leases: who works on what, so that processes that share a store compute nothing twice.
+"""Leases: who works on what, so that processes sharing a store compute nothing twice.
 
-Who wants to work puts an object of its own beside those of the others and then looks whether it is alone; if not, it
-takes its own away again. Of two that do so at once at least one sees the other, so that never both go on. Nobody
-rewrites or removes the object of a process that may be alive, and no name is used twice: what a process does that had
-stalled, whenever it comes back, meets only what is its own. A holder rewrites its object from time to time; one that no
-longer changes, or whose process on this machine is gone, counts no more and is removed. No clocks are compared: an
-observer measures on its own how long a claim has not changed.
+To take a lease, a process writes an object of its own next to those of the others, then checks whether it is alone; if
+not, it removes its object again. Of two processes that do so concurrently at least one sees the other, so never both
+proceed. No process rewrites or removes the object of another that may be alive, and no name is used twice, so whatever
+a stalled process does after resuming affects only its own objects. A holder renews its lease by rewriting the object.
+A lease that no longer changes, or whose process on this machine has ended, has expired and is removed. No clocks are
+compared: each observer measures for itself how long a lease has not changed.
 
-A holder that stalls for longer than the lease, or that the store is away from for so long, must be taken to have lost
-its claim. It may not notice and finish: two then do the same work, which is wasted and harms nothing, as artefacts are
-named by their content.
+A holder that stalls, or cannot reach the store, for longer than the lease duration must be assumed to have lost its
+lease. It may not notice and finish its work. Two processes then do the same work, which is wasteful but harmless, as
+artefacts are content-addressed.
 """
 
 import json
@@ -28,12 +28,13 @@ from tasks.store.outages import StoreError
 from tasks.store.store import Store
 
 FOLDER = "claims"
+"""Folder of the leases; existing stores have it under this name."""
 _WAIT = 0.2
-"""Seconds between two looks at a claim that is waited for."""
+"""Seconds between two attempts to take a lease that is waited for."""
 
 
 def _machine() -> str:
-    """Names the processes that this one can see: a host since its start, and its container."""
+    """Identifies the processes visible to this one: the host since its boot, and the container."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -42,13 +43,13 @@ def _machine() -> str:
 
 
 @dataclass
-class Claim:
-    """A claim of this process.
+class Lease:
+    """A lease of this process.
 
     Attributes:
-        name: of the object, which no other claim ever has.
-        subject: those of one subject exclude each other not.
-        beats: signs of life so far.
+        name: name of the object, never used by another lease.
+        subject: leases with the same subject do not exclude each other.
+        beats: number of renewals so far.
     """
 
     name: str
@@ -58,11 +59,11 @@ class Claim:
 
 @dataclass(frozen=True)
 class Rival:
-    """Another's object, as it is now.
+    """The current state of a competing lease.
 
     Attributes:
-        alive: it has changed while it was looked at, or its process is on this machine.
-        expired: it has not changed for longer than the lease, or its process is gone.
+        alive: it has changed while being observed, or its process is running on this machine.
+        expired: it has not changed for longer than the lease duration, or its process has ended.
     """
 
     name: str
@@ -72,15 +73,15 @@ class Rival:
 
 
 class LeaseManager:
-    """The claims of one process on one store."""
+    """The leases of one process on one store."""
 
-    def __init__(self, store: Store, lease: float) -> None:
-        """Hold nothing yet.
+    def __init__(self, store: Store, duration: float) -> None:
+        """Hold no lease yet.
 
         Args:
-            lease: seconds without a sign of life after which others take a claim over.
+            duration: seconds without renewal after which others take a lease over.
         """
-        self._store, self._lease = store, lease
+        self._store, self._duration = store, duration
         process, started = this_process()
         self._process = {"machine": _machine(), "process": process, "started": started}
         self._id, self._count = uuid.uuid4().hex, count()
@@ -89,80 +90,80 @@ class LeaseManager:
 
     @contextmanager
     def acquire(self, name: str, subject: str | None = None) -> Iterator[bool]:
-        """Hold a claim for the time of a block; gives False where another holds it.
+        """Hold a lease for the duration of a block; yields False if another process holds it.
 
         Args:
-            subject: what the work is of, where any number of processes may do it together as long as it is the same.
+            subject: identifies work that any number of processes may do together, as long as it is the same for all.
         """
-        claim = self.take(name, subject)
-        if claim is None:
+        lease = self.take(name, subject)
+        if lease is None:
             yield False
             return
-        over = Event()
-        beating = Thread(target=self._beat, args=(claim, over), daemon=True)
-        beating.start()
+        finished = Event()
+        heartbeat = Thread(target=self._beat, args=(lease, finished), daemon=True)
+        heartbeat.start()
         try:
             yield True
         finally:
-            over.set()
-            beating.join()
-            self.release(claim)
+            finished.set()
+            heartbeat.join()
+            self.release(lease)
 
     @contextmanager
-    def wait(self, name: str, told: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Hold a claim for the time of a block, once no other holds it.
+    def wait(self, name: str, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Hold a lease for the duration of a block, once no other process holds it.
 
         Args:
-            told: is called where it has to be waited for.
+            on_wait: called once if another process holds the lease.
         """
-        waits = False
+        waiting = False
         while True:
-            with self.acquire(name) as ours:
-                if ours:
+            with self.acquire(name) as acquired:
+                if acquired:
                     yield
                     return
-            if not waits:
-                told()
-            waits = True
+            if not waiting:
+                on_wait()
+            waiting = True
             time.sleep(_WAIT)
 
-    def take(self, name: str, subject: str | None = None) -> Claim | None:
-        """A claim that is now ours, to be renewed within the lease and released; None where another's is valid."""
+    def take(self, name: str, subject: str | None = None) -> Lease | None:
+        """Take a lease, to be renewed within its duration and released; None if a competing lease is valid."""
         if _excluded(subject, self.rivals(name)):
             return None
-        claim = Claim(f"{name}.{self._id}-{next(self._count)}", subject)
-        self._held.add(claim.name)
+        lease = Lease(f"{name}.{self._id}-{next(self._count)}", subject)
+        self._held.add(lease.name)
         try:
-            self.renew(claim)
-            rivals = self.rivals(name, claim)
+            self.renew(lease)
+            rivals = self.rivals(name, lease)
             if not _excluded(subject, rivals):
                 for rival in rivals:
                     if rival.expired:
                         self._store.remove(FOLDER, rival.name)
-                return claim
+                return lease
         except BaseException:
-            self.release(claim)
+            self.release(lease)
             raise
-        self.release(claim)
+        self.release(lease)
         return None
 
-    def renew(self, claim: Claim) -> None:
-        """Give a sign of life."""
-        claim.beats += 1
-        content = {**self._process, "subject": claim.subject, "beat": claim.beats}
-        self._store.put_note(json.dumps(content).encode(), FOLDER, claim.name)
+    def renew(self, lease: Lease) -> None:
+        """Show that the holder is alive."""
+        lease.beats += 1
+        content = {**self._process, "subject": lease.subject, "beat": lease.beats}
+        self._store.put_note(json.dumps(content).encode(), FOLDER, lease.name)
 
-    def release(self, claim: Claim) -> None:
-        """Let others have it: at once, or after the lease where the store is away."""
-        self._held.discard(claim.name)
+    def release(self, lease: Lease) -> None:
+        """Make it available to others: at once, or once it expires if the store cannot be reached."""
+        self._held.discard(lease.name)
         with suppress(OSError, StoreError):
-            self._store.remove(FOLDER, claim.name)
+            self._store.remove(FOLDER, lease.name)
 
-    def rivals(self, name: str, own: Claim | None = None) -> list[Rival]:
-        """Leases of a name, but for one of our own."""
-        there = self._store.names(FOLDER)
-        self._seen = {n: seen for n, seen in self._seen.items() if n in there}
-        others = [n for n in there if n.rpartition(".")[0] == name and (own is None or n != own.name)]
+    def rivals(self, name: str, own: Lease | None = None) -> list[Rival]:
+        """Leases of a name, except one of this process."""
+        existing = self._store.names(FOLDER)
+        self._seen = {n: seen for n, seen in self._seen.items() if n in existing}
+        others = [n for n in existing if n.rpartition(".")[0] == name and (own is None or n != own.name)]
         contents = {n: self._store.get_bytes(FOLDER, n) for n in others}
         return [self._rival(n, content) for n, content in contents.items() if content is not None]
 
@@ -173,19 +174,20 @@ class LeaseManager:
             since, changed = now, True
         self._seen[name] = content, since, changed
         try:
-            held = json.loads(content)
-            subject = held["subject"]
-            here = held["machine"] == self._process["machine"]
-            gone = here and is_gone(held["process"], held["started"])
+            lease = json.loads(content)
+            subject = lease["subject"]
+            local = lease["machine"] == self._process["machine"]
+            ended = local and is_gone(lease["process"], lease["started"])
         except (ValueError, KeyError, TypeError):  # damaged
-            subject, here, gone = None, False, False
-        left = name.rpartition(".")[2].startswith(self._id) and name not in self._held  # released while away
-        return Rival(name, subject, (here and not gone) or changed, gone or left or now - since > self._lease)
+            subject, local, ended = None, False, False
+        # an own lease that could not be removed when it was released
+        left = name.rpartition(".")[2].startswith(self._id) and name not in self._held
+        return Rival(name, subject, (local and not ended) or changed, ended or left or now - since > self._duration)
 
-    def _beat(self, claim: Claim, over: Event) -> None:
-        while not over.wait(self._lease / 4):
-            with suppress(OSError, StoreError):  # away, or its credentials have run out: tried again
-                self.renew(claim)
+    def _beat(self, lease: Lease, finished: Event) -> None:
+        while not finished.wait(self._duration / 4):
+            with suppress(OSError, StoreError):  # unreachable, or expired credentials: retried
+                self.renew(lease)
 
 
 def _excluded(subject: str | None, rivals: list[Rival]) -> bool:

@@ -1,4 +1,4 @@
-"""What a store holds, and whether it is whole."""
+"""Lists the objects of a store, and verifies them."""
 
 import os
 import re
@@ -17,7 +17,7 @@ from tasks.store.store import OBJECT, Store
 
 
 def folders() -> list[str]:
-    """Folders of artefacts."""
+    """Names of the folders that hold artefacts."""
     first, *others = PIPELINE
     return [first, "rounds", *others, "calibration"]
 
@@ -37,13 +37,13 @@ _NAMES = {
 }
 
 
-def is_ours(stage: str, key: str, name: str) -> bool:
-    """True for what a run may have written; all else in a folder called like a stage is somebody's own.
+def belongs_to_store(stage: str, key: str, name: str) -> bool:
+    """True for objects that a run may have written; anything else in a folder named like a stage is someone else's.
 
-    Names are those of a stage's objects, and of what a killed process leaves of one that it was writing.
+    Accepts the names of a stage's objects, and of the temporary files that a killed process leaves behind.
     """
-    ours = _NAMES.get(stage, re.escape(OBJECT))
-    return _KEY.fullmatch(key) is not None and re.fullmatch(rf"{ours}|\.{ours}\.[0-9a-f]{{32}}", name) is not None
+    pattern = _NAMES.get(stage, re.escape(OBJECT))
+    return _KEY.fullmatch(key) is not None and re.fullmatch(rf"{pattern}|\.{pattern}\.[0-9a-f]{{32}}", name) is not None
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Stored:
 
     Attributes:
         size: bytes.
-        changed: seconds since 1970, by the store's own clock.
+        changed: when it was last written, seconds since 1970 by the store's own clock.
     """
 
     stage: str
@@ -63,27 +63,27 @@ class Stored:
 
     @property
     def artefact(self) -> str:
-        """As runs refer to it."""
+        """Stage and key, as runs refer to it."""
         return f"{self.stage}/{self.key}"
 
 
 def stored(store: Store, stage: str) -> Iterator[Stored]:
-    """Every object of a stage; what is not ours, or goes while it is listed, is not there."""
+    """Every object of a stage; objects that do not belong to the store, or vanish while being listed, are skipped."""
     if store.is_local:
         yield from _local(Path(store.path(stage)), stage)
         return
     for path, info in store.find(stage).items():
         key, _, name = path.partition("/")
-        if is_ours(stage, key, name):
+        if belongs_to_store(stage, key, name):
             yield Stored(stage, key, name, int(info["size"]), _seconds(info))
 
 
 def _local(folder: Path, stage: str) -> Iterator[Stored]:
-    """As above, without the many calls that a file system for everything makes; links are not followed."""
+    """Like `stored`, without the many calls of a generic file system; links are not followed."""
     for key in () if folder.is_symlink() else _entries(folder):
         if _KEY.fullmatch(key.name) and key.is_dir(follow_symlinks=False):
             for entry in _entries(key.path):
-                if is_ours(stage, key.name, entry.name) and entry.is_file(follow_symlinks=False):
+                if belongs_to_store(stage, key.name, entry.name) and entry.is_file(follow_symlinks=False):
                     try:
                         info = entry.stat(follow_symlinks=False)
                     except FileNotFoundError:
@@ -101,19 +101,19 @@ def _entries(folder: str | Path) -> Iterator[os.DirEntry[str]]:
 
 
 def _seconds(info: dict[str, Any]) -> float:
-    """When an object was written, as file systems differ in telling."""
+    """When an object was written; file systems report this under different names."""
     for name in ("LastModified", "mtime", "created", "updated", "last_modified"):
         value = info.get(name)
         if isinstance(value, datetime):
             return value.timestamp()
         if isinstance(value, int | float):
             return float(value)
-    return time.time()  # unknown: as if just written
+    return time.time()  # unknown: treated as just written
 
 
 @dataclass
 class Holding:
-    """What a stage holds: artefacts, objects and bytes."""
+    """Number of artefacts, objects and bytes of a stage."""
 
     stage: str
     artefacts: int = 0
@@ -122,7 +122,7 @@ class Holding:
 
 
 def holdings(store: Store) -> list[Holding]:
-    """What every stage holds."""
+    """The holding of every stage."""
     out = []
     for stage in folders():
         holding, keys = Holding(stage), set()
@@ -135,21 +135,21 @@ def holdings(store: Store) -> list[Holding]:
     return out
 
 
-def damaged(store: Store, told: Callable[[int], None] = lambda done: None) -> list[Stored]:
-    """Every object that does not verify; nothing is removed.
+def damaged(store: Store, report_progress: Callable[[int], None] = lambda count: None) -> list[Stored]:
+    """Every object that fails verification; nothing is removed.
 
     Args:
-        told: hears how many objects more have been looked at.
+        report_progress: called with the number of objects checked since the last call.
     """
     out: list[Stored] = []
 
-    def bad(item: Stored) -> bool:
+    def fails(item: Stored) -> bool:
         data = store.get_bytes(item.stage, item.key, item.name)
         return data is not None and not is_whole(data)
 
     with ThreadPoolExecutor(WORKERS) as pool:
-        every = (item for stage in folders() for item in stored(store, stage) if item.name.endswith(".zarr.zip"))
-        while part := list(islice(every, _AT_ONCE)):
-            out += [item for item, is_bad in zip(part, pool.map(bad, part), strict=True) if is_bad]
-            told(len(part))
+        items = (item for stage in folders() for item in stored(store, stage) if item.name.endswith(".zarr.zip"))
+        while batch := list(islice(items, _AT_ONCE)):
+            out += [item for item, failed in zip(batch, pool.map(fails, batch), strict=True) if failed]
+            report_progress(len(batch))
     return out

@@ -1,7 +1,7 @@
-"""The errors of remote file systems, told apart: a store that is away for now, and one that cannot be used as asked.
+"""Classifies errors of remote file systems: a store that is unavailable for now, or cannot be used as requested.
 
-The libraries behind fsspec raise their own classes, few of which are an `OSError`. Which there are is looked up by name
-among the modules that are loaded, so that none of the libraries is imported for it.
+The libraries behind fsspec raise their own classes, few of which derive from `OSError`. The classes are looked up by
+name in the modules already loaded, so that no library is imported for this.
 """
 
 import sys
@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from tasks.inputs.files import NotAFileError
 
 LASTING = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError, NotAFileError)
-"""Errors that say what is the matter, and that waiting does not change."""
+"""Specific errors that waiting does not fix."""
 
-_PASSING = {
+_TRANSIENT = {
     "builtins": ("OSError",),
     "aiohttp": ("ClientError",),
     "azure.core.exceptions": ("HttpResponseError", "ServiceRequestError", "ServiceResponseError"),
@@ -36,17 +36,17 @@ _PASSING = {
     "paramiko.ssh_exception": ("SSHException",),
     "urllib3.exceptions": ("HTTPError",),
 }
-"""Base classes of what a server that is away, overloaded or cut off gives, by the module that defines them."""
-_WRONG = {
+"""Base classes of errors from a server that is unreachable, overloaded or disconnected, by defining module."""
+_PERMANENT = {
     "azure.core.exceptions": ("AzureError",),
     "botocore.exceptions": ("BotoCoreError",),
     "google.auth.exceptions": ("GoogleAuthError",),
 }
-"""Base classes of the rest: no credentials, no region, parameters that are refused."""
+"""Base classes of the remaining errors: no credentials, no region, refused parameters."""
 
 
 class StoreError(RuntimeError):
-    """The store cannot be used as asked."""
+    """The store cannot be used as requested."""
 
 
 class StoreAwayError(OSError):
@@ -55,26 +55,26 @@ class StoreAwayError(OSError):
 
 @contextmanager
 def translated(url: str) -> Iterator[None]:
-    """Errors of the file system behind a URL as this project's own; those in `LASTING` pass as they are.
+    """Translate errors of the file system behind a URL into this project's own; those in `LASTING` pass unchanged.
 
     Raises:
-        StoreAwayError: it may answer later.
-        StoreError: it cannot be used as asked.
+        StoreAwayError: the store may answer later.
+        StoreError: it cannot be used as requested.
     """
     try:
         yield
     except LASTING:
         raise
-    except _loaded(_PASSING) as error:
-        if isinstance(error, ValueError):  # a URL of no host, an operation that there is none of
+    except _loaded(_TRANSIENT) as error:
+        if isinstance(error, ValueError):  # a URL without a host, an unsupported operation
             raise StoreError(f"cannot use the store {url!r}: {one_line(error)}") from error
         raise StoreAwayError(f"the store {url!r} does not answer, or refuses for now ({one_line(error)})") from error
-    except _loaded(_WRONG) as error:
+    except _loaded(_PERMANENT) as error:
         raise StoreError(f"cannot use the store {url!r}: {one_line(error)}") from error
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, or its name where it says nothing."""
+    """The message of an error on one line, or its class name if it has none."""
     return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
 
 

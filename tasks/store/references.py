@@ -1,4 +1,4 @@
-"""What runs need of a store: told to its clean-up by each run, before it makes it."""
+"""References of runs to artefacts: each run writes what it needs before making it, so that clean-up keeps it."""
 
 import json
 import os
@@ -14,16 +14,16 @@ from tasks.store.outages import StoreAwayError
 from tasks.store.store import Store, StoreError
 
 REFERENCES = "references-"
-"""How the names of files in a run's folder begin that say what the run needs of the store."""
+"""Prefix of the files in a run's folder that list the artefacts it needs."""
 
 
 _ARTEFACT = re.compile(r"[a-z][a-z_-]*/[0-9a-f]{64}")
 
 
 def pin(store: Store, run: str, flow: str, needed: Iterable[str]) -> None:
-    """Tell the clean-up what a run needs, as `stage/key`, before it has made it.
+    """Write what a run needs, as `stage/key`, before it makes it.
 
-    What an earlier run of the name needed is forgotten, unless it was this: then another may be at work beside it.
+    References of an earlier run of this name are dropped, unless they are the same: then it may still be running.
     """
     data = json.dumps(list(needed)).encode()
     if store.get_bytes("runs", run, f"{REFERENCES}{flow}.json") == data:
@@ -35,47 +35,47 @@ def pin(store: Store, run: str, flow: str, needed: Iterable[str]) -> None:
 
 
 def pin_also(store: Store, run: str, flow: str, needed: Iterable[str]) -> None:
-    """Add to what a run needs, as its keys have changed on the way."""
+    """Add to what a run needs, because its keys have changed while it was running."""
     listed = list(needed)
-    name = f"{REFERENCES}{flow}-{digest(listed)[:16]}.json"  # one of its own: none is lost where two add at once
+    name = f"{REFERENCES}{flow}-{digest(listed)[:16]}.json"  # a separate file, so that concurrent additions are kept
     store.put_bytes(json.dumps(listed).encode(), "runs", run, name)
 
 
 def reachable(store: Store) -> set[str]:
-    """Everything that a kept run may need: what it said when it began, and what it was made from.
+    """Every artefact that a kept run may need: those it listed at its start, and those it was made from.
 
     Raises:
-        StoreError: what a run needs cannot be read, so nothing is known to be free.
+        StoreError: a run's references cannot be read, so it is unknown what can be deleted.
     """
     out: set[str] = set()
     for run in _listed(store, "runs"):
         for name in _listed(store, "runs", run):
-            read = _written_as(name)
-            if read is None:
+            parse = _parser(name)
+            if parse is None:
                 continue
             with _needed(store, "runs", run, name):
                 data = store.get_bytes("runs", run, name)
                 if data is not None:
-                    out.update(read(json.loads(data)))
+                    out.update(parse(json.loads(data)))
                 else:
-                    _check_gone(store, "runs", run, name)
+                    _check_missing(store, "runs", run, name)
     return out
 
 
-def _written_as(name: str) -> Callable[[Any], list[str]] | None:
-    """How a file of a run says what the run needs; None where it does not."""
+def _parser(name: str) -> Callable[[Any], list[str]] | None:
+    """The parser of a file that lists what a run needs; None for other files."""
     if name.startswith(REFERENCES) and name.endswith(".json"):
-        return _of_references
-    return _of_run if name == "run.json" else None
+        return _parse_references
+    return _parse_run if name == "run.json" else None
 
 
-def _of_references(content: Any) -> list[str]:
+def _parse_references(content: Any) -> list[str]:
     if not isinstance(content, list):
-        raise ValueError(f"{shown(content)} is no list of stage/key")
+        raise ValueError(f"{shown(content)} is not a list of stage/key")
     return [_artefact(named) for named in content]
 
 
-def _of_run(content: Any) -> list[str]:
+def _parse_run(content: Any) -> list[str]:
     made = content.get("artefacts") if isinstance(content, dict) else None
     if not isinstance(made, dict):
         raise ValueError(f"{shown(content)} names no artefacts")
@@ -84,29 +84,29 @@ def _of_run(content: Any) -> list[str]:
 
 def _artefact(named: Any) -> str:
     if not isinstance(named, str) or _ARTEFACT.fullmatch(named) is None:
-        raise ValueError(f"{shown(named)} is no stage/key")
+        raise ValueError(f"{shown(named)} is not of the form stage/key")
     return named
 
 
 def _listed(store: Store, *parts: str) -> list[str]:
-    """Names in a folder; what is no folder has none."""
+    """Names in a folder; none if it is not a folder."""
     with _needed(store, *parts):
         if store.is_local and not Path(store.path(*parts)).is_dir():
             if parts == ("runs",) or Path(store.path(*parts)).is_symlink():
-                _check_gone(store, *parts)
+                _check_missing(store, *parts)
             return []
         return store.names(*parts)
 
 
-def _check_gone(store: Store, *parts: str) -> None:
-    """What a store gives nothing of must not be there: a link whose target is away is."""
+def _check_missing(store: Store, *parts: str) -> None:
+    """Refuse something that exists although the store reads nothing from it, such as a link without a target."""
     if store.is_local and os.path.lexists(store.path(*parts)):
-        raise ValueError("a link to what is not there" if Path(store.path(*parts)).is_symlink() else "no folder")
+        raise ValueError("a link without a target" if Path(store.path(*parts)).is_symlink() else "not a folder")
 
 
 @contextmanager
 def _needed(store: Store, *parts: str) -> Iterator[None]:
-    """Whatever cannot be read there may be what a run needs."""
+    """Report read errors as a `StoreError`: what cannot be read may list what a run needs."""
     try:
         yield
     except StoreAwayError:
@@ -115,5 +115,5 @@ def _needed(store: Store, *parts: str) -> Iterator[None]:
         run = "/".join(parts[:2])
         raise StoreError(
             f"{'/'.join(parts)} in {store.url!r} cannot be read ({reason(error)}), so what runs need is not known; "
-            f"{f'remove {run} if it is not needed' if len(parts) > 1 else 'mend it'}"
+            f"{f'remove {run} if it is not needed' if len(parts) > 1 else 'repair it'}"
         ) from error

@@ -1,8 +1,8 @@
-"""The cache: one zip object an artefact, verified on every read.
+"""The cache: one zip object per artefact, verified on every read.
 
-An artefact is one file, `<store>/<stage>/<key>/artefact.zarr.zip`: `tasks.store.codec`. One object is one atomic commit
-on every store (rename on a disk, a PUT elsewhere) and one request to read, where a folder of chunks would need a
-manifest written last and tens of requests.
+An artefact is one file, `<store>/<stage>/<key>/artefact.zarr.zip` (`tasks.store.codec`). One object means one atomic
+commit on every store (a rename on disk, a PUT elsewhere) and one request to read; a folder of chunks would need a
+manifest written last and dozens of requests.
 """
 
 import json
@@ -29,47 +29,47 @@ from tasks.store.outages import StoreError as StoreError  # is raised here
 
 OBJECT = "artefact.zarr.zip"
 MARKER = ".opdscope-store"
-"""Object that says that a folder is a store, and of which format; what deletes looks for it first."""
+"""Object that marks a folder as a store and names its format; nothing is deleted without it."""
 FORMAT = 1
-_OF_STORES = frozenset({*PIPELINE, "rounds", "runs", "claims", "nightly", "calibration"})
-"""Folders that show a store where a marker is lost, or was not written yet."""
-_BESIDE = frozenset({"prefect", "demo", "models"})
-"""Folders that commands make in `.opdscope` before it is a store."""
-_TRIES = 100  # to write into a folder that others remove as soon as it is empty
+_STORE_FOLDERS = frozenset({*PIPELINE, "rounds", "runs", "claims", "nightly", "calibration"})
+"""Folders that identify a store whose marker is lost or not yet written."""
+_OTHER_FOLDERS = frozenset({"prefect", "demo", "models"})
+"""Folders that commands create in `.opdscope` before it is a store."""
+_ATTEMPTS = 100  # to write into a folder that others remove as soon as it is empty
 
 
 class Store:
     """Artefacts and run outputs under one fsspec URL."""
 
     def __init__(self, url: str) -> None:
-        """Open (not yet touch) the store.
+        """Open the store without accessing it yet.
 
         Raises:
-            StoreAwayError: what must answer to be opened does not now.
-            StoreError: unknown protocol, its package or what else it needs is missing, or a folder of this machine
-                behind another protocol: links in it would be followed to what is not the store's.
+            StoreAwayError: a file system that connects when it is opened gets no answer now.
+            StoreError: unknown protocol, its package or another requirement is missing, or a local folder behind
+                another protocol, which would follow links out of the store.
         """
         self.url = url
-        if _ends_here(url):
-            raise StoreError(f"cannot open {url!r}: it leads to a folder of this machine; give the folder itself")
+        if _ends_locally(url):
+            raise StoreError(f"cannot open {url!r}: it leads to a local folder; give the folder itself")
         try:
             place = os.path.expanduser(url)  # noqa: PTH111 - may be a URL
             with translated(url):
-                # what other processes write must be seen
+                # writes of other processes must be visible
                 self.fs, self.root = fsspec.core.url_to_fs(place, use_listings_cache=False)
-        except (ImportError, ValueError, TypeError, AttributeError, *LASTING) as error:  # file systems check nothing
+        except (ImportError, ValueError, TypeError, AttributeError, *LASTING) as error:  # file systems validate nothing
             raise StoreError(f"cannot open {url!r}: {one_line(error)}") from error
 
     def path(self, *parts: str) -> str:
-        """Path of something in the store, as its file system names it."""
+        """Path in the store, as its file system names it."""
         return "/".join([self.root.rstrip("/"), *parts])
 
     def check_writable(self) -> None:
-        """Write and remove a small object, and mark a new store as one.
+        """Write and remove a small object; mark a new store as one.
 
         Raises:
-            StoreAwayError: it does not answer now.
-            StoreError: that failed, or the store is of another format.
+            StoreAwayError: the store does not answer now.
+            StoreError: writing failed, or the store has another format.
         """
         name = f".probe-{uuid.uuid4().hex}"
         try:
@@ -88,40 +88,42 @@ class Store:
             raise StoreError(f"{self.url!r} has format {found}, this version of opdscope writes {FORMAT}")
 
     def _check_new(self) -> None:
-        """Refuse to make a store of a folder that is somebody's own.
+        """Refuse to make a store in a folder that belongs to someone else.
 
         Raises:
-            StoreError: it holds other things, and nothing that only a store holds.
+            StoreError: it contains other files, and no folder of a store.
         """
         names = [name for name in self.names() if not name.startswith(".")]
-        if set(names) - _BESIDE and not set(names) & _OF_STORES:
-            raise StoreError(f"{self.url!r} is no store and holds other things ({listed(names)}); name a folder in it")
+        if set(names) - _OTHER_FOLDERS and not set(names) & _STORE_FOLDERS:
+            raise StoreError(
+                f"{self.url!r} is not a store and contains other files ({listed(names)}); give a folder in it"
+            )
 
     def format(self) -> object:
-        """The format that the store's marker names; None where nothing says that this is a store."""
+        """The format in the store's marker; None without a valid marker."""
         try:
             marker = json.loads(self.get_bytes(MARKER) or b"null")
-        except ValueError:  # damaged: as if it were not there
+        except ValueError:  # damaged: treated as missing
             return None
         return marker.get("format") if isinstance(marker, dict) else None
 
     def put_bytes(self, data: bytes, *parts: str) -> None:
-        """Write one object whole or not at all."""
+        """Write one object atomically."""
         self._put(data, parts, durable=True)
 
     def put_note(self, data: bytes, *parts: str) -> None:
-        """As `put_bytes`, for an object that need not outlive the machine: it is not forced to the disk."""
+        """Like `put_bytes`, without forcing to disk: for an object that need not survive a crash of the machine."""
         self._put(data, parts, durable=False)
 
     def _put(self, data: bytes, parts: tuple[str, ...], *, durable: bool) -> None:
         target = self.path(*parts)
         if not self.is_local:
-            with self._answering():
+            with self._translating():
                 self.fs.pipe_file(target, data)
             return
         path = Path(target)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        file = _created(temporary)
+        file = _create(temporary)
         try:
             with file:
                 file.write(data)
@@ -129,7 +131,7 @@ class Store:
                     file.flush()
                     os.fsync(file.fileno())
             temporary.replace(path)
-        except OSError as error:  # a full disk, say, of which there may be several
+        except OSError as error:  # a full disk, for example: the path says which one
             if error.filename is None:
                 error.filename = str(path)
             raise
@@ -137,18 +139,18 @@ class Store:
             temporary.unlink(missing_ok=True)
 
     def get_bytes(self, *parts: str) -> bytes | None:
-        """One object, or None where there is none."""
+        """One object, or None if it does not exist."""
         try:
             if self.is_local:
                 return read_file(self.path(*parts))
-            with self._answering():
+            with self._translating():
                 return bytes(self.fs.cat_file(self.path(*parts)))
         except FileNotFoundError:
             return None
 
     def remove(self, *parts: str) -> None:
-        """Remove an object if it is there."""
-        with suppress(FileNotFoundError), self._answering():
+        """Remove an object if it exists."""
+        with suppress(FileNotFoundError), self._translating():
             self.fs.rm_file(self.path(*parts))
 
     def commit(
@@ -161,11 +163,11 @@ class Store:
         name: str = OBJECT,
         layout: str = "",
     ) -> None:
-        """Publish an artefact; `name` and `layout` are for the rounds inside a stage's key."""
+        """Publish an artefact; `name` and `layout` are for rounds under a stage's key."""
         self.put_bytes(encode(layout or stage, key, arrays, meta), stage, key, name)
 
     def has(self, stage: str, key: str) -> bool:
-        """True where the artefact is there and whole; a damaged one is removed."""
+        """True if the artefact exists and verifies; a damaged one is removed."""
         data = self.get_bytes(stage, key, OBJECT)
         if data is None:
             return False
@@ -175,7 +177,7 @@ class Store:
         return False
 
     def load(self, stage: str, key: str, *, name: str = OBJECT, layout: str = "") -> Artefact | None:
-        """The artefact, or None where there is none; what does not verify is removed."""
+        """The artefact, or None if it does not exist; one that fails verification is removed."""
         data = self.get_bytes(stage, key, name)
         if data is None:
             return None
@@ -189,7 +191,7 @@ class Store:
         """The artefact of an earlier stage.
 
         Raises:
-            StoreError: it is not there.
+            StoreError: it is missing.
         """
         artefact = self.load(stage, key)
         if artefact is None:
@@ -197,19 +199,19 @@ class Store:
         return artefact
 
     def names(self, *parts: str) -> list[str]:
-        """Sorted names in a folder of the store; empty where there is none."""
+        """Sorted names in a folder of the store; empty if there is no such folder."""
         try:
-            with self._answering():
+            with self._translating():
                 found = self.fs.ls(self.path(*parts), detail=False)
         except FileNotFoundError:
             return []
         return sorted(str(p).rstrip("/").rsplit("/", 1)[-1] for p in found)
 
     def find(self, *parts: str) -> dict[str, dict[str, Any]]:
-        """What the file system knows of every object below a folder, by its path in that folder."""
+        """File-system details of every object below a folder, by its path relative to that folder."""
         root = self.path(*parts)
         try:
-            with self._answering():
+            with self._translating():
                 found: dict[str, dict[str, Any]] = self.fs.find(root, detail=True)
         except FileNotFoundError:
             return {}
@@ -218,34 +220,34 @@ class Store:
         return {path.removeprefix(above): info for path, info in below.items() if path.startswith(above)}
 
     def exists(self) -> bool:
-        """True where there is something at the store's URL."""
-        with self._answering():
+        """True if something exists at the store's URL."""
+        with self._translating():
             return bool(self.fs.exists(self.root))
 
     def is_file(self) -> bool:
-        """True where that is one object, and no folder."""
-        with self._answering():
+        """True if the store's URL is an object and not a folder."""
+        with self._translating():
             return bool(self.fs.isfile(self.root))
 
     @property
     def is_local(self) -> bool:
-        """True where the store is a folder of this machine."""
+        """True if the store is a local folder."""
         return isinstance(self.fs, LocalFileSystem)
 
-    def _answering(self) -> AbstractContextManager[None]:
+    def _translating(self) -> AbstractContextManager[None]:
         return nullcontext() if self.is_local else translated(self.url)
 
 
-def _ends_here(url: str) -> bool:
-    """True for a chained URL whose last part is a place of this machine."""
+def _ends_locally(url: str) -> bool:
+    """True for a chained URL whose last part is a local path."""
     _, chained, last = url.rpartition("::")
     return bool(chained) and last not in fsspec.available_protocols() and get_protocol(last) in ("file", "local")
 
 
-def _created(path: Path) -> BinaryIO:
-    """A new file, in a folder that a clean-up may remove between its making and its first file."""
-    for _ in range(_TRIES):
-        with suppress(FileNotFoundError, FileExistsError):  # the second where it goes while `mkdir` looks at it
+def _create(path: Path) -> BinaryIO:
+    """Create a file in a folder that a clean-up may remove before the file exists."""
+    for _ in range(_ATTEMPTS):
+        with suppress(FileNotFoundError, FileExistsError):  # the latter if it vanishes while `mkdir` checks it
             path.parent.mkdir(parents=True, exist_ok=True)
             return path.open("xb")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -124,7 +124,7 @@ def measure_many(folder: Path, questions: int) -> dict[str, float]:
         "seconds": wall,
         "  of which stages' own work": first["numerics"],
         "  of which reading the tables of outcomes": first["reading"],
-        "  of which the rest: orchestration, keys, claims, store": wall - first["numerics"] - first["reading"],
+        "  of which the rest: orchestration, keys, leases, store": wall - first["numerics"] - first["reading"],
         "  store's calls, in both of these": first["storage"],
         "seconds when all of it is there": again,
         "peak memory, GiB": peak(),
@@ -321,7 +321,7 @@ def projection(
 ) -> dict[str, float]:
     """The whole, from its parts."""
     q, tokens = arguments.questions, arguments.rollouts * arguments.tokens
-    beside = many["  of which the rest: orchestration, keys, claims, store"]
+    beside = many["  of which the rest: orchestration, keys, leases, store"]
     asked = sum(n for name, n in requests.items() if name.endswith("to make it")) * q
     asked += requests["in a round of draws"] * arguments.rounds * q
     storing = (long["seconds to commit it"] + long["seconds to find it there, verified"]) * q

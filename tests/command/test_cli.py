@@ -82,7 +82,7 @@ def tables(questions: Path, tmp_path: Path) -> dict[str, str]:
         ({"execution": {"gpu_limit": "gpus"}}, "execution.gpu_limit: 'gpus' needs a running Prefect server"),
         ({"store": "s3://me:word@bucket/x"}, "store: the URL holds a password"),
         ({"student": {"path": "/nowhere/model"}}, "student.path: '/nowhere/model' is not there"),
-        ({"student": {"path": "nobody/nothing"}}, "student.path: 'nobody/nothing' is neither a folder here nor a hub"),
+        ({"student": {"path": "nobody/nothing"}}, "student.path: 'nobody/nothing' is neither a local folder nor a"),
         ({"teachers": {"0": {"model": {"path": "<other>"}}}}, "has another tokenizer than the student"),
         ({"store": "/proc/nowhere"}, "store: cannot write to '/proc/nowhere'"),
         ({"store": "nosuch://bucket"}, "store: cannot open 'nosuch://bucket'"),

@@ -122,9 +122,9 @@ def test_of_very_many_the_first_are_named(store: Store) -> None:
 def test_a_folder_that_nothing_marks_as_a_store_is_left_alone(store: Store) -> None:
     store.remove(MARKER)
     damage(store, KEYS[1])
-    with pytest.raises(StoreError, match="so it may be no store and nothing is removed"):
+    with pytest.raises(StoreError, match="so it may not be a store and nothing is removed"):
         collect(store, Told(), days=0.0, yes=True, dry_run=False)
-    with pytest.raises(StoreError, match="so it may be no store and nothing is removed"):
+    with pytest.raises(StoreError, match="so it may not be a store and nothing is removed"):
         verify(store, Told(), repair=True)
     assert there(store) == [True] * 3
     assert verify(store, Told(), repair=False) == 1

@@ -998,9 +998,7 @@ def test_a_hub_name_without_a_network_is_one_line_and_exit_code_2(tmp_path: Path
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     done = command(tmp_path, "plan", "config.yaml", HF_HUB_OFFLINE="0", HF_ENDPOINT="http://127.0.0.1:9")
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
-    assert done.stderr.startswith(
-        "student.path: 'Qwen/Qwen3-0.6B' is neither a folder here nor a hub model that can be"
-    )
+    assert done.stderr.startswith("student.path: 'Qwen/Qwen3-0.6B' is neither a local folder nor a reachable or cached")
 
 
 def test_a_command_says_what_is_wrong_and_ends(tmp_path: Path) -> None:

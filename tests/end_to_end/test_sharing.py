@@ -25,7 +25,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     return Store(str(tmp_path) if request.param == "local" else f"memory://{tmp_path.name}")
 
 
-def test_a_claim_has_one_holder(store: Store) -> None:
+def test_a_lease_has_one_holder(store: Store) -> None:
     one, other = LeaseManager(store, 60.0), LeaseManager(store, 60.0)
     with one.acquire("work") as first, other.acquire("work") as second, other.acquire("other work") as third:
         assert (first, second, third) == (True, False, True)
@@ -34,11 +34,11 @@ def test_a_claim_has_one_holder(store: Store) -> None:
     assert store.names("claims") == []
 
 
-def test_a_claim_is_kept_alive_and_else_taken_over(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lease_is_kept_alive_and_else_taken_over(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     holder, other, third = LeaseManager(store, 0.4), LeaseManager(store, 0.4), LeaseManager(store, 0.4)
 
-    def takes(claims: LeaseManager) -> bool:
-        with claims.acquire("work") as ours:
+    def takes(leases: LeaseManager) -> bool:
+        with leases.acquire("work") as ours:
             return ours
 
     with holder.acquire("work"):
@@ -55,7 +55,7 @@ def test_a_claim_is_kept_alive_and_else_taken_over(store: Store, monkeypatch: py
     assert takes(third) and store.names("claims") == []
 
 
-def test_the_claim_of_a_process_that_is_gone_is_taken_over_at_once(tmp_path: Path) -> None:
+def test_the_lease_of_a_process_that_is_gone_is_taken_over_at_once(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys; from tasks.store.store import Store; from tasks.store.leases import LeaseManager\n"
         "with LeaseManager(Store(sys.argv[1]), 600).acquire('work') as ours: os.kill(os.getpid(), signal.SIGKILL)"
@@ -132,7 +132,7 @@ def test_the_work_of_a_killed_run_is_taken_over(start: Start, tmp_path: Path) ->
     ended(second)
     assert tables(tmp_path / "store", "two") == tables(tmp_path / "alone", "alone")
     own = digest(["run", "diagnose", "one"])  # of its name, until a run of this name begins again
-    assert {claim.partition(".")[0] for claim in Store(str(tmp_path / "store")).names("claims")} <= {own}
+    assert {lease.partition(".")[0] for lease in Store(str(tmp_path / "store")).names("claims")} <= {own}
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,7 @@ def test_a_latent_attention_is_refused() -> None:
     """DeepSeek's caches what keys and values are made from."""
     sizes = {"kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 6, "head_dim": 4}
     model = tiny("DeepseekV3", **sizes, num_key_value_heads=4, q_lora_rank=None, first_k_dense_replace=2)
-    with pytest.raises(EngineError, match="DeepseekV3Attention caches other keys than it attends to"):
+    with pytest.raises(EngineError, match="DeepseekV3Attention caches keys other than those it attends to"):
         sampled(model, EVERY_DEPTH[:1])
 
 

@@ -145,23 +145,26 @@ LASTING: dict[str, tuple[Callable[[dict[str, Any]], Reply], str]] = {
     "two choices": (lambda body: {"choices": [{"token_ids": [5] * LIMIT}] * 2}, "does not answer with one completion"),
     "a shortened prompt": (
         lambda body: completion(prompt_token_ids=body["prompt"][1:], token_ids=[5] * LIMIT),
-        "continued another prompt than the one of 1",
+        "continued a prompt other than the one of 1",
     ),
     "a prompt that is no list": (
         lambda body: completion(prompt_token_ids={}, token_ids=[5] * LIMIT),
-        "continued another prompt than the one of 1",
+        "continued a prompt other than the one of 1",
     ),
     "no ids": (lambda body: completion(), "returns no token ids (vLLM 0.10.2 or newer is needed)"),
     "ids null": (lambda body: completion(token_ids=None), "returns no token ids"),
-    "ids a text": (lambda body: completion(token_ids="5" * LIMIT), "returns token_ids that are no list: '55555555'"),
-    "ids an object": (lambda body: completion(token_ids={"0": 5}), "returns token_ids that are no list"),
+    "ids a text": (lambda body: completion(token_ids="5" * LIMIT), "returns token_ids that are not a list: '55555555'"),
+    "ids an object": (lambda body: completion(token_ids={"0": 5}), "returns token_ids that are not a list"),
     "id negative": (lambda body: completion(token_ids=[5] * 7 + [-5]), "sampled token -5, but"),
-    "id a float": (lambda body: completion(token_ids=[5] * 7 + [5.9]), "sampled what is no token id: 5.9"),
-    "id a whole float": (lambda body: completion(token_ids=[5] * 7 + [5.0]), "sampled what is no token id: 5.0"),
-    "id a text": (lambda body: completion(token_ids=[5] * 7 + ["5"]), "sampled what is no token id: '5'"),
-    "id true": (lambda body: completion(token_ids=[5] * 7 + [True]), "sampled what is no token id: True"),
-    "id null": (lambda body: completion(token_ids=[None] * LIMIT), "sampled what is no token id: None"),
-    "id a list": (lambda body: completion(token_ids=[[5]] * LIMIT), "sampled what is no token id: [5]"),
+    "id a float": (lambda body: completion(token_ids=[5] * 7 + [5.9]), "sampled something that is not a token id: 5.9"),
+    "id a whole float": (
+        lambda body: completion(token_ids=[5] * 7 + [5.0]),
+        "sampled something that is not a token id: 5.0",
+    ),
+    "id a text": (lambda body: completion(token_ids=[5] * 7 + ["5"]), "sampled something that is not a token id: '5'"),
+    "id true": (lambda body: completion(token_ids=[5] * 7 + [True]), "sampled something that is not a token id: True"),
+    "id null": (lambda body: completion(token_ids=[None] * LIMIT), "sampled something that is not a token id: None"),
+    "id a list": (lambda body: completion(token_ids=[[5]] * LIMIT), "sampled something that is not a token id: [5]"),
     "id beyond the vocabulary": (
         lambda body: completion(token_ids=[VOCABULARY] * LIMIT),
         "sampled token 30, but the tokenizer's tokens are 0 to 29",
@@ -176,20 +179,20 @@ LASTING: dict[str, tuple[Callable[[dict[str, Any]], Reply], str]] = {
     "too many, the last a stop": (lambda body: completion(token_ids=[5] * 8 + [1]), "sampled 9 tokens where"),
     "stop in the middle": (
         lambda body: completion(token_ids=[5, 1, 5, 5, 5, 5, 5, 5]),
-        "went on behind a stop token, the 2. of 8",
+        "continued after a stop token, number 2 of 8",
     ),
-    "stop twice": (lambda body: completion(token_ids=[5, 1, 1]), "went on behind a stop token, the 2. of 3"),
-    "too few": (lambda body: completion(token_ids=[5, 5]), "ended a draw after 2 of 8 tokens, and not with a stop"),
+    "stop twice": (lambda body: completion(token_ids=[5, 1, 1]), "continued after a stop token, number 2 of 3"),
+    "too few": (lambda body: completion(token_ids=[5, 5]), "ended a draw after 2 of 8 tokens without a stop"),
     "none": (lambda body: completion(token_ids=[]), "ended a draw after 0 of 8 tokens"),
     "nested deeply": (lambda body: http(b"[" * 100_000), "JSON that cannot be read"),
     "nested less deeply": (lambda body: http(b"[" * 900 + b"]" * 900), ""),
     "compressed": (
         lambda body: http(gzip.compress(b"{}"), "200 OK", "content-encoding: gzip"),
-        "compressed (gzip), which was not asked for",
+        "compressed (gzip), which was not requested",
     ),
     "a compressed bomb": (
         lambda body: http(gzip.compress(bytes(10**7)), "200 OK", "content-encoding: gzip"),
-        "compressed (gzip), which was not asked for",
+        "compressed (gzip), which was not requested",
     ),
     "redirect": (
         lambda body: http(b"", "307 Temporary Redirect", "location: http://127.0.0.1:1/"),
@@ -248,29 +251,29 @@ PASSING: dict[str, tuple[Callable[[dict[str, Any]], Reply], str]] = {
     "headers cut": (lambda body: OK, "RemoteProtocolError"),
     "headers too long": (lambda body: OK + b"x: " + b"y" * 200_000 + b"\r\n\r\n{}", "RemoteProtocolError"),
     "body cut": (lambda body: http(json.dumps(honest("/v1/completions", body)).encode())[:-9], "RemoteProtocolError"),
-    "body cut, no length": (lambda body: OK + b'\r\n{"choices": [{"token_ids": [5, 5', "something else than JSON"),
-    "no body": (lambda body: http(b""), "something else than JSON"),
-    "no content": (lambda body: b"HTTP/1.1 204 No Content\r\n\r\n", "something else than JSON"),
+    "body cut, no length": (lambda body: OK + b'\r\n{"choices": [{"token_ids": [5, 5', "something other than JSON"),
+    "no body": (lambda body: http(b""), "something other than JSON"),
+    "no content": (lambda body: b"HTTP/1.1 204 No Content\r\n\r\n", "something other than JSON"),
     "length no number": (lambda body: OK + b"content-length: -5\r\n\r\n{}", "RemoteProtocolError"),
     "two lengths": (lambda body: OK + b"content-length: 1\r\ncontent-length: 2\r\n\r\n{}", "RemoteProtocolError"),
     "bad chunk": (lambda body: OK + b"transfer-encoding: chunked\r\n\r\nzz\r\n{}\r\n", "RemoteProtocolError"),
     "a page of a proxy": (lambda body: http(b"<html>Welcome</html>"), "than JSON: <html>Welcome</html>"),
-    "not text": (lambda body: http(b"\xff\xfe\x80"), "something else than JSON"),
+    "not text": (lambda body: http(b"\xff\xfe\x80"), "something other than JSON"),
     "bad gateway": (lambda body: http(b"<html>502</html>", "502 Bad Gateway"), "with status 502: <html>502</html>"),
     "overloaded": (lambda body: http(b"", "429 Too Many Requests"), "with status 429"),
     "unavailable": (lambda body: http(b"x" * 10**6, "503 Service Unavailable"), "with status 503: xxx"),
     "no status that there is": (lambda body: http(b"", "999 What"), "with status 999"),
-    "given up": (lambda body: completion(token_ids=[5], finish_reason="abort"), "gave a draw up (abort)"),
-    "silent": (lambda body: drip(b"H", 9.0), "no whole answer within 0.6 s"),
-    "headers a byte at a time": (lambda body: drip(OK + b"x: " + b"y" * 9999), "no whole answer within 0.6 s"),
-    "body a byte at a time": (lambda body: drip(OK + b"\r\n" + b" " * 9999), "no whole answer within 0.6 s"),
+    "given up": (lambda body: completion(token_ids=[5], finish_reason="abort"), "aborted a draw (abort)"),
+    "silent": (lambda body: drip(b"H", 9.0), "no complete answer within 0.6 s"),
+    "headers a byte at a time": (lambda body: drip(OK + b"x: " + b"y" * 9999), "no complete answer within 0.6 s"),
+    "body a byte at a time": (lambda body: drip(OK + b"\r\n" + b" " * 9999), "no complete answer within 0.6 s"),
     "chunks a byte at a time": (
         lambda body: itertools.chain([OK + b"transfer-encoding: chunked\r\n\r\n"], drip(b"1\r\n \r\n" * 9999)),
-        "no whole answer within 0.6 s",
+        "no complete answer within 0.6 s",
     ),
     "continue for ever": (
         lambda body: drip(b"HTTP/1.1 100 Continue\r\n\r\n" * 9999, 1e-4),
-        "no whole answer within 0.6 s",
+        "no complete answer within 0.6 s",
     ),
 }
 
@@ -319,7 +322,7 @@ def test_of_several_servers_the_one_that_is_malformed_is_named() -> None:
     with FakeServer(at_draws(malformed)) as bad, FakeServer(unhurried) as good:
         with pytest.raises(EngineError) as raised:
             within(5, lambda: sampled(engine(good, bad)))
-        one_line(raised.value, bad.url, "token_ids that are no list")
+        one_line(raised.value, bad.url, "token_ids that are not a list")
         bad.behaviour = lambda path, body: {"data": 5}
         with pytest.raises(EngineError) as raised:
             within(5, lambda: look_up(engine(good, bad)))
@@ -467,7 +470,7 @@ def test_looking_up_keeps_to_its_time(path: str, data: bytes, monkeypatch: pytes
         with pytest.raises(EngineError) as raised:
             within(5, lambda: look_up(engine(fake, timeout=3600.0)))
         assert 0.4 < time.monotonic() - start < 1.5
-        one_line(raised.value, fake.url, "does not answer as a vLLM server", "no whole answer within 0.5 s")
+        one_line(raised.value, fake.url, "does not answer as a vLLM server", "no complete answer within 0.5 s")
 
 
 def test_a_request_that_nobody_reads_ends_too() -> None:
@@ -476,7 +479,7 @@ def test_a_request_that_nobody_reads_ends_too() -> None:
     with FakeServer() as fake, socket.create_server(("127.0.0.1", 0)) as deaf:
         ready = sampler(engine(fake, **QUICK))
         ready._served = [replace(ready._served[0], url=f"http://127.0.0.1:{deaf.getsockname()[1]}")]
-        with pytest.raises(EngineAwayError, match=r"no whole answer within 0.6 s"):
+        with pytest.raises(EngineAwayError, match=r"no complete answer within 0.6 s"):
             within(8, lambda: ready.continue_prefixes(wide, [Draw(0, 0, None, 8, 1)], 1.0))
 
 
@@ -579,7 +582,7 @@ def test_a_key_that_cannot_be_sent_is_refused_by_its_variable(inside: str, monke
         monkeypatch.setenv("SOME_KEY", inside)
     with FakeServer() as fake, pytest.raises(EngineError) as raised:
         look_up(engine(fake, api_key_variable="SOME_KEY"))
-    one_line(raised.value, "the key in SOME_KEY holds")
+    one_line(raised.value, "the key in SOME_KEY contains")
     told = "".join(traceback.format_exception(raised.value))
     assert inside not in told and ascii(inside)[1:-1] not in told and "cret" not in told and not fake.seen
 

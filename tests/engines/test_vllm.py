@@ -387,7 +387,7 @@ def log_probability_error(vllm: VLLMSampler, scorer: TransformersScorer) -> floa
 
     ids = [*PROMPT, *range(2, 26)]
     asked = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
-    (output,) = vllm._asked([{"prompt_token_ids": ids}], [asked])
+    (output,) = vllm._generate([{"prompt_token_ids": ids}], [asked])
     theirs = [step[token].logprob for token, step in zip(ids[1:], output.prompt_logprobs[1:], strict=True)]
     logits = scorer.model(input_ids=torch.tensor([ids])).logits[0, :-1].float()
     own = torch.log_softmax(logits, -1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]

@@ -48,7 +48,7 @@ def test_nothing_is_written_after_the_end() -> None:
     [(0, False, "0 of 1,200, 10 s"), (300, False, "300 of 1,200, 10 s, 30/s, about 30 s left"), (300, True, "30/s")],
 )
 def test_amounts_in_words(done: int, over: bool, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    amount = Amount(1200, began=0.0)
+    amount = Amount(1200, started=0.0)
     monkeypatch.setattr(time, "monotonic", lambda: 10.0)
     amount.add(done)
     amount.over = over

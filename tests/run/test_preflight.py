@@ -41,7 +41,7 @@ def test_a_model_that_is_not_there_is_named_by_its_field(path: str, settings: di
 
 
 def test_a_device_that_is_not_here(settings: dict[str, Any]) -> None:
-    assert refused(settings, {"engine": {"device": "gpu"}}).startswith("engine.device: 'gpu' is no device")
+    assert refused(settings, {"engine": {"device": "gpu"}}).startswith("engine.device: 'gpu' is not a device")
 
 
 def test_a_teacher_of_another_tokenizer(models: Path, settings: dict[str, Any]) -> None:
@@ -56,7 +56,7 @@ def test_a_model_that_memory_cannot_hold(settings: dict[str, Any], monkeypatch: 
 
 def test_a_folder_that_is_no_model(settings: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert "holds no config.json" in refused(settings, {"student": {"path": str(tmp_path / "empty")}})
+    assert "has no config.json" in refused(settings, {"student": {"path": str(tmp_path / "empty")}})
 
 
 def test_a_template_that_shows_nothing(settings: dict[str, Any], tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_a_store_that_cannot_be_written(settings: dict[str, Any], tmp_path: Path
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
     told = refused(settings, {"store": str(tmp_path / "mine")})
-    assert "is no store and holds other things (thesis.tex)" in told and "give a folder or URL" in told
+    assert "is not a store and contains other files (thesis.tex)" in told and "give a writable folder or URL" in told
 
 
 def identities(config: RunConfig) -> ModelIdentities:

@@ -1,4 +1,4 @@
-"""LeaseManager: of any number of processes that stall and come back at any point, one holds a claim."""
+"""LeaseManager: of any number of processes that stall and come back at any point, one holds a lease."""
 
 import threading
 import time
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tasks.store import leases as module
-from tasks.store.leases import FOLDER, Claim, LeaseManager
+from tasks.store.leases import FOLDER, Lease, LeaseManager
 from tasks.store.store import Store
 
 LEASE = 8.0
@@ -31,8 +31,8 @@ def test_one_that_comes_back_after_a_stall_takes_nothing_from_others(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, two, three, four = (LeaseManager(store, 0.2) for _ in range(4))
-    for claims in (two, three, four):
-        monkeypatch.setattr(claims, "_process", {**claims._process, "machine": "another"})
+    for leases in (two, three, four):
+        monkeypatch.setattr(leases, "_process", {**leases._process, "machine": "another"})
     with ExitStack() as stalled, ExitStack() as second, ExitStack() as third:
         with monkeypatch.context() as patch:
             patch.setattr(LeaseManager, "_beat", lambda *args: None)
@@ -49,7 +49,7 @@ def test_one_that_comes_back_after_a_stall_takes_nothing_from_others(
     assert store.names(FOLDER) == []
 
 
-def test_a_late_release_does_not_free_the_claim_of_the_next_but_one(
+def test_a_late_release_does_not_free_the_lease_of_the_next_but_one(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, two, three, four = (LeaseManager(store, 0.2) for _ in range(4))
@@ -69,7 +69,7 @@ def test_a_late_release_does_not_free_the_claim_of_the_next_but_one(
                 assert not also
 
 
-def test_processes_that_do_the_same_share_a_claim(store: Store) -> None:
+def test_processes_that_do_the_same_share_a_lease(store: Store) -> None:
     one, two, three = (LeaseManager(store, 60.0) for _ in range(3))
     with (
         one.acquire("name", "this") as first,
@@ -140,13 +140,13 @@ def test_a_heartbeat_survives_an_outage(tmp_path: Path) -> None:
 def test_what_an_outage_kept_from_being_released_is_our_own_again_at_once(tmp_path: Path) -> None:
     store = Store(f"memory://{tmp_path.name}")
     fs = store.fs = Away(store.fs)
-    claims = LeaseManager(store, 60.0)
-    with claims.acquire("work") as ours:
+    leases = LeaseManager(store, 60.0)
+    with leases.acquire("work") as ours:
         assert ours
         fs.away = True  # the work is done, and its end is no error
     fs.away = False
     assert len(store.names(FOLDER)) == 1
-    with claims.acquire("work") as ours:
+    with leases.acquire("work") as ours:
         assert ours
     assert store.names(FOLDER) == []
 
@@ -180,13 +180,13 @@ class Stepped(Store):
 
 
 class Process:
-    """Takes a claim, renews it a few times, releases it, again and again; one call to the store a step."""
+    """Takes a lease, renews it a few times, releases it, again and again; one call to the store a step."""
 
     def __init__(self, url: str, clock: Callable[[], float]) -> None:
         self.store, self.clock = Stepped(url), clock
-        self.claims = LeaseManager(self.store, LEASE)
-        self.claims._process = {**self.claims._process, "machine": uuid4().hex}  # none sees that another is gone
-        self.claim: Claim | None = None
+        self.leases = LeaseManager(self.store, LEASE)
+        self.leases._process = {**self.leases._process, "machine": uuid4().hex}  # none sees that another is gone
+        self.lease: Lease | None = None
         self.written, self.silent, self.taken = clock(), 0.0, 0
         self.over = False
         self.thread = threading.Thread(target=self._work, daemon=True)
@@ -207,32 +207,32 @@ class Process:
             self.thread.join(0.01)
 
     def since(self) -> float:
-        """The longest time without a sign of life since the claim was put."""
+        """The longest time without a sign of life since the lease was put."""
         return max(self.silent, self.clock() - self.written)
 
     def _wrote(self) -> None:
         self.silent, self.written = self.since(), self.clock()
 
     def _work(self) -> None:
-        renew = self.claims.renew
+        renew = self.leases.renew
 
-        def noted(claim: Claim) -> None:
-            if claim.beats == 0:
+        def noted(lease: Lease) -> None:
+            if lease.beats == 0:
                 self.silent, self.written = 0.0, self.clock()  # before the put: it counts from here
-            renew(claim)
+            renew(lease)
             self._wrote()
 
-        self.claims.renew = noted  # type: ignore[method-assign]
+        self.leases.renew = noted  # type: ignore[method-assign]
         while not self.over:
-            claim = self.claims.take("work")
-            if claim is None:
+            lease = self.leases.take("work")
+            if lease is None:
                 continue
-            self.claim, self.taken = claim, self.taken + 1
+            self.lease, self.taken = lease, self.taken + 1
             for _ in range(3):
                 if not self.over:
-                    self.claims.renew(claim)
-            self.claim = None
-            self.claims.release(claim)
+                    self.leases.renew(lease)
+            self.lease = None
+            self.leases.release(lease)
         self.store.reached.release()
 
 
@@ -260,8 +260,8 @@ class Holders(RuleBasedStateMachine):
 
     @invariant()
     def one_holds(self) -> None:
-        lively = [p for p in getattr(self, "processes", []) if p.claim is not None and p.since() <= LEASE]
-        assert len(lively) <= 1, "two hold a claim, none of which was silent for longer than the lease"
+        lively = [p for p in getattr(self, "processes", []) if p.lease is not None and p.since() <= LEASE]
+        assert len(lively) <= 1, "two hold a lease, and neither was silent for longer than its duration"
 
     def teardown(self) -> None:
         if not hasattr(self, "processes"):

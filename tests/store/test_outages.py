@@ -110,7 +110,7 @@ def test_other_clouds(monkeypatch: pytest.MonkeyPatch, module: str, name: str, p
     from tasks.store import outages
 
     fake = ModuleType(module)
-    for known in (*outages._PASSING.get(module, ()), *outages._WRONG.get(module, ())):
+    for known in (*outages._TRANSIENT.get(module, ()), *outages._PERMANENT.get(module, ())):
         setattr(fake, known, type(known, (Exception,), {}))
     monkeypatch.setitem(sys.modules, module, fake)
     with pytest.raises(StoreAwayError if passes else StoreError), translated("x://y"):

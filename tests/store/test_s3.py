@@ -1,4 +1,4 @@
-"""A store on a real S3-compatible server: whole runs, claims, outages, delays, and no credentials anywhere."""
+"""A store on a real S3-compatible server: whole runs, leases, outages, delays, and no credentials anywhere."""
 
 import os
 import subprocess
@@ -46,7 +46,7 @@ def opened(name: str) -> Store:
     return Store(f"s3://bucket/{name}")
 
 
-def test_objects_claims_and_clean_up(gate: Gate) -> None:
+def test_objects_leases_and_clean_up(gate: Gate) -> None:
     store = opened("unit")
     store.check_writable()
     assert store.get_bytes("a", "b") is None and store.names("a") == []

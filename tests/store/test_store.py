@@ -137,7 +137,7 @@ def test_a_url_is_opened_or_refused_whatever_its_protocol_needs(protocol: str) -
 def test_a_folder_of_somebody_elses_is_not_made_a_store(tmp_path: Path, url: str) -> None:
     store = Store(url.format(tmp_path))
     store.put_bytes(b"x", "passwd")
-    with pytest.raises(StoreError, match=r"is no store and holds other things \(passwd\); name a folder in it"):
+    with pytest.raises(StoreError, match=r"is not a store and contains other files \(passwd\); give a folder in it"):
         store.check_writable()
     assert store.names() == ["passwd"]
     store.put_bytes(b"{}", "runs", "small", "run.json")  # made before there were markers

@@ -1,5 +1,5 @@
-"""A store's life in any order: two writers commit, read, claim, stall, take over, pin and collect, beside damage and
-files of others."""
+"""A store's life in any order: two writers commit, read, take leases, stall, take over, pin and collect, beside damage
+and files of others."""
 
 import shutil
 import tempfile
@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tasks.store import leases as module
-from tasks.store.garbage import claims as at_work
+from tasks.store.garbage import leases as at_work
 from tasks.store.garbage import remove, sweep, unreachable
 from tasks.store.keys import digest
-from tasks.store.leases import Claim, LeaseManager
+from tasks.store.leases import Lease, LeaseManager
 from tasks.store.listing import damaged, holdings, stored
 from tasks.store.references import pin, pin_also
 from tasks.store.store import OBJECT, Store
@@ -51,13 +51,13 @@ def arrays(key: str) -> dict[str, np.ndarray]:
 
 
 class Writer:
-    """A process on the store, which may hold a claim, and work under it, for as long as it likes."""
+    """A process on the store, which may hold a lease, and work under it, for as long as it likes."""
 
     def __init__(self, url: str) -> None:
         self.store = Store(url)
-        self.claims = LeaseManager(self.store, LEASE)
-        self.claims._process = {**self.claims._process, "machine": uuid4().hex}
-        self.claim: Claim | None = None
+        self.leases = LeaseManager(self.store, LEASE)
+        self.leases._process = {**self.leases._process, "machine": uuid4().hex}
+        self.lease: Lease | None = None
         self.beat, self.silent = 0.0, 0.0
 
     def note(self, now: float) -> None:
@@ -176,30 +176,30 @@ class Life(RuleBasedStateMachine):
             link.symlink_to(self.elsewhere.joinpath(*parts))
 
     @rule(which=writers)
-    def claim(self, which: int) -> None:
+    def lease(self, which: int) -> None:
         writer, other = self.writers[which], self.writers[1 - which]
-        if writer.claim is None:
-            writer.claim = writer.claims.take("work")
-            if writer.claim is not None:
+        if writer.lease is None:
+            writer.lease = writer.leases.take("work")
+            if writer.lease is not None:
                 writer.silent, writer.beat = 0.0, self.now
             else:
-                assert other.claim is not None
+                assert other.lease is not None
 
     @rule(which=writers)
     def give_a_sign_of_life(self, which: int) -> None:
         writer = self.writers[which]
-        if writer.claim is not None:
-            writer.claims.renew(writer.claim)
+        if writer.lease is not None:
+            writer.leases.renew(writer.lease)
             writer.note(self.now)
 
     @rule(which=writers, key=keys)
     def finish(self, which: int, key: str) -> None:
-        """Perhaps long after it has lost its claim to the other."""
+        """Perhaps long after it has lost its lease to the other."""
         writer = self.writers[which]
-        if writer.claim is not None:
+        if writer.lease is not None:
             self.put(writer, key)
-            writer.claims.release(writer.claim)
-            writer.claim = None
+            writer.leases.release(writer.lease)
+            writer.lease = None
 
     @rule(seconds=st.sampled_from([LEASE / 4, LEASE / 2, LEASE + 1.0]))
     def time_passes(self, seconds: float) -> None:
@@ -214,7 +214,7 @@ class Life(RuleBasedStateMachine):
         there = {item.key for item in stored(store, STAGE) if item.name == NAME}
         assert there == self.whole | self.broken
         assert sum(held.artefacts for held in holdings(store) if held.stage != STAGE) == 0
-        holders = [w for w in self.writers if w.claim is not None]
+        holders = [w for w in self.writers if w.lease is not None]
         assert len(at_work(store)) <= len(holders)
         assert sum(max(w.silent, self.now - w.beat) <= LEASE for w in holders) <= 1
 

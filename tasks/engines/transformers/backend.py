@@ -1,4 +1,4 @@
-"""transformers in this process, as an engine; nothing of it is imported before it is asked to sample."""
+"""transformers in this process, as an engine; it is imported only when it has to sample."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class TransformersBackend:
-    """A `tasks.engines.backend.Backend` for which nothing is to be looked for."""
+    """A `tasks.engines.backend.Backend` without requirements to check."""
 
     versions, longest = "", None
 
@@ -19,7 +19,7 @@ class TransformersBackend:
         self._settings = settings
 
     def sampler(self, model: Model, stop: frozenset[int], scorer: "Callable[[], TransformersScorer]") -> Sampler:
-        """The student itself."""
+        """The student, sampled with the model that scores it."""
         from tasks.engines.transformers.sampler import TransformersSampler
 
         return TransformersSampler(scorer(), stop, self._settings)

@@ -1,4 +1,4 @@
-"""Samples with transformers: trunks are computed once and kept, draws are decoded beside each other from there."""
+"""Samples with transformers: trunks are computed once and cached, and draws are decoded from them in a batch."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
@@ -21,7 +21,7 @@ _ROWS = {"cpu": 1024, "cuda": 4096}
 _SLACK = 16
 _LAYERS = {"full_attention", "sliding_attention"}
 _PROBE_WINDOW = {"cpu": 1024, "cuda": 2048}
-"""Window up to which a self-test goes past it."""
+"""Largest window that the self-test exceeds."""
 _PROBE_ROWS = 16
 _PROBE_STEPS = 2
 
@@ -30,14 +30,14 @@ class TransformersSampler:
     """`tasks.engines.protocol.Sampler` on a transformers model.
 
     Attributes:
-        work: what the calls so far have cost.
+        work: the cost of all calls so far.
     """
 
     def __init__(self, scorer: TransformersScorer, stop: frozenset[int], settings: TransformersEngine) -> None:
-        """Take over a model that is loaded for scoring.
+        """Use a model that is loaded for scoring.
 
         Raises:
-            EngineError: an architecture whose attention cannot be replaced, or one that does not decode as it scores.
+            EngineError: the attention of the model cannot be replaced, or decoding does not agree with scoring.
         """
         self.decoded, self.work = 0, Work()
         self._scorer, self._stop, self._device = scorer, stop, scorer.device
@@ -49,7 +49,7 @@ class TransformersSampler:
         self._check_layers()
         probe = scorer.probe(self._probe_length())
         own = scorer.hidden([probe], [1])[0]
-        self._take_over()
+        self._replace_attention()
         self._layers: KeysValues = [
             (keys[:, :, :0], values[:, :, :0]) for keys, values in _pairs(self._extended(DynamicCache(), probe[:1]))
         ]
@@ -58,7 +58,7 @@ class TransformersSampler:
         self._self_test(probe, own)
 
     def _probe_length(self) -> int:
-        """Tokens of a self-test: beyond the model's window where that is affordable and within its limit."""
+        """Number of tokens in the self-test: more than the model's window if that is affordable, within its limit."""
         window: int | None = getattr(self._scorer.model.config.get_text_config(), "sliding_window", None)
         if window is None or window > _PROBE_WINDOW.get(self._device.type, 1024):
             return PROBE_LENGTH
@@ -66,33 +66,33 @@ class TransformersSampler:
         return window + PROBE_LENGTH if limit is None else min(window + PROBE_LENGTH, limit.tokens)
 
     def _check_layers(self) -> None:
-        """Refuse a model that is not attention alone.
+        """Refuse a model with layers other than attention.
 
         Raises:
-            EngineError: naming a kind of its layers.
+            EngineError: the message names the kind of such a layer.
         """
         model = self._scorer.model
         kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or _LAYERS) - _LAYERS
         if kinds:
             self._refuse(f"layers of kind {sorted(kinds)[0]}")
 
-    def _take_over(self) -> None:
-        """Set the model's attention to ours.
+    def _replace_attention(self) -> None:
+        """Replace the model's attention by `tasks.engines.transformers.attention`.
 
         Raises:
-            EngineError: it is of a kind that cannot be replaced.
+            EngineError: the attention cannot be replaced.
         """
         model = self._scorer.model
         model.set_attn_implementation(NAME)
         if model.config._attn_implementation != NAME:
             self._refuse("an attention that cannot be replaced")
 
-    def _refuse(self, why: str) -> NoReturn:
+    def _refuse(self, reason: str) -> NoReturn:
         name = type(self._scorer.model).__name__
-        raise EngineError(f"{name} has {why}; use engine.kind: vllm or vllm-server")
+        raise EngineError(f"{name} has {reason}; use engine.kind: vllm or vllm-server")
 
     def release(self) -> None:
-        """Free the trunks that are kept for the next call."""
+        """Free the trunks that are cached for the next call."""
         self._prompts.clear()
         self._trunks.clear()
 
@@ -100,34 +100,34 @@ class TransformersSampler:
     def continue_prefixes(
         self, trunks: Sequence[Trunk], draws: Sequence[Draw], temperature: float
     ) -> list[Continuation]:
-        """See the protocol. A draw without a forced token takes its prefix's last token as input."""
+        """See the protocol. Without a forced token, the first input of a draw is the last token of its prefix."""
         forced = [d.token is not None for d in draws]
         lengths = [len(trunks[d.trunk].prompt) + d.depth + f + d.limit for d, f in zip(draws, forced, strict=True)]
         self._scorer.check_length(max(lengths, default=0))
-        self._take_over()  # the model may have been unloaded since
+        self._replace_attention()  # the model may have been unloaded since
         results = [ended(draw, self._stop) for draw in draws]
-        held = [len(trunks[d.trunk].prompt) + d.depth - (not f) for d, f in zip(draws, forced, strict=True)]
+        visible = [len(trunks[d.trunk].prompt) + d.depth - (not f) for d, f in zip(draws, forced, strict=True)]
         needed: dict[int, int] = {}
         for i, draw in enumerate(draws):
             if results[i] is None:
-                needed[draw.trunk] = max(held[i], needed.get(draw.trunk, 0))
+                needed[draw.trunk] = max(visible[i], needed.get(draw.trunk, 0))
         self._keep_only({trunks[t] for t in needed})
         for group, caches in self._groups(trunks, needed):
             members = [i for i, d in enumerate(draws) if results[i] is None and d.trunk in group]
-            rows = [_row(trunks[draws[i].trunk], draws[i], held[i], caches[draws[i].trunk]) for i in members]
+            rows = [_row(trunks[draws[i].trunk], draws[i], visible[i], caches[draws[i].trunk]) for i in members]
             tokens = sum(pairs[0][0].shape[2] for pairs in caches.values() if pairs)
             decoder = Decoder(
                 self._scorer.model,
                 self._scorer.logits,
                 self._stop,
                 self._layers,
-                room=max(1, self._capacity - tokens),
-                most=self._rows,
+                capacity=max(1, self._capacity - tokens),
+                max_rows=self._rows,
                 logit_rows=self._logit_rows,
                 work=self.work,
             )
-            for i, end in zip(members, decoder.run(rows, temperature), strict=True):
-                results[i] = end
+            for i, result in zip(members, decoder.run(rows, temperature), strict=True):
+                results[i] = result
         done = [r for r in results if r is not None]
         self.decoded += sum(len(r.tokens) for r in done)
         return done
@@ -140,7 +140,7 @@ class TransformersSampler:
     def _groups(
         self, trunks: Sequence[Trunk], needed: dict[int, int]
     ) -> Iterator[tuple[dict[int, int], dict[int, KeysValues]]]:
-        """Trunks whose caches take at most half of the memory, with these; at least one each."""
+        """Groups of trunks whose caches take at most half of the memory, with the caches; at least one trunk each."""
         group: dict[int, int] = {}
         pending = list(needed.items())
         while pending:
@@ -155,8 +155,8 @@ class TransformersSampler:
     def _trunk(self, trunk: Trunk, length: int) -> KeysValues:
         """A trunk's keys and values up to `length`.
 
-        Chunks start where they always do, and what is kept of another length is only used up to the last whole one:
-        so the bytes follow from the call alone, whatever was kept of those before it.
+        Chunks always start at the same positions, and a cache of another length is reused only up to its last whole
+        chunk. So the result depends on this call alone, bit for bit, and not on what earlier calls have cached.
         """
         prompt = len(trunk.prompt)
         if trunk.prompt not in self._prompts:
@@ -177,10 +177,10 @@ class TransformersSampler:
         return _pairs(cache)
 
     def _extended(self, cache: Any, tokens: Sequence[int]) -> Any:
-        """A cache after more tokens.
+        """A cache extended by more tokens.
 
         Raises:
-            EngineError: no memory for one chunk.
+            EngineError: memory does not suffice for one chunk.
         """
         for start in range(0, len(tokens), self._chunk):
             part = torch.tensor([list(tokens[start : start + self._chunk])], device=self._device)
@@ -198,24 +198,24 @@ class TransformersSampler:
 
     @torch.inference_mode()
     def _self_test(self, ids: list[int], own: torch.Tensor) -> None:
-        """Decoding rows in two cohorts, at depths from nothing to all but the end of a trunk, must give `own`.
+        """Check that decoding reproduces `own`, with rows in two cohorts at depths from zero to the end of a trunk.
 
-        Once with each depth on its own, and once with all in one block, where some rows see nothing of the trunk.
+        This runs once with a block per depth, and once with all rows in one block, some of which see none of the trunk.
 
         Args:
-            ids: a sequence.
-            own: its hidden states, [T-1, H], by the model's own attention.
+            ids: token ids of a sequence.
+            own: hidden states of the sequence, [T-1, H], by the model's own attention.
 
         Raises:
-            EngineError: it does not.
+            EngineError: the log-probabilities differ.
         """
         trunk = self._trunk(Trunk(tuple(ids[:3]), tuple(ids[3:])), len(ids) - 1)
         depths = np.linspace(0, len(own) - _PROBE_STEPS, _PROBE_ROWS).astype(int).tolist()
-        for together in (1, _PROBE_ROWS):
+        for min_rows in (1, _PROBE_ROWS):
             cohorts = [Cohort.of(range(i, _PROBE_ROWS, 2), depths[i::2]) for i in range(2)]
             for cohort in cohorts:
                 widen(cohort, _PROBE_STEPS, self._layers)
-            batch = Batch(cohorts, {0: trunk}, np.zeros(_PROBE_ROWS, dtype=np.int64), together, self._device)
+            batch = Batch(cohorts, {0: trunk}, np.zeros(_PROBE_ROWS, dtype=np.int64), min_rows, self._device)
             for _ in range(_PROBE_STEPS):
                 at = torch.tensor(depths)[batch.rows] + torch.from_numpy(batch.steps())
                 states = forward(self._scorer.model, batch, torch.tensor(ids)[at])
@@ -226,12 +226,12 @@ class TransformersSampler:
         self.release()
 
 
-def _row(trunk: Trunk, draw: Draw, held: int, cache: KeysValues) -> Row:
-    """A draw as a row; it is expected to be as long as the rest of its trunk, where that is known."""
+def _row(trunk: Trunk, draw: Draw, visible: int, cache: KeysValues) -> Row:
+    """A draw as a row; its expected length is that of the rest of its trunk, if known."""
     rest = len(trunk.completion) - draw.depth
     expected = min(draw.limit, rest + _SLACK) if rest > 0 else draw.limit
-    token = (trunk.prompt + trunk.completion)[held] if draw.token is None else draw.token
-    return Row(draw, cache, held, token, expected)
+    token = (trunk.prompt + trunk.completion)[visible] if draw.token is None else draw.token
+    return Row(draw, cache, visible, token, expected)
 
 
 def _pairs(cache: Any) -> KeysValues:

@@ -1,4 +1,4 @@
-"""Scores with transformers: any AutoModelForCausalLM, on CPU or GPU, hidden states first and the head in blocks."""
+"""Scores with transformers: any AutoModelForCausalLM, on CPU or GPU; hidden states first, then the head in blocks."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,24 +14,24 @@ from tasks.engines.positions import length_limit
 from tasks.engines.protocol import EngineError
 
 SELF_TEST_LIMIT = {torch.float32: 2e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
-"""Largest difference of log-probabilities by which a model may disagree with itself, nat."""
+"""Largest allowed difference between log-probabilities that a model computes in different ways, nat."""
 
 PROBE_LENGTH = 24
 
 
 class TransformersScorer:
-    """`tasks.engines.protocol.Scorer` on a transformers model, whose body can be unloaded while its head stays.
+    """`tasks.engines.protocol.Scorer` on a transformers model, whose body can be unloaded while its head stays loaded.
 
     Attributes:
-        rows: of the output head, padding included.
-        limit: the longest sequence, where there is one.
+        rows: rows of the output head, including padding.
+        limit: the longest sequence, if limited.
     """
 
     def __init__(self, load: Callable[[], Any], vocabulary: int | None = None) -> None:
         """Load a model; `vocabulary` crops padded output rows.
 
         Raises:
-            EngineError: it cannot be loaded, or does not give the same log-probabilities for the same tokens.
+            EngineError: the model cannot be loaded, or its log-probabilities for the same tokens differ.
         """
         self._load, self._model = load, _prepared(load())
         self._head = self._model.get_output_embeddings()
@@ -44,12 +44,12 @@ class TransformersScorer:
 
     @property
     def loaded(self) -> bool:
-        """True where the whole model is in memory."""
+        """True if the whole model is in memory."""
         return self._model is not None
 
     @property
     def model(self) -> Any:
-        """The whole model, loaded again where it was not in memory."""
+        """The whole model; loaded again if it is not in memory."""
         if self._model is None:
             self._model = _prepared(self._load())
             self._head = self._model.get_output_embeddings()
@@ -60,10 +60,10 @@ class TransformersScorer:
         self._model = None
 
     def check_length(self, tokens: int) -> None:
-        """Refuse a sequence for which the model is not defined, or not by the sequence alone.
+        """Refuse a sequence that is longer than the model's `length_limit`.
 
         Raises:
-            EngineError: naming both lengths.
+            EngineError: the message gives both lengths.
         """
         if self.limit is not None and tokens > self.limit.tokens:
             raise EngineError(
@@ -73,10 +73,10 @@ class TransformersScorer:
 
     @torch.inference_mode()
     def hidden(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[torch.Tensor]:
-        """See the protocol. Padding stands on the right, where a causal model cannot see it.
+        """See the protocol. Padding is on the right, where a causal model does not see it.
 
         Raises:
-            EngineError: a sequence is longer than the model can take, or does not fit in memory even alone.
+            EngineError: a sequence is longer than the model can process, or does not fit in memory even alone.
         """
         self.check_length(max(map(len, sequences)))
         try:
@@ -118,14 +118,14 @@ class TransformersScorer:
 
     @torch.inference_mode()
     def probe_scores(self) -> torch.Tensor:
-        """Log-probabilities of the probe's tokens but the first, over all output rows, as the model has them."""
+        """Log-probabilities of the probe's tokens except the first, over all output rows, by the model itself."""
         ids = torch.tensor([self.probe()], device=self.device)
         log_probs = torch.log_softmax(self.model(input_ids=ids, use_cache=False).logits[0, :-1].float(), dim=-1)
         return log_probs.gather(1, ids[0, 1:, None])[:, 0].cpu()
 
     @torch.inference_mode()
     def _self_test(self) -> None:
-        """Score one sequence several times: as the model does it, by blocks, alone and beside others.
+        """Score one sequence in several ways: by the model itself, by blocks, alone and in a batch.
 
         Raises:
             EngineError: the log-probabilities differ by more than `SELF_TEST_LIMIT`.
@@ -135,18 +135,18 @@ class TransformersScorer:
         logits = self.model(input_ids=tensor, use_cache=False).logits.float()[0, 3:-1, : self.vocabulary]
         own = torch.log_softmax(logits, dim=-1)
         alone = self.log_probs(self.hidden([ids], [4])[0])
-        short, beside, _ = self.hidden([ids[:9], ids, ids[::-1]], [4, 4, 4])
+        shorter, batched, _ = self.hidden([ids[:9], ids, ids[::-1]], [4, 4, 4])
         again = self.log_probs(self.hidden([ids], [4])[0])
         for what, other in (
             ("by head", alone),
-            ("in a batch", self.log_probs(beside)),
-            ("of a shorter sequence", self.log_probs(short)),
+            ("in a batch", self.log_probs(batched)),
+            ("of a shorter sequence", self.log_probs(shorter)),
             ("the second time", again),
         ):
             self.compare(what, own[: len(other)], other)
 
     def compare(self, what: str, own: torch.Tensor, other: torch.Tensor) -> None:
-        """Refuse log-probabilities that are not the model's own.
+        """Refuse log-probabilities that differ from the model's own.
 
         Raises:
             EngineError: they differ by more than `SELF_TEST_LIMIT`.
@@ -161,7 +161,7 @@ class TransformersScorer:
 
 
 def _prepared(model: Any) -> Any:
-    """A model ready to score: where it caps attention scores, which SDPA leaves out, with an attention that does."""
+    """Prepare a model for scoring: if it caps attention scores, which SDPA ignores, use eager attention."""
     if getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None:
         model.set_attn_implementation("eager")
     return model.eval()
@@ -176,7 +176,7 @@ def load_transformers(
         make_room: called before weights are loaded, the first time and after each `unload`.
 
     Raises:
-        EngineError: no such device, or nothing that can be loaded.
+        EngineError: the device does not exist, or the model cannot be loaded.
     """
     device = resolve_device(settings.device)
     if settings.threads is not None:
@@ -199,7 +199,7 @@ def load_transformers(
 
 
 def stop_tokens(model: Model, tokenizer: Any) -> frozenset[int]:
-    """Token ids that end a completion: the tokenizer's, and those of the model's generation settings."""
+    """Token ids that end a completion: those of the tokenizer and of the model's generation settings."""
     try:
         settings = GenerationConfig.from_pretrained(model.path, revision=model.revision or "main")
     except OSError:
@@ -214,5 +214,5 @@ def stop_tokens(model: Model, tokenizer: Any) -> frozenset[int]:
 
 
 def vocabulary_size(tokenizer: Any) -> int:
-    """Number of token ids that the tokenizer can make or read; output rows past it are padding."""
+    """Number of token ids that the tokenizer can encode or decode; output rows beyond it are padding."""
     return 1 + int(max(tokenizer.get_vocab().values()))

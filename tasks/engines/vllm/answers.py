@@ -1,4 +1,4 @@
-"""What vLLM's server may answer; anything else is an error that says so in one line."""
+"""Parses answers of a vLLM server; any violation of its contract is a one-line error."""
 
 import re
 from collections.abc import Sequence
@@ -8,15 +8,15 @@ from tasks.engines.vllm.connection import Answer
 
 _LONGEST_SEQUENCE = 2**31 - 1
 _LARGEST = 1e5
-"""Of log-probabilities, without their sign; vLLM writes -9999 for minus infinity."""
-_GIVEN_UP = ("abort", "error")
+"""Largest magnitude of a log-probability; vLLM writes -9999 for minus infinity."""
+_ABORTED = ("abort", "error")
 
 
 def version(answer: Answer) -> str:
-    """vLLM's version, of `/version`; it becomes part of keys.
+    """The vLLM version, from `/version`; it becomes part of keys.
 
     Raises:
-        EngineError: there is none.
+        EngineError: the answer contains none.
     """
     found = _field(answer.value, "version")
     if not isinstance(found, str) or not re.fullmatch(r"[0-9A-Za-z.+_!-]{1,100}", found):
@@ -25,10 +25,10 @@ def version(answer: Answer) -> str:
 
 
 def model(answer: Answer, wanted: str | None) -> tuple[str, int]:
-    """Name and longest sequence of a model of `/v1/models`: the wanted one, or the only one.
+    """Name and longest sequence of a model from `/v1/models`: the wanted one, or the only one.
 
     Raises:
-        EngineError: it is not served, or the answer is no list of models.
+        EngineError: the model is not served, or the answer is not a list of models.
     """
     listed = _field(answer.value, "data")
     if not isinstance(listed, list) or not listed:
@@ -40,7 +40,7 @@ def model(answer: Answer, wanted: str | None) -> tuple[str, int]:
             raise answer.wrong("lists a model without a name", entry)
         lengths[name] = _field(entry, "max_model_len")
     if wanted is None and len(lengths) > 1:
-        raise answer.wrong("has several models; set engine.model to one of them", sorted(lengths))
+        raise answer.wrong("serves several models; set engine.model to one of them", sorted(lengths))
     name = next(iter(lengths)) if wanted is None else wanted
     if name not in lengths:
         raise answer.wrong(f"serves other models than engine.model {wanted!r}", sorted(lengths))
@@ -51,34 +51,34 @@ def model(answer: Answer, wanted: str | None) -> tuple[str, int]:
 
 
 def token_ids(answer: Answer, prompt: Sequence[int]) -> list[int]:
-    """The ids that a completion of a prompt sampled.
+    """The token ids of a sampled completion.
 
     Raises:
-        EngineError: there is no completion, it has no ids, or it is another prompt's (one that the server cut, say).
-        NoAnswerError: the server gave the draw up.
+        EngineError: there is no completion, it has no ids, or it continues another prompt (e.g. a truncated one).
+        NoAnswerError: the server aborted the draw.
     """
     choice = _choice(answer)
-    if choice.get("finish_reason") in _GIVEN_UP:
-        raise NoAnswerError(f"{answer.url} gave a draw up ({choice['finish_reason']})")
+    if choice.get("finish_reason") in _ABORTED:
+        raise NoAnswerError(f"{answer.url} aborted a draw ({choice['finish_reason']})")
     continued = choice.get("prompt_token_ids")
     if continued is not None and continued != list(prompt):
-        raise answer.wrong(f"continued another prompt than the one of {len(prompt)} tokens", continued)
+        raise answer.wrong(f"continued a prompt other than the one of {len(prompt)} tokens", continued)
     found = choice.get("token_ids")
     if found is None:
         raise answer.wrong("returns no token ids (vLLM 0.10.2 or newer is needed)", choice)
     if not isinstance(found, list):
-        raise answer.wrong("returns token_ids that are no list", found)
+        raise answer.wrong("returns token_ids that are not a list", found)
     ids = [token for token in found if type(token) is int]
     if len(ids) < len(found):
-        raise answer.wrong("sampled what is no token id", next(t for t in found if type(t) is not int))
+        raise answer.wrong("sampled something that is not a token id", next(t for t in found if type(t) is not int))
     return ids
 
 
 def prompt_log_probs(answer: Answer, prompt: Sequence[int]) -> list[float]:
-    """Log-probabilities of a prompt's tokens but the first.
+    """Log-probabilities of a prompt's tokens except the first.
 
     Raises:
-        EngineError: the answer lacks one, or has one that is no number.
+        EngineError: one is missing or is not a number.
     """
     steps = _choice(answer).get("prompt_logprobs")
     if not isinstance(steps, list) or len(steps) != len(prompt):

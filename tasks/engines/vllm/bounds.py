@@ -1,6 +1,6 @@
-"""Bounds of a whole request: the network stream counts its time and its bytes, from the connection to the last byte.
+"""Limits on a whole request: the network stream counts its time and bytes, from the connection to the last byte.
 
-The time limits of HTTP clients hold for each read, and so start anew with each byte, of headers too.
+The timeouts of HTTP clients apply to each read, and so restart with each byte, including those of headers.
 """
 
 import contextlib
@@ -20,61 +20,61 @@ _LONGEST = 1e8
 
 
 class NoAnswerError(Exception):
-    """A server is away, overloaded or broken; it may answer another time."""
+    """A server is unreachable, overloaded or broken; it may answer later."""
 
 
 class Bounds:
-    """Time and bytes that are left to a request."""
+    """The time and bytes left to a request."""
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._seconds, self._end, self._limit, self.received = 0.0, 0.0, 0, 0
         self._stopped = False
         self.socket: socket.socket | None = None
-        """The one that requests go through."""
+        """The socket of the current connection."""
 
     def start(self, seconds: float, limit: int) -> None:
         self._seconds, self._end = seconds, time.monotonic() + seconds
         self._limit, self.received = limit, 0
 
     def left(self) -> float:
-        """Seconds.
+        """Seconds left.
 
         Raises:
-            NoAnswerError: none.
+            NoAnswerError: no time is left, or the request was stopped.
         """
         left = self._end - time.monotonic()
         if self._stopped:
             raise NoAnswerError(f"{self._url}: the request was stopped")
         if left <= 0:
-            self.late()
+            self.raise_timeout()
         return min(left, _LONGEST)
 
-    def late(self) -> NoReturn:
-        raise NoAnswerError(f"{self._url}: no whole answer within {round(self._seconds, 1):g} s")
+    def raise_timeout(self) -> NoReturn:
+        raise NoAnswerError(f"{self._url}: no complete answer within {round(self._seconds, 1):g} s")
 
     def count(self, received: bytes) -> bytes:
-        """Note bytes that came.
+        """Count received bytes.
 
         Raises:
-            EngineError: they are more than an answer can have.
+            EngineError: there are more than an answer can have.
         """
         self.received += len(received)
         if self.received > self._limit:
             raise EngineError(
-                f"{self._url} answers with more than {self._limit} bytes, the most that vLLM's answer has"
+                f"{self._url} answers with more than {self._limit} bytes, the limit for an answer of vLLM"
             )
         return received
 
     def stop(self) -> None:
         self._stopped = True
         if (opened := self.socket) is not None:
-            with contextlib.suppress(OSError):  # closed meanwhile
-                socket.socket.shutdown(opened, socket.SHUT_RDWR)  # wakes the thread that reads; TLS is left as it is
+            with contextlib.suppress(OSError):  # already closed
+                socket.socket.shutdown(opened, socket.SHUT_RDWR)  # wakes the reading thread; TLS is not closed
 
 
 class BoundedBackend(httpcore.NetworkBackend):
-    """Opens streams whose requests end."""
+    """Opens streams that enforce the bounds of a request."""
 
     def __init__(self, bounds: Bounds) -> None:
         self._bounds, self._tcp = bounds, httpcore.SyncBackend()
@@ -87,7 +87,7 @@ class BoundedBackend(httpcore.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
-        """Try the host's addresses in turn, all of them within the time for one."""
+        """Try the host's addresses in turn, with one timeout for all of them together."""
         addresses = socket.getaddrinfo(host.encode(), port, type=socket.SOCK_STREAM)
         end = time.monotonic() + _CONNECT_SECONDS
         for left, (*_, address) in zip(range(len(addresses), 0, -1), addresses, strict=True):
@@ -103,7 +103,7 @@ class BoundedBackend(httpcore.NetworkBackend):
 
 
 class _Stream(httpcore.NetworkStream):
-    """A stream that keeps to its request's bounds, whatever time its callers name."""
+    """A stream that enforces the bounds of its request and ignores the timeouts of callers."""
 
     def __init__(self, stream: httpcore.NetworkStream, bounds: Bounds) -> None:
         self._stream, self._bounds = stream, bounds
@@ -113,7 +113,7 @@ class _Stream(httpcore.NetworkStream):
         try:
             return self._bounds.count(self._stream.read(max_bytes, self._bounds.left()))
         except httpcore.ReadTimeout:
-            self._bounds.late()
+            self._bounds.raise_timeout()
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         sock, rest = self._stream.get_extra_info("socket"), memoryview(buffer)
@@ -122,7 +122,7 @@ class _Stream(httpcore.NetworkStream):
             try:
                 rest = rest[sock.send(rest) :]
             except TimeoutError:
-                self._bounds.late()
+                self._bounds.raise_timeout()
             except OSError as error:
                 raise httpcore.WriteError(str(error)) from error
 

@@ -1,4 +1,4 @@
-"""Samples with vLLM in this process: its prefix cache holds the trunks."""
+"""Samples with vLLM in this process; its prefix cache holds the trunks."""
 
 import gc
 import os
@@ -34,10 +34,10 @@ class VLLMBackend:
     """vLLM in this process: `tasks.engines.backend.Backend`."""
 
     def __init__(self, settings: VLLMEngine) -> None:
-        """Look for vLLM.
+        """Check that vLLM is installed.
 
         Raises:
-            EngineError: naming the extra to install.
+            EngineError: the message names the extra to install.
         """
         if find_spec("vllm") is None:
             raise EngineError(
@@ -53,12 +53,12 @@ class VLLMBackend:
 
 
 class VLLMSampler:
-    """`tasks.engines.protocol.Sampler` on vLLM's offline engine, which starts with the first draws."""
+    """`tasks.engines.protocol.Sampler` on vLLM's offline engine, which starts at the first draws."""
 
     def __init__(
         self, model: Model, stop: frozenset[int], settings: VLLMEngine, scorer: "Callable[[], TransformersScorer]"
     ) -> None:
-        """Note what to start."""
+        """Store the settings; vLLM starts later."""
         self.decoded = 0
         self._model, self._stop, self._settings, self._scorer = model, stop, settings, scorer
         self._llm: Any = None
@@ -88,7 +88,7 @@ class VLLMSampler:
             parameters = [
                 SamplingParams(**requests.fields(draws[i], self._stop, temperature), detokenize=False) for i in wanted
             ]
-            outputs = self._asked(prompts, parameters)
+            outputs = self._generate(prompts, parameters)
             for i, output in zip(wanted, outputs, strict=True):
                 tokens = output.outputs[0].token_ids
                 results[i] = requests.continuation(tokens, draws[i], self._stop, self._vocabulary)
@@ -96,17 +96,17 @@ class VLLMSampler:
         self.decoded += sum(len(r.tokens) for r in done)
         return done
 
-    def _asked(self, prompts: list[Any], parameters: list[Any]) -> list[Any]:
+    def _generate(self, prompts: list[Any], parameters: list[Any]) -> list[Any]:
         try:
             return list(self._llm.generate(prompts, parameters, use_tqdm=False))
         except ValueError as error:
             raise EngineError(f"vLLM refuses a draw: {error}") from error
 
     def _start(self) -> None:
-        """Start vLLM and compare it with the student as transformers has it.
+        """Start vLLM and compare it with the student on transformers.
 
         Raises:
-            EngineError: it does not start, or does not agree.
+            EngineError: vLLM does not start, or its log-probabilities differ.
         """
         if self._llm is not None:
             return
@@ -135,7 +135,7 @@ class VLLMSampler:
             "disable_log_stats": True,
             "seed": 0,
         }
-        if on_cpu:  # a seeded request cannot be split there
+        if on_cpu:  # on a CPU, a seeded request cannot be split
             batched = max(length or 0, _CPU_BATCHED_TOKENS)
             options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": batched}
         else:
@@ -152,24 +152,24 @@ class VLLMSampler:
         self._self_test(scorer)
 
     def _self_test(self, scorer: "TransformersScorer") -> None:
-        """Log-probabilities of a probe must be those of the model the stages score with.
+        """Check that the log-probabilities of a probe match those of the scoring model.
 
         Raises:
-            EngineError: they are not.
+            EngineError: they differ.
         """
         from vllm import SamplingParams
 
         probe, own = scorer.probe(), scorer.probe_scores()
-        asked = SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False)
-        (output,) = self._asked([{"prompt_token_ids": probe}], [asked])
-        theirs = [step[token].logprob for token, step in zip(probe[1:], output.prompt_logprobs[1:], strict=True)]
-        scorer.compare("by vLLM", own, torch.tensor(theirs))
+        parameters = SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False)
+        (output,) = self._generate([{"prompt_token_ids": probe}], [parameters])
+        log_probs = [step[token].logprob for token, step in zip(probe[1:], output.prompt_logprobs[1:], strict=True)]
+        scorer.compare("by vLLM", own, torch.tensor(log_probs))
 
 
 def _context_length(settings: VLLMEngine, config: Any) -> int | None:
-    """The longest sequence that vLLM is started for; within the model's own, where it has one.
+    """The longest sequence that vLLM is started for; within the model's limit, if it has one.
 
-    vLLM chooses longrope's frequencies by this length, once: so within it they are those of transformers.
+    vLLM chooses longrope's frequencies once, by this length, so within the limit they equal those of transformers.
     """
     limit = length_limit(config)
     lengths = [settings.context_length, None if limit is None else limit.tokens]

@@ -1,4 +1,4 @@
-"""Keeps vLLM from sampling output rows that no token stands behind. Imported by vLLM, by name."""
+"""Keeps vLLM from sampling output rows without a token. vLLM imports this module by name."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ class NoPadding(LogitsProcessor):  # type: ignore[misc] # untyped where vLLM is 
         self._vocabulary = int(vllm_config.additional_config[VOCABULARY])
 
     def is_argmax_invariant(self) -> bool:
-        """The likeliest row may be one of those."""
+        """The argmax may be one of those rows."""
         return False
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:

@@ -1,4 +1,4 @@
-"""A draw as a request to vLLM, in this process or on a server; the same rules on both, and those of `protocol`."""
+"""Converts draws to vLLM requests and back, with the rules of `protocol`; the same in this process and on a server."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,9 +11,9 @@ _SEEDS = 2**63
 
 
 def fields(draw: Draw, stop: frozenset[int], temperature: float) -> dict[str, Any]:
-    """Sampling parameters: nothing is truncated, only `stop` ends a draw, the seed is the draw's own.
+    """Sampling parameters: no truncation of the distribution, only `stop` ends a draw, each draw has its own seed.
 
-    What a model's generation settings would bring in is set here, so that it cannot.
+    Everything that a model's generation settings could change is set explicitly.
     """
     return {
         "max_tokens": draw.limit,
@@ -31,31 +31,31 @@ def fields(draw: Draw, stop: frozenset[int], temperature: float) -> dict[str, An
 
 
 def in_order(draws: Sequence[Draw], wanted: Sequence[int]) -> list[int]:
-    """Draws in the order of their trunks, the deepest first: it fills the cache for those that follow."""
+    """Draws ordered by trunk, deepest first: the first fills the prefix cache for the following ones."""
     return sorted(wanted, key=lambda i: (draws[i].trunk, -draws[i].depth, draws[i].token or 0, i))
 
 
 def continuation(
     tokens: Sequence[int], draw: Draw, stop: frozenset[int], vocabulary: int, by: str = "vLLM"
 ) -> Continuation:
-    """What vLLM sampled, as the protocol has it.
+    """Tokens sampled by vLLM, as a `Continuation`.
 
     Args:
-        by: whose tokens they are, for messages.
+        by: the source of the tokens, for messages.
 
     Raises:
-        EngineError: tokens that the limit, the stop rule or the vocabulary does not allow.
+        EngineError: the tokens violate the limit, the stop rule or the vocabulary.
     """
     foreign = next((t for t in tokens if not 0 <= t < vocabulary), None)
     if foreign is not None:
-        shown = str(foreign)[:20]
-        raise EngineError(f"{by} sampled token {shown}, but the tokenizer's tokens are 0 to {vocabulary - 1}")
+        token = str(foreign)[:20]
+        raise EngineError(f"{by} sampled token {token}, but the tokenizer's tokens are 0 to {vocabulary - 1}")
     if len(tokens) > draw.limit:
         raise EngineError(f"{by} sampled {len(tokens)} tokens where the limit is {draw.limit}")
     early = next((i for i, t in enumerate(tokens[:-1], 1) if t in stop), None)
     if early is not None:
-        raise EngineError(f"{by} went on behind a stop token, the {early}. of {len(tokens)}")
+        raise EngineError(f"{by} continued after a stop token, number {early} of {len(tokens)}")
     stopped = len(tokens) > 0 and tokens[-1] in stop
     if not stopped and len(tokens) < draw.limit:
-        raise EngineError(f"{by} ended a draw after {len(tokens)} of {draw.limit} tokens, and not with a stop token")
+        raise EngineError(f"{by} ended a draw after {len(tokens)} of {draw.limit} tokens without a stop token")
     return Continuation(np.array(tokens, dtype=np.int32), not stopped)

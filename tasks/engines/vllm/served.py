@@ -1,4 +1,4 @@
-"""What servers serve, asked before a run begins."""
+"""Queries what the servers serve, before a run starts."""
 
 import time
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ _LOOK_UP_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Served:
-    """What a server says of itself: the model's name, the longest sequence, vLLM's version."""
+    """A server's own description: model name, longest sequence, vLLM version."""
 
     url: str
     model: str

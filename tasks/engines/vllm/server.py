@@ -1,7 +1,7 @@
-"""Samples with vLLM's OpenAI-compatible servers: token ids in and out, many requests at a time, none lost.
+"""Samples with vLLM's OpenAI-compatible servers: token ids in and out, many concurrent requests, none lost.
 
-Draws are dealt to the servers in stretches that share prefixes; a server that is done takes from the others, and one
-that is away gives its draws back until it answers again.
+Draws are assigned to servers in contiguous runs that share prefixes. An idle server steals draws from the others, and
+an unreachable one returns its draws until it answers again.
 """
 
 import math
@@ -31,16 +31,16 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0
 
 
 _LAST_TRY = 1.0
-"""Seconds that a server which was away has to answer a probe, however little is left of the patience."""
+"""Minimum seconds for the probe of a server that was unreachable, even if less patience is left."""
 
 
 _PADDING_BIAS = -100.0
-"""What servers limit a bias to; e^-100 of the probability is left."""
+"""The lowest bias that servers accept; e^-100 of the probability remains."""
 
 
 @dataclass
 class _Work:
-    """Draws of one call: what waits for each server, and what has come of it."""
+    """The draws of one call: the queue of each server, and the results."""
 
     waiting: list[deque[int]]
     results: list[Continuation | None]
@@ -48,13 +48,13 @@ class _Work:
     patience: float
     stopped: bool = False
     failing_since: float = math.inf
-    """When requests began to fail; infinite again with each draw that is done."""
+    """When requests began to fail; reset to infinity by each finished draw."""
     changed: Condition = field(default_factory=Condition)
-    was_away: set[int] = field(default_factory=set)
-    """Servers that have to show again what they serve."""
+    unverified: set[int] = field(default_factory=set)
+    """Servers that were unreachable and have to pass the probe again."""
 
     def take(self, server: int) -> int | None:
-        """A draw for a server; None where all are done or the call is stopped. Waits where others may give back."""
+        """A draw for a server; None once all are done or the call is stopped. Waits while others may return draws."""
         with self.changed:
             while self.left and not self.stopped:
                 fullest = max(self.waiting, key=len)
@@ -68,7 +68,7 @@ class _Work:
     def give_back(self, server: int, draw: int) -> None:
         with self.changed:
             self.waiting[server].appendleft(draw)
-            self.was_away.add(server)
+            self.unverified.add(server)
             self.failing_since = min(self.failing_since, time.monotonic())
             self.changed.notify_all()
 
@@ -81,7 +81,7 @@ class _Work:
                 self.changed.notify_all()
 
     def patience_left(self) -> float:
-        """Seconds; all of them while no request fails."""
+        """Seconds of patience left; all of them while no request fails."""
         with self.changed:
             return self.patience - max(0.0, time.monotonic() - self.failing_since)
 
@@ -91,14 +91,14 @@ class _Work:
             self.changed.notify_all()
 
     def pause(self, seconds: float) -> bool:
-        """Wait; false where the call is stopped or done meanwhile."""
+        """Wait; False if the call is stopped or finishes meanwhile."""
         with self.changed:
             self.changed.wait_for(lambda: self.stopped or not self.left, seconds)
             return not self.stopped and self.left > 0
 
 
 _Sample = Callable[[Connection, Served, int], Continuation]
-"""Asks a server for a draw, by its number."""
+"""Requests a draw from a server, by its index."""
 
 
 class ServerBackend:
@@ -131,10 +131,10 @@ class ServerSampler:
         served: Sequence[Served],
         scorer: "Callable[[], TransformersScorer]",
     ) -> None:
-        """Compare every server with the student as transformers has it.
+        """Compare every server with the student on transformers.
 
         Raises:
-            EngineError: a server is away, or serves another model.
+            EngineError: a server is unreachable, or serves another model.
         """
         self.decoded = 0
         self._stop, self._settings, self._served = stop, settings, served
@@ -151,7 +151,7 @@ class ServerSampler:
                     raise EngineAwayError(f"{server.url} does not score a probe ({error})") from error
 
     def release(self) -> None:
-        """Nothing is held here."""
+        """Nothing to free."""
 
     def continue_prefixes(
         self, trunks: Sequence[Trunk], draws: Sequence[Draw], temperature: float
@@ -160,8 +160,8 @@ class ServerSampler:
         results = [ended(draw, self._stop) for draw in draws]
         wanted = requests.in_order(draws, [i for i, r in enumerate(results) if r is None])
         servers = len(self._served)
-        cuts = [len(wanted) * s // servers for s in range(servers + 1)]
-        queues = [deque(wanted[a:b]) for a, b in pairwise(cuts)]
+        bounds = [len(wanted) * s // servers for s in range(servers + 1)]
+        queues = [deque(wanted[a:b]) for a, b in pairwise(bounds)]
         work = _Work(queues, results, len(wanted), self._settings.patience)
 
         def sample(connection: Connection, server: Served, i: int) -> Continuation:
@@ -173,10 +173,10 @@ class ServerSampler:
         return done
 
     def _run(self, work: _Work, sample: _Sample) -> None:
-        """Let threads, each with a connection of its own, do all draws.
+        """Sample all draws with threads that each have their own connection.
 
         Raises:
-            EngineError: the first that a thread ends with; likewise any other exception.
+            EngineError: the first error of a thread; likewise for any other exception.
         """
         key = api_key(self._settings.api_key_variable)
         workers = min(self._settings.concurrency, work.left)
@@ -185,14 +185,14 @@ class ServerSampler:
         ]
         with ThreadPoolExecutor(max(1, len(connections))) as pool:
             try:
-                for future in as_completed(self._started(pool, work, connections, sample)):
+                for future in as_completed(self._start(pool, work, connections, sample)):
                     future.result()
-            finally:  # a failure or an interrupt: what is under way ends, and the threads with it
+            finally:  # after a failure or an interrupt too: abort open requests, so that the threads end
                 work.stop()
                 for _, connection in connections:
                     connection.stop()
 
-    def _started(
+    def _start(
         self, pool: ThreadPoolExecutor, work: _Work, connections: list[tuple[int, Connection]], sample: _Sample
     ) -> list[Future[None]]:
         try:
@@ -203,20 +203,20 @@ class ServerSampler:
             ) from error
 
     def _serve(self, work: _Work, connection: Connection, server: int, sample: _Sample) -> None:
-        """Do draws on a server until none is left.
+        """Sample draws on a server until none is left.
 
         Raises:
-            EngineAwayError: no server answers for longer than the patience.
-            EngineError: a server answers what it should not.
+            EngineAwayError: no server has answered for longer than the patience.
+            EngineError: a server gives an invalid answer.
         """
         pause = _FIRST_PAUSE
         with connection:
             while (i := work.take(server)) is not None:
                 try:
-                    if server in work.was_away:
+                    if server in work.unverified:
                         seconds = min(max(work.patience_left(), _LAST_TRY), self._settings.timeout)
                         self._check(connection, self._served[server], seconds)
-                        work.was_away.discard(server)
+                        work.unverified.discard(server)
                     work.finish(i, sample(connection, self._served[server], i))
                     pause = _FIRST_PAUSE
                 except NoAnswerError as error:
@@ -225,7 +225,7 @@ class ServerSampler:
                     if left <= 0:
                         raise EngineAwayError(
                             f"no server has answered for {work.patience - left:.0f} s (engine.patience: "
-                            f"{work.patience:g}); last: {error}"
+                            f"{work.patience:g}); last error: {error}"
                         ) from error
                     if not work.pause(min(pause, left)):
                         return
@@ -234,11 +234,11 @@ class ServerSampler:
     def _sample(
         self, connection: Connection, server: Served, prompt: list[int], draw: Draw, temperature: float
     ) -> Continuation:
-        """One draw.
+        """Sample one draw.
 
         Raises:
-            EngineError: the server refuses it, or answers what is no draw.
-            NoAnswerError: it is away, overloaded or broken.
+            EngineError: the server refuses the draw, or gives an invalid answer.
+            NoAnswerError: the server is unreachable, overloaded or broken.
         """
         body = {
             **requests.fields(draw, self._stop, temperature),
@@ -253,11 +253,11 @@ class ServerSampler:
         return requests.continuation(tokens, draw, self._stop, self._vocabulary, f"vLLM at {server.url}")
 
     def _check(self, connection: Connection, server: Served, seconds: float) -> None:
-        """Log-probabilities of a probe must be those of the model the stages score with.
+        """Check that the log-probabilities of a probe match those of the scoring model.
 
         Raises:
-            EngineError: they are not, or there are none.
-            NoAnswerError: the server is away.
+            EngineError: they differ or are missing.
+            NoAnswerError: the server is unreachable.
         """
         body = {
             "model": server.model,
@@ -268,5 +268,5 @@ class ServerSampler:
             "return_token_ids": True,
         }
         answer = connection.ask("/v1/completions", body, seconds=seconds, tokens=len(self._probe) + 1)
-        theirs = answers.prompt_log_probs(answer, self._probe)
-        self._compare(f"by {server.url}", self._probe_scores, torch.tensor(theirs))
+        log_probs = answers.prompt_log_probs(answer, self._probe)
+        self._compare(f"by {server.url}", self._probe_scores, torch.tensor(log_probs))
