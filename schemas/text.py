@@ -35,7 +35,7 @@ class _Short(Repr):
 _short = _Short()
 
 
-def shown(value: object) -> str:
+def quoted(value: object) -> str:
     """A value for a message: as Python writes it, at most 80 characters, URLs without user and query."""
     try:
         text = _short.repr(value)

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from schemas.limits import MOST_CONFIGURATION_BYTES, MOST_CONFIGURATION_VALUES, MOST_DIGITS, MOST_NESTING
-from schemas.text import reason, shown
+from schemas.text import quoted, reason
 
 
 class RefusedError(ValueError):
@@ -46,7 +46,7 @@ def parse(data: bytes | str) -> Any:
         raise RefusedError(f"is not YAML: {where}{reason(error.problem or str(error))}") from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise _GuardError(f"line {line}: the character {shown(chr(error.character))} cannot stand in YAML") from error
+        raise _GuardError(f"line {line}: the character {quoted(chr(error.character))} cannot stand in YAML") from error
 
 
 def parse_value(text: str) -> Any:
@@ -97,7 +97,7 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         self._depth -= 1
         if repeated and id(node) not in self._sizes:
-            raise _refused(event.start_mark, f"alias {shown(event.anchor)} stands within what it repeats")
+            raise _refused(event.start_mark, f"alias {quoted(event.anchor)} stands within what it repeats")
         self._total += self._sizes[id(node)] if repeated else 1
         self._sizes.setdefault(id(node), self._total - before)  # nodes live as long as this
         if self._total > MOST_CONFIGURATION_VALUES:
@@ -111,10 +111,12 @@ class _Loader(yaml.SafeLoader):
             if key.tag == _TAG + "merge":
                 continue
             if key.tag != _TAG + "str":
-                written = shown(key.value) if isinstance(key, yaml.ScalarNode) else f"of kind {key.id}"
+                written = quoted(key.value) if isinstance(key, yaml.ScalarNode) else f"of kind {key.id}"
                 raise _refused(key.start_mark, f"key {written} is not a text; write it in quotes")
             if key.value in lines:
-                raise _refused(key.start_mark, f"{shown(key.value)} stands there twice, in line {lines[key.value]} too")
+                raise _refused(
+                    key.start_mark, f"{quoted(key.value)} stands there twice, in line {lines[key.value]} too"
+                )
             lines[key.value] = key.start_mark.line + 1
         return node
 
@@ -125,13 +127,13 @@ class _Loader(yaml.SafeLoader):
         try:  # JSON writes characters beyond U+FFFF as two halves
             return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
         except UnicodeDecodeError as error:
-            raise _refused(node.start_mark, f"{shown(text)} holds half of a character") from error
+            raise _refused(node.start_mark, f"{quoted(text)} holds half of a character") from error
 
     def _whole(self, node: yaml.ScalarNode) -> int:
         if len(node.value) > MOST_DIGITS:
-            raise _refused(node.start_mark, f"{shown(node.value)} has more than {MOST_DIGITS} digits")
+            raise _refused(node.start_mark, f"{quoted(node.value)} has more than {MOST_DIGITS} digits")
         if _OCTAL.fullmatch(node.value):  # in one YAML with 8 for its base, in another with 10
-            raise _refused(node.start_mark, f"{shown(node.value)} begins with 0; leave that out, or quote a text")
+            raise _refused(node.start_mark, f"{quoted(node.value)} begins with 0; leave that out, or quote a text")
         return int(self._plain(node, "a whole number", self.construct_yaml_int))
 
     def _number(self, node: yaml.ScalarNode) -> float:
@@ -139,7 +141,7 @@ class _Loader(yaml.SafeLoader):
 
     def _plain(self, node: yaml.ScalarNode, what: str, read: Callable[[yaml.ScalarNode], Any]) -> Any:
         """A number that is not written with base 60, as YAML 1.1 reads colons."""
-        refused = _refused(node.start_mark, f"{shown(node.value)} is not {what}")
+        refused = _refused(node.start_mark, f"{quoted(node.value)} is not {what}")
         if ":" in node.value:
             raise refused
         try:
@@ -148,7 +150,7 @@ class _Loader(yaml.SafeLoader):
             raise refused from error
 
     def _unknown(self, node: yaml.Node) -> Any:
-        raise _refused(node.start_mark, f"tag {shown(node.tag)} is not known here; leave it out")
+        raise _refused(node.start_mark, f"tag {quoted(node.tag)} is not known here; leave it out")
 
 
 _OCTAL = re.compile(r"[-+]?0[0-9_]+")

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, PydanticKnownError, to_jsonable_python
 
 from schemas import limits
-from schemas.text import shown
+from schemas.text import quoted
 
 COSMETIC: dict[str, Any] = {"cosmetic": True}
 
@@ -117,7 +117,7 @@ def checked_text(problem: Callable[[str], str | None]) -> AfterValidator:
         message = problem(text)
         if message is None:
             return text
-        whole = message if message.startswith("the ") else f"{shown(text)} {message}"
+        whole = message if message.startswith("the ") else f"{quoted(text)} {message}"
         raise invalid(str(info.field_name), whole)
 
     return AfterValidator(check)
@@ -126,4 +126,4 @@ def checked_text(problem: Callable[[str], str | None]) -> AfterValidator:
 def check_unique(field: str, names: list[str]) -> None:
     for name in names:
         if names.count(name) > 1:
-            raise invalid(field, f"{shown(name)} stands there twice; give each one entry or its own name")
+            raise invalid(field, f"{quoted(name)} stands there twice; give each one entry or its own name")

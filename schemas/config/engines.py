@@ -9,7 +9,7 @@ from schemas import limits
 from schemas.config.base import COSMETIC, Settings, check_unique, invalid
 from schemas.config.forms import ByKind
 from schemas.config.inputs import Name
-from schemas.text import shown
+from schemas.text import quoted
 
 
 class ScoringSettings(Settings):
@@ -140,7 +140,7 @@ class VLLMServerEngine(ScoringSettings):
         for url in urls:
             parts = urlsplit(url)
             if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
-                raise invalid("urls", f"{shown(url)} is no server's address; write http://host:port")
+                raise invalid("urls", f"{quoted(url)} is no server's address; write http://host:port")
             if parts.username or parts.password:
                 raise invalid("urls", "an address holds a password; put it in the variable that api_key_variable names")
         check_unique("urls", urls)

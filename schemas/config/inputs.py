@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from schemas import limits
 from schemas.config.base import COSMETIC, Settings, checked_text, invalid
-from schemas.text import name_problem, shown
+from schemas.text import name_problem, quoted
 from schemas.urls import url_problem
 
 
@@ -24,14 +24,14 @@ def template_fields(template: str) -> list[str]:
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
-        raise invalid("template", f"{shown(template)} is no template: {error}; {hint}") from error
+        raise invalid("template", f"{quoted(template)} is no template: {error}; {hint}") from error
     fields = [(name, spec, conversion) for _, name, spec, conversion in parts if name is not None]
     for name, spec, conversion in fields:
         if not name.isidentifier():
-            raise invalid("template", f"field {{{shown(name)[1:-1]}}} is not a plain name; {hint}")
+            raise invalid("template", f"field {{{quoted(name)[1:-1]}}} is not a plain name; {hint}")
         if spec or conversion:
             whole = f"{name}{f'!{conversion}' if conversion else ''}{f':{spec}' if spec else ''}"
-            raise invalid("template", f"field {{{shown(whole)[1:-1]}}} is formatted; columns are put in as they are")
+            raise invalid("template", f"field {{{quoted(whole)[1:-1]}}} is formatted; columns are put in as they are")
     if len(fields) > limits.MOST_FIELDS:
         raise invalid("template", f"holds {len(fields):,} fields; a template has at most {limits.MOST_FIELDS}")
     return [name for name, _, _ in fields]
@@ -109,13 +109,13 @@ class Prompt(Settings):
     def _true_or_false(cls, given: dict[str, bool | int | str]) -> dict[str, bool | int | str]:
         for name, value in given.items():
             if isinstance(value, str) and value.lower() in ("yes", "no", "on", "off"):  # each is true in a template
-                raise invalid("chat_template_kwargs", f"{shown(name)} is the text {value!r}; write true or false")
+                raise invalid("chat_template_kwargs", f"{quoted(name)} is the text {value!r}; write true or false")
         return given
 
     @model_validator(mode="after")
     def _system_needs_chat(self) -> Self:
         if self.system is not None and not self.chat:
-            raise invalid("system", f"{shown(self.system)} has no place where chat is false; put it in template")
+            raise invalid("system", f"{quoted(self.system)} has no place where chat is false; put it in template")
         return self
 
 

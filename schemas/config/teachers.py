@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from schemas import limits
 from schemas.config.base import COSMETIC, Settings, check_unique, invalid, with_kinds
 from schemas.config.inputs import Model, Name, Url, template_fields
-from schemas.text import shown
+from schemas.text import quoted
 
 CONTEXT_TEMPLATES = {
     "none": "{prompt}",
@@ -48,9 +48,9 @@ class Context(Settings):
         if self.kind == "custom" and (self.template is None or self.name is None):
             raise invalid("template", "a custom context needs a template and a name")
         if self.kind == "none" and self.template is not None:
-            raise invalid("template", f"{shown(self.template)} given to context none; use kind: custom")
+            raise invalid("template", f"{quoted(self.template)} given to context none; use kind: custom")
         if "prompt" not in template_fields(self.text):
-            raise invalid("template", f"{shown(self.text)} does not hold {{prompt}}, the student's own text")
+            raise invalid("template", f"{quoted(self.text)} does not hold {{prompt}}, the student's own text")
         return self
 
     def keyed(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from jinja2 import TemplateError
 
 from schemas.config import Context, Model, Prompt, template_fields
 from schemas.limits import MOST_PROMPT
-from schemas.text import reason, shown
+from schemas.text import quoted, reason
 from tasks.inputs.questions import InputError, Question
 from tasks.store.keys import digest, hub_errors
 
@@ -41,7 +41,7 @@ def _filled(field: str, template: str, question: Question, columns: Mapping[str,
     if length > MOST_PROMPT:
         raise InputError(
             field,
-            f"question {shown(question.id)} would give a prompt of {length:,} characters; the most are {MOST_PROMPT:,}",
+            f"question {quoted(question.id)} would give a prompt of {length:,} characters; the most are {MOST_PROMPT:,}",
         )
     return template.format(**{name: columns[name] for name in names})
 
@@ -60,7 +60,7 @@ def load_tokenizer(model: Model) -> Any:
             model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
         )
     except errors as error:
-        raise ValueError(f"{shown(model.path)} has no tokenizer that can be loaded: {reason(error)}") from error
+        raise ValueError(f"{quoted(model.path)} has no tokenizer that can be loaded: {reason(error)}") from error
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
@@ -92,7 +92,7 @@ def check_same_tokenizer(field: str, path: str, student: Any, teacher: Any) -> N
     token = differing[0]
     raise InputError(
         field,
-        f"{shown(path)} has another tokenizer than the student: {len(differing)} tokens differ, "
+        f"{quoted(path)} has another tokenizer than the student: {len(differing)} tokens differ, "
         f"such as {token!r} (id {theirs.get(token)}, the student's {ours.get(token)}); a teacher must share it",
     )
 
@@ -116,6 +116,6 @@ def encode_prompt(tokenizer: Any, text: PromptText, prompt: Prompt) -> list[int]
         )
     except (TemplateError, TypeError) as error:
         raise InputError(
-            "prompt", f"{shown(prompt)} does not go with the model's chat template: {reason(error)}"
+            "prompt", f"{quoted(prompt)} does not go with the model's chat template: {reason(error)}"
         ) from error
     return [int(i) for i in rendered["input_ids"]]

@@ -13,7 +13,7 @@ import numpy as np
 
 from schemas.arrays import AnyArray
 from schemas.config import RecordedTeacher, RecordedTree
-from schemas.text import shown
+from schemas.text import quoted
 from tasks.inputs.questions import InputError
 from tasks.inputs.recorded_rows import OUTCOMES, TEACHER, Key, RecordedTable, branch_key
 from tasks.statistics.csr import Floats, owners, row_sums
@@ -81,7 +81,7 @@ def _teacher_rows(
         question, rollout, position, token = missing
         raise InputError(
             table.field,
-            f"{shown(teacher.path)} has no row for question {shown(question)}, rollout_id {rollout}, "
+            f"{quoted(teacher.path)} has no row for question {quoted(question)}, rollout_id {rollout}, "
             f"position {position}, token_id {token}, which row {branches[missing] + 1} of the outcomes has",
         )
     return table, {key: (n, float(rows[n]["teacher_prob"])) for key, n in found.items()}
@@ -158,7 +158,7 @@ def _rollouts(table: RecordedTable, question: str, rows: Sequence[NumberedRow]) 
         raise table.error(
             number,
             "rollout_id",
-            f"question {shown(question)} has rollout {rollouts[gap]} but no rollout {gap}; "
+            f"question {quoted(question)} has rollout {rollouts[gap]} but no rollout {gap}; "
             "they count from 0 without gaps",
         )
     lengths = [0] * len(rollouts)
@@ -167,7 +167,7 @@ def _rollouts(table: RecordedTable, question: str, rows: Sequence[NumberedRow]) 
         r = row["rollout_id"]
         lengths[r] = max(lengths[r], row["position"] + 1)
         if verdicts.setdefault(r, row["correct"]) != row["correct"]:
-            raise table.error(number, "correct", f"rollout {r} of question {shown(question)} is both true and false")
+            raise table.error(number, "correct", f"rollout {r} of question {quoted(question)} is both true and false")
     return lengths, [verdicts[r] for r in rollouts]
 
 

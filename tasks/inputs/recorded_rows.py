@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from schemas.limits import INT32, LEAST_INCLUSION, MOST_POSITIONS, MOST_TOKENS
-from schemas.text import id_problem, listed, shown
+from schemas.text import id_problem, listed, quoted
 from tasks.inputs.questions import InputError, read_rows
 from tasks.statistics.csr import Ints
 
@@ -64,18 +64,18 @@ class RecordedTable:
 
     def error(self, row: int, column: str, message: str) -> InputError:
         """Rows count from 1, as their order in the table."""
-        return InputError(self.field, f"{shown(self.path)}, row {row + 1}, column {column!r}: {message}")
+        return InputError(self.field, f"{quoted(self.path)}, row {row + 1}, column {column!r}: {message}")
 
     def read(self, columns: Mapping[str, type]) -> list[dict[str, Any]]:
         """Rows with these columns, and those of the optional ones that are there, checked one value at a time."""
         raw = read_rows(self.path, self.field, texts=[n for n, kind in {**columns, **OPTIONAL}.items() if kind is str])
         if not raw:
-            raise InputError(self.field, f"{shown(self.path)} has no rows")
+            raise InputError(self.field, f"{quoted(self.path)} has no rows")
         lacking = [name for name in columns if not any(name in row for row in raw)]
         if lacking:
             raise InputError(
                 self.field,
-                f"{shown(self.path)} has no column {lacking[0]!r}; it needs {', '.join(columns)}, has {listed(raw[0])}",
+                f"{quoted(self.path)} has no column {lacking[0]!r}; it needs {', '.join(columns)}, has {listed(raw[0])}",
             )
         return [self._checked(number, row, columns) for number, row in enumerate(raw)]
 
@@ -94,11 +94,11 @@ class RecordedTable:
             elif kind is int and isinstance(value, float) and value.is_integer():
                 value = int(value)
             if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-                raise self.error(number, name, f"{shown(value)} is not {_WHAT[kind]}")
+                raise self.error(number, name, f"{quoted(value)} is not {_WHAT[kind]}")
             out[name] = value
         problem = id_problem(out["question_id"])
         if problem is not None:
-            raise self.error(number, "question_id", f"{shown(out['question_id'])} {problem}")
+            raise self.error(number, "question_id", f"{quoted(out['question_id'])} {problem}")
         for name, (least, what) in _PROBABILITIES.items():
             if name in out and not least <= out[name] <= 1 + _OVER_ONE:
                 raise self.error(number, name, f"{out[name]!r} is not a probability{what}")
@@ -106,9 +106,9 @@ class RecordedTable:
             raise self.error(number, "entropy", f"{out['entropy']!r} is not an entropy, 0 or more")
         for name, most in _MOST.items():
             if name in out and out[name] < 0:
-                raise self.error(number, name, f"{shown(out[name])} is negative")
+                raise self.error(number, name, f"{quoted(out[name])} is negative")
             if name in out and out[name] > most:
-                raise self.error(number, name, f"{shown(out[name])} is too large; the most is {most:,}")
+                raise self.error(number, name, f"{quoted(out[name])} is too large; the most is {most:,}")
         if "draws" in out:
             if out["draws"] < 2:
                 raise self.error(number, "draws", f"{out['draws']} is too small; a branch needs two draws or more")

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from schemas.limits import MOST_CELL, MOST_NESTING, MOST_ROWS
-from schemas.text import reason, shown
+from schemas.text import quoted, reason
 
 Row = dict[str, Any]
 
@@ -52,7 +52,7 @@ def _json_lines(data: bytes) -> list[Row]:
         except ValueError as error:
             raise ValueError(f"line {number}: {reason(error)}") from error
         if not isinstance(row, dict):
-            raise ValueError(f"line {number} holds {shown(row)}, not an object with columns")
+            raise ValueError(f"line {number} holds {quoted(row)}, not an object with columns")
         found.append((number, row))
         _check_count(len(found))
     _check_rows("line", found)
@@ -63,7 +63,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     out = dict(pairs)
     if len(out) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"{shown(next(n for n in names if names.count(n) > 1))} stands there twice")
+        raise ValueError(f"{quoted(next(n for n in names if names.count(n) > 1))} stands there twice")
     return out
 
 
@@ -79,7 +79,7 @@ def _csv(data: bytes, texts: Sequence[str] | None) -> list[Row]:
     if "" in twice:
         raise ValueError(f"{twice.count('')} columns have no name; give each one in the first line")
     if twice:
-        raise ValueError(f"column {shown(twice[0])} stands there twice")
+        raise ValueError(f"column {quoted(twice[0])} stands there twice")
     typed = {name: pl.String for name in texts or () if name in header}
     table = pl.read_csv(text.encode(), infer_schema=texts is not None, infer_schema_length=None, schema_overrides=typed)
     _check_count(table.height)
@@ -104,7 +104,7 @@ def _check_rows(unit: str, rows: Iterable[tuple[int, Row]]) -> None:
         for name, value in row.items():
             problem = _problem(name) or _problem(value)
             if problem is not None:
-                raise ValueError(f"{unit} {number}, column {shown(name)}: {problem}")
+                raise ValueError(f"{unit} {number}, column {quoted(name)}: {problem}")
 
 
 def _problem(cell: object) -> str | None:
@@ -118,7 +118,7 @@ def _problem(cell: object) -> str | None:
             if len(value) > MOST_CELL:
                 return f"a text of {len(value):,} characters; a cell has at most {MOST_CELL:,}"
             if not value.isascii() and any(0xD800 <= ord(c) < 0xE000 for c in value):
-                return f"{shown(value)} holds half of a character"
+                return f"{quoted(value)} holds half of a character"
         elif isinstance(value, dict):
             waiting += [(part, depth + 1) for pair in value.items() for part in pair]
         elif isinstance(value, list):

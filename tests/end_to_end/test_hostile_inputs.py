@@ -41,7 +41,7 @@ from schemas.limits import (
 from schemas.pipeline import PIPELINE, diagnosis_stages
 from schemas.signals import sources
 from schemas.tables import RUN_TABLES
-from schemas.text import id_problem, name_problem, reason, shown, visible, without_user
+from schemas.text import id_problem, name_problem, quoted, reason, visible, without_user
 from schemas.urls import url_problem
 from tasks.inputs.files import NotAFileError, read_file
 from tasks.inputs.prompts import PLAIN, prompt_text
@@ -412,8 +412,8 @@ def test_no_message_is_longer_than_a_few_lines_whoever_wrote_it() -> None:
 
 def test_shown_urls_lose_user_and_query() -> None:
     assert without_user("at ftp://me@host/x?y=1 and s3://b/k") == "at ftp://...@host/x?... and s3://b/k"
-    assert SECRET not in shown(f"ftp://u:{SECRET} with spaces@host/x") and SECRET not in shown({"a": [SECRETS[0]]})
-    assert SECRET not in shown({"a": f"ftp://u:{SECRET}{'x' * 500}@host/x"})
+    assert SECRET not in quoted(f"ftp://u:{SECRET} with spaces@host/x") and SECRET not in quoted({"a": [SECRETS[0]]})
+    assert SECRET not in quoted({"a": f"ftp://u:{SECRET}{'x' * 500}@host/x"})
     assert SECRET not in reason(OSError(f"cannot open ftp://u:{SECRET}@h/x, https://h/x?sig={SECRET}"))
 
 
@@ -954,7 +954,7 @@ def test_a_template_is_refused_or_takes_columns_as_they_are(template: str) -> No
 @quick
 @given(values)
 def test_shown_values_are_short_and_in_one_line(value: Any) -> None:
-    assert len(shown(value)) <= 80 and visible(shown(value)) == shown(value)
+    assert len(quoted(value)) <= 80 and visible(quoted(value)) == quoted(value)
     assert len(reason(str(value))) <= 200
 
 
@@ -971,7 +971,7 @@ def test_names_and_ids_that_are_taken_are_harmless(text: str) -> None:
 @given(st.sampled_from([u for u in SECRETS if "@" in u and f":{SECRET}" in u]), st.text("abc:/?#@%!$ ", max_size=8))
 def test_passwords_of_any_characters_are_found(url: str, more: str) -> None:
     assert url_problem(url.replace(SECRET, SECRET + more)) is not None
-    assert SECRET not in shown(url.replace(SECRET, SECRET + more))
+    assert SECRET not in quoted(url.replace(SECRET, SECRET + more))
 
 
 def test_null_is_told_in_words(settings: dict[str, Any]) -> None:
