@@ -1,7 +1,7 @@
-"""Outcomes and teachers that another system collected, from tables: checked, then laid out as stages 1, 2 and 4 do.
+"""Outcomes and teachers collected by another system: read from tables, checked, laid out as by stages 1, 2 and 4.
 
-A table has branches, not whole distributions. What is left of each distribution counts as one more token, whose
-success is that of the branches on average; nothing is told of it beyond `tail_prob`, the bound of that bias.
+A table has branches, not whole distributions. The rest of each distribution counts as one more token, which succeeds
+as often as the branches on average; only `tail_prob`, the bound of that bias, is reported about it.
 """
 
 import math
@@ -20,7 +20,7 @@ from tasks.statistics.csr import Floats, owners, row_sums
 from tasks.store.keys import digest
 
 NumberedRow = tuple[int, Mapping[str, Any]]
-"""A row with its place in the table."""
+"""A row with its index in the table."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,10 @@ def read_recorded(tree: RecordedTree, teachers: Sequence[RecordedTeacher]) -> di
         numbers.sort(key=lambda n: (rows[n]["rollout_id"], rows[n]["position"], -rows[n]["student_prob"], n))
         out[question] = _question(table, question, [(n, rows[n]) for n in numbers])
     for i, teacher in enumerate(teachers):
-        theirs, probs = _teacher_rows(i, teacher, by_key)
+        teacher_table, probs = _teacher_rows(i, teacher, by_key)
         for question, numbers in questions.items():
             at = [probs[branch_key(rows[n])] for n in numbers]
-            theirs.check_sums("teacher_prob", out[question].tree["branch_offsets"], at)
+            teacher_table.check_sums("teacher_prob", out[question].tree["branch_offsets"], at)
             prob = np.array([p for _, p in at])
             out[question].teachers[teacher.name] = RecordedBranches(prob, digest([repr(p) for p in prob.tolist()]))
     return out
@@ -159,7 +159,7 @@ def _rollouts(table: RecordedTable, question: str, rows: Sequence[NumberedRow]) 
             number,
             "rollout_id",
             f"question {quoted(question)} has rollout {rollouts[gap]} but no rollout {gap}; "
-            "they count from 0 without gaps",
+            "number them from 0 without gaps",
         )
     lengths = [0] * len(rollouts)
     verdicts: dict[int, bool] = {}
