@@ -648,7 +648,7 @@ def test_odd_indices_of_lists(index: str, settings: dict[str, Any]) -> None:
 GOOD = '{"id": "a", "question": "start 3", "answer": "3"}'
 QUESTIONS: list[tuple[str, str, str | bytes, str]] = [
     ("duplicate key", "jsonl", GOOD + '\n{"id": "b", "id": "c", "answer": "3"}', "line 2: 'id' appears twice"),
-    ("duplicate key within", "jsonl", '{"id": "b", "answer": "3", "x": {"y": 1, "y": 2}}', "line 1: 'y' stands there"),
+    ("duplicate key within", "jsonl", '{"id": "b", "answer": "3", "x": {"y": 1, "y": 2}}', "line 1: 'y' appears"),
     ("not JSON", "jsonl", GOOD + "\n\n{'id': 1}", "line 3 is not JSON"),
     ("cut", "jsonl", GOOD[:-1], "line 1 is not JSON"),
     ("two on a line", "jsonl", GOOD + GOOD, "line 1 is not JSON: Extra data"),

@@ -69,7 +69,7 @@ def test_csv_columns_have_types_where_not_all_are_texts(texts: list[str] | None,
 @pytest.mark.parametrize(
     ("kind", "data", "message"),
     [
-        ("jsonl", b'{"a": 1}\n\n[1]', "^line 3 holds"),
+        ("jsonl", b'{"a": 1}\n\n[1]', "^line 3 is"),
         ("jsonl", b'{"a": 1}\nx', "^line 2 is not JSON: Expecting value at character 1"),
         ("jsonl", b'{"a": 1, "a": 2}', "^line 1: 'a' appears twice"),
         ("jsonl", b'{"a": {"b": 1, "b": 2}}', "^line 1: 'b' appears twice"),
