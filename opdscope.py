@@ -1,4 +1,4 @@
-"""opdscope from Python: the configuration, the runs and their tables, as the commands have them."""
+"""opdscope from Python: configurations, runs and their tables, as with the commands."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,28 +18,28 @@ __all__ = ["configuration", "diagnose", "rank", "table"]
 
 
 def configuration(source: str | Path | Mapping[str, Any], assignments: Sequence[str] = ()) -> RunConfig:
-    """A checked configuration.
+    """A validated configuration.
 
     Args:
         source: a YAML file, or its content.
         assignments: overrides as `--set` takes them, such as `tree.draws=4096`.
 
     Raises:
-        ConfigurationError: naming every field that is wrong.
+        ConfigurationError: names every wrong field.
     """
     fields = dict(source) if isinstance(source, Mapping) else read_configuration(Path(source))
     return checked(merged(fields, parse_overrides(list(assignments))))
 
 
 def diagnose(config: RunConfig) -> dict[str, Any]:
-    """Run a diagnosis, on Prefect's server where one is set, else on one of its own.
+    """Run a diagnosis, on the configured Prefect server if any, else on a temporary one.
 
     Returns:
         the content of `run.json`.
 
     Raises:
-        QuestionsFailedError: some questions failed; outputs are of the others.
-        InputError: naming the field and the value.
+        QuestionsFailedError: some questions failed; outputs cover the others.
+        InputError: names the field and the value.
     """
     from flows.diagnose import diagnose as flow
     from flows.service.own_server import server_of_command
@@ -52,7 +52,7 @@ def rank(config: RunConfig) -> dict[str, Any]:
     """Rank teachers, contexts and losses from rollouts alone.
 
     Returns:
-        the content of `rank.json`, with what its stages did.
+        the content of `rank.json`, with statistics of its stages.
 
     Raises:
         QuestionsFailedError, InputError: as for `diagnose`.
@@ -65,10 +65,10 @@ def rank(config: RunConfig) -> dict[str, Any]:
 
 
 def table(config: RunConfig, name: str) -> "pl.DataFrame":
-    """A table of a run that is there: tokens, summary, differences, predictors, selection or ranks.
+    """A table of an existing run: tokens, summary, differences, predictors, selection or ranks.
 
     Raises:
-        StoreError: it is not there, or another run writes it now.
+        StoreError: it is missing, or another run is writing it.
     """
     from tasks.outputs.files import read_table
     from tasks.store.store import Store

@@ -45,7 +45,7 @@ def _rank(config: RunConfig) -> dict[str, Any]:
             result = cast(dict[str, Any], retried(rank_task, config.execution)(config, done.ids))
             ranks = read_patiently(session, "ranks")
     run = {**result, "left_out": done.left_out, "failed": list(done.failed)}
-    run["stages"] = {name: outcome.figures for name, outcome in done.stages.items()}
+    run["stages"] = {name: summary.figures for name, summary in done.stages.items()}
     table_artifact(f"{config.name}-ranks", ranks, f"ranking of run {config.name}")
     output_link(session.store, config.name, "rank.json")
     summary_artifact(f"{config.name}-rank", done.stages, done.left_out, done.failed, run["why_unresolved"])

@@ -1,1 +1,1 @@
-"""What things are: configuration, array layouts and table columns. Imports nothing heavy."""
+"""Declarations of configuration, array layouts and table columns. Imports nothing heavy."""

@@ -1,8 +1,8 @@
 """The arrays of every stage's artefact: name, dimensions, dtype, unit.
 
-Dimension letters: R rollouts, T completion tokens of all rollouts, C prompt tokens (of a prior: cells), N nodes by
+Dimension letters: R rollouts, T completion tokens of all rollouts, C prompt tokens (in a prior: cells), N nodes by
 round, B branches of all nodes, D draws, K tokens of all continuations, P ends of segments. Ragged data is CSR: values,
-and offsets of length R+1, N+1 or D+1. A letter has one length in one artefact.
+and offsets of length R+1, N+1 or D+1. A letter has the same length throughout an artefact.
 """
 
 from collections.abc import Mapping
@@ -37,18 +37,16 @@ ROLLOUTS = {
 TREES = {
     "token_prob": Array(("T",), "float64", "student's probability of the sampled token", "probability"),
     "entropy": Array(("T",), "float64", "entropy of the student's next-token distribution", "nat"),
-    "leverage": Array(("T",), "float64", "sum_j P_j^2 (1 - 2 P_j + |P|^2), what node choice goes by"),
-    "node": Array(
-        ("N",), "int64", "the node's position; one that several rounds drew stands here often", "index into T"
-    ),
+    "leverage": Array(("T",), "float64", "sum_j P_j^2 (1 - 2 P_j + |P|^2), the basis of node choice"),
+    "node": Array(("N",), "int64", "the node's position; repeated where several rounds drew it", "index into T"),
     "round": Array(("N",), "int32", "the round that drew it"),
     "inclusion": Array(("N",), "float64", "probability with which the round drew it", "probability"),
-    "share": Array(("N",), "float64", "weight of the round among all; 0: for single tokens alone"),
+    "share": Array(("N",), "float64", "weight of the round among all rounds; 0: used for single tokens only"),
     "p_sq": Array(("N",), "float64", "|P|^2 over the whole vocabulary"),
     "tail_prob": Array(("N",), "float64", "probability outside the head", "probability"),
     "branch_offsets": Array(("N+1",), "int64", "where each node's branches start", "index into B"),
     "branch_token": Array(("B",), "int32", "forced first token", "token id"),
-    "branch_prob": Array(("B",), "float64", "student's probability of it, as sampled", "probability"),
+    "branch_prob": Array(("B",), "float64", "student's probability of the token, as sampled", "probability"),
     "branch_tail": Array(("B",), "bool", "sampled from the tail; else one of the head"),
     "draws": Array(("B",), "int32", "continuations drawn", "draws"),
     "successes": Array(("B",), "int32", "continuations that the verifier accepts", "draws"),
@@ -57,9 +55,9 @@ TREES = {
 
 IDEAL = {
     "value": Array(("N",), "float64", "V, the success probability at the node", "probability"),
-    "g_sq": Array(("N",), "float64", "|g|^2 without bias; may be negative"),
-    "g_sq_plain": Array(("N",), "float64", "|g|^2 as drawn, its noise included"),
-    "reliability": Array(("N",), "float64", "g_sq / g_sq_plain; NaN where nothing was seen to vary"),
+    "g_sq": Array(("N",), "float64", "unbiased |g|^2; may be negative"),
+    "g_sq_plain": Array(("N",), "float64", "plain |g|^2, sampling noise included"),
+    "reliability": Array(("N",), "float64", "g_sq / g_sq_plain; NaN where no variation was observed"),
     "gradient": Array(("B",), "float64", "g_hat_j = P_j (Q_hat_j - V_hat)"),
 }
 
@@ -68,7 +66,7 @@ DISTILLATION = {
     "kl": Array(("T",), "float64", "KL(P || T)", "nat"),
     "js": Array(("T",), "float64", "Jensen-Shannon divergence", "nat"),
     "teacher_token_prob": Array(("T",), "float64", "teacher's probability of the sampled token", "probability"),
-    "d_token": Array(("T",), "float64", "d at the sampled token, less sum_j P_j d_j"),
+    "d_token": Array(("T",), "float64", "d at the sampled token, minus sum_j P_j d_j"),
     "d_bar": Array(("N",), "float64", "sum_j P_j d_j, P as sampled"),
     "d": Array(("B",), "float64", "d at the branches"),
     "d_head": Array(("B",), "float64", "d of P and T renormalised over the head; 0 in the tail"),
@@ -77,13 +75,13 @@ DISTILLATION = {
 
 PRIOR = {
     "mu": Array(("C",), "float64", "mean success of a node's branches, by cell of the grid", "probability"),
-    "kappa": Array(("C",), "float64", "concentration of its branches' success around it"),
+    "kappa": Array(("C",), "float64", "concentration of the branches' success around mu"),
     "weight": Array(("C",), "float64", "share of nodes in the cell", "probability"),
 }
 
 ALIGNMENT = {
-    "inner": Array(("N",), "float64", "<g, d> without bias"),
-    "inner_noise": Array(("N",), "float64", "variance of `inner` over draws, without bias"),
+    "inner": Array(("N",), "float64", "unbiased <g, d>"),
+    "inner_noise": Array(("N",), "float64", "unbiased variance of `inner` over draws"),
     "cosine": Array(("N",), "float64", "posterior mean of the cosine; NaN = undefined"),
     "cosine_low": Array(("N",), "float64", "lower end of its interval; NaN = undefined"),
     "cosine_high": Array(("N",), "float64", "upper end of its interval; NaN = undefined"),
@@ -94,7 +92,7 @@ ALIGNMENT = {
     "p_differs": Array(("N",), "float64", "posterior probability that the branches differ; NaN = undefined"),
     "lfsr": Array(("N",), "float64", "local false sign rate of <g, d>; NaN = undefined"),
     "teacher_advantage": Array(
-        ("N",), "float64", "sum_j (T_j - P_j) Q_j; NaN = the teacher leaves the drawn tokens", "probability"
+        ("N",), "float64", "sum_j (T_j - P_j) Q_j; NaN = the teacher puts too much on tokens not drawn", "probability"
     ),
 }
 
@@ -109,7 +107,7 @@ VALUES = {
     "successes": Array(("P",), "int32", "continuations that the verifier accepts", "draws"),
 }
 
-# outcomes of draws, which trees and other stages are made from, and a killed or enlarged one goes on from
+# outcomes of draws: trees and other stages are made from them, and a killed or enlarged stage resumes from them
 ROUNDS = {
     "success": Array(("D",), "bool", "the verifier's verdict on each draw of the round"),
     "truncated": Array(("D",), "bool", "stopped by the length limit"),
@@ -120,7 +118,7 @@ CONTINUATIONS = {
     "success": Array(("D",), "bool", "the verifier's verdict on each continuation"),
     "truncated": Array(("D",), "bool", "stopped by the length limit"),
     "tokens": Array(("K",), "int32", "sampled tokens of all continuations", "token id"),
-    "offsets": Array(("D+1",), "int64", "where each one starts", "index into K"),
+    "offsets": Array(("D+1",), "int64", "where each continuation starts", "index into K"),
 }
 
 

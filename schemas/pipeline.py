@@ -27,7 +27,7 @@ from schemas.signals import Signal
 
 
 class Scope(Enum):
-    """What a stage makes an artefact of."""
+    """What a stage makes one artefact for."""
 
     QUESTION = "question"
     SIGNAL = "question and signal"
@@ -35,7 +35,7 @@ class Scope(Enum):
 
 
 class Cost(NamedTuple):
-    """Of one unit of a stage's work, at most: completions, the tokens decoded for them, passes over whole sequences."""
+    """Upper bounds for one unit of a stage's work: completions, tokens decoded for them, full forward passes."""
 
     completions: int = 0
     tokens: int = 0
@@ -43,7 +43,7 @@ class Cost(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """The draws of a stage: what progress calls them, and how many a question takes at most."""
+    """The draws of a stage: their label in progress reports, and the maximum per question."""
 
     label: str
     most: Callable[[RunConfig], int]
@@ -62,22 +62,22 @@ class Stage:
     """One stage.
 
     Attributes:
-        name: of its folder in the store.
-        version: raised whenever its code gives other numbers or another layout: its keys change with it.
-        arrays: what its artefacts hold.
-        make: `module:function`, which gets a `tasks.stages.protocol.Work` and returns the arrays that are wanted.
-        scope: what there is one artefact of.
-        reads: the stages whose artefacts it reads; their keys are in its own, in this order.
-        settings: what of a configuration is in its keys.
-        of_source: it works on one teacher with one context, which are in its keys, as the loss is.
+        name: name of its folder in the store.
+        version: raised whenever its code gives other numbers or another layout; part of its keys.
+        arrays: layout of its artefacts.
+        make: `module:function`, which takes a `tasks.stages.protocol.Work` and returns the requested arrays.
+        scope: what there is one artefact for.
+        reads: stages whose artefacts it reads; their keys are part of its own, in this order.
+        settings: the part of a configuration that is in its keys.
+        of_source: it works on one teacher with one context; both are in its keys, and so is the loss.
         with_model: it samples from a model or scores with one.
-        draws: what it samples, if it does.
-        round_settings: what is in the keys of its rounds, where those serve other settings of it too; else they are
-            kept under its own key, until it is done.
-        keeps_rounds: whether finished rounds stay, for larger settings of it.
-        refuse: `module:function`, which tells from a question's artefact why the run cannot go on with it.
-        cost: of a question (of one teacher with one context, where `of_source`).
-        flows: that it is a part of.
+        draws: what it samples, if anything.
+        round_settings: settings in the keys of its rounds, where the stage can reuse them under other settings; else
+            rounds are kept under the stage's own key until it is done.
+        keeps_rounds: whether finished rounds are kept, for larger settings to extend.
+        refuse: `module:function`, which returns from a question's artefact why the run cannot continue with it.
+        cost: upper bounds for a question (for one teacher with one context, where `of_source`).
+        flows: flows that it is part of.
     """
 
     name: str
@@ -97,7 +97,7 @@ class Stage:
     flows: tuple[str, ...] = ("diagnose",)
 
     def place(self, question: str, signal: Signal | None) -> tuple[str, str, Signal | None]:
-        """The artefact that a question and signal have of it: the same for all that it makes one for."""
+        """Stage, question and signal of the artefact for a question and signal; those beyond the scope are left out."""
         of_signal = signal if self.scope is Scope.SIGNAL else None
         return self.name, "" if self.scope is Scope.RUN else question, of_signal
 
@@ -199,16 +199,16 @@ PIPELINE = {stage.name: stage for stage in _STAGES}
 """Every stage by name, in order."""
 
 ROUNDS_VERSION = 2
-"""Of the draws that are kept while a stage makes them."""
+"""Version of the draws that are kept while a stage makes them."""
 AGGREGATE_VERSION = 5
-"""Of a run's tables."""
+"""Version of a run's tables."""
 
 
 _ROUND_LAYOUTS: dict[str, Mapping[str, Array]] = {"rounds": ROUNDS, "continuations": CONTINUATIONS}
 
 
 def layout_of(name: str) -> Mapping[str, Array]:
-    """What a stage's artefact, or a round of draws, holds."""
+    """Layout of a stage's artefact or of a round of draws."""
     return _ROUND_LAYOUTS[name] if name in _ROUND_LAYOUTS else PIPELINE[name].arrays
 
 
@@ -218,13 +218,13 @@ def diagnosis_stages() -> tuple[str, ...]:
 
 
 def ranking_stages(config: RunConfig) -> tuple[str, ...]:
-    """The stages of a ranking; those that sample only where they have something to draw."""
-    ours = (stage for stage in PIPELINE.values() if "rank" in stage.flows)
-    return tuple(stage.name for stage in ours if stage.draws is None or stage.draws.most(config) > 0)
+    """The stages of a ranking; those that sample are included only where they have something to draw."""
+    stages = (stage for stage in PIPELINE.values() if "rank" in stage.flows)
+    return tuple(stage.name for stage in stages if stage.draws is None or stage.draws.most(config) > 0)
 
 
 def versions() -> dict[str, int]:
-    """Versions of everything that a number may follow from."""
+    """Versions of everything that can affect a number."""
     return {
         **{stage.name: stage.version for stage in PIPELINE.values()},
         "rounds": ROUNDS_VERSION,

@@ -1,4 +1,4 @@
-"""The reference of settings and columns in `schemas/README.md`, made from the settings themselves.
+"""The reference of settings and columns in `schemas/README.md`, generated from the settings themselves.
 
 python -m schemas.reference schemas/README.md     # writes it between its two markers
 """

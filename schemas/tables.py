@@ -1,4 +1,4 @@
-"""Columns of the tables that a run writes. Polars names of types; null is undefined."""
+"""Columns of the tables that a run writes, with polars type names; null means undefined."""
 
 from typing import NamedTuple
 
@@ -13,11 +13,11 @@ class Column(NamedTuple):
 TOKENS: dict[str, Column] = {
     "question_id": Column("String", "the question"),
     "rollout_id": Column("Int32", "the rollout within the question"),
-    "position": Column("Int32", "place in the completion, from 0"),
-    "token_id": Column("Int32", "the token that the rollout has there"),
+    "position": Column("Int32", "position in the completion, from 0"),
+    "token_id": Column("Int32", "the rollout's token at this position"),
     "token": Column("String", "its text"),
-    "correct": Column("Boolean", "the rollout's own verdict"),
-    "weight": Column("Float64", "positions that the node stands for: 1 / its inclusion probability, over rounds"),
+    "correct": Column("Boolean", "the verifier's verdict on the rollout"),
+    "weight": Column("Float64", "positions that the node represents: 1 / its inclusion probability, over rounds"),
     "student_prob": Column("Float64", "student's probability of the token, as sampled"),
     "entropy": Column("Float64", "entropy of the student's next-token distribution, nat"),
     "branches": Column("Int32", "branches drawn, tail tokens included"),
@@ -28,11 +28,11 @@ TOKENS: dict[str, Column] = {
     "cosine": Column("Float64", "posterior mean of the cosine of ideal and distillation gradient"),
     "cosine_low": Column("Float64", "lower end of its interval"),
     "cosine_high": Column("Float64", "upper end of its interval"),
-    "p_positive": Column("Float64", "posterior probability that <g, d> > 0, chance where the branches do not differ"),
-    "reliability": Column("Float64", "share of |g|^2 as drawn that is signal; below 0 where noise outweighs it"),
+    "p_positive": Column("Float64", "posterior probability that <g, d> > 0; ties count half"),
+    "reliability": Column("Float64", "share of the plain |g|^2 that is signal; below 0 where noise outweighs it"),
     "resolved": Column("Boolean", "the sign of <g, d> is known: lfsr is below 1 - level"),
-    "inner": Column("Float64", "<g, d> without bias"),
-    "g_sq": Column("Float64", "|g|^2 without bias; may be negative"),
+    "inner": Column("Float64", "unbiased <g, d>"),
+    "g_sq": Column("Float64", "unbiased |g|^2; may be negative"),
     "d_sq": Column("Float64", "|d|^2, exact"),
     "teacher_advantage": Column(
         "Float64", "sum_j (T_j - P_j) Q_j; null where the teacher puts more than tail_limit on an undrawn tail"
@@ -40,18 +40,20 @@ TOKENS: dict[str, Column] = {
     "kl": Column("Float64", "KL(student || teacher), nat"),
     "js": Column("Float64", "Jensen-Shannon divergence, nat"),
     "cosine_plain": Column("Float64", "uncorrected cosine over the head's branches, P and T renormalised there"),
-    "value": Column("Float64", "success probability of the student from here"),
+    "value": Column("Float64", "student's success probability from here"),
     "tail_prob": Column("Float64", "probability outside the head"),
     "teacher_prob": Column("Float64", "teacher's probability of the token"),
     "truncated_draws": Column("Int32", "draws stopped by the length limit"),
-    "lfsr": Column("Float64", "local false sign rate: posterior probability that <g, d> has not the likelier sign"),
+    "lfsr": Column(
+        "Float64", "local false sign rate: posterior probability that <g, d> does not have its likelier sign"
+    ),
     "p_differs": Column("Float64", "posterior probability that success differs between the branches"),
     "inner_noise": Column("Float64", "variance of inner over draws"),
 }
 
 SUMMARY: dict[str, Column] = {
     "group": Column("String", "how nodes are grouped: all, outcome, position, entropy, divergence, difficulty"),
-    "bin": Column("String", "which of the group's bins"),
+    "bin": Column("String", "bin of the grouping"),
     "teacher": Column("String", "name of the teacher"),
     "context": Column("String", "name of its context"),
     "loss": Column("String", "name of the loss"),
@@ -60,26 +62,26 @@ SUMMARY: dict[str, Column] = {
     "alignment_high": Column("Float64", "upper end of its interval"),
     "gain": Column(
         "Float64",
-        "success probability gained a rollout, to first order, for a step of unit length (root mean square) a rollout "
-        "along the distillation direction; null where all draws end alike",
+        "first-order gain in success probability per rollout, for a step of unit length per rollout (root mean square) "
+        "along the distillation direction; null where all draws have the same outcome",
     ),
     "gain_low": Column("Float64", "lower end of its interval"),
     "gain_high": Column("Float64", "upper end of its interval"),
     "mean_cosine": Column("Float64", "mean of the uncorrected node cosines, the paper's score"),
-    "nodes": Column("Int64", "nodes in the group, each once"),
+    "nodes": Column("Int64", "nodes in the group, each counted once"),
     "questions": Column("Int64", "questions with a node in the group"),
     "carrying": Column(
         "Int64",
-        "of them, those whose draws there did not all end alike, which intervals go by (rollouts where fewer than 5 "
-        "questions are such); fewer than 5 have no interval",
+        "of these, the ones whose draws in the group did not all have the same outcome: the units of intervals (or "
+        "rollouts, where fewer than 5 questions are such); fewer than 5 units give no interval",
     ),
-    "reliability": Column("Float64", "share of the pooled |g|^2 as drawn that is signal"),
-    "resolved": Column("Boolean", "the pooled |g|^2 is above 0, in the replicates too"),
+    "reliability": Column("Float64", "share of the pooled plain |g|^2 that is signal"),
+    "resolved": Column("Boolean", "the pooled |g|^2 is above 0, also in the bootstrap replicates"),
     "mean_cosine_low": Column("Float64", "lower end of its interval"),
     "mean_cosine_high": Column("Float64", "upper end of its interval"),
     "d_sq": Column("Float64", "sum of |d|^2 over all positions of the group"),
-    "bin_low": Column("Float64", "lower edge of the bin, in the unit of what is binned; null at an end"),
-    "bin_high": Column("Float64", "upper edge of the bin; null at an end"),
+    "bin_low": Column("Float64", "lower edge of the bin, in the unit of the binned quantity; null where open"),
+    "bin_high": Column("Float64", "upper edge of the bin; null where open"),
 }
 
 DIFFERENCES: dict[str, Column] = {
@@ -88,29 +90,29 @@ DIFFERENCES: dict[str, Column] = {
     "teacher": Column("String", "name of the teacher"),
     "context": Column("String", "name of its context"),
     "loss": Column("String", "name of the loss"),
-    "other_bin": Column("String", "the bin that is taken away"),
-    "other_teacher": Column("String", "the teacher that is taken away"),
+    "other_bin": Column("String", "the bin that is subtracted"),
+    "other_teacher": Column("String", "the teacher that is subtracted"),
     "other_context": Column("String", "its context"),
-    "other_loss": Column("String", "the loss that is taken away"),
-    "alignment": Column("Float64", "difference of alignments; null where one is"),
+    "other_loss": Column("String", "the loss that is subtracted"),
+    "alignment": Column("Float64", "difference of alignments; null where either is null"),
     "alignment_low": Column(
         "Float64",
-        "lower end of its interval, paired by question; null where one group goes by questions and the other, in which "
-        "fewer than 5 carry signal, by their rollouts",
+        "lower end of its interval, paired by question; null where one group is resampled by question and the other, "
+        "with fewer than 5 questions that carry signal, by rollout",
     ),
     "alignment_high": Column("Float64", "upper end of its interval"),
-    "gain": Column("Float64", "difference of gains; null where one is"),
+    "gain": Column("Float64", "difference of gains; null where either is null"),
     "gain_low": Column("Float64", "lower end of its interval, paired by question"),
     "gain_high": Column("Float64", "upper end of its interval"),
 }
 
 PREDICTORS: dict[str, Column] = {
-    "predictor": Column("String", "what is known of a token without any draw"),
+    "predictor": Column("String", "what is known about a token without any draw"),
     "teacher": Column("String", "name of the teacher"),
     "context": Column("String", "name of its context"),
     "loss": Column("String", "name of the loss"),
     "correlation": Column(
-        "Float64", "of its rank with <g, d> / |d|, corrected for noise; null where that is lost in noise"
+        "Float64", "of the predictor's rank with <g, d> / |d|, corrected for noise; null where lost in noise"
     ),
     "correlation_low": Column("Float64", "lower end of its interval"),
     "correlation_high": Column("Float64", "upper end of its interval"),
@@ -127,14 +129,14 @@ SELECTION: dict[str, Column] = {
     "teacher": Column("String", "name of the teacher"),
     "context": Column("String", "name of its context"),
     "loss": Column("String", "name of the loss"),
-    "share": Column("Float64", "share of all tokens that are kept"),
+    "share": Column("Float64", "share of all tokens that is kept"),
     "gain": Column(
         "Float64",
-        "gain a rollout of a unit step along the kept part of the signal, scored on draws that did not select",
+        "gain per rollout of a unit step along the kept part of the signal, on draws not used for the selection",
     ),
     "gain_low": Column("Float64", "lower end of its interval"),
     "gain_high": Column("Float64", "upper end of its interval"),
-    "additional_gain": Column("Float64", "gain less that of all tokens"),
+    "additional_gain": Column("Float64", "gain minus that of all tokens"),
     "additional_gain_low": Column("Float64", "lower end of its interval, paired by question"),
     "additional_gain_high": Column("Float64", "upper end of its interval"),
 }
@@ -146,28 +148,30 @@ RANKS: dict[str, Column] = {
     "loss": Column("String", "name of the loss"),
     "gain": Column(
         "Float64",
-        "success probability gained a rollout, to first order, for a step of unit length (root mean square) a rollout "
+        "first-order gain in success probability per rollout, for a step of unit length per rollout (root mean square) "
         "along the signal; null where nothing is known",
     ),
     "gain_low": Column("Float64", "lower end of its interval"),
     "gain_high": Column("Float64", "upper end of its interval"),
     "p_best": Column(
         "Float64",
-        "probability that no other signal has a larger gain, shared among equal ones; null where too little is known",
+        "probability that no other signal has a larger gain, split among ties; null where too little is known",
     ),
-    "gain_deficit": Column("Float64", "gain of the first less this one's"),
+    "gain_deficit": Column("Float64", "gain of the first signal minus this one's"),
     "gain_deficit_low": Column("Float64", "lower end of its interval, paired by question"),
     "gain_deficit_high": Column("Float64", "upper end of its interval"),
     "d_sq": Column("Float64", "mean |d|^2 of a token"),
     "questions": Column("Int64", "questions"),
-    "carrying": Column("Int64", "of them, those with right and wrong rollouts, which intervals go by (or rollouts)"),
+    "carrying": Column(
+        "Int64", "of these, the ones with correct and incorrect rollouts: the units of intervals (or rollouts)"
+    ),
     "rollouts": Column("Int64", "rollouts of all questions"),
 }
 
 HISTORY: dict[str, Column] = {
     "night": Column("Datetime", "when the suite was started, UTC"),
     "run": Column("String", "name of the run"),
-    "key": Column("String", "content key of all that the run's tables are made from"),
+    "key": Column("String", "content key of everything that the run's tables are made from"),
     "teacher": Column("String", "name of the teacher"),
     "context": Column("String", "name of its context"),
     "loss": Column("String", "name of the loss"),
@@ -178,7 +182,7 @@ HISTORY: dict[str, Column] = {
     "reference": Column("Float64", "mean of the measurements it is compared with; null where there are none"),
     "reference_error": Column("Float64", "mean half-width of their intervals"),
     "change": Column("String", "new, steady, up, down, lost (undefined now), or unchanged (nothing was computed)"),
-    "tokens_per_second": Column("Float64", "decoded in trees; null where nothing was decoded"),
+    "tokens_per_second": Column("Float64", "tokens decoded in trees; null where nothing was decoded"),
     "machine": Column("String", "name of the machine"),
 }
 

@@ -1,4 +1,4 @@
-"""Texts that come from outside: how they are shown in one line, and which of them can be names or ids."""
+"""Text from outside: how it is quoted in one line, and which text can be a name or an id."""
 
 import re
 import unicodedata
@@ -8,9 +8,9 @@ from reprlib import Repr
 from schemas.limits import MOST_ID, MOST_NAME
 
 BETWEEN = " / "
-"""Stands between the names of teacher and context where they are shown as one."""
+"""Separates the names of teacher and context where they are displayed as one."""
 
-_SHOWN = 80
+_QUOTED = 80
 _REASON = 200
 _LINE = 400
 _USER = re.compile(r"(?<=://)[^\s'\"]*@")
@@ -24,53 +24,53 @@ class _Short(Repr):
 
     def __init__(self) -> None:
         super().__init__()
-        self.maxstring = self.maxother = self.maxlong = _SHOWN
+        self.maxstring = self.maxother = self.maxlong = _QUOTED
         self.maxlevel = 4
 
     def repr_str(self, x: str, level: int) -> str:
-        """A text, its URL's user and query left out before it is cut."""
+        """A text, truncated only after its URL's user and query are removed."""
         return super().repr_str(_WHOLE_USER.sub("://...@", without_user(x)), level)
 
 
 _short = _Short()
 
 
-def shown(value: object) -> str:
-    """A value for a message: as Python writes it, at most 80 characters, URLs without user and query."""
+def quoted(value: object) -> str:
+    """A value for a message: its `repr`, at most 80 characters, URLs without user and query."""
     try:
         text = _short.repr(value)
-    except ValueError:  # Python does not write whole numbers of more than 4,300 digits
+    except ValueError:  # Python does not print integers of more than 4,300 digits
         text = f"a {type(value).__name__} with thousands of digits"
-    return _cut(visible(without_user(text)), _SHOWN)
+    return _truncate(visible(without_user(text)), _QUOTED)
 
 
 def line(message: str) -> str:
-    """A message within bounds: at most 400 characters, in one line, URLs without user and query."""
-    return _cut(visible(without_user(message)), _LINE)
+    """A message in one line of at most 400 characters, URLs without user and query."""
+    return _truncate(visible(without_user(message)), _LINE)
 
 
 def reason(error: BaseException | str) -> str:
-    """The first line of what an error says, at most 200 characters, URLs without user and query."""
+    """The first line of an error's message, at most 200 characters, URLs without user and query."""
     lines = without_user(str(error)).strip().splitlines()
     if not lines:
         return type(error).__name__
-    return _cut(visible(lines[0]), _REASON)
+    return _truncate(visible(lines[0]), _REASON)
 
 
 def listed(names: Iterable[object]) -> str:
-    """Names, by commas, at most 200 characters."""
-    return _cut(visible(", ".join(str(name) for name in names)), _REASON)
+    """Names separated by commas, at most 200 characters."""
+    return _truncate(visible(", ".join(str(name) for name in names)), _REASON)
 
 
 def visible(text: str) -> str:
-    """The text with control characters, invisible ones and lone surrogates written as escapes."""
+    """The text with control characters, invisible ones and lone surrogates escaped."""
     if text.isprintable():
         return text
     return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in _INVISIBLE else c for c in text)
 
 
 def without_user(text: str) -> str:
-    """The text, its URLs without user, password and query."""
+    """The text with user, password and query removed from its URLs."""
     return _QUERY.sub(r"\1...", _USER.sub("...@", text)) if "://" in text else text
 
 
@@ -79,11 +79,11 @@ def name_problem(name: str) -> str | None:
     if not name.strip():
         return "is empty; give a name"
     if name != name.strip():
-        return "begins or ends with a space; leave that out"
+        return "starts or ends with a space; remove it"
     if not name.isprintable():
-        return "holds a character that cannot be printed; use letters, digits, signs and single spaces"
+        return "contains an unprintable character; use letters, digits, punctuation and single spaces"
     if BETWEEN in name:
-        return f"holds {BETWEEN!r}, which stands between teacher and context in reports; leave out the spaces"
+        return f"contains {BETWEEN!r}, which separates teacher and context in reports; remove the spaces"
     if len(name) > MOST_NAME:
         return f"is {len(name):,} characters long; a name has at most {MOST_NAME}"
     return None
@@ -96,9 +96,9 @@ def id_problem(text: str) -> str | None:
     if len(text) > MOST_ID:
         return f"is {len(text):,} characters long; an id has at most {MOST_ID}"
     if not text.isprintable() and any(unicodedata.category(c) in _INVISIBLE - {"Cf"} for c in text):
-        return "holds a control character, a line break or half of a character; ids are text in one line"
+        return "contains a control character, a line break or a lone surrogate; ids are text in one line"
     return None
 
 
-def _cut(text: str, most: int) -> str:
+def _truncate(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 3] + "..."

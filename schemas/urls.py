@@ -1,4 +1,4 @@
-"""Places: a path, or any fsspec URL, chained ones too (`simplecache::ftp://host/x`). None holds a secret."""
+"""Locations: a path or any fsspec URL, including chained ones (`simplecache::ftp://host/x`), without secrets."""
 
 import re
 import unicodedata
@@ -19,23 +19,23 @@ _TOKENS = {"http", "https"}
 
 _USER = re.compile(r"([\w+.-]*)://([^/?#]*)@")
 _LONG_PASSWORD = re.compile(r"([\w+.-]*)://([^/?#@:]*:(?!:|\d*[/?#])[^@]*)@")
-"""A password may hold the characters that end a host; what stands before them is then no port."""
+"""A password may contain characters that end a host; the text before them is then not a port."""
 
 _HINT = "put it in the environment, or for the store in the block that storage_block names"
 
 
 def url_problem(url: str) -> str | None:
-    """Why a text is no path or URL to be kept in a configuration; None where it is one."""
+    """Why a text is not a path or URL that a configuration may contain; None where it is one."""
     if not url.strip():
         return "is empty; give a path or URL"
     if any(unicodedata.category(c) in ("Cc", "Cs") for c in url):
-        return "holds a control character or half of a character"
+        return "contains a control character or a lone surrogate"
     for scheme, user in (*_USER.findall(url), *_LONG_PASSWORD.findall(url)):
         if scheme.lower() not in _WITHOUT_USERS and (":" in user or scheme.lower() in _TOKENS):
-            return f"the URL holds a password; {_HINT}"
+            return f"the URL contains a password; {_HINT}"
     for part in url.split("::"):
         query = "&".join(re.split("[?#]", part)[1:]) if "://" in part else ""
         for name, _ in parse_qsl(query, keep_blank_values=True):
             if CREDENTIALS.fullmatch(name):
-                return f"the URL is signed or holds a key ({name[:40]}); {_HINT}"
+                return f"the URL is signed or contains a key ({name[:40]}); {_HINT}"
     return None

@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 from flows.command.guarded_yaml import RefusedError, parse, parse_value
 from schemas.config import Execution, RunConfig, settings_in
 from schemas.limits import MOST_CONFIGURATION_BYTES, MOST_ERRORS, MOST_NESTING
-from schemas.text import listed, reason, shown, visible
+from schemas.text import listed, quoted, reason, visible
 from tasks.inputs.files import read_file
 
 
@@ -29,13 +29,13 @@ def read_configuration(path: Path) -> dict[str, Any]:
     try:
         data = parse(read_file(path, MOST_CONFIGURATION_BYTES + 1))
     except FileNotFoundError:
-        raise ConfigurationError(f"configuration: {shown(str(path))} does not exist; give a YAML file") from None
+        raise ConfigurationError(f"configuration: {quoted(str(path))} does not exist; give a YAML file") from None
     except RefusedError as error:
-        raise ConfigurationError(f"configuration: {shown(str(path))} {error}") from error
+        raise ConfigurationError(f"configuration: {quoted(str(path))} {error}") from error
     except (OSError, ValueError) as error:
-        raise ConfigurationError(f"configuration: {shown(str(path))} cannot be read: {reason(error)}") from error
+        raise ConfigurationError(f"configuration: {quoted(str(path))} cannot be read: {reason(error)}") from error
     if not isinstance(data, dict):
-        raise ConfigurationError(f"configuration: {shown(str(path))} contains {shown(data)}, not a mapping of fields")
+        raise ConfigurationError(f"configuration: {quoted(str(path))} contains {quoted(data)}, not a mapping of fields")
     return data
 
 
@@ -50,17 +50,17 @@ def parse_overrides(assignments: list[str]) -> dict[str, Any]:
         name, equals, text = assignment.partition("=")
         *parents, last = name.split(".")
         if not equals or not all((*parents, last)) or len(parents) >= MOST_NESTING:
-            raise ConfigurationError(f"--set: {shown(assignment)} is not of the form field.field=value")
+            raise ConfigurationError(f"--set: {quoted(assignment)} is not of the form field.field=value")
         try:
             value = parse_value(text)
         except RefusedError as error:
-            raise ConfigurationError(f"--set: {shown(assignment)} {error}") from error
+            raise ConfigurationError(f"--set: {quoted(assignment)} {error}") from error
         fields = out
         for parent in parents:
             fields = fields.setdefault(parent, {})
             if not isinstance(fields, dict):
                 raise ConfigurationError(
-                    f"--set: {shown(assignment)} sets a field of {shown(parent)}, which is already set as a whole"
+                    f"--set: {quoted(assignment)} sets a field of {quoted(parent)}, which is already set as a whole"
                 )
         fields[last] = value
     return out
@@ -187,13 +187,13 @@ def _line(detail: ErrorDetails, model: type[BaseModel]) -> str:
         known = sorted(_fields(model, detail["loc"][:-1]))
         close = difflib.get_close_matches(_part(detail["loc"][-1]), known, 1)
         hint = f"did you mean {close[0]}?" if close else f"known are {listed(known)}"
-        return f"{place}: unknown field, given {shown(detail['input'])}; {hint}"
+        return f"{place}: unknown field, given {quoted(detail['input'])}; {hint}"
     if detail["type"] == "missing":
         return f"{place}: missing; it has no default"
     if detail["type"] == "union_tag_invalid":
-        return f"{place}: kind {shown(context['tag'])} is not known; known are {context['expected_tags']}"
+        return f"{place}: kind {quoted(context['tag'])} is not known; known are {context['expected_tags']}"
     message = detail["msg"].removeprefix("Value error, ")
-    given = shown(detail["input"]) if detail["input"] is not None else "null (nothing, null or ~ in YAML)"
+    given = quoted(detail["input"]) if detail["input"] is not None else "null (nothing, null or ~ in YAML)"
     return f"{place}: {message[0].lower()}{message[1:]}, given {given}"
 
 

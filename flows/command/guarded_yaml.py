@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from schemas.limits import MOST_CONFIGURATION_BYTES, MOST_CONFIGURATION_VALUES, MOST_DIGITS, MOST_NESTING
-from schemas.text import reason, shown
+from schemas.text import quoted, reason
 
 
 class RefusedError(ValueError):
@@ -46,7 +46,9 @@ def parse(data: bytes | str) -> Any:
         raise RefusedError(f"is not YAML: {where}{reason(error.problem or str(error))}") from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise _GuardError(f"line {line}: the character {shown(chr(error.character))} is not allowed in YAML") from error
+        raise _GuardError(
+            f"line {line}: the character {quoted(chr(error.character))} is not allowed in YAML"
+        ) from error
 
 
 def parse_value(text: str) -> Any:
@@ -97,7 +99,7 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         self._depth -= 1
         if repeated and id(node) not in self._sizes:
-            raise _refused(event.start_mark, f"alias {shown(event.anchor)} refers to a value that contains it")
+            raise _refused(event.start_mark, f"alias {quoted(event.anchor)} refers to a value that contains it")
         self._total += self._sizes[id(node)] if repeated else 1
         self._sizes.setdefault(id(node), self._total - before)  # nodes live as long as this loader
         if self._total > MOST_CONFIGURATION_VALUES:
@@ -111,10 +113,10 @@ class _Loader(yaml.SafeLoader):
             if key.tag == _TAG + "merge":
                 continue
             if key.tag != _TAG + "str":
-                described = shown(key.value) if isinstance(key, yaml.ScalarNode) else f"of kind {key.id}"
+                described = quoted(key.value) if isinstance(key, yaml.ScalarNode) else f"of kind {key.id}"
                 raise _refused(key.start_mark, f"key {described} is not text; put it in quotes")
             if key.value in lines:
-                raise _refused(key.start_mark, f"{shown(key.value)} appears twice, also in line {lines[key.value]}")
+                raise _refused(key.start_mark, f"{quoted(key.value)} appears twice, also in line {lines[key.value]}")
             lines[key.value] = key.start_mark.line + 1
         return node
 
@@ -125,13 +127,13 @@ class _Loader(yaml.SafeLoader):
         try:  # JSON writes characters beyond U+FFFF as surrogate pairs
             return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
         except UnicodeDecodeError as error:
-            raise _refused(node.start_mark, f"{shown(text)} contains an unpaired surrogate") from error
+            raise _refused(node.start_mark, f"{quoted(text)} contains an unpaired surrogate") from error
 
     def _whole(self, node: yaml.ScalarNode) -> int:
         if len(node.value) > MOST_DIGITS:
-            raise _refused(node.start_mark, f"{shown(node.value)} has more than {MOST_DIGITS} digits")
+            raise _refused(node.start_mark, f"{quoted(node.value)} has more than {MOST_DIGITS} digits")
         if _OCTAL.fullmatch(node.value):  # octal in YAML 1.1, decimal in YAML 1.2
-            raise _refused(node.start_mark, f"{shown(node.value)} starts with 0; remove the 0, or quote a text")
+            raise _refused(node.start_mark, f"{quoted(node.value)} starts with 0; remove the 0, or quote a text")
         return int(self._plain(node, "a whole number", self.construct_yaml_int))
 
     def _number(self, node: yaml.ScalarNode) -> float:
@@ -139,7 +141,7 @@ class _Loader(yaml.SafeLoader):
 
     def _plain(self, node: yaml.ScalarNode, expected: str, read: Callable[[yaml.ScalarNode], Any]) -> Any:
         """A number without colons, which YAML 1.1 reads as base 60."""
-        refused = _refused(node.start_mark, f"{shown(node.value)} is not {expected}")
+        refused = _refused(node.start_mark, f"{quoted(node.value)} is not {expected}")
         if ":" in node.value:
             raise refused
         try:
@@ -148,7 +150,7 @@ class _Loader(yaml.SafeLoader):
             raise refused from error
 
     def _unknown(self, node: yaml.Node) -> Any:
-        raise _refused(node.start_mark, f"tag {shown(node.tag)} is not supported; remove it")
+        raise _refused(node.start_mark, f"tag {quoted(node.tag)} is not supported; remove it")
 
 
 _OCTAL = re.compile(r"[-+]?0[0-9_]+")

@@ -8,7 +8,7 @@ from rich.console import Console
 from flows.command.configuration import ConfigurationError
 from flows.command.guarded import CONSOLE, guarded
 from schemas.config import place_problem
-from schemas.text import shown
+from schemas.text import quoted
 
 
 def check_place(store: str) -> None:
@@ -19,7 +19,7 @@ def check_place(store: str) -> None:
     """
     problem = place_problem(store)
     if problem is not None:
-        raise ConfigurationError(f"--store: {problem if problem.startswith('the ') else f'{shown(store)} {problem}'}")
+        raise ConfigurationError(f"--store: {problem if problem.startswith('the ') else f'{quoted(store)} {problem}'}")
 
 
 def on_store(url: str, act: Callable[[Any, Console], int]) -> int:
@@ -35,9 +35,9 @@ def on_store(url: str, act: Callable[[Any, Console], int]) -> int:
         check_place(url)
         store = Store(url)
         if not store.exists():
-            raise ConfigurationError(f"--store: {shown(url)} does not exist; give the store of a run")
+            raise ConfigurationError(f"--store: {quoted(url)} does not exist; give the store of a run")
         if store.is_file():
-            raise ConfigurationError(f"--store: {shown(url)} is a file; give the folder of a store")
+            raise ConfigurationError(f"--store: {quoted(url)} is a file; give the folder of a store")
         return act(store, CONSOLE)
 
     return guarded(action)

@@ -1,4 +1,4 @@
-"""What all settings have in common: values are final, unknown fields are errors, and what goes into content keys."""
+"""Base of all settings: values are immutable, unknown fields are errors; which values go into content keys."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,16 +9,16 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, PydanticKnownError, to_jsonable_python
 
 from schemas import limits
-from schemas.text import shown
+from schemas.text import quoted
 
 COSMETIC: dict[str, Any] = {"cosmetic": True}
 
 
 class Settings(BaseModel):
-    """Base of all settings: unknown fields are errors, values are final.
+    """Base of all settings: unknown fields are errors, values are immutable.
 
     Attributes:
-        implementation: `module:name` of what does as the settings of one kind say.
+        implementation: `module:name` of the code that implements this kind of settings.
     """
 
     implementation: ClassVar[str]
@@ -33,7 +33,7 @@ class Settings(BaseModel):
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        """What forms are made from: kinds are called by their names, and every default is shown."""
+        """The schema that forms are generated from: kinds are titled by name, and every default is included."""
         reference = handler(core)
         schema = handler.resolve_ref_schema(reference)
         kind = cls.model_fields.get("kind")
@@ -46,7 +46,7 @@ class Settings(BaseModel):
         return reference
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Let the class's fields of numbers take nothing but numbers; a union's `kind` may have no such check."""
+        """Make the class's numeric fields accept only numbers; a union's `kind` may not have such a check."""
         super().__init_subclass__(**options)
         errors: dict[type, Literal["int_type", "float_type"]] = {int: "int_type", float: "float_type"}
         for kind, error in errors.items():
@@ -56,7 +56,7 @@ class Settings(BaseModel):
                 setattr(cls, f"_{error}_{cls.__name__}", check)
 
     def keyed(self) -> dict[str, Any]:
-        """The settings that can change a number, as JSON values: what goes into content keys."""
+        """The settings that can change a number, as JSON values for content keys."""
         out: dict[str, Any] = {}
         for name, field in type(self).model_fields.items():
             if not is_cosmetic(field.json_schema_extra):
@@ -72,7 +72,7 @@ def settings_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def with_kinds(values: object) -> object:
-    """The short form of a list of settings: a text names the kind, all else of it is the default."""
+    """Expand the short form of a list of settings: a text names a kind, with default values for the rest."""
     return [{"kind": v} if isinstance(v, str) else v for v in values] if isinstance(values, list) else values
 
 
@@ -90,14 +90,14 @@ def _keyed_value(value: object) -> object:
 
 
 def refuse_other(error: Literal["int_type", "float_type"], value: object) -> object:
-    """Refuse true, false and texts, which pydantic would read as numbers: they may not be meant so."""
+    """Refuse booleans and text, which pydantic would read as numbers: that may not be intended."""
     if isinstance(value, bool | str | bytes):
         raise PydanticKnownError(error)
     return value
 
 
 def _plain_types(annotation: Any) -> set[Any]:
-    """The types that a field's values may have, null aside."""
+    """The types that a field's values may have, apart from null."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _plain_types(arguments[0])
@@ -111,13 +111,13 @@ def invalid(field: str, message: str) -> PydanticCustomError:
 
 
 def checked_text(problem: Callable[[str], str | None]) -> AfterValidator:
-    """A check of one text; `problem` says what is wrong with it, beginning with a verb or as a whole sentence."""
+    """A validator of one text; `problem` says what is wrong with it, starting with a verb or as a full sentence."""
 
     def check(text: str, info: ValidationInfo) -> str:
         message = problem(text)
         if message is None:
             return text
-        whole = message if message.startswith("the ") else f"{shown(text)} {message}"
+        whole = message if message.startswith("the ") else f"{quoted(text)} {message}"
         raise invalid(str(info.field_name), whole)
 
     return AfterValidator(check)
@@ -126,4 +126,4 @@ def checked_text(problem: Callable[[str], str | None]) -> AfterValidator:
 def check_unique(field: str, names: list[str]) -> None:
     for name in names:
         if names.count(name) > 1:
-            raise invalid(field, f"{shown(name)} stands there twice; give each one entry or its own name")
+            raise invalid(field, f"{quoted(name)} appears twice; remove one or give each its own name")

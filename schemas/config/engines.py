@@ -1,4 +1,4 @@
-"""What samples and scores."""
+"""Engines, which sample and score."""
 
 from typing import Annotated, ClassVar, Literal
 from urllib.parse import urlsplit
@@ -9,14 +9,14 @@ from schemas import limits
 from schemas.config.base import COSMETIC, Settings, check_unique, invalid
 from schemas.config.forms import ByKind
 from schemas.config.inputs import Name
-from schemas.text import shown
+from schemas.text import quoted
 
 
 class ScoringSettings(Settings):
-    """How whole sequences are scored, on every engine: transformers, on CPU or GPU.
+    """How whole sequences are scored, with every engine: by transformers, on CPU or GPU.
 
     Attributes:
-        needs: the field to look at where what the engine needs is not there.
+        needs: the field to check where a requirement of the engine is missing.
     """
 
     needs: ClassVar[str]
@@ -26,21 +26,21 @@ class ScoringSettings(Settings):
         65536,
         ge=64,
         le=limits.MOST_ROWS,
-        description="Most tokens (rows x length) in one pass over sequences",
+        description="Maximum tokens (rows x length) in one pass over sequences",
         json_schema_extra=COSMETIC,
     )
     score_rows: int = Field(
         64,
         ge=1,
         le=limits.MOST_AT_ONCE,
-        description="Positions whose vocabulary rows are held at once",
+        description="Positions whose vocabulary rows are in memory at once",
         json_schema_extra=COSMETIC,
     )
     threads: int | None = Field(None, ge=1, le=4096, description="CPU threads", json_schema_extra=COSMETIC)
 
 
 class TransformersEngine(ScoringSettings):
-    """transformers on CPU or GPU; prefixes that draws share are computed once."""
+    """transformers on CPU or GPU; shared prefixes of draws are computed once."""
 
     kind: Literal["transformers"] = "transformers"
     implementation: ClassVar[str] = "tasks.engines.transformers.backend:TransformersBackend"
@@ -49,14 +49,14 @@ class TransformersEngine(ScoringSettings):
         None,
         gt=0,
         le=1_000_000,
-        description="GiB for keys and values of prefixes and draws; half of what is free where null",
+        description="GiB for the KV cache of prefixes and draws; half of the free memory where null",
         json_schema_extra=COSMETIC,
     )
     rows: int | None = Field(
         None,
         ge=1,
         le=limits.MOST_AT_ONCE,
-        description="Most draws decoded beside each other; 1024 on CPU and 4096 on GPU where null",
+        description="Maximum draws decoded in parallel; 1024 on CPU and 4096 on GPU where null",
         json_schema_extra=COSMETIC,
     )
 
@@ -71,13 +71,13 @@ class VLLMEngine(ScoringSettings):
         0.6, gt=0, lt=1, description="Share of the GPU's memory for vLLM", json_schema_extra=COSMETIC
     )
     cache: float = Field(
-        4.0, gt=0, le=1_000_000, description="GiB for its cache where it runs on a CPU", json_schema_extra=COSMETIC
+        4.0, gt=0, le=1_000_000, description="GiB for its KV cache where it runs on a CPU", json_schema_extra=COSMETIC
     )
     max_num_seqs: int = Field(
         256,
         ge=1,
         le=limits.MOST_AT_ONCE,
-        description="Most draws decoded beside each other",
+        description="Maximum draws decoded in parallel",
         json_schema_extra=COSMETIC,
     )
     tensor_parallel: int = Field(
@@ -87,14 +87,14 @@ class VLLMEngine(ScoringSettings):
         None,
         ge=2,
         le=2 * limits.MOST_TOKENS,
-        description="Longest prompt and completion together, tokens; the model's own limit where null, and at most",
+        description="Maximum tokens of prompt and completion together; at most the model's own limit, which null means",
         json_schema_extra=COSMETIC,
     )
-    eager: bool = Field(False, description="No CUDA graphs", json_schema_extra=COSMETIC)
+    eager: bool = Field(False, description="Disable CUDA graphs", json_schema_extra=COSMETIC)
 
 
 class VLLMServerEngine(ScoringSettings):
-    """vLLM's OpenAI-compatible server, one or many; nothing to install here."""
+    """One or more of vLLM's OpenAI-compatible servers; nothing to install here."""
 
     kind: Literal["vllm-server"] = "vllm-server"
     implementation: ClassVar[str] = "tasks.engines.vllm.server:ServerBackend"
@@ -104,14 +104,14 @@ class VLLMServerEngine(ScoringSettings):
     )
     model: str | None = Field(
         None,
-        description="Name that the servers give the student; the only one they have where null",
+        description="Name of the student on the servers; the only model that they serve where null",
         json_schema_extra=COSMETIC,
     )
     concurrency: int = Field(
         256,
         ge=1,
         le=limits.MOST_AT_ONCE,
-        description="Most requests under way at one server; each takes a thread and a connection",
+        description="Maximum concurrent requests to one server; each takes a thread and a connection",
         json_schema_extra=COSMETIC,
     )
     patience: float = Field(
@@ -125,12 +125,12 @@ class VLLMServerEngine(ScoringSettings):
         3600.0,
         gt=0,
         le=limits.MOST_SECONDS,
-        description="Seconds that one draw may take, from connection to last byte, before it is asked for again",
+        description="Seconds that one draw may take, from connection to last byte, before it is requested again",
         json_schema_extra=COSMETIC,
     )
     api_key_variable: Name = Field(
         "VLLM_API_KEY",
-        description="Environment variable that holds the key, where servers ask for one; spaces around it are dropped",
+        description="Environment variable with the API key, if servers require one; surrounding spaces are dropped",
         json_schema_extra=COSMETIC,
     )
 
@@ -140,9 +140,11 @@ class VLLMServerEngine(ScoringSettings):
         for url in urls:
             parts = urlsplit(url)
             if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
-                raise invalid("urls", f"{shown(url)} is no server's address; write http://host:port")
+                raise invalid("urls", f"{quoted(url)} is not a server address; write http://host:port")
             if parts.username or parts.password:
-                raise invalid("urls", "an address holds a password; put it in the variable that api_key_variable names")
+                raise invalid(
+                    "urls", "an address contains a password; put it in the variable that api_key_variable names"
+                )
         check_unique("urls", urls)
         return [url.rstrip("/").removesuffix("/v1") for url in urls]
 

@@ -1,4 +1,4 @@
-"""How the work is cut; nothing of it can change a number."""
+"""How work is split up; none of these settings can change a result."""
 
 from typing import Literal
 
@@ -10,7 +10,7 @@ from schemas.config.inputs import Name, Url
 
 
 class Execution(Settings):
-    """How the work is cut; nothing here can change a number."""
+    """How work is split up; none of these settings can change a result."""
 
     questions_per_task: int = Field(
         8, ge=1, le=limits.MOST_AT_ONCE, description="Questions in one Prefect task", json_schema_extra=COSMETIC
@@ -19,7 +19,7 @@ class Execution(Settings):
         512,
         ge=1,
         le=limits.MOST_AT_ONCE,
-        description="Most draws decoded and committed together",
+        description="Maximum draws decoded and committed together",
         json_schema_extra=COSMETIC,
     )
     round_seconds: float = Field(
@@ -33,7 +33,7 @@ class Execution(Settings):
         3,
         ge=0,
         le=20,
-        description="Times that a task is tried again after a transient error: a full disk, a store or server away",
+        description="Retries of a task after a transient error: a full disk, an unreachable store or server",
         json_schema_extra=COSMETIC,
     )
     retry_seconds: float = Field(
@@ -47,14 +47,14 @@ class Execution(Settings):
         60.0,
         gt=0,
         le=limits.MOST_SECONDS,
-        description="Seconds without a sign of life after which another process takes work over, where runs share a "
-        "store; on one machine a process that is gone is noticed at once",
+        description="Seconds without a heartbeat after which another process takes work over, where runs share a "
+        "store; on one machine a dead process is noticed at once",
         json_schema_extra=COSMETIC,
     )
     task_runner: Literal["process", "ray"] = Field(
         "process",
-        description="Tasks one after the other in the flow's process, or beside each other on Ray's workers, each of "
-        "which keeps its engine; ray needs opdscope[ray] and a running Prefect server",
+        description="Run tasks sequentially in the flow's process, or in parallel on Ray workers, each of which keeps "
+        "its engine; ray needs opdscope[ray] and a running Prefect server",
         json_schema_extra=COSMETIC,
     )
     ray_address: Url | None = Field(
@@ -64,18 +64,18 @@ class Execution(Settings):
         None,
         ge=1,
         le=limits.MOST_AT_ONCE,
-        description="Workers of a Ray that is started here; all cores where null",
+        description="Workers of a Ray cluster started here; all cores where null",
         json_schema_extra=COSMETIC,
     )
-    num_gpus: float = Field(0.0, ge=0, le=4096, description="GPUs of each task on Ray", json_schema_extra=COSMETIC)
+    num_gpus: float = Field(0.0, ge=0, le=4096, description="GPUs per task on Ray", json_schema_extra=COSMETIC)
     gpu_limit: Name | None = Field(
         None,
-        description="Prefect's global concurrency limit that every task with a model takes a slot of",
+        description="Prefect global concurrency limit in which every task with a model takes a slot",
         json_schema_extra=COSMETIC,
     )
     storage_block: Name | None = Field(
         None,
-        description="Prefect's block remote-file-system/NAME with the store's credentials; those of the environment "
+        description="Prefect block remote-file-system/NAME with the store's credentials; those of the environment "
         "where null",
         json_schema_extra=COSMETIC,
     )

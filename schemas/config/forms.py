@@ -1,4 +1,4 @@
-"""How unions of settings look in the JSON schema that forms are made from."""
+"""How unions of settings appear in the JSON schema that forms are generated from."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,11 +9,11 @@ from pydantic_core import CoreSchema
 
 @dataclass(frozen=True)
 class ByKind:
-    """Marks a union whose members are told apart by `kind`, for forms that are made from the JSON schema.
+    """Marks a union whose members are distinguished by `kind`, for forms generated from the JSON schema.
 
     Attributes:
-        flat: one object with the kind as a choice and the fields of all kinds, for lists, whose items such forms
-            cannot choose a member for, and for kinds that have no fields of their own; else a choice of members.
+        flat: one object with the kind as a choice and the fields of all kinds: for lists, whose items such forms
+            cannot choose a member for, and for kinds without fields of their own. Otherwise a choice of members.
     """
 
     flat: bool = False

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from schemas import limits
 from schemas.config.base import COSMETIC, Settings, checked_text, invalid
-from schemas.text import name_problem, shown
+from schemas.text import name_problem, quoted
 from schemas.urls import url_problem
 
 
@@ -17,39 +17,39 @@ def template_fields(template: str) -> list[str]:
     """Names of the `{fields}` of a template, in order of appearance.
 
     Raises:
-        PydanticCustomError: a field is not a plain name, or is to be formatted (width, conversion); braces that do
-            not match; too many fields. All are ValueErrors.
+        PydanticCustomError: a field is not a plain name, or has a format (width, conversion); unbalanced braces; too
+            many fields. All are ValueErrors.
     """
     hint = "write {name} for a column, and {{ and }} for braces"
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
-        raise invalid("template", f"{shown(template)} is no template: {error}; {hint}") from error
+        raise invalid("template", f"{quoted(template)} is not a template: {error}; {hint}") from error
     fields = [(name, spec, conversion) for _, name, spec, conversion in parts if name is not None]
     for name, spec, conversion in fields:
         if not name.isidentifier():
-            raise invalid("template", f"field {{{shown(name)[1:-1]}}} is not a plain name; {hint}")
+            raise invalid("template", f"field {{{quoted(name)[1:-1]}}} is not a plain name; {hint}")
         if spec or conversion:
             whole = f"{name}{f'!{conversion}' if conversion else ''}{f':{spec}' if spec else ''}"
-            raise invalid("template", f"field {{{shown(whole)[1:-1]}}} is formatted; columns are put in as they are")
+            raise invalid("template", f"field {{{quoted(whole)[1:-1]}}} has a format; columns are inserted unchanged")
     if len(fields) > limits.MOST_FIELDS:
-        raise invalid("template", f"holds {len(fields):,} fields; a template has at most {limits.MOST_FIELDS}")
+        raise invalid("template", f"contains {len(fields):,} fields; a template has at most {limits.MOST_FIELDS}")
     return [name for name, _, _ in fields]
 
 
 def place_problem(url: str) -> str | None:
-    """Why a text is no path or URL of a table, a model or a store; None where it is one."""
+    """Why a text is not a path or URL of a table, model or store; None where it is one."""
     if url.startswith("~") and os.path.expanduser(url).startswith("~"):  # noqa: PTH111 - may be a URL
-        return "is in the home of a user that is not known here"
+        return "is in the home folder of a user unknown on this machine"
     return url_problem(url)
 
 
 Url = Annotated[str, checked_text(place_problem)]
-"""A path or any fsspec URL, chained ones too, without a password or a signature: `schemas.urls`."""
+"""A path or any fsspec URL, including chained ones, without a password or signature: `schemas.urls`."""
 
 
 Name = Annotated[str, checked_text(name_problem)]
-"""A label of tables and charts: printable, at most 100 characters."""
+"""A label in tables and charts: printable, at most 100 characters."""
 
 
 class Questions(Settings):
@@ -59,7 +59,11 @@ class Questions(Settings):
     id: str = Field("id", description="Column with a unique id", json_schema_extra=COSMETIC)
     answer: str = Field("answer", description="Column with the reference answer", json_schema_extra=COSMETIC)
     limit: int | None = Field(
-        None, ge=1, le=limits.MOST_ROWS, description="Use only the first so many questions", json_schema_extra=COSMETIC
+        None,
+        ge=1,
+        le=limits.MOST_ROWS,
+        description="Maximum number of questions, from the start of the file",
+        json_schema_extra=COSMETIC,
     )
 
 
@@ -67,12 +71,12 @@ class Model(Settings):
     """A causal language model: a folder, or a hub name with an optional revision."""
 
     path: Url = Field(
-        description="Model folder or hub name; its content or commit is in the keys, not its place",
+        description="Model folder or hub name; keys contain its content or commit, not its location",
         json_schema_extra=COSMETIC,
     )
     revision: Name | None = Field(
         None,
-        description="Branch, tag or commit of a hub model; keys hold the commit it stands for",
+        description="Branch, tag or commit of a hub model; keys contain the commit it resolves to",
         json_schema_extra=COSMETIC,
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
@@ -93,7 +97,7 @@ class Prompt(Settings):
 
     template: str = Field("{question}", description="User text; {names} are columns of the questions file")
     system: str | None = Field(None, description="System message, chat only")
-    chat: bool = Field(True, description="Wrap in the model's chat template; else the text is the prompt")
+    chat: bool = Field(True, description="Apply the model's chat template; otherwise the text is the prompt")
     chat_template_kwargs: dict[str, bool | int | str] = Field(
         default_factory=dict, max_length=100, description="Passed to the chat template, such as enable_thinking: false"
     )
@@ -108,17 +112,17 @@ class Prompt(Settings):
     @classmethod
     def _true_or_false(cls, given: dict[str, bool | int | str]) -> dict[str, bool | int | str]:
         for name, value in given.items():
-            if isinstance(value, str) and value.lower() in ("yes", "no", "on", "off"):  # each is true in a template
-                raise invalid("chat_template_kwargs", f"{shown(name)} is the text {value!r}; write true or false")
+            if isinstance(value, str) and value.lower() in ("yes", "no", "on", "off"):  # all are truthy in a template
+                raise invalid("chat_template_kwargs", f"{quoted(name)} is the text {value!r}; write true or false")
         return given
 
     @model_validator(mode="after")
     def _system_needs_chat(self) -> Self:
         if self.system is not None and not self.chat:
-            raise invalid("system", f"{shown(self.system)} has no place where chat is false; put it in template")
+            raise invalid("system", f"{quoted(self.system)} cannot be used where chat is false; put it in template")
         return self
 
 
 def is_local_folder(path: str) -> bool:
-    """True where a model path names a folder here and not a hub repository."""
-    return os.path.isdir(path)  # noqa: PTH112 - false for names that no file system takes
+    """True where a model path is a local folder, not a hub repository."""
+    return os.path.isdir(path)  # noqa: PTH112 - false for names that are invalid in file systems

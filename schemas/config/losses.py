@@ -73,7 +73,7 @@ class TopK(Settings):
     )
     k: int = Field(20, ge=1, le=limits.MOST_NODE_DRAWS)
     support: Literal["student", "teacher", "union"] = Field("teacher", description="Whose k likeliest tokens are kept")
-    tail_bucket: bool = Field(False, description="All other tokens enter as one bucket; else they are dropped")
+    tail_bucket: bool = Field(False, description="Keep all other tokens as one bucket; otherwise they are dropped")
 
 
 Loss = Annotated[
@@ -89,12 +89,12 @@ def default_losses() -> list[Loss]:
 
 
 def loss_name(loss: Settings) -> str:
-    """Short name of a loss with what differs from its defaults: `jsd(beta=0.9)`, `top_k(k=5)`."""
+    """Short name of a loss with its settings that are not defaults: `jsd(beta=0.9)`, `top_k(k=5)`."""
     own = type(loss)
     parts = [
         f"{name}={loss_name(value) if isinstance(value, Settings) else value}"
         for name, field in own.model_fields.items()
         if name != "kind" and (value := getattr(loss, name)) != field.get_default(call_default_factory=True)
     ]
-    kind = str(getattr(loss, "kind"))  # noqa: B009 - every loss has one, their base does not
+    kind = str(getattr(loss, "kind"))  # noqa: B009 - every loss has one, but their base class does not
     return f"{kind}({', '.join(parts)})" if parts else kind

@@ -20,14 +20,14 @@ from schemas.config.verifiers import MathVerifier, Verifier
 class Sampling(Settings):
     """How the student samples: rollouts, and every draw of the tree."""
 
-    rollouts: int = Field(8, ge=1, le=limits.MOST_ROLLOUTS, description="Rollouts a question")
+    rollouts: int = Field(8, ge=1, le=limits.MOST_ROLLOUTS, description="Rollouts per question")
     max_tokens: int = Field(
         2048,
         ge=2,
         le=limits.MOST_TOKENS,
         description="Length limit of a completion, tokens; with its prompt it must fit the student and every teacher",
     )
-    temperature: float = Field(1.0, ge=0.001, le=4, description="Sampling temperature; nothing is truncated")
+    temperature: float = Field(1.0, ge=0.001, le=4, description="Sampling temperature; no top-k or top-p truncation")
 
 
 class RunConfig(Settings):
@@ -110,7 +110,7 @@ class RunConfig(Settings):
     def recorded_tree(self) -> RecordedTree:
         """The table of a run that is recorded."""
         if not isinstance(self.tree, RecordedTree):
-            raise ValueError(f"the tree is {self.tree.kind}, and nothing is recorded")
+            raise ValueError(f"the tree is {self.tree.kind}, not recorded")
         return self.tree
 
     @property

@@ -1,4 +1,4 @@
-"""How scores are told: uncertainty, groups, rankings."""
+"""How scores are reported: uncertainty, groups, rankings."""
 
 from typing import Literal
 
@@ -41,13 +41,13 @@ class Scores(Settings):
 
 
 class Ranking(Settings):
-    """How a ranking tells which tokens of a rollout earned its outcome."""
+    """How a ranking assigns credit for a rollout's outcome to its tokens."""
 
     segments: int = Field(
         1,
         ge=1,
         le=64,
-        description="Parts of a rollout with an advantage each, from values at their ends; 1: the outcome for all. "
-        "More cut the variance a rollout, and pay where teachers cost more than the student's draws",
+        description="Segments of a rollout, each with an advantage from values at its ends; 1: the outcome for all. "
+        "More reduce the variance per rollout, and pay off where teachers cost more than the student's draws",
     )
-    draws: int = Field(8, ge=1, le=10_000, description="Continuations for the value at each end")
+    draws: int = Field(8, ge=1, le=10_000, description="Continuations for the value at each segment end")

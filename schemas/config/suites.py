@@ -1,4 +1,4 @@
-"""The other commands: demo, calibration, suites of runs."""
+"""Settings of the other commands: demo, calibration, suites of runs."""
 
 from functools import partial
 from typing import Annotated, Self
@@ -12,10 +12,10 @@ from schemas.config.run import RunConfig
 
 
 class DemoConfig(Settings):
-    """Size and seed of the demo: the models that are trained and the questions that are asked."""
+    """Size and seed of the demo: the trained models and the questions."""
 
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of questions, training and draws")
-    questions: int = Field(24, ge=5, le=1000, description="Questions asked")
+    questions: int = Field(24, ge=5, le=1000, description="Number of questions")
     seconds: float = Field(
         1800, gt=0, le=limits.MOST_SECONDS, description="Time limit for training one model", json_schema_extra=COSMETIC
     )
@@ -31,7 +31,7 @@ class CalibrateConfig(Settings):
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of the questions and of every run")
     runs: int = Field(20, ge=2, le=10_000, description="Runs of each family")
     lengths: list[Annotated[int, Field(le=1_000_000), BeforeValidator(partial(refuse_other, "int_type"))]] = Field(
-        [64, 256, 1024, 4096], min_length=1, max_length=100, description="Tokens of a rollout, in rising order"
+        [64, 256, 1024, 4096], min_length=1, max_length=100, description="Tokens of a rollout, in ascending order"
     )
     workers: int | None = Field(
         None, ge=1, le=4096, description="Processes; all cores where null", json_schema_extra=COSMETIC
@@ -42,24 +42,27 @@ class CalibrateConfig(Settings):
     def _long_enough(cls, lengths: list[int]) -> list[int]:
         for length in lengths:
             if length < 40:
-                raise invalid("lengths", f"{length} is too short for the 32 decisions of a chain; 40 or more")
+                raise invalid("lengths", f"{length} is too short for the 32 decisions of a chain; use 40 or more")
         return lengths
 
 
 class NightlyConfig(Settings):
-    """A suite of runs that is done again and again, each time compared with the nights before."""
+    """A suite of runs that is repeated, and compared with previous nights each time."""
 
     name: str = Field("nightly", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="Name of the suite")
     store: Url = Field(".opdscope", description="Where its history is kept; any fsspec URL")
     runs: list[RunConfig] = Field(
         min_length=1,
         max_length=limits.MOST_SIGNALS,
-        description="Configurations of the runs, each with a name of its own",
+        description="Configurations of the runs, each with its own name",
     )
-    calibrate: CalibrateConfig | None = Field(None, description="Also judge the estimators against the oracle")
-    nights: int = Field(7, ge=1, le=10_000, description="A score is compared with its last so many measurements")
+    calibrate: CalibrateConfig | None = Field(None, description="Also check the estimators against the oracle")
+    nights: int = Field(7, ge=1, le=10_000, description="Number of previous measurements that a score is compared with")
     slower: float = Field(
-        0.25, gt=0, lt=1, description="Share by which decoding may be slower than in these nights on the same machine"
+        0.25,
+        gt=0,
+        lt=1,
+        description="Fraction by which decoding may be slower than on these nights on the same machine",
     )
 
     @model_validator(mode="after")

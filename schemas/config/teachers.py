@@ -1,4 +1,4 @@
-"""Teachers, and what they are shown beside the question."""
+"""Teachers, and what they see in addition to the question."""
 
 from typing import Any, Literal, Self
 
@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from schemas import limits
 from schemas.config.base import COSMETIC, Settings, check_unique, invalid, with_kinds
 from schemas.config.inputs import Model, Name, Url, template_fields
-from schemas.text import shown
+from schemas.text import quoted
 
 CONTEXT_TEMPLATES = {
     "none": "{prompt}",
@@ -23,10 +23,10 @@ CONTEXT_TEMPLATES = {
 
 
 class Context(Settings):
-    """What a teacher is shown beside the question."""
+    """What a teacher sees in addition to the question."""
 
     kind: Literal["none", "answer", "solution", "summary", "wrong_attempt", "contrastive", "custom"] = "none"
-    name: Name | None = Field(None, description="Name in tables; the kind unless set", json_schema_extra=COSMETIC)
+    name: Name | None = Field(None, description="Name in tables; the kind where null", json_schema_extra=COSMETIC)
     template: str | None = Field(
         None,
         description="User text: {prompt} is the student's own, other {names} are columns of the questions file; "
@@ -40,7 +40,7 @@ class Context(Settings):
 
     @property
     def text(self) -> str:
-        """The template in force."""
+        """The effective template."""
         return self.template if self.template is not None else CONTEXT_TEMPLATES[self.kind]
 
     @model_validator(mode="after")
@@ -48,13 +48,13 @@ class Context(Settings):
         if self.kind == "custom" and (self.template is None or self.name is None):
             raise invalid("template", "a custom context needs a template and a name")
         if self.kind == "none" and self.template is not None:
-            raise invalid("template", f"{shown(self.template)} given to context none; use kind: custom")
+            raise invalid("template", f"{quoted(self.template)} given to context none; use kind: custom")
         if "prompt" not in template_fields(self.text):
-            raise invalid("template", f"{shown(self.text)} does not hold {{prompt}}, the student's own text")
+            raise invalid("template", f"{quoted(self.text)} does not contain {{prompt}}, the student's own text")
         return self
 
     def keyed(self) -> dict[str, Any]:
-        """The text in force; the kind is a name for it."""
+        """The effective template; the kind is a name for it."""
         return {"template": self.text}
 
 
@@ -65,7 +65,7 @@ class Teacher(Settings):
     name: Name = Field(
         description="Name in tables", min_length=1, max_length=limits.MOST_NAME, json_schema_extra=COSMETIC
     )
-    model: Model | None = Field(None, description="None: the student itself (self-distillation)")
+    model: Model | None = Field(None, description="null: the student itself (self-distillation)")
     contexts: list[Context] = Field(default_factory=lambda: [Context()], min_length=1, max_length=limits.MOST_SIGNALS)
     chat_template: Literal["student", "own"] = Field(
         "student", description="Whose chat template renders the teacher's prompt"
@@ -83,7 +83,7 @@ class Teacher(Settings):
 
 
 class RecordedTeacher(Settings):
-    """A teacher's probabilities that another system collected, read from a table."""
+    """A teacher's probabilities collected by another system, read from a table."""
 
     kind: Literal["recorded"] = "recorded"
     name: Name = Field(

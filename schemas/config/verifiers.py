@@ -1,4 +1,4 @@
-"""What tells a right completion."""
+"""Verifiers, which decide whether a completion is correct."""
 
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -9,18 +9,18 @@ from schemas.config.forms import ByKind
 
 
 class ExactVerifier(Settings):
-    """The text after the last marker equals the answer, up to white space and, if asked, case."""
+    """The text after the last marker equals the answer, ignoring white space and, optionally, case."""
 
     kind: Literal["exact"] = "exact"
     implementation: ClassVar[str] = "tasks.verifiers.text:ExactText"
     marker: str | None = Field(
-        None, min_length=1, description="Compare what follows its last occurrence; else all text"
+        None, min_length=1, description="Compare the text after its last occurrence; all text where null"
     )
     ignore_case: bool = False
 
 
 class NumericVerifier(Settings):
-    """The last number of the completion equals the answer. 50% equals 0.5, and 50 too; two percentages: as numbers."""
+    """The completion's last number equals the answer. 50% equals 0.5 and 50; two percentages compare as numbers."""
 
     kind: Literal["numeric"] = "numeric"
     implementation: ClassVar[str] = "tasks.verifiers.text:LastNumber"
@@ -35,23 +35,23 @@ class ChoiceVerifier(Settings):
     implementation: ClassVar[str] = "tasks.verifiers.text:LastLabel"
     marker: str | None = Field(None, min_length=1, description="Look only after its last occurrence")
     labels: list[str] = Field(["A", "B", "C", "D"], min_length=2, description="The possible answers")
-    ignore_case: bool = Field(False, description="Take b for B; then the article a is a label too")
+    ignore_case: bool = Field(False, description="Accept b for B; the article a is then a label too")
 
     @model_validator(mode="after")
-    def _told_apart(self) -> Self:
+    def _distinct(self) -> Self:
         for label in self.labels:
             if label != label.strip() or not label:
-                raise invalid("labels", f"{label!r} is empty or has white space at an end; write the label alone")
+                raise invalid("labels", f"{label!r} is empty or starts or ends with white space; write the label alone")
         check_unique("labels", [label.casefold() if self.ignore_case else label for label in self.labels])
         return self
 
 
 class MathVerifier(Settings):
-    """math-verify equivalence of the last boxed, else the final, expression, units aside; in worker processes."""
+    """math-verify equivalence of the last boxed, else the final, expression, ignoring units; in worker processes."""
 
     kind: Literal["math"] = "math"
     implementation: ClassVar[str] = "tasks.verifiers.math:MathEquivalence"
-    seconds: float = Field(5.0, gt=0, description="Time limit of one check; past it the completion is wrong")
+    seconds: float = Field(5.0, gt=0, description="Time limit of one check; beyond it the completion is wrong")
     workers: int = Field(2, ge=1, description="Worker processes", json_schema_extra=COSMETIC)
 
 

@@ -1,1 +1,1 @@
-"""What a run is asked: questions, prompts, and tables that other systems wrote."""
+"""Inputs of a run: questions, prompts, and tables written by other systems."""

@@ -1,4 +1,4 @@
-"""Files of this machine that others name: read only where they are files, as a pipe or device may never end."""
+"""Local files named by users: read only where they are regular files, as reading a pipe or device may never end."""
 
 import os
 import stat
@@ -6,29 +6,29 @@ from pathlib import Path
 
 
 class NotAFileError(OSError):
-    """A place holds a pipe, a device or a socket."""
+    """A path is a pipe, a device or a socket."""
 
 
 def check_file(path: str | Path) -> None:
-    """Refuse what is neither a file nor a folder.
+    """Refuse anything but a file or folder.
 
     Raises:
-        OSError: it is not there; `NotAFileError`: a pipe, device or socket.
+        OSError: it is missing; `NotAFileError`: a pipe, device or socket.
     """
     _check(path, Path(path).stat())
 
 
 def read_file(path: str | Path, most: int = -1) -> bytes:
-    """The first bytes of a file, without waiting for any.
+    """The first bytes of a file, without blocking.
 
     Args:
-        most: bytes; all where negative.
+        most: maximum bytes; all where negative.
 
     Raises:
-        OSError: it is not there, or a folder; `NotAFileError`: it is another thing than a file, or makes readers wait.
+        OSError: it is missing, or a folder; `NotAFileError`: it is not a file, or reading it would block.
     """
-    check_file(path)  # to open a device may act on it
-    # a pipe that has come to stand there would wait for its other end
+    check_file(path)  # opening a device may act on it
+    # opening a pipe that has replaced the file would block until its other end is opened
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK | os.O_NOCTTY)) as file:
         _check(path, os.fstat(file.fileno()))
         data: bytes | None = file.read(most)

@@ -1,4 +1,4 @@
-"""What is shown: prompts of student and teachers, as token ids."""
+"""Prompts of student and teachers, as token ids."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from jinja2 import TemplateError
 
 from schemas.config import Context, Model, Prompt, template_fields
 from schemas.limits import MOST_PROMPT
-from schemas.text import reason, shown
+from schemas.text import quoted, reason
 from tasks.inputs.questions import InputError, Question
 from tasks.store.keys import digest, hub_errors
 
@@ -17,7 +17,7 @@ PLAIN = Context()
 
 @dataclass(frozen=True)
 class PromptText:
-    """The text of a prompt before tokens: what is shown, and how it is wrapped."""
+    """The text of a prompt before tokenization, and how it is wrapped."""
 
     user: str
     system: str | None
@@ -28,11 +28,12 @@ def prompt_text(prompt: Prompt, context: Context, question: Question) -> PromptT
     """The student's prompt for the plain context, a teacher's for any other.
 
     Raises:
-        InputError: it is longer than any model reads.
+        InputError: it is longer than any model can read.
     """
-    own = _filled("prompt.template", prompt.template, question, question.fields)
-    whole = _filled(f"context {context.label}", context.text, question, {**question.fields, "prompt": own})
-    return PromptText(whole, prompt.system, prompt.chat)
+    student_text = _filled("prompt.template", prompt.template, question, question.fields)
+    columns = {**question.fields, "prompt": student_text}
+    text = _filled(f"context {context.label}", context.text, question, columns)
+    return PromptText(text, prompt.system, prompt.chat)
 
 
 def _filled(field: str, template: str, question: Question, columns: Mapping[str, str]) -> str:
@@ -41,7 +42,8 @@ def _filled(field: str, template: str, question: Question, columns: Mapping[str,
     if length > MOST_PROMPT:
         raise InputError(
             field,
-            f"question {shown(question.id)} would give a prompt of {length:,} characters; the most are {MOST_PROMPT:,}",
+            f"question {quoted(question.id)} would give a prompt of {length:,} characters; "
+            f"the maximum is {MOST_PROMPT:,}",
         )
     return template.format(**{name: columns[name] for name in names})
 
@@ -50,7 +52,7 @@ def load_tokenizer(model: Model) -> Any:
     """The tokenizer of a model folder or hub name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: it has none that can be loaded.
     """
     from transformers import AutoTokenizer
 
@@ -60,11 +62,11 @@ def load_tokenizer(model: Model) -> Any:
             model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
         )
     except errors as error:
-        raise ValueError(f"{shown(model.path)} has no tokenizer that can be loaded: {reason(error)}") from error
+        raise ValueError(f"{quoted(model.path)} has no tokenizer that can be loaded: {reason(error)}") from error
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """Content of what maps text to ids: vocabulary, special tokens and, for fast ones, the whole pipeline."""
+    """Digest of what maps text to ids: vocabulary, special tokens and, for fast tokenizers, the whole pipeline."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return digest(
         {
@@ -76,7 +78,7 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 
 
 def check_same_tokenizer(field: str, path: str, student: Any, teacher: Any) -> None:
-    """Refuse a teacher whose token ids do not mean what the student's mean; compared by content.
+    """Refuse a teacher whose token ids differ in meaning from the student's; vocabularies are compared by content.
 
     Args:
         field, path: of the teacher's model, for the message.
@@ -85,15 +87,15 @@ def check_same_tokenizer(field: str, path: str, student: Any, teacher: Any) -> N
     Raises:
         InputError: they differ.
     """
-    ours, theirs = student.get_vocab(), teacher.get_vocab()
-    if ours == theirs:
+    own, other = student.get_vocab(), teacher.get_vocab()
+    if own == other:
         return
-    differing = sorted(t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t))
+    differing = sorted(t for t in own.keys() | other.keys() if own.get(t) != other.get(t))
     token = differing[0]
     raise InputError(
         field,
-        f"{shown(path)} has another tokenizer than the student: {len(differing)} tokens differ, "
-        f"such as {token!r} (id {theirs.get(token)}, the student's {ours.get(token)}); a teacher must share it",
+        f"{quoted(path)} has a different tokenizer from the student: {len(differing)} tokens differ, "
+        f"such as {token!r} (id {other.get(token)}, the student's {own.get(token)}); a teacher must share it",
     )
 
 
@@ -101,7 +103,7 @@ def encode_prompt(tokenizer: Any, text: PromptText, prompt: Prompt) -> list[int]
     """Token ids of a prompt.
 
     Raises:
-        InputError: a chat prompt, and a tokenizer without a chat template or with one that refuses it.
+        InputError: a chat prompt, but the tokenizer has no chat template, or one that refuses it.
     """
     if not text.chat:
         return [int(i) for i in tokenizer(text.user)["input_ids"]]
@@ -116,6 +118,6 @@ def encode_prompt(tokenizer: Any, text: PromptText, prompt: Prompt) -> list[int]
         )
     except (TemplateError, TypeError) as error:
         raise InputError(
-            "prompt", f"{shown(prompt)} does not go with the model's chat template: {reason(error)}"
+            "prompt", f"{quoted(prompt)} does not work with the model's chat template: {reason(error)}"
         ) from error
     return [int(i) for i in rendered["input_ids"]]

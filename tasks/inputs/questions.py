@@ -1,4 +1,4 @@
-"""What is asked: a table of questions, read once and checked."""
+"""The table of questions, read once and checked."""
 
 import json
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ from fsspec.utils import get_protocol
 
 from schemas.config import RunConfig, template_fields
 from schemas.limits import MOST_TABLE_BYTES
-from schemas.text import id_problem, line, listed, reason, shown
+from schemas.text import id_problem, line, listed, quoted, reason
 from tasks.inputs.files import check_file, read_file
 from tasks.inputs.tables import parse_table
 from tasks.verifiers.verifier import find_bad_answer
 
 
 class InputError(ValueError):
-    """Input that cannot be used: one line that names field, value and what would be right."""
+    """Unusable input, in one line: the field, the value and what would be right."""
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(f"{field}: {line(message)}")
@@ -30,8 +30,8 @@ class InputError(ValueError):
 class Question:
     """One row of the questions file.
 
-    `fields` holds every column as text, null ones left out; `answer` among them is the reference answer, whatever
-    its column is called.
+    `fields` has every column that is not null, as text; its `answer` is the reference answer, whatever the column
+    is called.
     """
 
     id: str
@@ -43,38 +43,38 @@ def read_rows(url: str, field: str = "questions.path", *, texts: Sequence[str] |
     """Rows of a JSONL, parquet or CSV table from any fsspec URL.
 
     Args:
-        field: of the configuration that names the table, for errors.
-        texts: columns of a CSV table that are text; the others have types. None: all columns are text.
+        field: configuration field that names the table, for errors.
+        texts: columns of a CSV table that are text; types of the others are inferred. None: all columns are text.
 
     Raises:
-        InputError: missing, of another kind, or not readable as what its name says.
+        InputError: missing, of another kind, or not readable as its extension says.
     """
     kinds = ("jsonl", "parquet", "csv")
     names = [part.partition("?")[0] if "://" in part else part for part in url.lower().split("::")]
     kind = next((k for name in names for k in kinds if name.endswith(f".{k}")), None)
     if kind is None:
-        raise InputError(field, f"{shown(url)} ends in none of {', '.join(f'.{k}' for k in kinds)}")
+        raise InputError(field, f"{quoted(url)} has none of the endings {', '.join(f'.{k}' for k in kinds)}")
     try:
         data = _read(url, MOST_TABLE_BYTES + 1)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         cause = error.__cause__
-        if cause is not None and not isinstance(cause, FileNotFoundError):  # HTTP's calls so whatever has failed
-            raise InputError(field, f"{shown(url)} cannot be opened: {reason(cause)}") from error
-        raise InputError(field, f"{shown(url)} is not there; give a path or URL of a file") from None
-    except Exception as error:  # each kind of file system has errors of its own
-        raise InputError(field, f"{shown(url)} cannot be opened: {reason(error)}") from error
+        if cause is not None and not isinstance(cause, FileNotFoundError):  # HTTP file systems report any failure so
+            raise InputError(field, f"{quoted(url)} cannot be opened: {reason(cause)}") from error
+        raise InputError(field, f"{quoted(url)} does not exist; give a path or URL of a file") from None
+    except Exception as error:  # each file system raises its own errors
+        raise InputError(field, f"{quoted(url)} cannot be opened: {reason(error)}") from error
     if len(data) > MOST_TABLE_BYTES:
-        raise InputError(field, f"{shown(url)} is longer than {MOST_TABLE_BYTES:,} bytes")
+        raise InputError(field, f"{quoted(url)} is longer than {MOST_TABLE_BYTES:,} bytes")
     if not data.strip():
-        raise InputError(field, f"{shown(url)} is empty; it needs at least one row")
+        raise InputError(field, f"{quoted(url)} is empty; it needs at least one row")
     try:
         return parse_table(kind, data, texts)
     except ValueError as error:
-        raise InputError(field, f"{shown(url)} is not a readable .{kind} file: {error}") from error
+        raise InputError(field, f"{quoted(url)} is not a readable .{kind} file: {error}") from error
 
 
 def _read(url: str, most: int) -> bytes:
-    """The first bytes of what stands at any fsspec URL."""
+    """The first bytes at any fsspec URL."""
     last = url.rpartition("::")[2]
     if get_protocol(last) in ("file", "local") and last not in fsspec.available_protocols():
         path = LocalFileSystem._strip_protocol(last)
@@ -86,42 +86,43 @@ def _read(url: str, most: int) -> bytes:
 
 
 def load_questions(config: RunConfig) -> list[Question]:
-    """The questions of a run, in the file's order, all that templates and verifier need being there.
+    """The questions of a run, in file order, with everything that templates and verifier need.
 
     Raises:
-        InputError: see above; also a missing column, duplicate or odd ids, an answer that cannot be verified.
+        InputError: as for `read_rows`; also a missing column, duplicate or invalid ids, an answer that cannot be
+            verified.
     """
     source = config.asked
     table = read_rows(source.path)[: source.limit]
-    path = shown(source.path)
+    path = quoted(source.path)
     if not table:
         raise InputError("questions.path", f"{path} has no rows; it needs at least one question")
     for name, column in (("questions.id", source.id), ("questions.answer", source.answer)):
         if not any(column in row for row in table):
-            raise InputError(name, f"{shown(column)} is no column of {path}; it has {listed(table[0])}")
+            raise InputError(name, f"{quoted(column)} is not a column of {path}; it has {listed(table[0])}")
     rows = [{name: _text(value) for name, value in row.items() if value is not None} for row in table]
     seen: set[str] = set()
     for number, row in enumerate(rows, 1):
         if source.id not in row or source.answer not in row:
             column = source.id if source.id not in row else source.answer
-            raise InputError("questions.path", f"row {number} of {path} has no {shown(column)}")
+            raise InputError("questions.path", f"row {number} of {path} has no {quoted(column)}")
         problem = id_problem(row[source.id])
         if problem is not None:
-            raise InputError("questions.id", f"{shown(row[source.id])} in row {number} of {path} {problem}")
+            raise InputError("questions.id", f"{quoted(row[source.id])} in row {number} of {path} {problem}")
         if row[source.id] in seen:
-            raise InputError("questions.id", f"{shown(row[source.id])} stands twice in {path}; ids must be unique")
+            raise InputError("questions.id", f"{quoted(row[source.id])} appears twice in {path}; ids must be unique")
         seen.add(row[source.id])
     bad = find_bad_answer(config.verifier, [row[source.answer] for row in rows])
     if bad is not None:
         row, problem = rows[bad[0]], bad[1]
-        question = shown(row[source.id])
-        raise InputError("questions.answer", f"{shown(row[source.answer])} of question {question} {problem}")
+        question = quoted(row[source.id])
+        raise InputError("questions.answer", f"{quoted(row[source.answer])} of question {question} {problem}")
     questions = [Question(row[source.id], row[source.answer], {**row, "answer": row[source.answer]}) for row in rows]
-    _need_fields("prompt.template", template_fields(config.prompt.template), questions)
+    _require_fields("prompt.template", template_fields(config.prompt.template), questions)
     for t, teacher in enumerate(config.model_teachers):
         for c, context in enumerate(teacher.contexts):
             needed = [name for name in template_fields(context.text) if name != "prompt"]
-            _need_fields(f"teachers[{t}].contexts[{c}] ({teacher.name}, {context.label})", needed, questions)
+            _require_fields(f"teachers[{t}].contexts[{c}] ({teacher.name}, {context.label})", needed, questions)
     return questions
 
 
@@ -140,11 +141,12 @@ def _within_json(value: object) -> str:
     return _text(value) if isinstance(value, Decimal | date | time | timedelta) else str(value)
 
 
-def _need_fields(where: str, names: Sequence[str], questions: Sequence[Question]) -> None:
+def _require_fields(where: str, names: Sequence[str], questions: Sequence[Question]) -> None:
     for name in names:
-        lacking = next((q for q in questions if name not in q.fields), None)
-        if lacking is not None:
+        incomplete = next((q for q in questions if name not in q.fields), None)
+        if incomplete is not None:
             raise InputError(
                 where,
-                f"needs {{{name}}}, which question {shown(lacking.id)} lacks; its columns are {listed(lacking.fields)}",
+                f"needs {{{name}}}, which question {quoted(incomplete.id)} lacks; "
+                f"its columns are {listed(incomplete.fields)}",
             )

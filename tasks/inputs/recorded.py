@@ -1,7 +1,7 @@
-"""Outcomes and teachers that another system collected, from tables: checked, then laid out as stages 1, 2 and 4 do.
+"""Outcomes and teachers collected by another system: read from tables, checked, laid out as by stages 1, 2 and 4.
 
-A table has branches, not whole distributions. What is left of each distribution counts as one more token, whose
-success is that of the branches on average; nothing is told of it beyond `tail_prob`, the bound of that bias.
+A table has branches, not whole distributions. The rest of each distribution counts as one more token, which succeeds
+as often as the branches on average; only `tail_prob`, the bound of that bias, is reported about it.
 """
 
 import math
@@ -13,14 +13,14 @@ import numpy as np
 
 from schemas.arrays import AnyArray
 from schemas.config import RecordedTeacher, RecordedTree
-from schemas.text import shown
+from schemas.text import quoted
 from tasks.inputs.questions import InputError
 from tasks.inputs.recorded_rows import OUTCOMES, TEACHER, Key, RecordedTable, branch_key
 from tasks.statistics.csr import Floats, owners, row_sums
 from tasks.store.keys import digest
 
 NumberedRow = tuple[int, Mapping[str, Any]]
-"""A row with its place in the table."""
+"""A row with its index in the table."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,10 @@ def read_recorded(tree: RecordedTree, teachers: Sequence[RecordedTeacher]) -> di
         numbers.sort(key=lambda n: (rows[n]["rollout_id"], rows[n]["position"], -rows[n]["student_prob"], n))
         out[question] = _question(table, question, [(n, rows[n]) for n in numbers])
     for i, teacher in enumerate(teachers):
-        theirs, probs = _teacher_rows(i, teacher, by_key)
+        teacher_table, probs = _teacher_rows(i, teacher, by_key)
         for question, numbers in questions.items():
             at = [probs[branch_key(rows[n])] for n in numbers]
-            theirs.check_sums("teacher_prob", out[question].tree["branch_offsets"], at)
+            teacher_table.check_sums("teacher_prob", out[question].tree["branch_offsets"], at)
             prob = np.array([p for _, p in at])
             out[question].teachers[teacher.name] = RecordedBranches(prob, digest([repr(p) for p in prob.tolist()]))
     return out
@@ -81,7 +81,7 @@ def _teacher_rows(
         question, rollout, position, token = missing
         raise InputError(
             table.field,
-            f"{shown(teacher.path)} has no row for question {shown(question)}, rollout_id {rollout}, "
+            f"{quoted(teacher.path)} has no row for question {quoted(question)}, rollout_id {rollout}, "
             f"position {position}, token_id {token}, which row {branches[missing] + 1} of the outcomes has",
         )
     return table, {key: (n, float(rows[n]["teacher_prob"])) for key, n in found.items()}
@@ -158,8 +158,8 @@ def _rollouts(table: RecordedTable, question: str, rows: Sequence[NumberedRow]) 
         raise table.error(
             number,
             "rollout_id",
-            f"question {shown(question)} has rollout {rollouts[gap]} but no rollout {gap}; "
-            "they count from 0 without gaps",
+            f"question {quoted(question)} has rollout {rollouts[gap]} but no rollout {gap}; "
+            "number them from 0 without gaps",
         )
     lengths = [0] * len(rollouts)
     verdicts: dict[int, bool] = {}
@@ -167,7 +167,7 @@ def _rollouts(table: RecordedTable, question: str, rows: Sequence[NumberedRow]) 
         r = row["rollout_id"]
         lengths[r] = max(lengths[r], row["position"] + 1)
         if verdicts.setdefault(r, row["correct"]) != row["correct"]:
-            raise table.error(number, "correct", f"rollout {r} of question {shown(question)} is both true and false")
+            raise table.error(number, "correct", f"rollout {r} of question {quoted(question)} is both true and false")
     return lengths, [verdicts[r] for r in rollouts]
 
 

@@ -7,12 +7,12 @@ from itertools import pairwise
 from typing import Any
 
 from schemas.limits import INT32, LEAST_INCLUSION, MOST_POSITIONS, MOST_TOKENS
-from schemas.text import id_problem, listed, shown
+from schemas.text import id_problem, listed, quoted
 from tasks.inputs.questions import InputError, read_rows
 from tasks.statistics.csr import Ints
 
 _OVER_ONE = 1e-6
-"""Rounding that sums of recorded probabilities may show."""
+"""Rounding error allowed in sums of recorded probabilities."""
 
 
 Key = tuple[str, int, int, int]
@@ -52,30 +52,31 @@ _PROBABILITIES = {
 }
 
 
-_WHAT = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+_WHAT = {str: "text", int: "an integer", float: "a number", bool: "true or false"}
 
 
 @dataclass(frozen=True)
 class RecordedTable:
-    """A table of the configuration, for reading and for telling what is wrong with it."""
+    """A table of the configuration: reads it and reports what is wrong with it."""
 
     field: str
     path: str
 
     def error(self, row: int, column: str, message: str) -> InputError:
-        """Rows count from 1, as their order in the table."""
-        return InputError(self.field, f"{shown(self.path)}, row {row + 1}, column {column!r}: {message}")
+        """An error in a row, numbered from 1 in messages."""
+        return InputError(self.field, f"{quoted(self.path)}, row {row + 1}, column {column!r}: {message}")
 
     def read(self, columns: Mapping[str, type]) -> list[dict[str, Any]]:
-        """Rows with these columns, and those of the optional ones that are there, checked one value at a time."""
+        """Rows with these columns and any optional ones that exist, checked one value at a time."""
         raw = read_rows(self.path, self.field, texts=[n for n, kind in {**columns, **OPTIONAL}.items() if kind is str])
         if not raw:
-            raise InputError(self.field, f"{shown(self.path)} has no rows")
-        lacking = [name for name in columns if not any(name in row for row in raw)]
-        if lacking:
+            raise InputError(self.field, f"{quoted(self.path)} has no rows")
+        missing = [name for name in columns if not any(name in row for row in raw)]
+        if missing:
             raise InputError(
                 self.field,
-                f"{shown(self.path)} has no column {lacking[0]!r}; it needs {', '.join(columns)}, has {listed(raw[0])}",
+                f"{quoted(self.path)} has no column {missing[0]!r}; it needs {', '.join(columns)}, "
+                f"has {listed(raw[0])}",
             )
         return [self._checked(number, row, columns) for number, row in enumerate(raw)]
 
@@ -94,11 +95,11 @@ class RecordedTable:
             elif kind is int and isinstance(value, float) and value.is_integer():
                 value = int(value)
             if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-                raise self.error(number, name, f"{shown(value)} is not {_WHAT[kind]}")
+                raise self.error(number, name, f"{quoted(value)} is not {_WHAT[kind]}")
             out[name] = value
         problem = id_problem(out["question_id"])
         if problem is not None:
-            raise self.error(number, "question_id", f"{shown(out['question_id'])} {problem}")
+            raise self.error(number, "question_id", f"{quoted(out['question_id'])} {problem}")
         for name, (least, what) in _PROBABILITIES.items():
             if name in out and not least <= out[name] <= 1 + _OVER_ONE:
                 raise self.error(number, name, f"{out[name]!r} is not a probability{what}")
@@ -106,27 +107,27 @@ class RecordedTable:
             raise self.error(number, "entropy", f"{out['entropy']!r} is not an entropy, 0 or more")
         for name, most in _MOST.items():
             if name in out and out[name] < 0:
-                raise self.error(number, name, f"{shown(out[name])} is negative")
+                raise self.error(number, name, f"{quoted(out[name])} is negative")
             if name in out and out[name] > most:
-                raise self.error(number, name, f"{shown(out[name])} is too large; the most is {most:,}")
+                raise self.error(number, name, f"{quoted(out[name])} is too large; the maximum is {most:,}")
         if "draws" in out:
             if out["draws"] < 2:
-                raise self.error(number, "draws", f"{out['draws']} is too small; a branch needs two draws or more")
+                raise self.error(number, "draws", f"{out['draws']} is too small; a branch needs at least two draws")
             if out["successes"] > out["draws"]:
                 raise self.error(number, "successes", f"{out['successes']} is above the row's draws, {out['draws']}")
         return out
 
     def distinct(self, rows: Sequence[Mapping[str, Any]]) -> dict[Key, int]:
-        """Row of every branch; a branch that stands there twice is an error."""
+        """Row of every branch; a duplicate branch is an error."""
         found: dict[Key, int] = {}
         for number, row in enumerate(rows):
             first = found.setdefault(branch_key(row), number)
             if first != number:
-                raise self.error(number, "token_id", f"{row['token_id']} is a branch that row {first + 1} has already")
+                raise self.error(number, "token_id", f"{row['token_id']} repeats the branch of row {first + 1}")
         return found
 
     def check_positions(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Refuse rollouts that are longer, all together, than what can be laid out."""
+        """Refuse rollouts with more positions in total than can be laid out."""
         lengths: dict[tuple[str, int], int] = {}
         total = 0
         for number, row in enumerate(rows):
@@ -137,17 +138,17 @@ class RecordedTable:
                 raise self.error(
                     number,
                     "position",
-                    f"with {row['position']} here all rollouts have {total:,} "
-                    f"positions, counted from 0; the most are {MOST_POSITIONS:,}",
+                    f"{row['position']} brings all rollouts to {total:,} "
+                    f"positions, counted from 0; the maximum is {MOST_POSITIONS:,}",
                 )
 
     def check_draws(self, offsets: Ints, values: Sequence[tuple[int, int]]) -> None:
-        """Refuse a node with more draws than a column of the tables holds."""
+        """Refuse a node with more draws than a table column can hold."""
         for a, b in pairwise(offsets):
             total = sum(n for _, n in values[a:b])
             if total > INT32:
                 row = max(n for n, _ in values[a:b])
-                raise self.error(row, "draws", f"this node's branches have {total:,} draws; the most are {INT32:,}")
+                raise self.error(row, "draws", f"this node's branches have {total:,} draws; the maximum is {INT32:,}")
 
     def check_sums(self, column: str, offsets: Ints, values: Sequence[tuple[int, float]]) -> None:
         """Refuse a node whose probabilities sum to more than 1; `values` are rows and probabilities at branches."""

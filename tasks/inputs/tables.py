@@ -1,4 +1,4 @@
-"""Tables from outside (questions, recorded outcomes), read within limits: JSON lines, parquet, CSV."""
+"""External tables (questions, recorded outcomes), read within limits: JSON lines, parquet, CSV."""
 
 import io
 import json
@@ -8,20 +8,20 @@ from typing import Any
 import polars as pl
 
 from schemas.limits import MOST_CELL, MOST_NESTING, MOST_ROWS
-from schemas.text import reason, shown
+from schemas.text import quoted, reason
 
 Row = dict[str, Any]
 
 
 def parse_table(kind: str, data: bytes, texts: Sequence[str] | None = None) -> list[Row]:
-    """The rows of a table, every cell of them within the limits of `schemas.limits`.
+    """The rows of a table, with every cell within the limits of `schemas.limits`.
 
     Args:
         kind: jsonl, parquet or csv.
-        texts: columns of a CSV table that are text whatever stands in them; None: all of them.
+        texts: columns of a CSV table that are text whatever they contain; None: all columns.
 
     Raises:
-        ValueError: not such a table; in one line that names the line (of a parquet table, the row) and column.
+        ValueError: not a valid table; the message is one line and names the line or row, and the column.
     """
     read: Callable[[], list[Row]] = {
         "jsonl": lambda: _json_lines(data),
@@ -38,7 +38,7 @@ def parse_table(kind: str, data: bytes, texts: Sequence[str] | None = None) -> l
 
 
 def _json_lines(data: bytes) -> list[Row]:
-    """JSON ends a line with a line feed alone: U+2028 and its like are characters of a text."""
+    """Only a line feed ends a line of JSON: U+2028 and similar characters are part of a text."""
     found: list[tuple[int, Row]] = []
     for number, line in enumerate(_text(data).split("\n"), 1):
         if not line.strip(" \t\r"):
@@ -52,7 +52,7 @@ def _json_lines(data: bytes) -> list[Row]:
         except ValueError as error:
             raise ValueError(f"line {number}: {reason(error)}") from error
         if not isinstance(row, dict):
-            raise ValueError(f"line {number} holds {shown(row)}, not an object with columns")
+            raise ValueError(f"line {number} is {quoted(row)}, not an object with columns")
         found.append((number, row))
         _check_count(len(found))
     _check_rows("line", found)
@@ -63,7 +63,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     out = dict(pairs)
     if len(out) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"{shown(next(n for n in names if names.count(n) > 1))} stands there twice")
+        raise ValueError(f"{quoted(next(n for n in names if names.count(n) > 1))} appears twice")
     return out
 
 
@@ -75,11 +75,11 @@ def _parquet(data: bytes) -> list[Row]:
 def _csv(data: bytes, texts: Sequence[str] | None) -> list[Row]:
     text = _text(data)
     header = [name or "" for name in pl.read_csv(text.encode(), has_header=False, n_rows=1, infer_schema=False).row(0)]
-    twice = [name for name in header if header.count(name) > 1]
-    if "" in twice:
-        raise ValueError(f"{twice.count('')} columns have no name; give each one in the first line")
-    if twice:
-        raise ValueError(f"column {shown(twice[0])} stands there twice")
+    duplicates = [name for name in header if header.count(name) > 1]
+    if "" in duplicates:
+        raise ValueError(f"{duplicates.count('')} columns have no name; name each in the first line")
+    if duplicates:
+        raise ValueError(f"column {quoted(duplicates[0])} appears twice")
     typed = {name: pl.String for name in texts or () if name in header}
     table = pl.read_csv(text.encode(), infer_schema=texts is not None, infer_schema_length=None, schema_overrides=typed)
     _check_count(table.height)
@@ -104,23 +104,23 @@ def _check_rows(unit: str, rows: Iterable[tuple[int, Row]]) -> None:
         for name, value in row.items():
             problem = _problem(name) or _problem(value)
             if problem is not None:
-                raise ValueError(f"{unit} {number}, column {shown(name)}: {problem}")
+                raise ValueError(f"{unit} {number}, column {quoted(name)}: {problem}")
 
 
 def _problem(cell: object) -> str | None:
-    """What is wrong with a cell and all within it, if anything."""
-    waiting = [(cell, 0)]
-    while waiting:
-        value, depth = waiting.pop()
+    """What is wrong with a cell or anything within it; None where nothing is."""
+    queue = [(cell, 0)]
+    while queue:
+        value, depth = queue.pop()
         if depth > MOST_NESTING:
             return f"nested more than {MOST_NESTING} levels deep"
         if isinstance(value, str):
             if len(value) > MOST_CELL:
                 return f"a text of {len(value):,} characters; a cell has at most {MOST_CELL:,}"
             if not value.isascii() and any(0xD800 <= ord(c) < 0xE000 for c in value):
-                return f"{shown(value)} holds half of a character"
+                return f"{quoted(value)} contains a lone surrogate"
         elif isinstance(value, dict):
-            waiting += [(part, depth + 1) for pair in value.items() for part in pair]
+            queue += [(part, depth + 1) for pair in value.items() for part in pair]
         elif isinstance(value, list):
-            waiting += [(part, depth + 1) for part in value]
+            queue += [(part, depth + 1) for part in value]
     return None

@@ -1,1 +1,1 @@
-"""What a run leaves for people: tables, report, history."""
+"""Outputs of a run: tables, report, history."""

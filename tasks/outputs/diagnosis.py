@@ -26,11 +26,11 @@ from tasks.store.lazy import Loaded, OneQuestion
 
 
 def load_scores(session: RunSession, ids: Sequence[str]) -> list[QuestionScores]:
-    """The artefacts of the questions, read when looked at; those of one question are held at a time."""
-    held, names = OneQuestion(session.store), signals(session.config)
+    """The artefacts of the questions, read lazily; those of one question are in memory at a time."""
+    cache, names = OneQuestion(session.store), signals(session.config)
 
     def read(stage: str, question: str, signal: Signal | None = None) -> Loaded:
-        return held.loaded(question, stage, session.keys.key(stage, question, signal))
+        return cache.loaded(question, stage, session.keys.key(stage, question, signal))
 
     return [QuestionScores.of(i, names, read, session.config.tree.sampled) for i in ids]
 
@@ -38,7 +38,7 @@ def load_scores(session: RunSession, ids: Sequence[str]) -> list[QuestionScores]
 def make_tables(
     config: RunConfig, scored: Sequence[QuestionScores], texts: Texts, prior: Prior
 ) -> tuple[dict[str, pl.DataFrame], list[Facts]]:
-    """All tables of a run, by name, and what the page says of each question; questions are gone through one by one."""
+    """All tables of a run, by name, and the page's facts about each question; questions are processed one by one."""
     names, scores = list(scored[0].distillation), config.scores
     temperature, limit = config.sampling.temperature, config.tree.tail_limit
     sums = Sums(all_bins(scores.groupings, scored, names))
@@ -71,8 +71,8 @@ class Outputs(NamedTuple):
     """Outputs of a diagnosis.
 
     Attributes:
-        why_unresolved: why some signal's alignment over all rollouts is not known, if one's is not.
-        files: name and content of each, made when it is asked for: the tables, and last the report, so that none is
+        why_unresolved: why the alignment of some signal over all rollouts is unknown; None where all are known.
+        files: name and content of each file, made on demand: first the tables, then the report, so that no table is
             lost where a chart fails.
     """
 

@@ -25,7 +25,7 @@ def parquet_bytes(frame: pl.DataFrame) -> bytes:
 
 
 def read_run(session: RunSession) -> dict[str, Any] | None:
-    """A run's `run.json`, if it is there and its files are as it says."""
+    """A run's `run.json`, if it exists and its files match it."""
     run = read_json(session.store, session.config.name, "run.json")
     if run is None:
         return None
@@ -44,7 +44,7 @@ def _version(package: str) -> str:
 
 
 def write_files(session: RunSession, files: Iterable[tuple[str, bytes]]) -> dict[str, str]:
-    """Write outputs, one after the other as they are made; gives the SHA-256 of each."""
+    """Write outputs one by one as they are made; returns the SHA-256 of each."""
     digests = {}
     for name, content in files:
         session.store.put_bytes(content, "runs", session.config.name, name)
@@ -53,10 +53,10 @@ def write_files(session: RunSession, files: Iterable[tuple[str, bytes]]) -> dict
 
 
 def read_patiently(session: RunSession, name: str) -> pl.DataFrame:
-    """A table of a session's run, waited for where the store is away.
+    """A table of a session's run; waits while the store is unreachable.
 
     Raises:
-        StoreError: it is gone, or another run is about to replace it.
+        StoreError: it is missing, or another run is replacing it.
     """
     return session.with_retries(lambda: read_table(session.store, session.config.name, name))
 
@@ -65,22 +65,22 @@ def read_table(store: Store, run: str, name: str) -> pl.DataFrame:
     """A table of a run.
 
     Raises:
-        StoreError: it is gone, or another run is about to replace it.
+        StoreError: it is missing, or another run is replacing it.
     """
     data = store.get_bytes("runs", run, f"{name}.parquet")
     if data is None:
-        raise StoreError(f"the outputs of run {run!r} are gone from {store.url!r}")
+        raise StoreError(f"the outputs of run {run!r} are missing from {store.url!r}")
     expected = _digests(store, run).get(f"{name}.parquet")
     if expected is not None and hashlib.sha256(data).hexdigest() != expected:
         raise StoreError(
-            f"{name}.parquet of run {run!r} in {store.url!r} is not what its run.json or rank.json tells of: another "
-            "run writes it now, or it is damaged; run again under another name (--name)"
+            f"{name}.parquet of run {run!r} in {store.url!r} does not match its run.json or rank.json: another "
+            "run is writing it, or it is damaged; run again under another name (--name)"
         )
     return pl.read_parquet(io.BytesIO(data))
 
 
 def _digests(store: Store, run: str) -> dict[str, str]:
-    """SHA-256 of a run's files, as it wrote them last of all."""
+    """SHA-256 of a run's files, from the JSON files that it writes last."""
     out: dict[str, str] = {}
     for name in ("run.json", "rank.json"):
         out |= (read_json(store, run, name) or {}).get("files", {})
@@ -90,7 +90,7 @@ def _digests(store: Store, run: str) -> dict[str, str]:
 def read_json(store: Store, run: str, name: str) -> dict[str, Any] | None:
     try:
         content = json.loads(store.get_bytes("runs", run, name) or b"null")
-    except ValueError:  # damaged: not there
+    except ValueError:  # damaged: treated as missing
         return None
     return content if isinstance(content, dict) else None
 
@@ -103,10 +103,10 @@ def write_run(
     outputs: Mapping[str, Any],
     stages: Mapping[str, TaskSummary],
 ) -> dict[str, Any]:
-    """Write `run.json`, last of all.
+    """Write `run.json`, the last file of a run.
 
     Args:
-        outputs: what `aggregate_task` tells of them: SHA-256 of each file, and why scores are unresolved.
+        outputs: as returned by `aggregate_task`: SHA-256 of each file, and why scores are unresolved.
     """
     run = {
         "name": session.config.name,
@@ -118,7 +118,7 @@ def write_run(
         "failed": list(failed),
         "artefacts": {i: [list(pair) for pair in session.keys.artefacts(i)] for i in ids},
         "versions": {package: _version(package) for package in PACKAGES},
-        "stages": {stage: outcome.figures for stage, outcome in stages.items()},
+        "stages": {stage: summary.figures for stage, summary in stages.items()},
     }
     data = json.dumps(run, indent=1).encode()
     session.with_retries(lambda: session.store.put_bytes(data, "runs", session.config.name, "run.json"))

@@ -1,4 +1,4 @@
-"""Scores over the nights: tonight's against the last measurements, and what moved beyond its interval."""
+"""Scores over the nights: tonight's against previous measurements, and which moved beyond their intervals."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -52,9 +52,9 @@ def tonight(
 def compared(history: pl.DataFrame, rows: pl.DataFrame, nights: int) -> pl.DataFrame:
     """Tonight's rows with the reference of each and how it changed.
 
-    A night that computed nothing is no measurement of its own. The reference is the mean of the last `nights`
-    measurements, as sure as each of them is on average, as they are of the same questions; a score has moved where
-    it differs from it by more than both half-widths, added in squares.
+    A night that computed nothing is not a measurement. The reference is the mean of the last `nights` measurements; its
+    half-width is their mean half-width, as they share their questions. A score has moved where it differs from the
+    reference by more than both half-widths, added in quadrature.
     """
     before = (
         history.filter(pl.col("change") != "unchanged")
@@ -88,7 +88,7 @@ def compared(history: pl.DataFrame, rows: pl.DataFrame, nights: int) -> pl.DataF
 
 
 def unchanged(history: pl.DataFrame, run: str, key: str, night: datetime) -> pl.DataFrame | None:
-    """The last night's rows of a run for a night that has nothing to compute; None where that is not so."""
+    """The last night's rows of a run, for a night with nothing to compute; None where there is something to compute."""
     before = history.filter(pl.col("run") == run)
     if before.is_empty():
         return None

@@ -1,4 +1,4 @@
-"""The name of a run, and its outputs, kept for one process at a time; what the store's clean-up is told of it."""
+"""Exclusive use of a run's name and outputs by one process at a time; references for the store's clean-up."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -14,17 +14,17 @@ from tasks.store.keys import digest
 from tasks.store.references import pin, pin_also
 
 WAIT_SECONDS = 0.2
-"""Seconds between two looks at a name that is in use."""
+"""Seconds between two checks of a name that is in use."""
 
 
 @contextmanager
 def named(config: RunConfig, flow: str, stages: Sequence[str]) -> Iterator[None]:
-    """Keep the run's name for the time of a block, so that another configuration's run does not mix with it.
+    """Hold the run's name for a block, so that a run with another configuration does not mix with it.
 
-    Runs that need the same of the store share a name.
+    Runs that need the same artefacts share a name.
 
     Raises:
-        InputError: another configuration's run of this name is at work.
+        InputError: a run of this name with another configuration is active.
     """
     session = open_session(config)
     need = digest(session.keys.references(stages))
@@ -39,7 +39,7 @@ def named(config: RunConfig, flow: str, stages: Sequence[str]) -> Iterator[None]
         if others & seen:  # not one that has only come and looked
             raise InputError(
                 "name",
-                f"a run named {config.name!r} with another configuration is at work on {config.store!r}; "
+                f"a run named {config.name!r} with another configuration is using {config.store!r}; "
                 "wait for its end, or give this one another name (--name)",
             )
         seen = others
@@ -48,7 +48,7 @@ def named(config: RunConfig, flow: str, stages: Sequence[str]) -> Iterator[None]
 
 @contextmanager
 def writing(session: RunSession) -> Iterator[None]:
-    """Write the outputs of a run's name for the time of a block, after any other that writes them."""
+    """Hold the outputs of a run's name for a block, once no other process writes them."""
 
     def log_waiting() -> None:
         get_run_logger().info("another run named %r writes its outputs: waiting for it", session.config.name)
@@ -60,22 +60,22 @@ def writing(session: RunSession) -> Iterator[None]:
 
 
 def write_references(session: RunSession, flow: str, stages: Sequence[str]) -> None:
-    """Tell the store's clean-up what a run needs, before it has made it."""
+    """Record for the store's clean-up what a run needs, before the run makes it."""
     needed = [f"{stage}/{key}" for stage, key in session.keys.references(stages)]
     session.with_retries(lambda: pin(session.store, session.config.name, flow, needed))
 
 
 def add_references(session: RunSession, flow: str, stages: Sequence[str]) -> None:
-    """Tell it again, once questions are left out: what is made of all questions has another key then."""
+    """Record it again once questions are left out: artefacts of all questions then have another key."""
     needed = [f"{stage}/{key}" for stage, key in session.keys.references(stages)]
     session.with_retries(lambda: pin_also(session.store, session.config.name, flow, needed))
 
 
 def left_out_before(session: RunSession) -> list[str]:
-    """Questions that the last run of this name left out for what their rollouts are, which these still are."""
+    """Questions that the last run of this name left out because of their rollouts, which are unchanged."""
     if "run.json" not in session.store.names("runs", session.config.name):
         return []
     run = read_json(session.store, session.config.name, "run.json") or {}
-    lost = set(run.get("left_out", {})) - set(run.get("failed", []))
+    excluded = set(run.get("left_out", {})) - set(run.get("failed", []))
     keys = session.keys
-    return [i for i in keys.questions if i in lost and session.store.names("rollouts", keys.key("rollouts", i))]
+    return [i for i in keys.questions if i in excluded and session.store.names("rollouts", keys.key("rollouts", i))]

@@ -26,13 +26,13 @@ from tasks.store.lazy import OneQuestion
 
 @task(name="aggregate", cache_policy=NO_CACHE, persist_result=False, task_run_name="aggregate and report")
 def aggregate_task(config: RunConfig, ids: list[str], left_out: dict[str, str], not_pooled: list[str]) -> Any:
-    """Stage 6 and the outputs; `Cached` where they are there, verified, and made from the same artefacts.
+    """Stage 6 and the outputs; `Cached` where they exist, are verified, and were made from the same artefacts.
 
     Args:
-        left_out: questions that the tables are without, with the reason.
-        not_pooled: those of them that the prior is without.
+        left_out: questions that the tables exclude, with the reason.
+        not_pooled: those of them that the prior excludes.
     """
-    began = time.monotonic()
+    start = time.monotonic()
     session = open_session(config)
     session.keys.leave_out(not_pooled)
     key = session.keys.aggregate(ids)
@@ -40,25 +40,25 @@ def aggregate_task(config: RunConfig, ids: list[str], left_out: dict[str, str], 
     same = run is not None and (run.get("aggregate"), run.get("left_out")) == (key, left_out)
     if run is not None and same and "why_unresolved" in run:
         publish("aggregate", len(ids))
-        outcome = TaskSummary(cached=1, seconds=time.monotonic() - began)
-        found = {"files": run["files"], "why_unresolved": run["why_unresolved"]}
-        return Completed(name="Cached", message="the outputs are there", data=(found, outcome))
+        summary = TaskSummary(cached=1, seconds=time.monotonic() - start)
+        existing = {"files": run["files"], "why_unresolved": run["why_unresolved"]}
+        return Completed(name="Cached", message="the outputs exist", data=(existing, summary))
     outputs = make_outputs(session, ids, left_out)
     made = {"files": write_files(session, outputs.files), "why_unresolved": outputs.why_unresolved}
     get_run_logger().info("wrote %s", session.store.path("runs", config.name))
-    return made, TaskSummary(made=1, seconds=time.monotonic() - began)
+    return made, TaskSummary(made=1, seconds=time.monotonic() - start)
 
 
 @task(name="rank", cache_policy=NO_CACHE, persist_result=False, task_run_name="rank")
 def rank_task(config: RunConfig, ids: list[str]) -> dict[str, Any]:
     """Rank all signals; writes `ranks.parquet` and `rank.json`, and returns the latter's content."""
     session = open_session(config)
-    held, keys = OneQuestion(session.store), session.keys
+    cache, keys = OneQuestion(session.store), session.keys
     questions = [
         RankedQuestion(
-            held.loaded(i, "rollouts", keys.key("rollouts", i)),
-            {signal: held.loaded(i, "ranking", keys.key("ranking", i, signal)) for signal in signals(config)},
-            held.loaded(i, "values", keys.key("values", i)) if config.ranking.segments > 1 else None,
+            cache.loaded(i, "rollouts", keys.key("rollouts", i)),
+            {signal: cache.loaded(i, "ranking", keys.key("ranking", i, signal)) for signal in signals(config)},
+            cache.loaded(i, "values", keys.key("values", i)) if config.ranking.segments > 1 else None,
         )
         for i in ids
     ]

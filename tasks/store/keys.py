@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from schemas.config import Model, is_local_folder
-from schemas.text import reason, shown
+from schemas.text import quoted, reason
 
 
 def canonical(value: object) -> str:
@@ -80,10 +80,10 @@ def model_fingerprint(model: Model) -> str:
         folder = Path(model.path)
         try:
             if not (folder / "config.json").is_file():  # otherwise any folder, however large, would be read
-                raise ValueError(f"{shown(model.path)} has no config.json; give a model folder")
+                raise ValueError(f"{quoted(model.path)} has no config.json; give a model folder")
             return folder_fingerprint(folder)
         except OSError as error:
-            raise ValueError(f"{shown(model.path)} cannot be read: {reason(error)}") from error
+            raise ValueError(f"{quoted(model.path)} cannot be read: {reason(error)}") from error
     return f"hub:{model.path}@{_hub_commit(model)}"
 
 
@@ -127,6 +127,6 @@ def _hub_commit(model: Model) -> str:
         if cached is not None:
             return cached
         raise ValueError(
-            f"{shown(model.path)} is neither a local folder nor a reachable or cached hub model "
+            f"{quoted(model.path)} is neither a local folder nor a reachable or cached hub model "
             f"({type(error).__name__}: {reason(error)}); give a model folder, or a hub name and network access"
         ) from error

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from schemas.text import reason, shown
+from schemas.text import quoted, reason
 from tasks.store.keys import digest
 from tasks.store.outages import StoreAwayError
 from tasks.store.store import Store, StoreError
@@ -71,20 +71,20 @@ def _parser(name: str) -> Callable[[Any], list[str]] | None:
 
 def _parse_references(content: Any) -> list[str]:
     if not isinstance(content, list):
-        raise ValueError(f"{shown(content)} is not a list of stage/key")
+        raise ValueError(f"{quoted(content)} is not a list of stage/key")
     return [_artefact(named) for named in content]
 
 
 def _parse_run(content: Any) -> list[str]:
     made = content.get("artefacts") if isinstance(content, dict) else None
     if not isinstance(made, dict):
-        raise ValueError(f"{shown(content)} names no artefacts")
+        raise ValueError(f"{quoted(content)} names no artefacts")
     return [_artefact("/".join(pair)) for pairs in made.values() for pair in pairs]
 
 
 def _artefact(named: Any) -> str:
     if not isinstance(named, str) or _ARTEFACT.fullmatch(named) is None:
-        raise ValueError(f"{shown(named)} is not of the form stage/key")
+        raise ValueError(f"{quoted(named)} is not of the form stage/key")
     return named
 
 

@@ -1,1 +1,1 @@
-"""How answers are checked."""
+"""Verifiers of answers."""

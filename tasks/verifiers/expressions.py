@@ -1,4 +1,4 @@
-"""Mathematical expressions in completions and reference answers, as math-verify reads them."""
+"""Mathematical expressions in completions and reference answers, as math-verify parses them."""
 
 import re
 import unicodedata
@@ -28,30 +28,30 @@ _NO_MEANING = re.compile(r"\\(?:left|right|displaystyle)(?![A-Za-z])|\\[,!;: ]|\
 
 
 def last_box(text: str) -> str | None:
-    """What the last `\\boxed{}` holds, and those that it is listed with; nothing where it is open; None without one."""
-    closed = _pairs_of_braces(text)
+    """Content of the last `\\boxed{}` and of boxes listed with it; empty where it is not closed; None without one."""
+    closed = _matching_braces(text)
     boxes = [(found.start(), found.end(), closed.get(found.end() - 1)) for found in _BOX.finditer(text)]
     if not boxes:
         return None
-    held: list[str] = []
+    contents: list[str] = []
     after = len(text)
     for start, inside, end in reversed(boxes):
-        if end is None or (held and not (end < after and _LISTED.fullmatch(text, end + 1, after))):
+        if end is None or (contents and not (end < after and _LISTED.fullmatch(text, end + 1, after))):
             break
-        held.append(text[inside:end])
+        contents.append(text[inside:end])
         after = start
-    return ",".join(reversed(held))
+    return ",".join(reversed(contents))
 
 
-def _pairs_of_braces(text: str) -> dict[int, int]:
-    """Where each brace is that closes one, by the place of that one."""
-    opened: list[int] = []
+def _matching_braces(text: str) -> dict[int, int]:
+    """Index of each closing brace, by the index of its opening brace."""
+    unclosed: list[int] = []
     pairs = {}
     for found in _BRACE.finditer(text):
         if found.group() == "{":
-            opened.append(found.start())
-        elif opened:
-            pairs[opened.pop()] = found.start()
+            unclosed.append(found.start())
+        elif unclosed:
+            pairs[unclosed.pop()] = found.start()
     return pairs
 
 
@@ -59,15 +59,15 @@ def read_completion(text: str) -> list[object]:
     """The final expression of a completion without a box, as math-verify finds it; empty where there is none."""
     from math_verify import parse
 
-    plain = _AFTER_WORD.sub(" ", _in_latex(text))  # math-verify wants white space before a number
-    return list(parse(_DELIMITED_OR_PRODUCT.sub(_as_a_whole, plain), parsing_timeout=None))
+    plain = _AFTER_WORD.sub(" ", _in_latex(text))  # math-verify requires white space before a number
+    return list(parse(_DELIMITED_OR_PRODUCT.sub(_kept_whole, plain), parsing_timeout=None))
 
 
 @lru_cache(maxsize=256)
 def read_answer(answer: str) -> tuple[object, ...]:
-    """A reference answer: its box, what follows `####`, or all of it, read as LaTeX; empty where nothing is read.
+    """A reference answer: its box, the text after `####`, or all of it, parsed as LaTeX; empty where nothing is parsed.
 
-    Never only a part of it: 3\\sqrt{2} is not 3. Of a sentence with expressions between delimiters those are read.
+    Never only a part of it: 3\\sqrt{2} is not 3. In a sentence with delimited expressions, those are parsed.
     """
     text = answer_text(answer)
     outside, delimited = _DELIMITED.subn(" ", text)
@@ -77,21 +77,21 @@ def read_answer(answer: str) -> tuple[object, ...]:
 
 
 def answer_text(answer: str) -> str:
-    """The part of a reference answer that is the answer: its box, else what follows the last `####`, else all."""
+    """The part of a reference answer that is the answer: its box, else the text after the last `####`, else all."""
     box = last_box(answer)
     return (answer.rpartition("####")[2] if box is None else box).strip()
 
 
 def read_expression(text: str) -> list[object]:
-    """An expression as a whole, with or without delimiters, as math-verify reads it: its value, and its text."""
+    """An expression as a whole, with or without delimiters, as math-verify parses it: its value, and its text."""
     plain = " ".join(_DELIMITER.sub("", _in_latex(text)).split())
     plain = re.sub(r"(?<!\\right)\.$", "", plain)
     return _parse_latex(f"${_in_mixed_form(plain)}$")
 
 
 def same_text(text: str, other: str) -> bool:
-    """Whether two expressions are written alike, up to spaces, fonts and, in words, case."""
-    a, b = _written(text), _written(other)
+    """Whether two expressions have the same text, ignoring spaces, fonts and, in words, case."""
+    a, b = _normalized(text), _normalized(other)
     return bool(a) and (a == b or (len(a) > 1 and a.casefold() == b.casefold()))
 
 
@@ -101,13 +101,13 @@ def _parse_latex(text: str) -> list[object]:
     return list(parse(text, [LatexExtractionConfig()], parsing_timeout=None))
 
 
-def _written(text: str) -> str:
+def _normalized(text: str) -> str:
     plain = _DELIMITER.sub("", plain_characters(text))
     return _NO_MEANING.sub("", _TEXT.sub(r"\1", plain)).rstrip(".")
 
 
 def _in_latex(text: str) -> str:
-    """The text with characters and ways of writing numbers that math-verify misreads in LaTeX or plain digits."""
+    """The text with characters and number formats that math-verify misreads converted to LaTeX or plain digits."""
     text = _FRACTIONS.sub(_fraction, plain_characters(text))
     text = _SUPERSCRIPTS.sub(lambda found: "^{" + plain_characters(unicodedata.normalize("NFKC", found[0])) + "}", text)
     text = _REPEATING.sub(_repeating, text).replace("°", r"^\circ")
@@ -116,8 +116,8 @@ def _in_latex(text: str) -> str:
     return _SCIENTIFIC.sub(lambda found: format(Decimal(found[0]), "f"), text)
 
 
-def _as_a_whole(found: re.Match[str]) -> str:
-    """An expression in a completion such that no number is taken out of it: a bare 3\\sqrt{2} gets delimiters."""
+def _kept_whole(found: re.Match[str]) -> str:
+    """An expression in a completion, from which no number may be extracted: a bare 3\\sqrt{2} gets delimiters."""
     if found["product"] is not None:
         return f"${found[0].rstrip('.,;:')}$"
     return _in_mixed_form(found[0])

@@ -1,9 +1,9 @@
-"""math-verify in worker processes, under limits of time and memory kept from outside.
+"""math-verify in worker processes, with time and memory limits enforced from outside.
 
-math-verify's own time limit is a signal, which works on a main thread only, and sympy can hang in C code: so each
-check runs in a process that is killed when its time is over (pebble's pool). A completion is what a model wrote, so
-one that uses up time, memory or stack is wrong, as is one that math-verify fails on (it gives no error then, but
-reads nothing). Any other error of a worker is this project's own and ends the run.
+math-verify's own time limit is a signal, which works only on a main thread, and sympy can hang in C code, so each
+check runs in a process that is killed when its time is up (pebble's pool). A completion is model output, so one that
+exhausts time, memory or stack is wrong, as is one that math-verify fails on (it then parses nothing, without an
+error). Any other error of a worker is this project's own and ends the run.
 """
 
 import logging
@@ -21,17 +21,17 @@ from schemas.config import MathVerifier
 from tasks.verifiers.expressions import answer_text, last_box, read_answer, read_completion, read_expression, same_text
 from tasks.verifiers.protocol import Attempt
 
-logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that the time limit is left to us, as it is
+logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that the caller must limit time, which it does
 
 MEMORY = 2 << 30
-"""Bytes that a worker may use beyond what it has when it starts."""
+"""Bytes that a worker may use beyond its use at the start."""
 
 SMALL, RELATIVE = 1e-3, 2e-3
-"""Numbers below the first must agree to the second, relative to the answer: what six decimals are at that size."""
+"""Numbers below the first must agree to the second, relative to the answer: the precision of six decimals there."""
 
 _PLAIN_NUMBER = re.compile(
     r"-?(?:[0-9]{1,15}|[0-9]{1,3}(?:,[0-9]{3}){1,4})(?:\.[0-9]{1,15})?"
-)  # read by math-verify without fail
+)  # math-verify always reads these
 
 _LARGE = re.compile(r"!|\\[dtc]?binom|\\(?:sum|prod|int)|\^\s*(?:\w\s*\^|[0-9]{3}|[{(][^{}]*(?:\^|[0-9]{3}))")
 
@@ -47,7 +47,7 @@ def check_math(completion: str, answer: str, truncated: bool) -> bool:
 def is_readable(answer: str) -> bool:
     """True where math-verify reads the reference answer. Runs in a worker.
 
-    One that may take long to evaluate is also compared with a number, so that it takes that long here already.
+    One that may take long to evaluate is also compared with a number, so that this already takes as long here.
     """
     expressions = read_answer(answer)
     if _LARGE.search(answer):
@@ -56,9 +56,9 @@ def is_readable(answer: str) -> bool:
 
 
 def _equal(answer: Sequence[object], found: Sequence[object]) -> bool:
-    """Whether math-verify calls two readings equal; small numbers must be so relative to their size too.
+    """Whether math-verify calls two readings equal; small numbers must also agree relative to their size.
 
-    math-verify looks at six decimals, and so takes 1.6e-19 for 1.7e-19.
+    math-verify compares six decimals, so it accepts 1.6e-19 for 1.7e-19.
     """
     from math_verify import verify
 
@@ -76,7 +76,7 @@ def _same_size(answer: Any, found: Any) -> bool:
 
 
 class MathPool:
-    """A pool of checking processes; started at its first use, ended by `close`."""
+    """A pool of checking processes, started on first use and stopped by `close`."""
 
     def __init__(self, settings: MathVerifier) -> None:
         self._settings = settings
@@ -89,11 +89,11 @@ class MathPool:
         return [verdict is True for verdict in self._results(check_math, attempts)]
 
     def readable(self, answers: Iterable[str]) -> Iterator[bool | None]:
-        """Whether each reference answer can be read, in order; None where that uses up time, memory or stack."""
+        """Whether each reference answer can be read, in order; None where that exhausts time, memory or stack."""
         return self._results(is_readable, ((answer,) for answer in answers))
 
     def _results(self, function: Callable[..., bool], calls: Iterable[Sequence[object]]) -> Iterator[bool | None]:
-        """What each call gives, in order; None where it used up time, memory or stack."""
+        """Result of each call, in order; None where it exhausted time, memory or stack."""
         futures = [self._pool.schedule(function, args=list(call), timeout=self._settings.seconds) for call in calls]
         for future in futures:
             try:
@@ -108,7 +108,7 @@ class MathPool:
 
 
 def warm_up() -> None:
-    """Import math-verify before the first check, so that no check's time limit pays for it, and limit the memory."""
+    """Import math-verify before the first check, so that no check's time limit includes it, and limit memory."""
     check_math(r"\boxed{\sqrt{2}}", "3", False)
     if sys.platform == "linux":
         import resource
@@ -136,14 +136,15 @@ class MathEquivalence:
         empty = next((i for i, answer in enumerate(answers) if not answer.strip()), None)
         if empty is not None:
             return empty, "is empty"
-        unsure = [a for a in dict.fromkeys(answers) if not _PLAIN_NUMBER.fullmatch(a)]
-        for answer, readable in zip(unsure, self._started().readable(unsure) if unsure else (), strict=True):
+        uncertain = [a for a in dict.fromkeys(answers) if not _PLAIN_NUMBER.fullmatch(a)]
+        for answer, readable in zip(uncertain, self._started().readable(uncertain) if uncertain else (), strict=True):
             if readable is None:
                 limits = f"verifier.seconds ({self._settings.seconds:g} s) and {MEMORY >> 30} GiB"
-                why = f"is not read by math-verify within {limits}; simplify it, or choose another verifier"
+                why = f"cannot be read by math-verify within {limits}; simplify it, or choose another verifier"
                 return answers.index(answer), why
             if not readable:
-                return answers.index(answer), "holds no mathematics that math-verify can read; choose another verifier"
+                why = "contains no mathematics that math-verify can read; choose another verifier"
+                return answers.index(answer), why
         return None
 
     def close(self) -> None:

@@ -32,10 +32,10 @@ _OTHER = re.compile(r"[^-+0-9.eE]")
 
 @dataclass(frozen=True)
 class Number:
-    """A number that was read.
+    """A parsed number.
 
     Attributes:
-        value: before a percent sign, if any.
+        value: the number before a percent sign, if any.
         percent: whether a percent sign follows.
     """
 
@@ -43,10 +43,10 @@ class Number:
     percent: bool
 
     def equals(self, other: "Number", tolerance: float) -> bool:
-        """Whether this is the other, which the tolerance is relative to (absolute below 1).
+        """Whether this equals the other, to which the tolerance is relative (absolute below 1).
 
-        Where only one of the two is a percentage, either its hundredth or the number before its sign may be meant:
-        50% equals both 0.5 and 50.
+        Where only one of the two is a percentage, it may mean its hundredth or the number before its sign: 50% equals
+        both 0.5 and 50.
         """
         readings = {self.value}
         target = other.value
@@ -58,14 +58,14 @@ class Number:
 
 
 def find_numbers(text: str) -> Iterator[tuple[str, int]]:
-    """Each number of a text with plain characters, as it is written, and the index where it ends."""
+    """Each number in a text of plain characters, as written, and the index where it ends."""
     return ((match.group(), match.end()) for match in _NUMBER.finditer(text))
 
 
 def parse_number(text: str) -> Number:
-    """The value of a number, whatever its way of writing.
+    """The value of a number in any supported notation.
 
-    Ways are 1,234.5, 1{,}234, .5, -5 with any minus sign, 1e5, 2 \\times 10^{3}, 2^{10}, 3/4, 1 3/4, \\frac{3}{4} and
+    These are 1,234.5, 1{,}234, .5, -5 with any minus sign, 1e5, 2 \\times 10^{3}, 2^{10}, 3/4, 1 3/4, \\frac{3}{4} and
     full-width digits, with a currency sign before and a percent sign after them, or between dollar signs.
 
     Raises:

@@ -1,11 +1,11 @@
-"""What every kind of verifier does, and what it is asked."""
+"""The interface of every kind of verifier, and what it checks."""
 
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple, Protocol
 
 
 class Attempt(NamedTuple):
-    """A completion to be checked; `truncated` says that the length limit ended it."""
+    """A completion to check; `truncated`: the length limit ended it."""
 
     completion: str
     answer: str
@@ -16,8 +16,8 @@ class VerifierKind(Protocol):
     """One kind of verifier, made from its settings.
 
     Attributes:
-        version: raised whenever its code gives another verdict: rollouts' keys hold it.
-        packages: whose versions are in the keys too.
+        version: raised whenever its code gives another verdict; part of the keys of rollouts.
+        packages: packages whose versions are in the keys too.
     """
 
     version: ClassVar[int]
@@ -28,7 +28,7 @@ class VerifierKind(Protocol):
         ...
 
     def problem(self, answers: Sequence[str]) -> tuple[int, str] | None:
-        """The first reference answer that it could never accept, as its index and why; None where all are fine."""
+        """The first reference answer that it could never accept, as index and reason; None where all are fine."""
         ...
 
     def close(self) -> None:

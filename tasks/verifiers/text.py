@@ -1,7 +1,7 @@
-"""Verifiers that look at the text alone.
+"""Verifiers that only compare text.
 
 Each takes a completion, the reference answer and whether the length limit truncated it; a truncated
-completion passes only where something after its answer shows that the answer was complete.
+completion passes only where text after its answer shows that the answer was complete.
 """
 
 import re
@@ -17,11 +17,11 @@ from tasks.verifiers.protocol import Attempt
 Check = Callable[[str, str, bool], bool]
 
 _WORD = rf"(?![{UNSPACED}_])\w"  # a letter or digit that forms a word with the letter beside it
-_MAY_GO_ON = re.compile(r"[ \t.,/^\\]*")
+_MAY_CONTINUE = re.compile(r"[ \t.,/^\\]*")
 
 
 def after_marker(text: str, marker: str | None) -> str | None:
-    """What follows the last occurrence of the marker; the whole text without a marker, None where it is missing."""
+    """The text after the last occurrence of the marker; all text without a marker, None where it is missing."""
     if marker is None:
         return text
     _, found, rest = text.rpartition(marker)
@@ -29,7 +29,7 @@ def after_marker(text: str, marker: str | None) -> str | None:
 
 
 def exact(settings: ExactVerifier) -> Check:
-    """Equal texts, up to white space, the composition of accents (Unicode NFC) and, if asked, case."""
+    """Equal texts, ignoring white space, the composition of accents (Unicode NFC) and, optionally, case."""
 
     def check(completion: str, answer: str, truncated: bool) -> bool:
         found = after_marker(completion, settings.marker)
@@ -44,7 +44,7 @@ def exact(settings: ExactVerifier) -> Check:
 def numeric(settings: NumericVerifier) -> Check:
     """The last number equals the answer, within the relative tolerance; see `Number.equals` for percentages.
 
-    A last number that is no finite value, such as 1/0 or 1e999, is wrong.
+    A last number that is not finite, such as 1/0 or 1e999, is wrong.
     """
 
     def check(completion: str, answer: str, truncated: bool) -> bool:
@@ -56,7 +56,7 @@ def numeric(settings: NumericVerifier) -> Check:
         if not numbers:
             return False
         text, end = numbers[-1]
-        if truncated and _MAY_GO_ON.fullmatch(found, end):
+        if truncated and _MAY_CONTINUE.fullmatch(found, end):
             return False
         try:
             value = parse_number(text)
@@ -70,8 +70,8 @@ def numeric(settings: NumericVerifier) -> Check:
 def choice(settings: ChoiceVerifier) -> Check:
     """The last stand-alone label equals the answer.
 
-    Letters that are written without spaces between words, such as Chinese ones, and markup do not join a label to a
-    word. A label that is a word of the language, such as the article A, is a label wherever it stands.
+    Letters written without spaces between words, such as Chinese ones, and markup do not join a label to a word. A
+    label that is also a word, such as the article A, is a label wherever it occurs.
     """
     labels = "|".join(re.escape(plain_characters(label)) for label in sorted(settings.labels, key=len, reverse=True))
     pattern = re.compile(rf"(?<!{_WORD})(?:{labels})(?!{_WORD})", re.IGNORECASE if settings.ignore_case else 0)
@@ -91,16 +91,16 @@ def choice(settings: ChoiceVerifier) -> Check:
 
 
 def label_of(settings: ChoiceVerifier, answer: str) -> str | None:
-    """The label that a reference answer stands for: the same text, else the only one equal up to case; None: none."""
+    """The label that a reference answer means: the same text, else the only one equal except for case; None: none."""
     text = answer.strip()
-    alike = [label for label in settings.labels if label.casefold() == text.casefold()]
-    if text in alike:
+    candidates = [label for label in settings.labels if label.casefold() == text.casefold()]
+    if text in candidates:
         return text
-    return alike[0] if len(alike) == 1 else None
+    return candidates[0] if len(candidates) == 1 else None
 
 
 class _TextVerifier:
-    """A `tasks.verifiers.protocol.VerifierKind` of one check."""
+    """A `tasks.verifiers.protocol.VerifierKind` with one check."""
 
     version: ClassVar[int] = 2
     packages: ClassVar[tuple[str, ...]] = ()
@@ -113,7 +113,7 @@ class _TextVerifier:
         return [self._check(*attempt) for attempt in attempts]
 
     def problem(self, answers: Sequence[str]) -> tuple[int, str] | None:
-        """The first reference answer that it could never accept, as its index and why."""
+        """The first reference answer that it could never accept, as index and reason."""
         for i, answer in enumerate(answers):
             error = self._refuse(answer) if answer.strip() else "is empty"
             if error is not None:
@@ -121,7 +121,7 @@ class _TextVerifier:
         return None
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to release."""
 
     def _refuse(self, answer: str) -> str | None:
         return None

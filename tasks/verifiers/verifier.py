@@ -1,4 +1,4 @@
-"""The one call that stages use, whatever the kind of verifier."""
+"""The interface that stages use for every kind of verifier."""
 
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -9,7 +9,7 @@ from tasks.verifiers.protocol import Attempt, VerifierKind
 
 
 class Verifier:
-    """Checks attempts in bulk; each distinct one once."""
+    """Checks attempts in bulk, each distinct one once."""
 
     def __init__(self, settings: VerifierSettings) -> None:
         self._kind = kind_of(settings)
@@ -26,19 +26,19 @@ class Verifier:
 
 
 def kind_of(settings: VerifierSettings) -> VerifierKind:
-    """What the settings name."""
+    """The verifier kind that the settings select."""
     kind: VerifierKind = implementation(settings.implementation)(settings)
     return kind
 
 
 def fingerprint(settings: VerifierSettings) -> str:
-    """Versions of what gives the verdicts: this project's verifier, and what it calls."""
+    """Versions of everything that determines verdicts: this project's verifier, and the packages it calls."""
     kind = kind_of(settings)
     return " ".join([f"{settings.kind} {kind.version}", *(f"{name} {version(name)}" for name in kind.packages)])
 
 
 def find_bad_answer(settings: VerifierSettings, answers: Sequence[str]) -> tuple[int, str] | None:
-    """The first reference answer that the verifier could never accept, as its index and why; None where all are fine.
+    """The first reference answer that the verifier could never accept, as index and reason; None where all are fine.
 
     The math verifier's answers are read in worker processes, each under the time limit of a check.
     """

@@ -329,13 +329,13 @@ def test_no_teacher_is_in_a_trees_key(base: dict[str, Any]) -> None:
         ({"sampling": {"rollouts": 0}}, "sampling.rollouts: input should be greater than or equal to 1, given 0"),
         (
             {"tree": {"draws": 9}},
-            "tree.draws: 9 is too small for two draws a branch: head 3 and tail 2 need at least 10",
+            "tree.draws: 9 is too small for two draws per branch: head 3 and tail 2 need at least 10",
         ),
         ({"verifier": {"kind": "vibes"}}, "verifier: kind 'vibes' is not known; known are"),
         ({"teachers": []}, "teachers: list should have at least 1 item"),
-        ({"losses": ["jsd", "jsd"]}, "losses: 'jsd' stands there twice"),
-        ({"teachers": {"1": {"contexts": ["none", "none"]}}}, "'none' stands there twice"),
-        ({"teachers": {"1": {"contexts": {"1": {"template": "{answer}"}}}}}, "does not hold {prompt}"),
+        ({"losses": ["jsd", "jsd"]}, "losses: 'jsd' appears twice"),
+        ({"teachers": {"1": {"contexts": ["none", "none"]}}}, "'none' appears twice"),
+        ({"teachers": {"1": {"contexts": {"1": {"template": "{answer}"}}}}}, "does not contain {prompt}"),
         ({"prompt": {"template": "{question.__class__}"}}, "is not a plain name"),
         ({"name": "../up"}, "name: string should match pattern"),
     ],
@@ -397,5 +397,5 @@ def test_defaults_are_documented() -> None:
 
 
 def test_a_field_that_is_wrong_by_itself_is_named_once(base: dict[str, Any]) -> None:
-    with pytest.raises(ConfigurationError, match=r"^store: the URL holds a password"):
+    with pytest.raises(ConfigurationError, match=r"^store: the URL contains a password"):
         checked({**base, "store": "s3://me:word@bucket/x"})

@@ -66,8 +66,8 @@ def test_the_nearest_store_counts(
         ({"runs": "one.yaml"}, "runs: input should be a valid list"),
         ({"runs": [3]}, "runs.0: "),
         ({"runs": [{**RUN, "seed": -1}]}, "runs.0.seed: "),
-        ({"runs": [RUN, RUN]}, "runs: 'one' stands there twice"),
-        ({"runs": [RUN], "calibrate": {"name": "one"}}, "runs: 'one' stands there twice"),
+        ({"runs": [RUN, RUN]}, "runs: 'one' appears twice"),
+        ({"runs": [RUN], "calibrate": {"name": "one"}}, "runs: 'one' appears twice"),
         ({"runs": [RUN], "calibrate": {"lengths": [39]}}, "calibrate.lengths: 39 is too short"),
         ({"runs": [RUN], "nights": 0}, "nights: "),
         ({"runs": [RUN], "slower": 1}, "slower: "),
@@ -85,7 +85,7 @@ def test_a_store_means_the_same_wherever_a_run_works(tmp_path: Path, monkeypatch
     monkeypatch.setenv("HOME", "/home/somebody")
     assert absolute("store") == str(tmp_path / "store") and absolute("a/../b") == str(tmp_path / "b")
     assert absolute("~/x") == "/home/somebody/x" and absolute("s3://bucket/x") == "s3://bucket/x"
-    with pytest.raises(ConfigurationError, match="--store: the URL holds a password"):
+    with pytest.raises(ConfigurationError, match="--store: the URL contains a password"):
         absolute("s3://user:secret@bucket")
 
 
@@ -119,7 +119,7 @@ def test_a_suite_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture
     ("config", "suite", "options", "told"),
     [
         (None, None, {"cron": "0 3 * * *"}, "--cron: '0 3 * * *' given, but no suite; name one with --suite"),
-        (None, None, {"store": "s3://user:secret@bucket"}, "--store: the URL holds a password"),
+        (None, None, {"store": "s3://user:secret@bucket"}, "--store: the URL contains a password"),
         (None, None, {"store": "file"}, "--store: "),
         ({**RUN, "seed": -1}, None, {}, "seed: "),
         (None, {"runs": []}, {}, "runs: "),

@@ -41,7 +41,7 @@ from schemas.limits import (
 from schemas.pipeline import PIPELINE, diagnosis_stages
 from schemas.signals import sources
 from schemas.tables import RUN_TABLES
-from schemas.text import id_problem, name_problem, reason, shown, visible, without_user
+from schemas.text import id_problem, name_problem, quoted, reason, visible, without_user
 from schemas.urls import url_problem
 from tasks.inputs.files import NotAFileError, read_file
 from tasks.inputs.prompts import PLAIN, prompt_text
@@ -412,8 +412,8 @@ def test_no_message_is_longer_than_a_few_lines_whoever_wrote_it() -> None:
 
 def test_shown_urls_lose_user_and_query() -> None:
     assert without_user("at ftp://me@host/x?y=1 and s3://b/k") == "at ftp://...@host/x?... and s3://b/k"
-    assert SECRET not in shown(f"ftp://u:{SECRET} with spaces@host/x") and SECRET not in shown({"a": [SECRETS[0]]})
-    assert SECRET not in shown({"a": f"ftp://u:{SECRET}{'x' * 500}@host/x"})
+    assert SECRET not in quoted(f"ftp://u:{SECRET} with spaces@host/x") and SECRET not in quoted({"a": [SECRETS[0]]})
+    assert SECRET not in quoted({"a": f"ftp://u:{SECRET}{'x' * 500}@host/x"})
     assert SECRET not in reason(OSError(f"cannot open ftp://u:{SECRET}@h/x, https://h/x?sig={SECRET}"))
 
 
@@ -456,16 +456,16 @@ def test_odd_names(name: str, settings: dict[str, Any]) -> None:
 
 
 TEMPLATES = [
-    ("{question:>9999999999}", "field {question:>9999999999} is formatted"),
-    ("{question!r}", "field {question!r} is formatted"),
-    ("{question!r:>10}", "is formatted"),
-    ("{question:{question}}", "is formatted"),
-    ("{", "is no template"),
-    ("}", "is no template"),
-    ("{question", "is no template"),
-    ("{question!}", "is no template"),
-    ("{question!rr}", "is no template"),
-    ("{" * 5001, "is no template"),
+    ("{question:>9999999999}", "field {question:>9999999999} has a format"),
+    ("{question!r}", "field {question!r} has a format"),
+    ("{question!r:>10}", "has a format"),
+    ("{question:{question}}", "has a format"),
+    ("{", "is not a template"),
+    ("}", "is not a template"),
+    ("{question", "is not a template"),
+    ("{question!}", "is not a template"),
+    ("{question!rr}", "is not a template"),
+    ("{" * 5001, "is not a template"),
     ("{}", "is not a plain name"),
     ("{0}", "is not a plain name"),
     ("{question[0]}", "is not a plain name"),
@@ -575,7 +575,7 @@ VALUES: list[tuple[dict[str, Any], str]] = [
     ({"seed": {"x" * 5000: 1}}, "seed"),
     ({"questions": {"limit": 10**12}}, "questions.limit"),
     ({"questions": {"path": ""}}, "questions.path: '' is empty"),
-    ({"questions": {"path": "a\0b.jsonl"}}, "questions.path: 'a\\x00b.jsonl' holds a control character"),
+    ({"questions": {"path": "a\0b.jsonl"}}, "questions.path: 'a\\x00b.jsonl' contains a control character"),
     ({"questions": {"path": "a\nb.jsonl"}}, "questions.path"),
     (
         {"questions": {"path": "~no-such-user-here/q.jsonl"}},
@@ -585,7 +585,7 @@ VALUES: list[tuple[dict[str, Any], str]] = [
     ({"student": {"path": "~no-such-user-here/m"}}, "student.path"),
     ({"student": {"path": "a\0b"}}, "student.path"),
     ({"store": "~no-such-user-here/s"}, "store"),
-    ({"store": "\x1b[31m"}, "store: '\\x1b[31m' holds a control character"),
+    ({"store": "\x1b[31m"}, "store: '\\x1b[31m' contains a control character"),
     ({"name": "2026\n"}, "name"),
     ({"name": "x" * 101}, "name"),
     ({"name": "é"}, "name"),
@@ -647,15 +647,15 @@ def test_odd_indices_of_lists(index: str, settings: dict[str, Any]) -> None:
 
 GOOD = '{"id": "a", "question": "start 3", "answer": "3"}'
 QUESTIONS: list[tuple[str, str, str | bytes, str]] = [
-    ("duplicate key", "jsonl", GOOD + '\n{"id": "b", "id": "c", "answer": "3"}', "line 2: 'id' stands there twice"),
-    ("duplicate key within", "jsonl", '{"id": "b", "answer": "3", "x": {"y": 1, "y": 2}}', "line 1: 'y' stands there"),
+    ("duplicate key", "jsonl", GOOD + '\n{"id": "b", "id": "c", "answer": "3"}', "line 2: 'id' appears twice"),
+    ("duplicate key within", "jsonl", '{"id": "b", "answer": "3", "x": {"y": 1, "y": 2}}', "line 1: 'y' appears"),
     ("not JSON", "jsonl", GOOD + "\n\n{'id': 1}", "line 3 is not JSON"),
     ("cut", "jsonl", GOOD[:-1], "line 1 is not JSON"),
     ("two on a line", "jsonl", GOOD + GOOD, "line 1 is not JSON: Extra data"),
     ("over two lines", "jsonl", GOOD.replace(", ", ",\n"), "line 1 is not JSON"),
-    ("list", "jsonl", "[1]", "line 1 holds [1], not an object"),
-    ("null", "jsonl", "null", "line 1 holds None"),
-    ("long text", "jsonl", json.dumps("x" * 5000), "line 1 holds 'xxx"),
+    ("list", "jsonl", "[1]", "line 1 is [1], not an object"),
+    ("null", "jsonl", "null", "line 1 is None"),
+    ("long text", "jsonl", json.dumps("x" * 5000), "line 1 is 'xxx"),
     ("nested", "jsonl", '{"id": ' + "[" * 100_000, "line 1 is nested more than 50 levels deep"),
     ("nested, whole", "jsonl", '{"id": "a", "answer": "3", "x": ' + "[" * 200 + "]" * 200 + "}", "column 'x': nested"),
     ("digits", "jsonl", '{"id": ' + "1" * 5000 + ', "answer": "3"}', "line 1: Exceeds the limit"),
@@ -663,16 +663,16 @@ QUESTIONS: list[tuple[str, str, str | bytes, str]] = [
         "half a character in an id",
         "jsonl",
         '{"id": "\\ud800", "answer": "3"}',
-        "line 1, column 'id': '\\ud800' holds half",
+        "line 1, column 'id': '\\ud800' contains a lone",
     ),
     (
         "half a character in a text",
         "jsonl",
         '{"id": "a", "answer": "3", "q": "\\udfff"}',
-        "column 'q': '\\udfff' holds half",
+        "column 'q': '\\udfff' contains a lone",
     ),
     ("half a character in a list", "jsonl", '{"id": "a", "answer": "3", "q": [["\\udfff"]]}', "column 'q'"),
-    ("half a character in a column", "jsonl", '{"id": "a", "answer": "3", "\\ud800": 1}', "holds half of a character"),
+    ("half a character in a column", "jsonl", '{"id": "a", "answer": "3", "\\ud800": 1}', "contains a lone surrogate"),
     ("control character", "jsonl", '{"id": "a\x01"}', "line 1 is not JSON: Invalid control character"),
     ("long cell", "jsonl", json.dumps({"id": "a", "answer": "3", "q": "x" * 10_000_000}), "a text of 10,000,000 char"),
     ("long cell within", "jsonl", json.dumps({"id": "a", "answer": "3", "q": ["x" * 2_000_000]}), "a cell has at most"),
@@ -685,28 +685,28 @@ QUESTIONS: list[tuple[str, str, str | bytes, str]] = [
     ("empty id", "jsonl", '{"id": "", "answer": "3"}', "questions.id: '' in row 1"),
     ("id of spaces", "jsonl", '{"id": " \u3000", "answer": "3"}', "is empty; every question needs an id"),
     ("control character in an id", "jsonl", '{"id": "a\\u001fb", "answer": "3"}', "questions.id: 'a\\x1fb' in row 1"),
-    ("escape in an id", "jsonl", '{"id": "\\u001b[2J", "answer": "3"}', "holds a control character"),
-    ("line break in an id", "jsonl", '{"id": "a\\nb", "answer": "3"}', "holds a control character"),
-    ("line separator in an id", "jsonl", '{"id": "a\\u2028b", "answer": "3"}', "holds a control character"),
+    ("escape in an id", "jsonl", '{"id": "\\u001b[2J", "answer": "3"}', "contains a control character"),
+    ("line break in an id", "jsonl", '{"id": "a\\nb", "answer": "3"}', "contains a control character"),
+    ("line separator in an id", "jsonl", '{"id": "a\\u2028b", "answer": "3"}', "contains a control character"),
     ("long id", "jsonl", json.dumps({"id": "x" * (MOST_ID + 1), "answer": "3"}), "an id has at most 500"),
-    ("id twice", "jsonl", GOOD + "\n" + GOOD, "'a' stands twice"),
-    ("ids that are one as text", "jsonl", '{"id": 1, "answer": "3"}\n{"id": "1", "answer": "3"}', "'1' stands twice"),
+    ("id twice", "jsonl", GOOD + "\n" + GOOD, "'a' appears twice"),
+    ("ids that are one as text", "jsonl", '{"id": 1, "answer": "3"}\n{"id": "1", "answer": "3"}', "'1' appears twice"),
     ("null id", "jsonl", GOOD + '\n{"id": null, "answer": "3"}', "row 2 of"),
-    ("no id", "jsonl", '{"answer": "3"}', "questions.id: 'id' is no column"),
+    ("no id", "jsonl", '{"answer": "3"}', "questions.id: 'id' is not a column"),
     ("columns with control characters", "jsonl", '{"\\u001b[31m": "3"}', "it has \\x1b[31m"),
-    ("many columns", "jsonl", json.dumps({f"column{i}": 1 for i in range(5000)}), "'id' is no column"),
+    ("many columns", "jsonl", json.dumps({f"column{i}": 1 for i in range(5000)}), "'id' is not a column"),
     ("long answer", "jsonl", json.dumps({"id": "a", "answer": "x" * 5000}), "questions.answer: 'xxx"),
-    ("column twice", "csv", "id,answer,id\na,3,b\n", "column 'id' stands there twice"),
+    ("column twice", "csv", "id,answer,id\na,3,b\n", "column 'id' appears twice"),
     ("ragged", "csv", "id,answer\na,3,4,5\n", "is not a readable .csv file"),
     ("empty id", "csv", "id,answer,question\n  ,3,start 3\n", "is empty; every question needs an id"),
     ("no id", "csv", "id,answer,question\n,3,start 3\n", "row 1 of"),
     ("not UTF-8", "csv", b"id,answer\n\xff,3\n", "line 2 is not UTF-8 text"),
     ("UTF-16", "csv", "id,answer\na,3\n".encode("utf-16"), "is not UTF-8 text"),
-    ("control character in an id", "csv", "id,answer,question\na\x1fb,3,start\n", "holds a control character"),
+    ("control character in an id", "csv", "id,answer,question\na\x1fb,3,start\n", "contains a control character"),
     ("NUL", "csv", "id,answer\n\0,3\n", "questions.id"),
     ("long cell", "csv", "id,answer\na," + "x" * 2_000_000 + "\n", "row 1, column 'answer': a text of 2,000,000"),
     ("header alone", "csv", "id,answer\n", "has no rows"),
-    ("one long line", "csv", "x" * 200_000 + "\n1\n", "is no column"),
+    ("one long line", "csv", "x" * 200_000 + "\n1\n", "is not a column"),
     ("open quote", "csv", 'id,answer\n"a,3\n', "questions."),
     ("not parquet", "parquet", "id,answer\na,3\n", "is not a readable .parquet file"),
     ("cut", "parquet", b"PAR1" + bytes(50) + b"PAR1", "is not a readable .parquet file"),
@@ -727,13 +727,13 @@ def test_odd_questions(kind: str, content: str | bytes, part: str, settings: dic
 @pytest.mark.parametrize(
     ("path", "part"),
     [
-        ("none.jsonl", "is not there"),
-        ("none.txt", "ends in none of .jsonl, .parquet, .csv"),
+        ("none.jsonl", "does not exist"),
+        ("none.txt", "has none of the endings .jsonl, .parquet, .csv"),
         ("x" * 5000 + ".jsonl", "cannot be opened"),
         ("nope://x.jsonl", "cannot be opened: Protocol not known: nope"),
         ("http://127.0.0.1:9/x.jsonl", "cannot be opened: Cannot connect"),
-        ("zip://a.jsonl::none.zip", "is not there"),
-        ("simplecache::none.jsonl", "is not there"),
+        ("zip://a.jsonl::none.zip", "does not exist"),
+        ("simplecache::none.jsonl", "does not exist"),
         ("::::.jsonl", "questions.path: "),
         ("://.jsonl", "questions.path: "),
         ("memory://.jsonl", "questions.path: "),
@@ -778,15 +778,15 @@ OUTCOME = {
     "correct": True,
 }  # fmt: skip
 RECORDED: list[tuple[dict[str, Any], str]] = [
-    ({"token_id": 2**31}, "row 1, column 'token_id': 2147483648 is too large; the most is 2,147,483,647"),
+    ({"token_id": 2**31}, "row 1, column 'token_id': 2147483648 is too large; the maximum is 2,147,483,647"),
     ({"token_id": 10**30}, "column 'token_id'"),
     ({"token_id": 1e300}, "column 'token_id'"),
     ({"token_id": -1}, "column 'token_id': -1 is negative"),
     ({"token_id": -(10**30)}, "column 'token_id'"),
-    ({"token_id": 1.5}, "column 'token_id': 1.5 is not a whole number"),
-    ({"token_id": True}, "column 'token_id': True is not a whole number"),
+    ({"token_id": 1.5}, "column 'token_id': 1.5 is not an integer"),
+    ({"token_id": True}, "column 'token_id': True is not an integer"),
     ({"token_id": "x" * 5000}, "column 'token_id': 'xxx"),
-    ({"position": 10**9}, f"column 'position': 1000000000 is too large; the most is {MOST_TOKENS:,}"),
+    ({"position": 10**9}, f"column 'position': 1000000000 is too large; the maximum is {MOST_TOKENS:,}"),
     ({"position": 2**31}, "column 'position'"),
     ({"position": math.inf}, "column 'position'"),
     ({"rollout_id": 2**31 - 1}, "column 'rollout_id': question 'q' has rollout 2147483647 but no rollout 0"),
@@ -810,16 +810,16 @@ RECORDED: list[tuple[dict[str, Any], str]] = [
     ({"entropy": -1}, "column 'entropy': -1.0"),
     ({"correct": "true"}, "column 'correct': 'true' is not true or false"),
     ({"correct": 1}, "column 'correct': 1 is not true or false"),
-    ({"token": 5.5}, "column 'token': 5.5 is not a text"),
+    ({"token": 5.5}, "column 'token': 5.5 is not text"),
     ({"token": ["x" * 500] * 500}, "column 'token'"),
     ({"sampled": "x" * 5000}, "column 'sampled'"),
     ({"question_id": ""}, "column 'question_id': '' is empty"),
     ({"question_id": " "}, "column 'question_id'"),
-    ({"question_id": "a\x1fb"}, "column 'question_id': 'a\\x1fb' holds a control character"),
+    ({"question_id": "a\x1fb"}, "column 'question_id': 'a\\x1fb' contains a control character"),
     ({"question_id": "x" * 5000}, "column 'question_id'"),
-    ({"question_id": ["q"]}, "column 'question_id': ['q'] is not a text"),
+    ({"question_id": ["q"]}, "column 'question_id': ['q'] is not text"),
     ({"question_id": {"a": 1}}, "column 'question_id'"),
-    ({"question_id": True}, "column 'question_id': True is not a text"),
+    ({"question_id": True}, "column 'question_id': True is not text"),
     ({"question_id": None}, "column 'question_id': missing"),
 ]  # fmt: skip
 
@@ -855,7 +855,7 @@ def test_recorded_rollouts_that_are_too_long_all_together(tmp_path: Path) -> Non
     refused(
         lambda: start_session(checked(recorded(tmp_path, rows))), "row 3, column 'draws': this node's branches have"
     )
-    assert f"the most are {MOST_POSITIONS:,}" in message
+    assert f"the maximum is {MOST_POSITIONS:,}" in message
 
 
 def test_csv_columns_of_texts_stay_texts(tmp_path: Path) -> None:
@@ -954,7 +954,7 @@ def test_a_template_is_refused_or_takes_columns_as_they_are(template: str) -> No
 @quick
 @given(values)
 def test_shown_values_are_short_and_in_one_line(value: Any) -> None:
-    assert len(shown(value)) <= 80 and visible(shown(value)) == shown(value)
+    assert len(quoted(value)) <= 80 and visible(quoted(value)) == quoted(value)
     assert len(reason(str(value))) <= 200
 
 
@@ -971,7 +971,7 @@ def test_names_and_ids_that_are_taken_are_harmless(text: str) -> None:
 @given(st.sampled_from([u for u in SECRETS if "@" in u and f":{SECRET}" in u]), st.text("abc:/?#@%!$ ", max_size=8))
 def test_passwords_of_any_characters_are_found(url: str, more: str) -> None:
     assert url_problem(url.replace(SECRET, SECRET + more)) is not None
-    assert SECRET not in shown(url.replace(SECRET, SECRET + more))
+    assert SECRET not in quoted(url.replace(SECRET, SECRET + more))
 
 
 def test_null_is_told_in_words(settings: dict[str, Any]) -> None:
@@ -1006,7 +1006,7 @@ def test_a_command_says_what_is_wrong_and_ends(tmp_path: Path) -> None:
     done = command(tmp_path, "run", "config.yaml")
     assert done.returncode == 2 and "more than 20,000 values" in done.stderr and len(done.stderr) < 300
     done = command(tmp_path, "store", "ls", "--store", f"ftp://u:{SECRET}@127.0.0.1/x")
-    assert done.returncode == 2 and done.stderr.startswith("--store: the URL holds a password")
+    assert done.returncode == 2 and done.stderr.startswith("--store: the URL contains a password")
     assert SECRET not in done.stderr
 
 

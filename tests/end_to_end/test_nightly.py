@@ -94,7 +94,7 @@ def test_speed_is_compared_with_the_median_of_the_same_machine() -> None:
 
 
 def test_a_suite_that_cannot_be_is_refused(settings: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="runs: 'small' stands there twice"):
+    with pytest.raises(ConfigurationError, match="runs: 'small' appears twice"):
         checked_suite({"runs": [settings, settings]})
     with pytest.raises(ConfigurationError, match=r"runs\.0\.tree\.nodes: input should be a valid integer"):
         checked_suite({"runs": [{**settings, "tree": {**settings["tree"], "nodes": "x"}}]})

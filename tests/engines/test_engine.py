@@ -275,8 +275,8 @@ def test_a_server_that_is_not_there_is_a_clear_error(settings: dict[str, Any]) -
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("localhost:8000", "is no server's address"),
-        ("http://user:secret@host:1", "an address holds a password"),
+        ("localhost:8000", "is not a server address"),
+        ("http://user:secret@host:1", "an address contains a password"),
     ],
 )
 def test_addresses_are_checked(settings: dict[str, Any], url: str, message: str) -> None:

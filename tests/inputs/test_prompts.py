@@ -134,7 +134,7 @@ def test_a_tokenizer_is_its_content() -> None:
 def test_the_first_token_that_differs_is_told(theirs: dict[str, int], told: str) -> None:
     with pytest.raises(InputError) as error:
         check_same_tokenizer("teachers[0].model.path", "there", of(WORDS), of(theirs))
-    assert str(error.value).startswith("teachers[0].model.path: 'there' has another tokenizer") and told in str(
+    assert str(error.value).startswith("teachers[0].model.path: 'there' has a different tokenizer") and told in str(
         error.value
     )
     check_same_tokenizer("x", "there", of(WORDS), of(dict(WORDS), end="a"))

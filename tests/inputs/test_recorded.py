@@ -158,9 +158,9 @@ def broken(rows: list[Any], number: int, **change: Any) -> list[Any]:
         ({"student_prob": 1.5}, "row 6, column 'student_prob': 1.5 is not a probability"),
         ({"successes": 10_000}, "row 6, column 'successes': 10000 is above the row's draws"),
         ({"draws": 1, "successes": 0}, "row 6, column 'draws': 1 is too small"),
-        ({"rollout_id": None}, "row 6, column 'rollout_id': missing; every row needs a whole number"),
+        ({"rollout_id": None}, "row 6, column 'rollout_id': missing; every row needs an integer"),
         ({"rollout_id": 9}, "column 'rollout_id': question"),
-        ({"position": 1.5}, "row 6, column 'position': 1.5 is not a whole number"),
+        ({"position": 1.5}, "row 6, column 'position': 1.5 is not an integer"),
         ({"correct": "maybe"}, "row 6, column 'correct': 'maybe' is not true or false"),
         ({"position": -1}, "row 6, column 'position': -1 is negative"),
     ],
@@ -194,7 +194,7 @@ def test_other_bad_tables_are_refused(recorded: Any, tmp_path: Path) -> None:
     refused("outcomes.jsonl", [{k: v for k, v in r.items() if k != "draws"} for r in rows], "has no column 'draws'")
     refused("good.jsonl", teachers["good"][1:], "has no row for question")
     refused("good.jsonl", broken(teachers["good"], 2, teacher_prob=0.9999), "column 'teacher_prob': the probabilities")
-    refused("good.jsonl", [*teachers["good"], teachers["good"][0]], "is a branch that row 1 has already")
+    refused("good.jsonl", [*teachers["good"], teachers["good"][0]], "repeats the branch of row 1")
     refused("wrong.jsonl", broken(teachers["wrong"], 0, teacher_prob="much"), "teachers.1.path")
     start_session(checked(data))
 

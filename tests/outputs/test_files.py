@@ -68,7 +68,7 @@ def test_a_run_whose_files_are_gone_or_others_is_not_read(session: RunSession) -
         read_table(session.store, "small", "two")
     session.store.remove("runs", "small", "two.parquet")
     assert read_run(session) is None
-    with pytest.raises(StoreError, match="the outputs of run 'small' are gone from"):
+    with pytest.raises(StoreError, match="the outputs of run 'small' are missing from"):
         read_table(session.store, "small", "two")
 
 

@@ -69,7 +69,7 @@ def test_a_mixture_is_not_read(jobs: list[RunSession]) -> None:
     assert read_table(jobs[0].store, "small", "summary")["seed"].to_list() == [0]
     write_files(jobs[1], [("summary.parquet", parquet_bytes(pl.DataFrame({"seed": [1]})))])  # then it is killed
     assert read_run(jobs[0]) is None
-    with pytest.raises(StoreError, match=r"summary.parquet of run 'small' .* is not what its run.json"):
+    with pytest.raises(StoreError, match=r"summary.parquet of run 'small' .* does not match its run.json"):
         read_table(jobs[0].store, "small", "summary")
     write(jobs[1])
     assert read_table(jobs[0].store, "small", "summary")["seed"].to_list() == [1]
@@ -83,7 +83,7 @@ def test_a_name_is_of_one_configuration_at_a_time(settings: dict[str, Any]) -> N
     again = checked(settings | {"execution": {"questions_per_task": 1}})  # needs the same of the store
     with named(one, "diagnose", diagnosis_stages()), named(again, "diagnose", diagnosis_stages()):
         with (
-            pytest.raises(InputError, match="name: a run named 'small' with another configuration is at work"),
+            pytest.raises(InputError, match="name: a run named 'small' with another configuration is using"),
             named(other, "diagnose", diagnosis_stages()),
         ):
             pass

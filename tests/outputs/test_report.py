@@ -75,6 +75,6 @@ def test_charts_show_the_first_of_very_many_signals() -> None:
     assert len(drawn) == 2 and "t29 / none" in drawn[FOREST] and "t30 / none" not in drawn[FOREST]
     assert notes == [
         "Charts show the first 30 of 400 teachers with contexts and the first 12 of 30 losses; "
-        "summary.parquet holds all."
+        "summary.parquet contains all."
     ]
     assert draw_charts(summary_of(2, 2), "l0")[1] == []

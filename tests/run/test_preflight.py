@@ -46,7 +46,7 @@ def test_a_device_that_is_not_here(settings: dict[str, Any]) -> None:
 
 def test_a_teacher_of_another_tokenizer(models: Path, settings: dict[str, Any]) -> None:
     told = refused(settings, teacher(str(models / "other")))
-    assert told.startswith("teachers[1].model.path: ") and "has another tokenizer than the student" in told
+    assert told.startswith("teachers[1].model.path: ") and "has a different tokenizer from the student" in told
 
 
 def test_a_model_that_memory_cannot_hold(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -194,11 +194,11 @@ def test_an_adaptive_budget_is_spent_in_whole_rounds(head: int, nodes: int, extr
         ("{0}", "is not a plain name"),
         ("{a.b}", "is not a plain name"),
         ("{a[0]}", "is not a plain name"),
-        ("{a!r}", "is formatted"),
-        ("{a:>100000000}", "is formatted"),
-        ("{a", "is no template"),
-        ("a}", "is no template"),
-        ("{a}" * 101, "holds 101 fields"),
+        ("{a!r}", "has a format"),
+        ("{a:>100000000}", "has a format"),
+        ("{a", "is not a template"),
+        ("a}", "is not a template"),
+        ("{a}" * 101, "contains 101 fields"),
     ],
 )
 def test_a_template_that_does_more_than_put_in_columns_is_refused(template: str, message: str) -> None:
@@ -215,7 +215,7 @@ def test_fields_of_a_template_stand_in_their_order(parts: list[str]) -> None:
 
 def test_a_context_without_the_students_own_text_is_refused() -> None:
     for context in ({"kind": "answer", "template": "{answer}"}, {"kind": "custom", "name": "x", "template": "x"}):
-        with pytest.raises(ValidationError, match=r"does not hold \{prompt\}"):
+        with pytest.raises(ValidationError, match=r"does not contain \{prompt\}"):
             Context.model_validate(context)
     for context in ({"kind": "custom", "template": "{prompt}"}, {"kind": "custom", "name": "x"}):
         with pytest.raises(ValidationError, match="a custom context needs a template and a name"):
@@ -241,7 +241,7 @@ def test_short_forms_are_the_long_ones(name: str, settings: dict[str, Any]) -> N
 
 def test_what_a_run_that_is_not_recorded_lacks_is_said(settings: dict[str, Any]) -> None:
     run = RunConfig.model_validate(settings)
-    with pytest.raises(ValueError, match="the tree is forced, and nothing is recorded"):
+    with pytest.raises(ValueError, match="the tree is forced, not recorded"):
         _ = run.recorded_tree
     bare = run.model_copy(update={"questions": None, "student": None})
     with pytest.raises(ValueError, match="no questions file"):

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.limits import MOST_ID, MOST_NAME
-from schemas.text import BETWEEN, id_problem, line, listed, name_problem, reason, shown, visible, without_user
+from schemas.text import BETWEEN, id_problem, line, listed, name_problem, quoted, reason, visible, without_user
 
 ANYTHING = st.text(st.characters(exclude_categories=()))  # lone surrogates too
 NESTED = st.recursive(
@@ -16,7 +16,7 @@ NESTED = st.recursive(
 
 @given(NESTED)
 def test_a_value_is_shown_in_one_printable_line_of_bounded_length(value: object) -> None:
-    text = shown(value)
+    text = quoted(value)
     assert len(text) <= 80 and visible(text) == text and "\n" not in text
 
 
@@ -55,13 +55,20 @@ SECRET = st.text(st.characters(categories=("L", "N"), exclude_characters="x"), m
 @given(SECRET, SECRET, st.sampled_from(["s3://{}:{}@host/a", "https://{}{}@host", "http://h/a?token={}&b={}"]))
 def test_no_secret_of_a_url_is_shown(one: str, two: str, form: str) -> None:
     url = form.format(one, two)
-    for told in (shown(url), shown([url]), shown({"store": url}), line(f"at {url}"), reason(f"at {url}"), reason(url)):
+    for told in (
+        quoted(url),
+        quoted([url]),
+        quoted({"store": url}),
+        line(f"at {url}"),
+        reason(f"at {url}"),
+        reason(url),
+    ):
         assert one not in told and two not in told
 
 
 def test_a_password_that_is_cut_does_not_show_in_part() -> None:
-    assert shown("s3://user:" + "p" * 500 + "@host/x") == "'s3://...@host/x'"
-    assert "p" * 5 not in shown("s3://us er:" + "p" * 30 + "@" + "h" * 300)
+    assert quoted("s3://user:" + "p" * 500 + "@host/x") == "'s3://...@host/x'"
+    assert "p" * 5 not in quoted("s3://us er:" + "p" * 30 + "@" + "h" * 300)
 
 
 def test_text_without_urls_keeps_its_signs() -> None:
@@ -84,7 +91,7 @@ def test_the_reason_is_the_first_line_that_says_something(error: BaseException |
 
 
 def test_a_number_of_thousands_of_digits_can_be_shown() -> None:
-    assert shown(10**5000) == "a int with thousands of digits"
+    assert quoted(10**5000) == "a int with thousands of digits"
 
 
 @pytest.mark.parametrize(
@@ -92,13 +99,13 @@ def test_a_number_of_thousands_of_digits_can_be_shown() -> None:
     [
         ("", "is empty"),
         (" \t", "is empty"),
-        ("a ", "begins or ends with a space"),
-        ("\u00a0a", "begins or ends with a space"),
-        ("a\nb", "cannot be printed"),
-        ("a\u200bb", "cannot be printed"),
-        ("a\u202eb", "cannot be printed"),
-        ("a\ud800", "cannot be printed"),
-        (f"a{BETWEEN}b", "stands between teacher and context"),
+        ("a ", "starts or ends with a space"),
+        ("\u00a0a", "starts or ends with a space"),
+        ("a\nb", "contains an unprintable character"),
+        ("a\u200bb", "contains an unprintable character"),
+        ("a\u202eb", "contains an unprintable character"),
+        ("a\ud800", "contains an unprintable character"),
+        (f"a{BETWEEN}b", "separates teacher and context"),
         ("x" * (MOST_NAME + 1), "101 characters long"),
     ],
 )

@@ -15,7 +15,7 @@ WORD = st.text("abcdefghijklmnopqrstuvwxyz0123456789", min_size=1, max_size=12)
         ("", "is empty"),
         (" \t", "is empty"),
         ("a\x00b", "control character"),
-        ("a\ud800", "half of a character"),
+        ("a\ud800", "a lone surrogate"),
         ("s3://user:secret@bucket/x", "password"),
         ("S3://user:secret@bucket/x", "password"),
         ("s3://user:sec/ret@bucket/x", "password"),

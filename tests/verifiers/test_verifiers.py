@@ -200,9 +200,9 @@ def test_exact_compares_characters_and_not_how_accents_are_composed() -> None:
         (NumericVerifier, {"marker": ""}, "at least 1 character"),
         (ChoiceVerifier, {"marker": ""}, "at least 1 character"),
         (ChoiceVerifier, {"labels": ["A", ""]}, "labels: '' is empty"),
-        (ChoiceVerifier, {"labels": ["A", " B"]}, "labels: ' B' is empty or has white space at an end"),
-        (ChoiceVerifier, {"labels": ["A", "A"]}, "labels: 'A' stands there twice"),
-        (ChoiceVerifier, {"labels": ["A", "a"], "ignore_case": True}, "labels: 'a' stands there twice"),
+        (ChoiceVerifier, {"labels": ["A", " B"]}, "labels: ' B' is empty or starts or ends with white space"),
+        (ChoiceVerifier, {"labels": ["A", "A"]}, "labels: 'A' appears twice"),
+        (ChoiceVerifier, {"labels": ["A", "a"], "ignore_case": True}, "labels: 'a' appears twice"),
     ],
 )
 def test_settings_that_cannot_tell_answers_apart_are_refused(
@@ -217,7 +217,7 @@ def test_answers_that_no_completion_could_match_are_told() -> None:
     assert find_bad_answer(ChoiceVerifier(), ["A", "E"]) == (1, "is not one of the labels ['A', 'B', 'C', 'D']")
     assert find_bad_answer(ChoiceVerifier(labels=["A", "a", "B"]), ["A", "a", "b"]) is None
     assert find_bad_answer(ExactVerifier(), ["yes", " "]) == (1, "is empty")
-    unread = (1, "holds no mathematics that math-verify can read; choose another verifier")
+    unread = (1, "contains no mathematics that math-verify can read; choose another verifier")
     assert find_bad_answer(MathVerifier(workers=1), ["5", "$$"]) == unread
 
 
@@ -226,7 +226,7 @@ def test_a_reference_answer_that_takes_for_ever_is_refused_within_the_time_limit
     began = time.monotonic()
     found = find_bad_answer(MathVerifier(seconds=1, workers=1), [*map(str, range(10_000)), answer, r"\frac{1}{2}"])
     assert found is not None and found[0] == 10_000
-    assert found[1].startswith("is not read by math-verify within verifier.seconds (1 s)")
+    assert found[1].startswith("cannot be read by math-verify within verifier.seconds (1 s)")
     assert time.monotonic() - began < 30
 
 

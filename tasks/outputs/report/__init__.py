@@ -1,1 +1,1 @@
-"""The page that a run ends in."""
+"""The report page of a run."""

@@ -1,4 +1,4 @@
-"""Charts of the report, as SVG text. They show names of the configuration only, never a model's output."""
+"""Charts of the report, as SVG text. They show only names from the configuration, never model output."""
 
 from collections.abc import Sequence
 
@@ -11,8 +11,8 @@ from schemas.text import BETWEEN, reason
 ROLLOUTS = {"all": "all rollouts", "correct": "correct rollouts", "incorrect": "incorrect rollouts"}
 PALETTE = ["#2b6cb0", "#c05621", "#2f855a", "#805ad5", "#b83280", "#718096", "#b7791f", "#0987a0"]
 SOURCES_SHOWN, LOSSES_SHOWN = 30, 12
-"""Teachers with contexts, and losses, that a chart shows: the first ones. More take minutes to draw, and nobody reads
-them; the tables hold all."""
+"""Maximum number of teachers with contexts, and of losses, in a chart: the first ones. More take minutes to draw and
+are unreadable; the tables contain all."""
 FONT = "system-ui, -apple-system, 'Segoe UI', sans-serif"
 
 
@@ -59,7 +59,7 @@ def forest(summary: pl.DataFrame) -> str | None:
 
 
 def along(summary: pl.DataFrame, group: str, loss: str, title: str) -> str | None:
-    """Alignment over the bins of a grouping, one panel a signal; None where there is nothing to show.
+    """Alignment over the bins of a grouping, one colour per teacher and context; None where there is nothing to show.
 
     Raises:
         ChartError: it cannot be drawn.
@@ -88,7 +88,7 @@ def along(summary: pl.DataFrame, group: str, loss: str, title: str) -> str | Non
 
 
 def _with_source(rows: pl.DataFrame) -> pl.DataFrame:
-    """The rows that are shown, with the name of teacher and context together."""
+    """The rows to draw, with teacher and context as one name."""
     named = rows.with_columns(source=pl.concat_str("teacher", pl.lit(BETWEEN), "context"))
     first = {
         name: named[name].unique(maintain_order=True).head(most)
@@ -98,7 +98,7 @@ def _with_source(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _scale(rows: pl.DataFrame) -> alt.Scale:
-    """Noise can carry an interval past 1 in size; the chart ends there."""
+    """Noise can extend an interval beyond -1 or 1; the axis ends there."""
     low = min(rows["alignment_low"].to_list(), default=0.0)
     return alt.Scale(domain=[max(-1.0, min(0.0, low)), 1.0], nice=False)
 

@@ -43,7 +43,7 @@ PREDICTOR_NAMES = {
 
 
 class Cell(NamedTuple):
-    """One token under one teacher: its colour, what the pointer shows, and whether its sign is known."""
+    """One token under one teacher: its colour, its tooltip, and whether its sign is known."""
 
     text: str
     color: str
@@ -52,7 +52,7 @@ class Cell(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What the page counts of one question; `tail_missing` is the largest tail of a node that was not drawn."""
+    """Counts of one question for the page; `tail_missing` is the largest tail of a node that was not drawn."""
 
     rollouts: int
     correct: int
@@ -84,13 +84,13 @@ class Facts(NamedTuple):
         )
 
 
-class Shown(NamedTuple):
+class Example(NamedTuple):
     """A rollout, token by token: a row of cells for each teacher."""
 
     title: str
     correct: bool
     rows: list[tuple[str, list[Cell]]]
-    cut: int
+    omitted: int
 
 
 def render(
@@ -105,12 +105,12 @@ def render(
     """The page.
 
     Args:
-        scored: all questions; arrays are read of those that are shown.
+        scored: all questions; rollout arrays are read only for the examples.
         facts: of the same questions.
-        tables: those beside the page, by name.
+        tables: the run's tables, by name.
         texts: gives the text of token ids.
         left_out: questions that were left out, with the reason.
-        why_unresolved: why some signal's alignment is not known, if one's is not.
+        why_unresolved: why the alignment of some signal is unknown; None where all are known.
     """
     tokens, summary = tables["tokens"], tables["summary"]
     environment = Environment(
@@ -146,12 +146,12 @@ def render(
         charts=charts,
         not_drawn=not_drawn,
         loss=loss,
-        shown=_rollouts(scored, tokens, texts, loss),
+        examples=_examples(scored, tokens, texts, loss),
     )
 
 
 def draw_charts(summary: pl.DataFrame, loss: str) -> tuple[dict[str, Markup], list[str]]:
-    """The charts by title, and why some are not there or do not show everything: tables hold what they would show."""
+    """The charts by title, and notes on charts that are missing or incomplete; tables contain what they would show."""
     drawn: dict[str, Markup] = {}
     notes = []
     for group, title in {"": FOREST, **GROUPS}.items():
@@ -161,12 +161,12 @@ def draw_charts(summary: pl.DataFrame, loss: str) -> tuple[dict[str, Markup], li
             notes.append(f"The chart of alignment by {title} could not be drawn: {error}.")
             continue
         if svg is not None:
-            drawn[title] = Markup(svg)  # noqa: S704 - ours; names are escaped by Vega
+            drawn[title] = Markup(svg)  # noqa: S704 - drawn here; names are escaped by Vega
     sources, losses = summary.select("teacher", "context").n_unique(), summary["loss"].n_unique()
     if sources > SOURCES_SHOWN or losses > LOSSES_SHOWN:
         notes.append(
             f"Charts show the first {min(sources, SOURCES_SHOWN)} of {sources} teachers with contexts and the first "
-            f"{min(losses, LOSSES_SHOWN)} of {losses} losses; summary.parquet holds all."
+            f"{min(losses, LOSSES_SHOWN)} of {losses} losses; summary.parquet contains all."
         )
     return drawn, notes
 
@@ -196,13 +196,13 @@ def _estimate(row: dict[str, Any] | None, name: str) -> str:
 
 
 def _gaps(differences: pl.DataFrame) -> dict[tuple[str, ...], dict[str, Any]]:
-    """Correct less incorrect rollouts, by signal."""
+    """Correct minus incorrect rollouts, by signal."""
     rows = differences.filter(pl.col("group") == "outcome").iter_rows(named=True)
     return {(row["teacher"], row["context"], row["loss"]): row for row in rows}
 
 
 def _by_source(table: pl.DataFrame, loss: str, name: str) -> dict[str, dict[str, dict[str, Any]]]:
-    """Rows of one loss by teacher and context, then by what stands in a column; sources without numbers left out."""
+    """Rows of one loss by teacher and context, then by the value of a column; sources without numbers are left out."""
     out: dict[str, dict[str, dict[str, Any]]] = {}
     for row in table.filter(pl.col("loss") == loss).iter_rows(named=True):
         out.setdefault(f"{row['teacher']}{BETWEEN}{row['context']}", {})[row[name]] = row
@@ -210,8 +210,8 @@ def _by_source(table: pl.DataFrame, loss: str, name: str) -> dict[str, dict[str,
     return {source: rows for source, rows in out.items() if any(row[value] is not None for row in rows.values())}
 
 
-def _rollouts(scored: Sequence[QuestionScores], tokens: pl.DataFrame, texts: Texts, loss: str) -> list[Shown]:
-    """Some rollouts, correct and incorrect in turn, those with the most nodes; one a question."""
+def _examples(scored: Sequence[QuestionScores], tokens: pl.DataFrame, texts: Texts, loss: str) -> list[Example]:
+    """Some rollouts, correct and incorrect in turn, those with the most nodes; one per question."""
     nodes = tokens.filter(pl.col("loss") == loss)
     counts = (
         nodes.unique(["question_id", "rollout_id", "position"])
@@ -226,10 +226,10 @@ def _rollouts(scored: Sequence[QuestionScores], tokens: pl.DataFrame, texts: Tex
                 chosen.append((row["question_id"], row["rollout_id"]))
                 break
     by_id = {q.question_id: q for q in scored}
-    return [_shown(by_id[question], rollout, nodes, texts) for question, rollout in chosen]
+    return [_example(by_id[question], rollout, nodes, texts) for question, rollout in chosen]
 
 
-def _shown(q: QuestionScores, rollout: int, nodes: pl.DataFrame, texts: Texts) -> Shown:
+def _example(q: QuestionScores, rollout: int, nodes: pl.DataFrame, texts: Texts) -> Example:
     offsets = q.rollouts["offsets"]
     ids = [int(t) for t in np.asarray(q.rollouts["tokens"])[int(offsets[rollout]) : int(offsets[rollout + 1])]]
     here = nodes.filter((pl.col("question_id") == q.question_id) & (pl.col("rollout_id") == rollout))
@@ -240,7 +240,7 @@ def _shown(q: QuestionScores, rollout: int, nodes: pl.DataFrame, texts: Texts) -
         rows.append((f"{teacher}{BETWEEN}{context}", cells))
     correct = bool(np.asarray(q.rollouts["correct"])[rollout])
     title = f"question {q.question_id}, rollout {rollout}"
-    return Shown(title, correct, rows, max(0, len(ids) - TOKENS_SHOWN))
+    return Example(title, correct, rows, max(0, len(ids) - TOKENS_SHOWN))
 
 
 def _cell(text: str, row: dict[str, Any] | None) -> Cell:
