@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from transformers import PreTrainedTokenizerFast
 
 from tasks.demo.train import make_tokenizer
@@ -68,3 +69,12 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]
 def prefect_environment(prefect_server: Server) -> dict[str, str]:
     """Environment of child processes that use it."""
     return prefect_server.client_environment
+
+
+@pytest.fixture
+def prefect_here(prefect_server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Flows of this process use it too."""
+    for name, value in prefect_server.client_environment.items():
+        monkeypatch.setenv(name, value)
+    with temporary_settings({PREFECT_API_URL: prefect_server.url}):
+        yield

@@ -5,13 +5,14 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 import yaml
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from flows.cli import app
 from flows.command.configuration import merged
@@ -124,25 +125,24 @@ def test_a_missing_or_broken_configuration_file(tmp_path: Path) -> None:
         assert result.exit_code == 2 and line in result.stderr
 
 
-def cli(*arguments: str, environment: dict[str, str], cwd: Path) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own."""
-    here = str(ROOT)
-    return subprocess.run(
-        [*CLI, *arguments],
-        env={**environment, "PYTHONPATH": here},
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+Command = Callable[..., Result]
 
 
-def test_run_twice_and_change_a_loss(
-    settings: dict[str, Any], config_file: Path, prefect_environment: dict[str, str], tmp_path: Path
-) -> None:
+@pytest.fixture
+def cli(prefect_here: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
+    """The command in this process, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> Result:
+        return CliRunner().invoke(app, arguments)
+
+    return run
+
+
+def test_run_twice_and_change_a_loss(settings: dict[str, Any], config_file: Path, cli: Command, tmp_path: Path) -> None:
     store = Path(settings["store"])
-    first = cli("run", str(config_file), environment=prefect_environment, cwd=tmp_path)
-    assert first.returncode == 0, first.stderr
+    first = cli("run", str(config_file))
+    assert first.exit_code == 0, first.stderr
     run = json.loads((store / "runs" / "small" / "run.json").read_text())
     assert list(run["stages"]) == ["rollouts", "trees", "ideal", "prior", "distillation", "alignment", "aggregate"]
     assert run["stages"]["trees"]["made"] == 6 and run["stages"]["trees"]["decoded_tokens"] > 0
@@ -160,8 +160,8 @@ def test_run_twice_and_change_a_loss(
     assert whole["alignment"].is_null().all() and whole["gain"].is_null().all()
     assert "large" in first.stdout and "undefined" in first.stdout
 
-    second = cli("run", str(config_file), environment=prefect_environment, cwd=tmp_path)
-    assert second.returncode == 0, second.stderr
+    second = cli("run", str(config_file))
+    assert second.exit_code == 0, second.stderr
     assert "0 artefacts made" in second.stdout and "0 tokens decoded" in second.stdout
     for name in (*tables, "report.html"):
         assert (store / "runs" / "small" / name).read_bytes() == outputs[name]
@@ -173,10 +173,8 @@ def test_run_twice_and_change_a_loss(
         "losses.1=total_variation",
         "--name",
         "changed",
-        environment=prefect_environment,
-        cwd=tmp_path,
     )
-    assert changed.returncode == 0, changed.stderr
+    assert changed.exit_code == 0, changed.stderr
     stages = json.loads((store / "runs" / "changed" / "run.json").read_text())["stages"]
     assert [stages[s]["made"] for s in ("rollouts", "trees", "ideal")] == [0, 0, 0]
     assert stages["distillation"]["made"] == stages["alignment"]["made"] == 6 * 3
@@ -189,32 +187,28 @@ def test_run_twice_and_change_a_loss(
         "losses.1=total_variation",
         "--set",
         "sampling.rollouts=5",
-        environment=prefect_environment,
-        cwd=tmp_path,
     )
-    assert plan.returncode == 0 and "rollouts" in plan.stdout and "30" in plan.stdout
+    assert plan.exit_code == 0 and "rollouts" in plan.stdout and "30" in plan.stdout
 
 
 def test_a_run_without_a_single_node_ends_in_tables(
-    config_file: Path, settings: dict[str, Any], prefect_environment: dict[str, str], tmp_path: Path
+    config_file: Path, settings: dict[str, Any], cli: Command, tmp_path: Path
 ) -> None:
     tree = ["--set", "tree.kind=windows", "--set", "tree.draws=40", "--set", "tree.min_visits=1000"]
-    done = cli("run", str(config_file), *tree, environment=prefect_environment, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = cli("run", str(config_file), *tree)
+    assert done.exit_code == 0, done.stderr
     folder = Path(settings["store"]) / "runs" / "small"
     assert pl.read_parquet(folder / "tokens.parquet").height == 0
     selection = pl.read_parquet(folder / "selection.parquet")
     assert selection.height > 0 and selection["gain"].is_null().all()
 
 
-def test_rank_and_rank_again(
-    config_file: Path, settings: dict[str, Any], prefect_environment: dict[str, str], tmp_path: Path
-) -> None:
+def test_rank_and_rank_again(config_file: Path, settings: dict[str, Any], cli: Command, tmp_path: Path) -> None:
     """From outcomes alone, then with values along the rollouts; nothing is made twice, and no tree at all."""
     runs = []
     for name, more in (("one", []), ("two", []), ("three", ["--set", "ranking.segments=3"])):
-        done = cli("rank", str(config_file), "--name", name, *more, environment=prefect_environment, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
+        done = cli("rank", str(config_file), "--name", name, *more)
+        assert done.exit_code == 0, done.stderr
         runs.append(done.stdout)
     store = Path(settings["store"])
     ranks = pl.read_parquet(store / "runs" / "one" / "ranks.parquet")
@@ -227,11 +221,11 @@ def test_rank_and_rank_again(
 
 
 def test_prefect_shows_every_task_of_a_second_run_as_cached(
-    config_file: Path, settings: dict[str, Any], prefect_environment: dict[str, str], tmp_path: Path
+    config_file: Path, settings: dict[str, Any], cli: Command, prefect_environment: dict[str, str], tmp_path: Path
 ) -> None:
     for _ in range(2):
-        done = cli("run", str(config_file), "--name", "twice", environment=prefect_environment, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
+        done = cli("run", str(config_file), "--name", "twice")
+        assert done.exit_code == 0, done.stderr
     code = """
 import asyncio, json
 from prefect import get_client
@@ -265,21 +259,21 @@ asyncio.run(main())
     tree = sorted((store / "trees").iterdir())[0] / "artefact.zarr.zip"
     whole = tree.read_bytes()
     tree.write_bytes(whole[:-1] + b"!")
-    again = cli("run", str(config_file), "--name", "twice", environment=prefect_environment, cwd=tmp_path)
-    assert again.returncode == 0 and "1 artefacts made" in again.stdout
+    again = cli("run", str(config_file), "--name", "twice")
+    assert again.exit_code == 0 and "1 artefacts made" in again.stdout
     assert json.loads((store / "runs" / "twice" / "run.json").read_text())["stages"]["trees"]["made"] == 1
 
 
 def test_a_question_whose_rollouts_fail_is_left_out(
-    settings: dict[str, Any], models: Path, prefect_environment: dict[str, str], tmp_path: Path
+    settings: dict[str, Any], models: Path, cli: Command, tmp_path: Path
 ) -> None:
     """Question 1's prompt makes every rollout hit the limit, by a limit that only its short ones keep."""
     path = tmp_path / "config.yaml"
     override = {"sampling": {"rollouts": 2, "max_tokens": 6}, "name": "failing"}
     path.write_text(yaml.safe_dump(merged(settings, override)))
-    done = cli("run", str(path), environment=prefect_environment, cwd=tmp_path)
+    done = cli("run", str(path))
     run = json.loads((Path(settings["store"]) / "runs" / "failing" / "run.json").read_text())
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert run["left_out"] and len(run["questions"]) + len(run["left_out"]) == 6
     question, reason = next(iter(run["left_out"].items()))
     assert reason == "all 2 rollouts hit the length limit; raise sampling.max_tokens"

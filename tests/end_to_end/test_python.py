@@ -9,15 +9,12 @@ from flows.command.configuration import ConfigurationError
 from tasks.store.store import StoreError
 
 
-def test_a_ranking_and_its_table(
-    settings: dict[str, Any], prefect_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("PREFECT_API_URL", "PREFECT_HOME"):
-        monkeypatch.setenv(name, prefect_environment[name])
+@pytest.mark.usefixtures("prefect_here")
+def test_a_ranking_and_its_table(settings: dict[str, Any]) -> None:
     settings["questions"]["limit"] = 2
     config = opdscope.configuration(settings, ["sampling.rollouts=2"])
     assert config.sampling.rollouts == 2
-    with pytest.raises(StoreError, match="gone"):
+    with pytest.raises(StoreError, match="missing"):
         opdscope.table(config, "ranks")
     result = opdscope.rank(config)
     ranks = opdscope.table(config, "ranks")
