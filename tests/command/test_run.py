@@ -85,7 +85,7 @@ def test_a_wrong_configuration_ends_before_anything_is_started(
     command: Any, assignments: list[str], told: str, config_file: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(module, "_shown", lambda *_: pytest.fail("a flow was started"))
+    monkeypatch.setattr(module, "_run_and_show", lambda *_: pytest.fail("a flow was started"))
     assert command(config_file, assignments) == BAD_INPUT
     assert told in capsys.readouterr().err
     assert command(config_file.with_name("gone.yaml"), []) == BAD_INPUT
