@@ -16,8 +16,11 @@ import torch
 import yaml
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from transformers import PreTrainedTokenizerFast
+from typer.testing import CliRunner, Result
 
+from flows.cli import app
 from tasks.demo.train import make_tokenizer
+from tests.helpers.command import Command
 from tests.helpers.prefect_server import Server
 from tests.helpers.small import make_models, make_questions, small_settings
 
@@ -78,3 +81,14 @@ def prefect_here(prefect_server: Server, monkeypatch: pytest.MonkeyPatch) -> Ite
         monkeypatch.setenv(name, value)
     with temporary_settings({PREFECT_API_URL: prefect_server.url}):
         yield
+
+
+@pytest.fixture
+def cli(prefect_here: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
+    """A command in this process, which has imported all that it needs, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> Result:
+        return CliRunner().invoke(app, arguments)
+
+    return run

@@ -5,18 +5,18 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 import yaml
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 from flows.cli import app
 from flows.command.configuration import merged
 from schemas.tables import RANKS, RUN_TABLES
+from tests.helpers.command import Command
 from tests.helpers.places import ROOT
 
 CLI = [sys.executable, "-m", "flows.cli"]
@@ -123,20 +123,6 @@ def test_a_missing_or_broken_configuration_file(tmp_path: Path) -> None:
             (tmp_path / name).write_text(content)
         result = CliRunner().invoke(app, ["run", str(tmp_path / name)])
         assert result.exit_code == 2 and line in result.stderr
-
-
-Command = Callable[..., Result]
-
-
-@pytest.fixture
-def cli(prefect_here: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
-    """The command in this process, in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> Result:
-        return CliRunner().invoke(app, arguments)
-
-    return run
 
 
 def test_run_twice_and_change_a_loss(settings: dict[str, Any], config_file: Path, cli: Command, tmp_path: Path) -> None:

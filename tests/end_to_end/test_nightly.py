@@ -19,7 +19,7 @@ from tasks.outputs.history import SCHEMA, compared, no_history, slower, unchange
 from tasks.run.session import start_session
 from tasks.store.outages import StoreAwayError
 from tasks.store.store import Store, StoreError
-from tests.command.test_cli import cli
+from tests.helpers.command import Command
 
 FIRST = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -103,15 +103,15 @@ def test_a_suite_that_cannot_be_is_refused(settings: dict[str, Any], tmp_path: P
         read_suite(tmp_path / "suite.yaml")
 
 
-def test_three_nights(settings: dict[str, Any], prefect_environment: dict[str, str], tmp_path: Path) -> None:
+def test_three_nights(settings: dict[str, Any], cli: Command, tmp_path: Path) -> None:
     (tmp_path / "small.yaml").write_text(yaml.safe_dump({k: v for k, v in settings.items() if k != "store"}))
     store = tmp_path / "store"
     suite = tmp_path / "suite.yaml"
     suite.write_text(yaml.safe_dump({"name": "suite", "store": str(store), "runs": ["small.yaml"]}))
 
     def night() -> tuple[int, str, str]:
-        done = cli("nightly", str(suite), environment=prefect_environment, cwd=tmp_path)
-        return done.returncode, done.stdout, done.stderr
+        done = cli("nightly", str(suite))
+        return done.exit_code, done.stdout, done.stderr
 
     code, out, err = night()
     assert code == 0 and "computed: small" in out, err
@@ -131,14 +131,12 @@ def test_three_nights(settings: dict[str, Any], prefect_environment: dict[str, s
     assert told["regressions"] and told["computed"] == ["small"] and not told["failed"]
 
 
-def test_a_run_that_cannot_begin_does_not_end_the_night(
-    settings: dict[str, Any], prefect_environment: dict[str, str], tmp_path: Path
-) -> None:
+def test_a_run_that_cannot_begin_does_not_end_the_night(settings: dict[str, Any], cli: Command, tmp_path: Path) -> None:
     lost = {**settings, "name": "lost", "questions": {"path": str(tmp_path / "gone.jsonl")}}
     suite = tmp_path / "suite.yaml"
     suite.write_text(yaml.safe_dump({"name": "suite", "store": settings["store"], "runs": [lost, settings]}))
-    done = cli("nightly", str(suite), environment=prefect_environment, cwd=tmp_path)
-    assert done.returncode == 1 and "computed: small" in done.stdout, done.stderr
+    done = cli("nightly", str(suite))
+    assert done.exit_code == 1 and "computed: small" in done.stdout, done.stderr
     assert "lost: InputError: questions.path:" in done.stderr and "gone.jsonl" in done.stderr
     told = json.loads((Path(settings["store"]) / "nightly" / "suite" / "nightly.json").read_text())
     assert list(told["failed"]) == ["lost"] and told["computed"] == ["small"]

@@ -12,10 +12,13 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import Result
 
 from tasks.store.keys import digest
 from tasks.store.leases import LeaseManager
 from tasks.store.store import Store
+from tests.helpers.command import Command
+from tests.helpers.faults import put_in
 from tests.helpers.places import ROOT
 from tests.helpers.served import tables
 
@@ -69,13 +72,15 @@ def test_the_lease_of_a_process_that_is_gone_is_taken_over_at_once(tmp_path: Pat
     assert store.names("claims") == []
 
 
+EXECUTION = {"questions_per_task": 2, "round_draws": 24, "round_seconds": 0.0, "retry_seconds": 0.1}
+
 Start = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture
 def start(settings: dict[str, Any], tmp_path: Path, prefect_environment: dict[str, str]) -> Start:
     """Starts `opdscope run` with a fault."""
-    settings["execution"] = {"questions_per_task": 2, "round_draws": 24, "round_seconds": 0.0, "retry_seconds": 0.1}
+    settings["execution"] = EXECUTION
 
     def begin(name: str, fault: str = "none", store: str = "store") -> "subprocess.Popen[str]":
         path = tmp_path / f"{name}.yaml"
@@ -135,34 +140,51 @@ def test_the_work_of_a_killed_run_is_taken_over(start: Start, tmp_path: Path) ->
     assert {lease.partition(".")[0] for lease in Store(str(tmp_path / "store")).names("claims")} <= {own}
 
 
-@pytest.mark.parametrize(
-    "stage",
-    [pytest.param("trees", marks=pytest.mark.slow), "distillation", pytest.param("alignment", marks=pytest.mark.slow)],
-)
-def test_a_question_that_fails_does_not_end_the_others(stage: str, start: Start, tmp_path: Path) -> None:
+Faulty = Callable[..., Result]
+
+
+@pytest.fixture
+def faulty(settings: dict[str, Any], tmp_path: Path, cli: Command) -> Faulty:
+    """`opdscope run` with a fault, in this process."""
+    settings["execution"] = EXECUTION
+
+    def run(name: str, fault: str = "none", store: str = "store") -> Result:
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump({**settings, "name": name, "store": str(tmp_path / store)}))
+        with pytest.MonkeyPatch.context() as patch:
+            put_in(fault, patch.setattr)
+            return cli("run", str(path))
+
+    return run
+
+
+@pytest.mark.parametrize("stage", ["trees", "distillation", "alignment"])
+def test_a_question_that_fails_does_not_end_the_others(stage: str, faulty: Faulty, tmp_path: Path) -> None:
     """Whatever stage it fails in: the others have outputs, a rerun with the same fault too, and one without it all."""
     for _ in range(2):
-        out, err = ended(start("small", f"{stage}:chain-002"), 1)
-        assert f"1 questions failed, run again to try them: chain-002: ValueError: no {stage} for chain-002" in err
-        assert "left out: question chain-002: ValueError" in out
+        done = faulty("small", f"{stage}:chain-002")
+        assert done.exit_code == 1
+        wanted = f"1 questions failed, run again to try them: chain-002: ValueError: no {stage} for chain-002"
+        assert wanted in done.stderr and "left out: question chain-002: ValueError" in done.stdout
         broken = run_of(tmp_path / "store", "small")
         assert broken["failed"] == ["chain-002"] and len(broken["questions"]) == 5
         made = {f"{stage}/{key}" for pairs in broken["artefacts"].values() for stage, key in pairs}
         told = [json.loads(path.read_text()) for path in (tmp_path / "store/runs/small").glob("references-*.json")]
         assert made <= {name for names in told for name in names}  # also what is made of all questions that are left
-    ended(start("small"))
+    assert faulty("small").exit_code == 0
     mended = run_of(tmp_path / "store", "small")
     assert mended["failed"] == [] and len(mended["questions"]) == 6
     assert mended["stages"]["rollouts"]["made"] == 0 and mended["stages"][stage]["made"] > 0
-    ended(start("alone", store="alone"))
+    assert faulty("alone", store="alone").exit_code == 0
     assert tables(tmp_path / "store", "small") == tables(tmp_path / "alone", "alone")
 
 
-def test_a_full_disk_is_waited_for_and_else_told(start: Start, tmp_path: Path) -> None:
-    ended(start("patient", "disk:2"))
-    _, err = ended(start("full", "disk:1000000", store="other"), 1)
-    assert "No space left on device; completed work is kept, run again to continue" in err and "Traceback" not in err
-    ended(start("full", store="other"))
+def test_a_full_disk_is_waited_for_and_else_told(faulty: Faulty, tmp_path: Path) -> None:
+    assert faulty("patient", "disk:2").exit_code == 0
+    full = faulty("full", "disk:1000000", store="other")
+    assert full.exit_code == 1 and "Traceback" not in full.stderr
+    assert "No space left on device; completed work is kept, run again to continue" in full.stderr
+    assert faulty("full", store="other").exit_code == 0
     assert tables(tmp_path / "other", "full") == tables(tmp_path / "store", "patient")
 
 
@@ -181,10 +203,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.slow
 def test_a_disk_that_is_really_full(start: Start, settings: dict[str, Any], small_disk: Path, tmp_path: Path) -> None:
     ended(start("alone", store="alone"))
-    settings["execution"] |= {"retries": 0}
+    settings["execution"] = {**EXECUTION, "retries": 0}
     _, err = ended(start("full", store="disk/store"), 1)
     assert "No space left on device" in err and "completed work is kept" in err and "Traceback" not in err
-    settings["execution"] |= {"retries": 3, "retry_seconds": 2.0}
+    settings["execution"] = {**EXECUTION, "retries": 3, "retry_seconds": 2.0}
     process = start("full", store="disk/store")
     time.sleep(15)
     assert process.poll() is None  # waits for room

@@ -1,4 +1,4 @@
-"""Runs the command line with a fault put in, as a process of its own.
+"""Faults, and the command line with one put in as a process of its own.
 
     python -m tests.helpers.faults FAULT ARGUMENTS...
 
@@ -25,8 +25,10 @@ from schemas.pipeline import PIPELINE, Stage  # noqa: E402
 from tasks.stages.protocol import Work  # noqa: E402
 from tasks.store.store import Store  # noqa: E402
 
+Patch = Callable[[object, str, object], None]
 
-def failing_question(wanted: str, question: str) -> None:
+
+def failing_question(wanted: str, question: str, patch: Patch) -> None:
     make: Callable[..., Any] = vars(tasks.run.shells)["compute"]
 
     def broken(stage: Stage, work: Work) -> Any:
@@ -34,10 +36,10 @@ def failing_question(wanted: str, question: str) -> None:
             raise ValueError(f"no {stage.name} for {question}")
         return make(stage, work)
 
-    setattr(tasks.run.shells, "compute", broken)  # noqa: B010
+    patch(tasks.run.shells, "compute", broken)
 
 
-def full_disk(writes: int) -> None:
+def full_disk(writes: int, patch: Patch) -> None:
     put, seen = Store.put_bytes, 0
 
     def refusing(self: Store, data: bytes, *parts: str) -> None:
@@ -47,10 +49,10 @@ def full_disk(writes: int) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
         put(self, data, *parts)
 
-    setattr(Store, "put_bytes", refusing)  # noqa: B010
+    patch(Store, "put_bytes", refusing)
 
 
-def meeting(folder: Path) -> None:
+def meeting(folder: Path, patch: Patch) -> None:
     run: Callable[..., Any] = vars(tasks.run.shells)["run_stage"]
 
     def meet(*args: Any) -> Any:
@@ -60,15 +62,20 @@ def meeting(folder: Path) -> None:
             time.sleep(0.01)
         return run(*args)
 
-    setattr(tasks.run.shells, "run_stage", meet)  # noqa: B010
+    patch(tasks.run.shells, "run_stage", meet)
+
+
+def put_in(fault: str, patch: Patch = setattr) -> None:
+    """Put a fault in; `patch` replaces an attribute."""
+    name, _, value = fault.partition(":")
+    if name in PIPELINE:
+        failing_question(name, value, patch)
+    elif name == "disk":
+        full_disk(int(value), patch)
+    elif name == "meet":
+        meeting(Path(value), patch)
 
 
 if __name__ == "__main__":
-    name, _, value = sys.argv[1].partition(":")
-    if name in PIPELINE:
-        failing_question(name, value)
-    elif name == "disk":
-        full_disk(int(value))
-    elif name == "meet":
-        meeting(Path(value))
+    put_in(sys.argv[1])
     app(sys.argv[2:])

@@ -25,6 +25,7 @@ from tasks.run.session import start_session
 from tasks.stages.trees.design import assemble, design_round
 from tasks.stages.trees.planner import CompletedRound
 from tasks.statistics.csr import owners
+from tests.helpers.command import Command
 from tests.helpers.places import ROOT
 
 
@@ -106,27 +107,28 @@ def configuration(tmp_path: Path, rows: list[Any], teachers: dict[str, list[Any]
     }
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "parquet", "csv"])
-def test_recorded_outcomes_are_scored_without_a_model(
-    kind: str, recorded: Any, prefect_environment: dict[str, str], tmp_path: Path
-) -> None:
-    questions, rolled, rows, teachers = recorded
-    shuffled = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
+def test_recorded_outcomes_need_no_model(recorded: Any, prefect_environment: dict[str, str], tmp_path: Path) -> None:
+    _, _, rows, teachers = recorded
     path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(configuration(tmp_path, shuffled, teachers, kind)))
+    path.write_text(yaml.safe_dump(configuration(tmp_path, rows, teachers, "jsonl")))
     code = (
         "import sys; from flows.cli import main; sys.argv[1:] = ['run', sys.argv[1]]\n"
         "try: main()\n"
         "finally: assert 'tasks.engines.transformers.scorer' not in sys.modules"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(path)],
-        env={**prefect_environment, "PYTHONPATH": str(ROOT)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    environment = {**prefect_environment, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code, str(path)], env=environment, cwd=tmp_path, capture_output=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "csv"])
+def test_recorded_outcomes_are_scored(kind: str, recorded: Any, cli: Command, tmp_path: Path) -> None:
+    questions, rolled, rows, teachers = recorded
+    shuffled = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(configuration(tmp_path, shuffled, teachers, kind)))
+    done = cli("run", str(path))
+    assert done.exit_code == 0, done.stderr
     run = tmp_path / "store" / "runs" / "recorded"
     tokens, summary = (pl.read_parquet(run / f"{name}.parquet") for name in ("tokens", "summary"))
     assert tokens.height == 2 * 2 * tokens.select("question_id", "rollout_id", "position").unique().height
@@ -217,7 +219,7 @@ def test_recorded_and_made_do_not_mix(recorded: Any, settings: dict[str, Any], t
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(data))
     refused = CliRunner().invoke(app, ["rank", str(path)])
-    assert refused.exit_code == 2 and "a ranking is made from rollouts of a model" in refused.output
+    assert refused.exit_code == 2 and "a ranking needs rollouts of a model" in refused.output
 
 
 def test_keys_follow_the_rows_and_not_their_place(recorded: Any, tmp_path: Path) -> None:
