@@ -88,6 +88,7 @@ def _digests(store: Store, run: str) -> dict[str, str]:
 
 
 def read_json(store: Store, run: str, name: str) -> dict[str, Any] | None:
+    """A JSON object among a run's outputs; None if it is missing or damaged."""
     try:
         content = json.loads(store.get_bytes("runs", run, name) or b"null")
     except ValueError:  # damaged: treated as missing
@@ -103,7 +104,7 @@ def write_run(
     outputs: Mapping[str, Any],
     stages: Mapping[str, TaskSummary],
 ) -> dict[str, Any]:
-    """Write `run.json`, the last file of a run.
+    """Write `run.json`, the last file of a run; the caller holds the lease of its outputs.
 
     Args:
         outputs: as returned by `aggregate_task`: SHA-256 of each file, and why scores are unresolved.
@@ -122,4 +123,6 @@ def write_run(
     }
     data = json.dumps(run, indent=1).encode()
     session.with_retries(lambda: session.store.put_bytes(data, "runs", session.config.name, "run.json"))
+    names = [*outputs["files"], "run.json"]
+    session.with_retries(lambda: session.store.remove_temporary(("runs", session.config.name), names))
     return run

@@ -7,10 +7,11 @@ manifest written last and dozens of requests.
 
 import json
 import os
+import re
 import uuid
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -35,6 +36,8 @@ _STORE_FOLDERS = frozenset({*PIPELINE, "rounds", "runs", "claims", "nightly", "c
 """Folders that identify a store whose marker is lost or not yet written."""
 _OTHER_FOLDERS = frozenset({"prefect", "demo", "models"})
 """Folders that commands create in `.opdscope` before it is a store."""
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{32}")
+"""Name of a file that is being written, before it replaces the one named in it."""
 _ATTEMPTS = 100  # to write into a folder that others remove as soon as it is empty
 
 
@@ -76,6 +79,8 @@ class Store:
             found = self.format()
             if found is None:
                 self._check_new()
+            elif found != FORMAT:
+                raise StoreError(f"{self.url!r} has format {found}, this version of opdscope writes {FORMAT}")
             self.put_bytes(b"", name)
             self.remove(name)
             if found is None:
@@ -84,8 +89,6 @@ class Store:
             raise
         except Exception as error:
             raise StoreError(f"cannot write to {self.url!r}: {one_line(error)}") from error
-        if found not in (None, FORMAT):
-            raise StoreError(f"{self.url!r} has format {found}, this version of opdscope writes {FORMAT}")
 
     def _check_new(self) -> None:
         """Refuse to make a store in a folder that belongs to someone else.
@@ -152,6 +155,14 @@ class Store:
         """Remove an object if it exists."""
         with suppress(FileNotFoundError), self._translating():
             self.fs.rm_file(self.path(*parts))
+
+    def remove_temporary(self, folder: tuple[str, ...], names: Iterable[str]) -> None:
+        """Remove what killed processes left of some objects, which no other process may be writing."""
+        wanted = set(names)
+        for name in self.names(*folder):
+            written = _TEMPORARY.fullmatch(name)
+            if written is not None and written[1] in wanted:
+                self.remove(*folder, name)
 
     def commit(
         self,

@@ -16,6 +16,7 @@ from tasks.stages.draws import continuations, outcomes, trunks, verified
 from tasks.stages.protocol import Unit, equal_units, joined
 from tasks.stages.trees.frame import SamplingFrame, locate
 from tasks.stages.trees.planner import CompletedRound, Launches, grow_tree
+from tasks.stages.trees.windows import Window, WindowsDesign
 from tasks.verifiers.protocol import Attempt
 from tests.helpers.drawing import NoCheckpoints
 
@@ -236,3 +237,13 @@ def test_uniforms_of_rounds_and_tails_are_their_own() -> None:
     first, again, later = (frame.tail_uniforms(np.array([1, 4]), 3, r) for r in (0, 0, 1))
     assert first.shape == (2, 3) and bool((first == again).all()) and not bool((first == later).any())
     assert frame.tail_uniforms(np.array([4]), 3, 0).tolist() == first[1:].tolist()  # whatever stands beside it
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(1, 64))
+def test_units_of_windows_hold_as_many_draws_as_they_may(draws: list[int], most: int) -> None:
+    design = WindowsDesign([Window(0, i, n) for i, n in enumerate(draws)])
+    units = design.units(np.array([0, len(draws)]), most)
+    assert [i for unit in units for i in range(*unit)] == list(range(len(draws)))
+    sizes = [sum(draws[unit.first : unit.last]) for unit in units]
+    assert all(size <= most or unit.last - unit.first == 1 for size, unit in zip(sizes, units, strict=True))
+    assert all(size + draws[unit.last] > most for size, unit in zip(sizes, units[:-1], strict=False))

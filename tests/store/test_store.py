@@ -15,7 +15,7 @@ from schemas.arrays import ROUNDS, check_layout
 from schemas.pipeline import PIPELINE, layout_of
 from tasks.store.codec import decode, encode, is_whole
 from tasks.store.keys import canonical, digest
-from tasks.store.store import FORMAT, OBJECT, Store, StoreError
+from tasks.store.store import FORMAT, MARKER, OBJECT, Store, StoreError
 
 KEY = "k" * 64
 
@@ -159,3 +159,22 @@ def test_a_full_disk_is_told_with_the_place(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("tasks.store.store.os.fsync", full)
     with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/runs/small/run.json'"):
         Store(str(tmp_path)).put_bytes(b"x", "runs", "small", "run.json")
+
+
+def test_a_store_of_another_format_is_refused_untouched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(str(tmp_path))
+    store.put_bytes(b'{"format": 2}', MARKER)
+    monkeypatch.setattr(Store, "put_bytes", lambda *_: pytest.fail("something was written"))
+    with pytest.raises(StoreError, match="has format 2, this version of opdscope writes 1"):
+        store.check_writable()
+
+
+@pytest.mark.parametrize("url", ["{}", "memory://{}"])
+def test_what_killed_writers_left_of_some_objects_is_removed(tmp_path: Path, url: str) -> None:
+    store = Store(url.format(tmp_path))
+    left, others = f".run.json.{'0' * 32}", (f".references.json.{'1' * 32}", "run.json", ".run.json.0", "x" * 40)
+    for name in (left, *others):
+        store.put_bytes(b"x", "runs", "small", name)
+    store.remove_temporary(("runs", "small"), ["run.json", "gone.json"])
+    assert set(store.names("runs", "small")) == set(others)
+    store.remove_temporary(("runs", "missing"), ["run.json"])

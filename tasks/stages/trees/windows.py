@@ -44,9 +44,13 @@ class WindowsDesign:
 
     def units(self, offsets: Ints, most: int) -> list[Unit]:
         """Consecutive windows."""
-        unit = np.cumsum([w.draws for w in self.windows]) // most
-        edges = [0, *(np.flatnonzero(np.diff(unit)) + 1).tolist(), len(self.windows)]
-        return [Unit(a, b) for a, b in pairwise(edges)]
+        edges, count = [0], 0
+        for i, window in enumerate(self.windows):
+            if count and count + window.draws > most:
+                edges.append(i)
+                count = 0
+            count += window.draws
+        return [Unit(a, b) for a, b in pairwise([*edges, len(self.windows)])]
 
 
 class WindowsPlanner:
