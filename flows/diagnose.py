@@ -10,7 +10,7 @@ from prefect.logging import get_run_logger
 from flows.command.configuration import check_execution
 from flows.orchestration.artifacts import output_link, progress_artifacts, scores_artifact, summary_artifact
 from flows.orchestration.runner import retried, task_runner
-from schemas.config import RunConfig
+from schemas.config import Execution, RunConfig
 from schemas.pipeline import PIPELINE, Scope, diagnosis_stages
 from schemas.signals import sources
 from tasks.inputs.questions import InputError
@@ -146,7 +146,7 @@ def run_stages(config: RunConfig, flow_name: str, wanted: Sequence[str]) -> Prog
             publish(name, 0, len(done.ids) * len(parts))
             if session.config.tree.samples and stage.draws is not None:
                 publish(stage.draws.label, 0, len(done.ids) * stage.draws.most(config))
-            size = len(done.ids) if stage.scope is Scope.RUN else config.execution.questions_per_task
+            size = len(done.ids) if stage.scope is Scope.RUN else _questions_per_task(config.execution, done.ids)
             stage_run = retried(stage_task.with_options(name=name), config.execution)
             started = [
                 start(
@@ -174,6 +174,13 @@ def run_stages(config: RunConfig, flow_name: str, wanted: Sequence[str]) -> Prog
                 session.keys.leave_out(done.not_pooled)
                 add_references(session, flow_name, wanted)
     return done
+
+
+def _questions_per_task(execution: Execution, ids: Sequence[str]) -> int:
+    """Few tasks leave few stragglers to wait for; on Ray every worker needs some."""
+    if execution.questions_per_task is not None:
+        return execution.questions_per_task
+    return max(1, len(ids)) if execution.task_runner == "process" else 8
 
 
 def _label(stage: str, source: tuple[str, str] | None, batch: Sequence[str], ids: Sequence[str]) -> str:

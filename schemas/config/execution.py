@@ -12,8 +12,19 @@ from schemas.config.inputs import Name, Url
 class Execution(Settings):
     """How work is split up; none of these settings can change a result."""
 
-    questions_per_task: int = Field(
-        8, ge=1, le=limits.MOST_AT_ONCE, description="Questions in one Prefect task", json_schema_extra=COSMETIC
+    questions_per_task: int | None = Field(
+        None,
+        ge=1,
+        le=limits.MOST_AT_ONCE,
+        description="Questions in one Prefect task; where null, all of them, or 8 on Ray",
+        json_schema_extra=COSMETIC,
+    )
+    questions_in_flight: int = Field(
+        32,
+        ge=1,
+        le=1024,
+        description="Maximum questions of a task whose draws are decoded together; each takes a thread",
+        json_schema_extra=COSMETIC,
     )
     round_draws: int = Field(
         512,

@@ -67,5 +67,8 @@ class OracleProvider:
         """Placeholders: tokens of chains have no text."""
         return {token: f"#{token}" for token in ids}
 
+    def stop(self) -> None:
+        """Nothing runs in other threads."""
+
     def close(self) -> None:
         """Nothing to release."""

@@ -52,13 +52,12 @@ class Continuation:
 
 
 class Sampler(Protocol):
-    """A causal language model that continues token prefixes.
+    """A causal language model that continues token prefixes, for any number of threads at once."""
 
-    Attributes:
-        decoded: tokens of the draws finished so far.
-    """
-
-    decoded: int
+    @property
+    def decoded(self) -> int:
+        """Tokens of the draws that the calling thread has had sampled so far."""
+        ...
 
     def continue_prefixes(
         self, trunks: Sequence[Trunk], draws: Sequence[Draw], temperature: float
@@ -72,6 +71,10 @@ class Sampler(Protocol):
 
     def release(self) -> None:
         """Free the memory that is kept for the next call."""
+        ...
+
+    def stop(self) -> None:
+        """End the calls of all threads with an error."""
         ...
 
 

@@ -7,8 +7,8 @@ from tasks.engines.protocol import EngineError
 _STRIDE = 128
 
 
-def inverse_cdf(logits: torch.Tensor, uniforms: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Sampled token ids: [B, V], [B] (double) -> [B].
+def inverse_cdf(logits: torch.Tensor, uniforms: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
+    """Sampled token ids: [B, V], [B] (double), [B] (float32) -> [B].
 
     Probabilities and their sums over strides of the vocabulary are float32, everything else is double. The stride that
     contains the uniform is found first, then the token within it, so no cumulative sum over the whole vocabulary is
@@ -18,7 +18,7 @@ def inverse_cdf(logits: torch.Tensor, uniforms: torch.Tensor, temperature: float
         EngineError: the logits are not numbers.
     """
     B, V = logits.shape
-    weights = torch.softmax(logits if temperature == 1.0 else logits / temperature, dim=-1)
+    weights = torch.softmax(logits / temperature[:, None], dim=-1)
     full = V // _STRIDE * _STRIDE
     sums = weights[:, :full].view(B, -1, _STRIDE).sum(-1)
     if full < V:

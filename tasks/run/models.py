@@ -86,8 +86,13 @@ class LoadedModels:
 
     @property
     def decoded(self) -> int:
-        """Number of tokens sampled so far."""
+        """Tokens sampled so far for the calling thread."""
         return 0 if self._sampler is None else self._sampler.decoded
+
+    def stop(self) -> None:
+        """End what other threads are sampling with an error."""
+        if self._sampler is not None:
+            self._sampler.stop()
 
     def close(self) -> None:
         """End worker processes and release the sampler."""

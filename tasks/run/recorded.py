@@ -68,5 +68,8 @@ class RecordedProvider:
         """Texts of token ids, from the table."""
         return {token: self._texts.get(token, "" if token < 0 else f"#{token}") for token in sorted(set(ids))}
 
+    def stop(self) -> None:
+        """Nothing is sampled."""
+
     def close(self) -> None:
         """Nothing to close."""

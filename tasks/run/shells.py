@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections import deque
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -20,6 +19,7 @@ from schemas.signals import Signal, Source
 from tasks.operations.errors import is_fatal
 from tasks.operations.implementations import implementation
 from tasks.operations.progress import capture_progress, publish
+from tasks.operations.threads import beside_each_other
 from tasks.run.reads import StoredReads
 from tasks.run.session import RunSession, open_session
 from tasks.stages.compute import compute
@@ -68,58 +68,56 @@ class TaskSummary:
 def run_stage(session: RunSession, name: str, ids: Sequence[str], source: Source | None = None) -> TaskSummary:
     """Make the missing artefacts of one stage for some questions; for one teacher and context if the stage has them.
 
-    Work that another process on the same store is doing is waited for. A failing question does not stop the others.
+    Questions of a stage that draws are worked on beside each other, so that their draws are decoded together. Work
+    that another process on the same store is doing is waited for. A failing question does not stop the others.
 
     Raises:
         Exception: an error that would affect every question (`tasks.operations.errors.is_fatal`).
     """
     stage, started, summary = PIPELINE[name], time.monotonic(), TaskSummary()
-    parts = deque([list(ids)] if stage.scope is Scope.RUN else [[i] for i in ids])
-    deferred = 0
-    while parts:
-        part = parts.popleft()
+    parts = [list(ids)] if stage.scope is Scope.RUN else [[i] for i in ids]
+    drawing = stage.draws is not None and session.config.tree.samples
+    threads = min(len(parts), session.config.execution.questions_in_flight) if drawing else 1
+
+    def make(part: Sequence[str]) -> TaskSummary | None:
         try:
-            finished = _make_part(session, stage, part[0], source, summary)
+            made = _make_part(session, stage, part[0], source)
         except Exception as error:
             if is_fatal(error):
                 raise
             _log.exception("%s of question %s failed", name, ", ".join(part))
-            summary.failed |= dict.fromkeys(part, _one_line(error))
-            finished = True
-        if finished:
+            made = TaskSummary(failed=dict.fromkeys(part, _one_line(error)))
+        if made is not None:
             publish(name, len(part))
-            deferred = 0
-        else:
-            parts.append(part)
-            deferred += 1
-            if deferred == len(parts):
-                time.sleep(_WAIT)
-                deferred = 0
+        return made
+
+    for made in beside_each_other(make, parts, threads, session.provider.stop):
+        summary.add(made)
     summary.left_out = _refused(session, stage, [i for i in ids if i not in summary.failed])
     summary.seconds = time.monotonic() - started
     return summary
 
 
-def _make_part(session: RunSession, stage: Stage, question: str, source: Source | None, summary: TaskSummary) -> bool:
-    """Make missing artefacts of one question, or of all together; False if another process is working on them."""
+def _make_part(session: RunSession, stage: Stage, question: str, source: Source | None) -> TaskSummary | None:
+    """Make missing artefacts of one question, or of all together; None if another process is working on them."""
     keys = {
         signal: key
         for signal, key in session.keys.of_stage(stage.name, question).items()
         if signal is None or source is None or signal.source == source
     }
-    missing = _missing(session, stage, keys)
+    missing, summary = _missing(session, stage, keys), TaskSummary()
     if missing:
         subject = digest([stage.name, session.keys.key("rollouts", question), source])
         with session.leases.acquire(subject) as acquired:
             if not acquired:
-                return False
+                return None
             missing = _missing(session, stage, missing)  # some may have been made in the meantime
             if missing:
                 _commit(session, stage, question, missing, source, summary)
                 if session.config.tree.samples:
                     session.checkpoints.clear(stage.name, question)
     summary.cached += len(keys) - len(missing)
-    return True
+    return summary
 
 
 def _missing(session: RunSession, stage: Stage, keys: dict[Signal | None, str]) -> dict[Signal | None, str]:

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from schemas.arrays import AnyArray, Arrays
 from tasks.engines.protocol import Continuation, Trunk
+from tasks.engines.turn import TURN
 from tasks.stages.protocol import Models
 from tasks.verifiers.protocol import Attempt
 
@@ -51,4 +52,6 @@ def verified(
     texts = dict(zip(distinct, models.tokenizer.batch_decode(distinct, skip_special_tokens=True), strict=True))
     answer = models.answer(question)
     attempts = [Attempt(texts[c], answer, end.truncated) for c, end in zip(completions, ends, strict=True)]
-    return np.array(models.verifier.check_all(attempts), dtype=bool)
+    with TURN.released():
+        verdicts = models.verifier.check_all(attempts)
+    return np.array(verdicts, dtype=bool)

@@ -6,6 +6,7 @@ from schemas.arrays import Arrays
 from schemas.config import RunConfig, Settings
 from schemas.signals import Source
 from tasks.engines.scoring import View
+from tasks.engines.turn import TURN
 from tasks.stages.distillation.gradients import distill
 from tasks.stages.protocol import Checkpoints, Models
 from tasks.stages.rollouts import make_rollouts
@@ -26,11 +27,13 @@ class ModelProvider:
 
     def rollouts(self, question: str) -> Arrays:
         """Stage 1."""
-        return make_rollouts(self.models, self._config, question, self._checkpoints)
+        with TURN:
+            return make_rollouts(self.models, self._config, question, self._checkpoints)
 
     def tree(self, question: str, rollouts: Arrays) -> Arrays:
         """Stage 2."""
-        return make_tree(self.models, self._config, question, rollouts, self._checkpoints)
+        with TURN:
+            return make_tree(self.models, self._config, question, rollouts, self._checkpoints)
 
     def distillation(
         self, question: str, source: Source, losses: Mapping[str, Settings], rollouts: Arrays, tree: Arrays
@@ -50,13 +53,18 @@ class ModelProvider:
 
     def values(self, question: str, rollouts: Arrays) -> Arrays:
         """Success probabilities along rollouts."""
-        return make_values(self.models, self._config, question, rollouts, self._checkpoints)
+        with TURN:
+            return make_values(self.models, self._config, question, rollouts, self._checkpoints)
 
     def texts(self, ids: Iterable[int]) -> dict[int, str]:
         """Text of token ids, from the tokenizer."""
         distinct = sorted(set(ids))
         texts = self.models.tokenizer.batch_decode([[t] for t in distinct]) if distinct else []  # not of none: one text
         return dict(zip(distinct, texts, strict=True))
+
+    def stop(self) -> None:
+        """End what other threads are sampling with an error."""
+        self.models.stop()
 
     def close(self) -> None:
         """Stop worker processes and the sampler."""

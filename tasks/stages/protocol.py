@@ -74,6 +74,10 @@ class Models(Protocol):
         """A teacher's prompt with its context, token ids."""
         ...
 
+    def stop(self) -> None:
+        """End what other threads are sampling with an error."""
+        ...
+
     def close(self) -> None:
         """Stop worker processes and the sampler."""
         ...
@@ -136,6 +140,10 @@ class Provider(Protocol):
 
     def texts(self, ids: Iterable[int]) -> dict[int, str]:
         """Text of token ids."""
+        ...
+
+    def stop(self) -> None:
+        """End what other threads are sampling with an error."""
         ...
 
     def close(self) -> None:

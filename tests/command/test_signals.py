@@ -211,11 +211,11 @@ def test_no_module_is_left_half_made(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ("module", "number"),
     [
         ("flows.command.run", signal.SIGTERM),
-        ("pydantic", signal.SIGINT),
+        pytest.param("pydantic", signal.SIGINT, marks=pytest.mark.slow),
         ("prefect", signal.SIGHUP),
-        ("prefect.settings", signal.SIGTERM),
-        ("prefect.plugins", signal.SIGTERM),
-        ("prefect.context", signal.SIGINT),
+        pytest.param("prefect.settings", signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param("prefect.plugins", signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param("prefect.context", signal.SIGINT, marks=pytest.mark.slow),
         ("flows.service.own_server", signal.SIGTERM),
     ],
 )

@@ -73,7 +73,7 @@ def test_every_draw_is_from_whole_passes_past_every_window(family: str, rows: in
 def test_prefixes_in_chunks_shorter_than_the_window_are_whole_passes(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.engines.transformers.sampler._CHUNK", {"cpu": WINDOW - 3})
+    monkeypatch.setattr("tasks.engines.transformers.trunks._CHUNK", {"cpu": WINDOW - 3})
     model = tiny(family)
     draws = EVERY_DEPTH[::5]
     assert wrong_tokens(model, draws, sampled(model, draws)) == 0

@@ -293,8 +293,8 @@ def test_inverse_cdf_is_that_of_the_whole_row(vocabulary: int) -> None:
     u = torch.from_numpy(rng.random(500))
     cdf = torch.softmax(logits.double() / 0.8, -1).cumsum(-1)
     slowly = (cdf <= u[:, None] * cdf[:, -1:]).sum(-1)
-    assert torch.equal(inverse_cdf(logits, u, 0.8), slowly)
+    assert torch.equal(inverse_cdf(logits, u, torch.full((len(u),), 0.8)), slowly)
     last = torch.tensor([5.0, 1.0, -torch.inf]).repeat(2, 1)
-    assert inverse_cdf(last, torch.tensor([1 - 2**-53, 0.0], dtype=torch.float64), 1.0).tolist() == [1, 0]
+    assert inverse_cdf(last, torch.tensor([1 - 2**-53, 0.0], dtype=torch.float64), torch.ones(2)).tolist() == [1, 0]
     with pytest.raises(EngineError, match="not numbers"):
-        inverse_cdf(torch.full((1, 4), torch.nan), u[:1], 1.0)
+        inverse_cdf(torch.full((1, 4), torch.nan), u[:1], torch.ones(1))

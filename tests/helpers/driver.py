@@ -3,8 +3,8 @@
     python -m tests.helpers.driver CONFIG.yaml COUNTS [EVENT]
 
 An event is a decoding step, or the start, middle or end of a write to the store: moments spread over all that a run
-does. After every step the tokens decoded so far by the call under way are appended to COUNTS, so that nothing that
-was decoded before a kill goes uncounted.
+does. After every step of a call the tokens that it decoded are appended to COUNTS, so that nothing that was decoded
+before a kill goes uncounted, and at its end `call` with all its tokens.
 """
 
 import os
@@ -34,17 +34,18 @@ def main(config: str, counts: str, event: int | None) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     log = os.open(counts, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    step, calls, put = Decoder._step, TransformersSampler.continue_prefixes, Store.put_bytes
+    take, calls, put = Decoder.take, TransformersSampler.continue_prefixes, Store.put_bytes
 
-    def counted_step(self: Decoder, batch: Batch, temperature: float) -> None:
+    def counted_take(self: Decoder, batch: Batch, tokens: Any) -> None:
         running = sum(int(c.alive.sum()) for c in batch.cohorts)
-        step(self, batch, temperature)
+        take(self, batch, tokens)
         os.write(log, b"%d\n" % running)
         tick()
 
     def counted_call(self: TransformersSampler, *args: Any) -> Any:
-        os.write(log, b"call\n")
-        return calls(self, *args)
+        ends = calls(self, *args)
+        os.write(log, b"call %d\n" % sum(len(end.tokens) for end in ends))
+        return ends
 
     def torn_put(self: Store, data: bytes, *parts: str) -> None:
         tick()
@@ -57,7 +58,7 @@ def main(config: str, counts: str, event: int | None) -> None:
         tick()
 
     for owner, name, method in (
-        (Decoder, "_step", counted_step),
+        (Decoder, "take", counted_take),
         (TransformersSampler, "continue_prefixes", counted_call),
         (Store, "put_bytes", torn_put),
     ):

@@ -102,6 +102,9 @@ class OracleEngine:
             depth, done, step = depth + ~done, done | ended, step + 1
         return [Continuation(np.array(t, dtype=np.int32), False) for t in out]
 
+    def stop(self) -> None:
+        """Nothing runs in other threads."""
+
     def release(self) -> None:
         """Nothing is held."""
 
@@ -151,6 +154,9 @@ class OracleModels:
     def teacher_prompt(self, source: Source, question: str) -> list[int]:
         return PROMPT
 
+    def stop(self) -> None:
+        """Nothing runs in other threads."""
+
     def close(self) -> None:
         self.verifier.close()
 
@@ -187,6 +193,9 @@ class GivenProvider:
 
     def texts(self, ids: Iterable[int]) -> dict[int, str]:
         return {token: str(token) for token in ids}
+
+    def stop(self) -> None:
+        """Nothing runs in other threads."""
 
     def close(self) -> None:
         """Nothing is held."""

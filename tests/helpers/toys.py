@@ -110,10 +110,6 @@ class ToySampler:
     def decoded(self) -> int:
         return self._sampler.decoded
 
-    @decoded.setter
-    def decoded(self, value: int) -> None:
-        self._sampler.decoded = value
-
     def continue_prefixes(
         self, trunks: Sequence[Trunk], draws: Sequence[Draw], temperature: float
     ) -> list[Continuation]:
@@ -122,6 +118,9 @@ class ToySampler:
 
     def release(self) -> None:
         self._sampler.release()
+
+    def stop(self) -> None:
+        self._sampler.stop()
 
 
 class ToyBackend:

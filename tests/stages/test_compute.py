@@ -63,6 +63,9 @@ class Evidence:
     def texts(self, ids: Any) -> dict[int, str]:
         return {}
 
+    def stop(self) -> None:
+        """Nothing runs in other threads."""
+
     def close(self) -> None:
         """Nothing is held."""
 

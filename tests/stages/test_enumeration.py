@@ -59,6 +59,9 @@ class SmallModels:
     def teacher_prompt(self, source: Source, question: str) -> list[int]:
         return PROMPT
 
+    def stop(self) -> None:
+        """Nothing runs in other threads."""
+
     def close(self) -> None:
         self.verifier.close()
 

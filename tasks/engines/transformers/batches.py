@@ -8,7 +8,7 @@ length. The prefix that they share with others, their trunk, is attended to once
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -206,7 +206,15 @@ def _blocks(
     return out
 
 
-def forward(model: Any, batch: Batch, inputs: torch.Tensor) -> torch.Tensor:
+class StepBatch(Protocol):
+    """The rows of a step, as the model's cache and as its attention's `Rows`."""
+
+    def begin(self) -> torch.Tensor:
+        """Position of each row's input token in its sequence, [B]; to be called before a step."""
+        ...
+
+
+def forward(model: Any, batch: StepBatch, inputs: torch.Tensor) -> torch.Tensor:
     """One step for every row: hidden states [B, H] from which the next token is predicted."""
     position = batch.begin()
     return torch.as_tensor(

@@ -1,25 +1,21 @@
-"""Continuous batching of draws: rows that end leave the batch, and waiting draws enter."""
+"""Decodes the draws of one call: rows that end leave its batch, and waiting draws enter."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from tasks.engines.memory import is_out_of_memory
 from tasks.engines.protocol import Continuation, EngineError
-from tasks.engines.sampling import inverse_cdf
 from tasks.engines.transformers.batches import (
     _BLOCK,
     Batch,
     Cohort,
+    Ints,
     KeysValues,
     Row,
     compact,
-    forward,
-    token_bytes,
     widen,
 )
 from tasks.statistics.streams import uniforms
@@ -40,70 +36,43 @@ _GROWTH = 1.5
 """Factor by which buffers grow."""
 
 
-@dataclass
-class Work:
-    """The cost of decoding so far.
-
-    Attributes:
-        prefix_tokens: tokens computed for trunks.
-        row_steps: rows fed to the model, one token each; those of ended rows and of restarted draws are waste.
-        useful_steps: tokens of finished draws.
-        steps: forward passes.
-        cache_bytes: keys and values read, of trunks (once per block of rows) and of rows.
-    """
-
-    prefix_tokens: int = 0
-    row_steps: int = 0
-    useful_steps: int = 0
-    steps: int = 0
-    cache_bytes: int = 0
-
-
 class Decoder:
-    """Decodes rows to completion within a memory budget.
+    """Decodes rows to completion within a memory budget, one token of each running row at a time.
+
+    What it does next follows from its own rows alone, whatever is decoded in the same forward passes.
 
     Args:
-        model: a model whose `base_model` computes hidden states.
-        logits: hidden states [B, H] -> logits [B, V].
+        rows: the draws.
         stop: token ids that end a draw.
         layers: empty keys and values of every layer, [1, K, 0, E], which give the shapes.
         capacity: most tokens in the caches of all rows together.
         max_rows: most rows in a batch.
-        logit_rows: most rows whose logits are in memory at once.
     """
 
     def __init__(
         self,
-        model: Any,
-        logits: Callable[[torch.Tensor], torch.Tensor],
+        rows: Sequence[Row],
         stop: frozenset[int],
         layers: KeysValues,
         *,
         capacity: int,
         max_rows: int,
-        logit_rows: int,
-        work: Work,
+        device: torch.device,
     ) -> None:
-        self._model, self._logits, self._layers, self._work = model, logits, layers, work
+        self._rows, self._layers, self._device = rows, layers, device
         self._stop = np.array(sorted(stop), dtype=np.int64)
-        self._capacity, self._max_rows, self._logit_rows = capacity, max_rows, logit_rows
-        self._device: torch.device = model.device
-        self._block = _BLOCK.get(self._device.type, 64)
-        self._token_bytes = token_bytes(layers)
-
-    def run(self, rows: Sequence[Row], temperature: float) -> list[Continuation]:
-        """Sample every row to completion.
-
-        Raises:
-            EngineError: not even one row fits in memory.
-        """
-        self._rows = rows
+        self._capacity, self._max_rows = capacity, max_rows
+        self._block = _BLOCK.get(device.type, 64)
         self._trunk_of = np.array([r.draw.trunk for r in rows], dtype=np.int64)
         self._trunks = {r.draw.trunk: r.trunk for r in rows}
         self._limits = np.array([r.draw.limit for r in rows])
         self._seeds = np.array([r.draw.seed for r in rows], dtype=np.uint64)
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin anew; the result is the same."""
+        rows = self._rows
         self._inputs = np.array([r.token for r in rows], dtype=np.int64)
-        self._first = self._inputs.copy()
         self._sampled: list[list[int]] = [[] for _ in rows]
         self._truncated = np.zeros(len(rows), dtype=bool)
         # longest first, so that the last rows to run are short; rows of a trunk stay together
@@ -111,26 +80,74 @@ class Decoder:
         self._waiting = deque(order)
         self._cohorts: list[Cohort] = []
         self._ended = self._ended_tokens = 0
-        batch: Batch | None = None
-        while self._waiting or self._cohorts:
-            try:
-                entered, grown = self._admit(), self._make_room()
-                if entered or grown or batch is None:
-                    batch = Batch(self._cohorts, self._trunks, self._trunk_of, self._block, self._device)
-                self._step(batch, temperature)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                self._shrink(error)
-                batch = None
-                continue
-            if self._retire():
-                batch = None
-        self._work.useful_steps += sum(map(len, self._sampled))
+        self._batch: Batch | None = None
+
+    @property
+    def finished(self) -> bool:
+        """True once every row has ended."""
+        return not self._waiting and not self._cohorts
+
+    @property
+    def allocated(self) -> int:
+        """Tokens that the buffers of running rows can hold."""
+        return sum(c.width * len(c.rows) for c in self._cohorts)
+
+    @property
+    def whole(self) -> bool:
+        """False if an allocation failed partway."""
+        return all(c.whole(len(self._layers)) for c in self._cohorts)
+
+    def results(self) -> list[Continuation]:
+        """The continuations, in the order of the rows."""
         return [
             Continuation(np.array(tokens, dtype=np.int32), bool(truncated))
             for tokens, truncated in zip(self._sampled, self._truncated, strict=True)
         ]
+
+    def prepare(self) -> Batch:
+        """The rows of the next step, with room for a token each."""
+        batch, self._batch = self._batch, None  # stays unset if an allocation fails
+        entered, grown = self._admit(), self._make_room()
+        if entered or grown or batch is None:
+            batch = Batch(self._cohorts, self._trunks, self._trunk_of, self._block, self._device)
+        self._batch = batch
+        return batch
+
+    def inputs(self, batch: Batch) -> tuple[Ints, npt.NDArray[np.float64]]:
+        """The input token of each row of a step, and the uniform that samples its next one, [B] each."""
+        return self._inputs[batch.rows], uniforms(self._seeds[batch.rows], batch.steps())
+
+    def take(self, batch: Batch, tokens: Ints) -> None:
+        """Append a step's sampled tokens, [B]; rows that end with them leave."""
+        self._inputs[batch.rows] = tokens
+        for cohort, start, end in zip(batch.cohorts, batch.bounds, batch.bounds[1:], strict=False):
+            sampled = tokens[start:end]
+            for i, token in zip(cohort.rows[cohort.alive].tolist(), sampled[cohort.alive].tolist(), strict=True):
+                self._sampled[i].append(token)
+            cohort.step += 1
+            stopped, full = np.isin(sampled, self._stop), self._limits[cohort.rows] <= cohort.step
+            ending = cohort.alive & (stopped | full)
+            self._truncated[cohort.rows[ending]] = ~stopped[ending]
+            self._ended += int(ending.sum())
+            self._ended_tokens += cohort.step * int(ending.sum())
+            cohort.alive &= ~ending
+        self._retire()
+
+    def shrink(self, error: BaseException) -> None:
+        """After a failed allocation: set the capacity to half of what was allocated or requested.
+
+        Raises:
+            EngineError: not even one row fits in memory.
+        """
+        requested = sum(max(c.width, _INITIAL_WIDTH) * len(c.rows) for c in self._cohorts)
+        self._capacity, self._batch = max(1, requested // 2), None
+        if not self._cohorts or not self._preempt():
+            raise EngineError(
+                f"not enough memory on {self._device} for one draw; lower sampling.max_tokens, or use a smaller model "
+                "or a device with more memory"
+            ) from error
+        while not self.whole and self._preempt():
+            pass
 
     def _expected(self, i: int) -> int:
         """Expected length of a draw: from its trunk or, if unknown there, from the draws that have ended."""
@@ -177,16 +194,13 @@ class Decoder:
                 planned = min(longest, 1 + max(self._expected(i) for i in cohort.rows.tolist()))
                 wider = min(longest, max(_INITIAL_WIDTH, int(_GROWTH * cohort.width)))
                 for width in (max(planned, wider), wider):
-                    if self._allocated() + (width - cohort.width) * len(cohort.rows) <= self._capacity:
+                    if self.allocated + (width - cohort.width) * len(cohort.rows) <= self._capacity:
                         widen(cohort, width, self._layers)
                         break
                 else:
                     if not self._preempt():
                         widen(cohort, wider, self._layers)
         return changed
-
-    def _allocated(self) -> int:
-        return sum(c.width * len(c.rows) for c in self._cohorts)
 
     def _preempt(self) -> bool:
         """Return the newest cohort to the queue, to be restarted; if it is the only one, half of its rows."""
@@ -198,7 +212,7 @@ class Decoder:
         requeued = running[kept:]
         for i in requeued:
             self._sampled[i] = []
-            self._inputs[i] = self._first[i]
+            self._inputs[i] = self._rows[i].token
         self._waiting.extendleft(reversed(requeued))
         if kept:
             newest.alive &= np.isin(newest.rows, running[:kept])
@@ -207,56 +221,14 @@ class Decoder:
             self._cohorts.pop()
         return True
 
-    def _shrink(self, error: BaseException) -> None:
-        """After a failed allocation: set the capacity to half of what was allocated or requested."""
-        requested = sum(max(c.width, _INITIAL_WIDTH) * len(c.rows) for c in self._cohorts)
-        self._capacity = max(1, requested // 2)
-        if not self._cohorts or not self._preempt():
-            raise EngineError(
-                f"not enough memory on {self._device} for one draw; lower sampling.max_tokens, or use a smaller model "
-                "or a device with more memory"
-            ) from error
-        while not all(c.whole(len(self._layers)) for c in self._cohorts) and self._preempt():
-            pass
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
-
-    def _step(self, batch: Batch, temperature: float) -> None:
-        """Sample one token for every row."""
-        rows = batch.rows
-        states = forward(self._model, batch, torch.from_numpy(self._inputs[rows]))
-        u = torch.from_numpy(uniforms(self._seeds[rows], batch.steps())).to(self._device)
-        parts = zip(states.split(self._logit_rows), u.split(self._logit_rows), strict=True)
-        tokens = torch.cat([inverse_cdf(self._logits(h), v, temperature) for h, v in parts]).cpu().numpy()
-        self._inputs[rows] = tokens
-        self._count(batch)
-        for cohort, start, end in zip(batch.cohorts, batch.bounds, batch.bounds[1:], strict=False):
-            sampled = tokens[start:end]
-            for i, token in zip(cohort.rows[cohort.alive].tolist(), sampled[cohort.alive].tolist(), strict=True):
-                self._sampled[i].append(token)
-            cohort.step += 1
-            stopped, full = np.isin(sampled, self._stop), self._limits[cohort.rows] <= cohort.step
-            ending = cohort.alive & (stopped | full)
-            self._truncated[cohort.rows[ending]] = ~stopped[ending]
-            self._ended += int(ending.sum())
-            self._ended_tokens += cohort.step * int(ending.sum())
-            cohort.alive &= ~ending
-
-    def _count(self, batch: Batch) -> None:
-        self._work.steps += 1
-        self._work.row_steps += len(batch.rows)
-        tokens = sum(b.length for b in batch.blocks) + sum(len(c.rows) * (c.step + 1) for c in batch.cohorts)
-        self._work.cache_bytes += tokens * self._token_bytes
-
-    def _retire(self) -> bool:
+    def _retire(self) -> None:
         """Drop finished cohorts and compact those with many ended rows."""
-        changed = False
         for cohort in list(self._cohorts):
             running = int(cohort.alive.sum())
             if running == 0:
                 self._cohorts.remove(cohort)
-                changed = True
             elif running < (1 - _MAX_ENDED) * len(cohort.rows):
                 compact(cohort)
-                changed = True
-        return changed
+            else:
+                continue
+            self._batch = None

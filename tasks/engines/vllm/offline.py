@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from schemas.config import Model, VLLMEngine
+from tasks.engines.counts import ThreadCount
 from tasks.engines.device import resolve_device
 from tasks.engines.positions import length_limit
 from tasks.engines.protocol import Continuation, Draw, EngineError, Trunk, ended
+from tasks.engines.stream import OneAtATime
 from tasks.engines.vllm import requests
 from tasks.store.keys import installed_version
 
@@ -59,10 +61,19 @@ class VLLMSampler:
         self, model: Model, stop: frozenset[int], settings: VLLMEngine, scorer: "Callable[[], TransformersScorer]"
     ) -> None:
         """Store the settings; vLLM starts later."""
-        self.decoded = 0
+        self._decoded, self._alone = ThreadCount(), OneAtATime()
         self._model, self._stop, self._settings, self._scorer = model, stop, settings, scorer
         self._llm: Any = None
         self._vocabulary = 0
+
+    @property
+    def decoded(self) -> int:
+        """Tokens of the calling thread's finished draws."""
+        return self._decoded.value
+
+    def stop(self) -> None:
+        """End the calls that wait for another one."""
+        self._alone.stop()
 
     def release(self) -> None:
         """Stop vLLM and free all its memory."""
@@ -81,19 +92,18 @@ class VLLMSampler:
         results = [ended(draw, self._stop) for draw in draws]
         wanted = requests.in_order(draws, [i for i, r in enumerate(results) if r is None])
         if wanted:
-            self._start()
-            from vllm import SamplingParams
+            with self._alone:
+                self._start()
+                from vllm import SamplingParams
 
-            prompts = [{"prompt_token_ids": trunks[draws[i].trunk].prefix(draws[i])} for i in wanted]
-            parameters = [
-                SamplingParams(**requests.fields(draws[i], self._stop, temperature), detokenize=False) for i in wanted
-            ]
-            outputs = self._generate(prompts, parameters)
+                prompts = [{"prompt_token_ids": trunks[draws[i].trunk].prefix(draws[i])} for i in wanted]
+                fields = [requests.fields(draws[i], self._stop, temperature) for i in wanted]
+                outputs = self._generate(prompts, [SamplingParams(**f, detokenize=False) for f in fields])
             for i, output in zip(wanted, outputs, strict=True):
                 tokens = output.outputs[0].token_ids
                 results[i] = requests.continuation(tokens, draws[i], self._stop, self._vocabulary)
         done = [r for r in results if r is not None]
-        self.decoded += sum(len(r.tokens) for r in done)
+        self._decoded.add(sum(len(r.tokens) for r in done))
         return done
 
     def _generate(self, prompts: list[Any], parameters: list[Any]) -> list[Any]:

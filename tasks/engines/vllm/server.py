@@ -17,7 +17,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from schemas.config import Model, VLLMServerEngine
+from tasks.engines.counts import ThreadCount
 from tasks.engines.protocol import Continuation, Draw, EngineAwayError, EngineError, Trunk, ended
+from tasks.engines.stream import OneAtATime
+from tasks.engines.turn import TURN
 from tasks.engines.vllm import answers, requests
 from tasks.engines.vllm.bounds import NoAnswerError
 from tasks.engines.vllm.connection import Connection, api_key
@@ -136,7 +139,7 @@ class ServerSampler:
         Raises:
             EngineError: a server is unreachable, or serves another model.
         """
-        self.decoded = 0
+        self._decoded, self._alone = ThreadCount(), OneAtATime()
         self._stop, self._settings, self._served = stop, settings, served
         student = scorer()
         self._vocabulary = student.vocabulary
@@ -149,6 +152,15 @@ class ServerSampler:
                     self._check(connection, server, settings.timeout)
                 except NoAnswerError as error:
                     raise EngineAwayError(f"{server.url} does not score a probe ({error})") from error
+
+    @property
+    def decoded(self) -> int:
+        """Tokens of the calling thread's finished draws."""
+        return self._decoded.value
+
+    def stop(self) -> None:
+        """End the calls that wait for another one."""
+        self._alone.stop()
 
     def release(self) -> None:
         """Nothing to free."""
@@ -167,9 +179,10 @@ class ServerSampler:
         def sample(connection: Connection, server: Served, i: int) -> Continuation:
             return self._sample(connection, server, trunks[draws[i].trunk].prefix(draws[i]), draws[i], temperature)
 
-        self._run(work, sample)
+        with self._alone, TURN.released():
+            self._run(work, sample)
         done = [r for r in work.results if r is not None]
-        self.decoded += sum(len(r.tokens) for r in done)
+        self._decoded.add(sum(len(r.tokens) for r in done))
         return done
 
     def _run(self, work: _Work, sample: _Sample) -> None:

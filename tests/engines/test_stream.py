@@ -1,0 +1,145 @@
+"""A stream: jobs of many threads on one loop; each has its own end, and an error reaches those that wait."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from tasks.engines.protocol import EngineError
+from tasks.engines.stream import OneAtATime, Stream, StreamStoppedError
+
+
+@dataclass(eq=False)
+class Job:
+    steps: int
+    fails: bool = False
+    done: int = 0
+
+
+@dataclass
+class CountingLoop:
+    """Advances all jobs by a step, which it counts."""
+
+    running: list[Job] = field(default_factory=list)
+    together: list[int] = field(default_factory=list)
+    inside: int = 0
+    hook: Callable[[], None] = lambda: None
+
+    def submit(self, job: Job) -> None:
+        self.running.append(job)
+
+    def advance(self) -> Sequence[tuple[Job, EngineError | None]]:
+        self.inside += 1
+        assert self.inside == 1
+        self.hook()
+        self.together.append(len(self.running))
+        for job in self.running:
+            job.done += 1
+        over = [job for job in self.running if job.done >= job.steps]
+        self.running = [job for job in self.running if job.done < job.steps]
+        self.inside -= 1
+        return [(job, EngineError("refused") if job.fails else None) for job in over]
+
+    def abort(self) -> None:
+        self.inside = 0
+        self.running.clear()
+
+
+def in_threads(stream: Stream[Job], jobs: Sequence[Job]) -> list[BaseException | None]:
+    """How the jobs ended."""
+    ends: list[BaseException | None] = [None] * len(jobs)
+
+    def run(i: int) -> None:
+        try:
+            stream.run(jobs[i])
+        except (EngineError, RuntimeError) as error:
+            ends[i] = error
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(jobs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+    return ends
+
+
+def test_jobs_of_many_threads_run_together_to_their_own_ends() -> None:
+    loop = CountingLoop(hook=lambda: time.sleep(0.001))
+    jobs = [Job(steps=10 * n + 1) for n in range(12)]
+    assert in_threads(Stream(loop), jobs) == [None] * 12
+    assert [job.done for job in jobs] == [job.steps for job in jobs] and max(loop.together) > 1
+
+
+def test_a_job_that_fails_leaves_the_others() -> None:
+    jobs = [Job(400), Job(3, fails=True), Job(400)]
+    ends = in_threads(Stream(CountingLoop()), jobs)
+    assert isinstance(ends[1], EngineError) and ends[0] is ends[2] is None
+
+
+def test_an_error_of_the_loop_reaches_all_and_the_stream_goes_on() -> None:
+    loop = CountingLoop()
+    stream = Stream(loop)
+
+    def broken() -> None:
+        if len(loop.running) == 3:
+            raise RuntimeError("broken")
+
+    loop.hook = broken
+    assert [str(end) for end in in_threads(stream, [Job(10**9), Job(10**9), Job(10**9)])] == ["broken"] * 3
+    stream.run(Job(5))
+
+
+def test_an_interrupt_of_the_thread_that_drives_ends_the_others() -> None:
+    loop = CountingLoop()
+    stream, driving = Stream(loop), threading.Event()
+    other: list[BaseException | None] = []
+
+    def wait() -> None:
+        assert driving.wait(20)
+        other.extend(in_threads(stream, [Job(10**9)]))
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+
+    def interrupt() -> None:
+        driving.set()
+        if len(loop.running) == 2:
+            raise KeyboardInterrupt
+
+    loop.hook = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        stream.run(Job(10**9))
+    thread.join(20)
+    assert isinstance(other[0], StreamStoppedError)
+
+
+def test_a_stopped_stream_ends_its_calls() -> None:
+    loop = CountingLoop()
+    stream = Stream(loop)
+    loop.hook = lambda: stream.stop() if len(loop.together) > 20 else None
+    ends = in_threads(stream, [Job(10**9), Job(10**9)])
+    assert all(isinstance(end, StreamStoppedError) for end in ends)
+
+
+def test_one_call_after_another() -> None:
+    alone, inside, most = OneAtATime(), [], []
+
+    def call() -> None:
+        for _ in range(20):
+            with alone:
+                inside.append(1)
+                most.append(len(inside))
+                inside.pop()
+
+    threads = [threading.Thread(target=call) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert max(most) == 1 and len(most) == 80
+    alone.stop()
+    with pytest.raises(StreamStoppedError), alone:
+        pytest.fail("it was stopped")

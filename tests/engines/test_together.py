@@ -1,0 +1,209 @@
+"""Calls of many threads, decoded together: each gets what it gets on its own, bit for bit, whatever memory there is."""
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from schemas.config import TransformersEngine
+from tasks.engines.protocol import Continuation, Draw, EngineError, Trunk
+from tasks.engines.transformers import loop as looping
+from tasks.engines.transformers.attention import Part
+from tasks.engines.transformers.sampler import TransformersSampler
+from tasks.engines.transformers.scorer import TransformersScorer
+
+Call = tuple[list[Trunk], list[Draw]]
+
+
+@pytest.fixture(scope="module")
+def model(models: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(models / "student").eval()
+
+
+@pytest.fixture
+def sampler(model: Any) -> TransformersSampler:
+    return TransformersSampler(TransformersScorer(lambda: model), frozenset([1]), TransformersEngine(device="cpu"))
+
+
+def calls(n: int, draws: int = 14) -> list[Call]:
+    """Questions with rollouts to branch off, and draws at all depths of them, forced and free."""
+    rng = np.random.default_rng(0)
+    out: list[Call] = []
+    for question in range(n):
+        prompt = tuple(rng.integers(2, 25, 3 + question).tolist())
+        trunks = [Trunk(prompt), *(Trunk(prompt, tuple(rng.integers(2, 25, 9).tolist())) for _ in range(2))]
+        some = [
+            Draw(i % 3, 0 if i % 3 == 0 else i % 8, None if i % 2 else 5 + i, 4 + 2 * i, 1000 * question + i)
+            for i in range(draws)
+        ]
+        out.append((trunks, some))
+    return out
+
+
+def together(sampler: TransformersSampler, wanted: list[Call]) -> list[list[Continuation] | BaseException]:
+    """The results of calls of one thread each."""
+    out: list[list[Continuation] | BaseException] = [[] for _ in wanted]
+    start = threading.Barrier(len(wanted), timeout=30)
+
+    def run(i: int) -> None:
+        start.wait()
+        try:
+            out[i] = sampler.continue_prefixes(*wanted[i], 1.0)
+        except EngineError as error:
+            out[i] = error
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(wanted))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    return out
+
+
+def tokens(ends: Any) -> list[tuple[list[int], bool]]:
+    return [(end.tokens.tolist(), end.truncated) for end in ends]
+
+
+def test_a_decoders_states_are_those_that_it_has_alone(
+    sampler: TransformersSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit, at every step, not only the tokens that follow from them."""
+    forward, recorded = vars(looping)["forward"], dict[int, list[torch.Tensor]]()
+
+    loop: Any = sampler._stream._loop
+
+    def kept(model: Any, joined: Any, inputs: torch.Tensor) -> torch.Tensor:
+        out = forward(model, joined, inputs)
+        for running, start, end in zip(
+            loop._running,
+            joined.bounds,
+            joined.bounds[1:],
+            strict=False,
+        ):
+            recorded.setdefault(len(running.call.trunks[0].prompt), []).append(out[start:end].clone())
+        return out
+
+    monkeypatch.setattr(looping, "forward", kept)
+    wanted = calls(8)
+    for call in wanted:
+        sampler.continue_prefixes(*call, 1.0)
+    alone, recorded = recorded, {}
+    together(sampler, wanted)
+    assert alone.keys() == recorded.keys()
+    for question, steps in alone.items():
+        assert all(torch.equal(a, b) for a, b in zip(steps, recorded[question], strict=True))
+
+
+def test_calls_beside_each_other_are_those_on_their_own(sampler: TransformersSampler) -> None:
+    wanted = calls(10)
+    alone = [sampler.continue_prefixes(*call, 1.0) for call in wanted]
+    steps = sampler.work.steps
+    beside = together(sampler, wanted)
+    assert [tokens(ends) for ends in beside] == [tokens(ends) for ends in alone]
+    assert sampler.work.steps - steps < steps / 2
+
+
+def test_every_temperature_is_its_callers(sampler: TransformersSampler) -> None:
+    (trunks, draws), *_ = calls(1)
+    alone = {t: tokens(sampler.continue_prefixes(trunks, draws, t)) for t in (0.5, 1.0, 1.5)}
+    found: dict[float, Any] = {}
+    threads = [
+        threading.Thread(target=lambda t=t: found.update({t: tokens(sampler.continue_prefixes(trunks, draws, t))}))
+        for t in alone
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert found == alone and len({str(ends) for ends in alone.values()}) == 3
+
+
+@pytest.mark.parametrize("capacity", [40, 150, 600])
+def test_where_memory_is_short_calls_wait_and_their_draws_stay(sampler: TransformersSampler, capacity: int) -> None:
+    wanted = calls(6)
+    sampler._stream._loop.limits = replace(sampler._limits, capacity=capacity)  # type: ignore[attr-defined]
+    alone = [tokens(sampler.continue_prefixes(*call, 1.0)) for call in wanted]
+    assert [tokens(ends) for ends in together(sampler, wanted)] == alone
+
+
+def test_a_failed_allocation_puts_calls_back_and_their_draws_stay(
+    sampler: TransformersSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = calls(6)
+    alone = [tokens(sampler.continue_prefixes(*call, 1.0)) for call in wanted]
+    attend, seen = vars(looping)["forward"], []
+
+    def failing(model: Any, joined: Any, inputs: torch.Tensor) -> torch.Tensor:
+        seen.append(len(inputs))
+        if len(joined._batches) > 2:
+            raise torch.OutOfMemoryError("no room")
+        return attend(model, joined, inputs)
+
+    monkeypatch.setattr(looping, "forward", failing)
+    assert [tokens(ends) for ends in together(sampler, wanted)] == alone
+
+
+def test_without_room_for_one_draw_every_call_fails_clearly(
+    sampler: TransformersSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_at_all(*_: Any, **__: Any) -> Part:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr("tasks.engines.transformers.batches.attend", none_at_all)
+    for end in together(sampler, calls(3)):
+        assert isinstance(end, EngineError) and "not enough memory on cpu for one draw" in str(end)
+
+
+def test_rows_compute_alike_from_a_number_on_or_calls_run_alone(
+    sampler: TransformersSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sampler._limits.min_rows == 16
+    wanted = calls(4)
+    alone = [tokens(sampler.continue_prefixes(*call, 1.0)) for call in wanted]
+    sampler._stream._loop.limits = replace(sampler._limits, min_rows=None)  # type: ignore[attr-defined]
+    assert [tokens(ends) for ends in together(sampler, wanted)] == alone
+
+    forward = sampler._scorer.logits
+    monkeypatch.setattr(sampler._scorer, "logits", lambda hidden: forward(hidden) * (1 + len(hidden) * 1e-6))
+    with torch.inference_mode():
+        assert sampler._rows_that_compute_alike() is None
+
+
+def test_caches_are_kept_for_later_calls_while_there_is_room(sampler: TransformersSampler) -> None:
+    wanted = calls(3)
+    for call in wanted:
+        sampler.continue_prefixes(*call, 1.0)
+    before = sampler.work.prefix_tokens
+    together(sampler, wanted)
+    assert sampler.work.prefix_tokens == before
+    assert sampler._caches.used == 0
+    sampler.release()
+    sampler.continue_prefixes(*wanted[0], 1.0)
+    assert sampler.work.prefix_tokens > before
+
+
+def test_each_thread_knows_its_own_tokens(sampler: TransformersSampler) -> None:
+    counted: list[tuple[int, int]] = []
+
+    def run(call: Call) -> None:
+        ends = sampler.continue_prefixes(*call, 1.0)
+        counted.append((sampler.decoded, sum(len(end.tokens) for end in ends)))
+
+    threads = [threading.Thread(target=run, args=(call,)) for call in calls(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(counted) == 4 and all(a == b for a, b in counted) and sampler.decoded == 0
+
+
+def test_a_stopped_sampler_ends_its_calls(sampler: TransformersSampler) -> None:
+    sampler.stop()
+    with pytest.raises(EngineError, match="the run ends"):
+        sampler.continue_prefixes(*calls(1)[0], 1.0)

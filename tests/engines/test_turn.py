@@ -1,0 +1,89 @@
+"""Turns: one thread computes at a time, in order, and others work while it waits."""
+
+import threading
+
+import pytest
+
+from tasks.engines.counts import ThreadCount
+from tasks.engines.turn import Turn
+
+
+def test_one_at_a_time_and_again_within() -> None:
+    turn, inside, most = Turn(), [], []
+
+    def work() -> None:
+        for _ in range(50):
+            with turn, turn:
+                inside.append(1)
+                most.append(len(inside))
+                inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert len(most) == 300 and max(most) == 1
+
+
+def test_turns_come_in_the_order_of_asking() -> None:
+    turn, order = Turn(), []
+
+    def ask(name: int) -> None:
+        with turn:
+            order.append(name)
+
+    with turn:
+        threads = []
+        for name in range(5):
+            thread = threading.Thread(target=ask, args=(name,))
+            thread.start()
+            threads.append(thread)
+            while len(turn._queue) <= name:
+                pass
+    for thread in threads:
+        thread.join(20)
+    assert order == list(range(5))
+
+
+def test_others_work_while_a_block_waits() -> None:
+    turn, done = Turn(), threading.Event()
+
+    def work() -> None:
+        with turn:
+            done.set()
+
+    with turn, turn:
+        thread = threading.Thread(target=work)
+        thread.start()
+        assert not done.wait(0.05)
+        with turn.released():
+            assert done.wait(20)
+        assert turn._owner == threading.get_ident() and turn._depth == 2
+    thread.join(20)
+    with turn.released():  # nothing to release
+        assert turn._owner is None
+
+
+def test_an_error_gives_the_turn_on() -> None:
+    turn = Turn()
+    with pytest.raises(ValueError, match="wrong"), turn:
+        raise ValueError("wrong")
+    with pytest.raises(ValueError, match="wrong"), turn, turn.released():
+        raise ValueError("wrong")
+    assert turn._owner is None and not turn._queue
+
+
+def test_every_thread_counts_for_itself() -> None:
+    count, seen = ThreadCount(), []
+
+    def work(n: int) -> None:
+        count.add(n)
+        count.add(n)
+        seen.append(count.value)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in (1, 5)]
+    for thread in threads:
+        thread.start()
+        thread.join(20)
+    assert sorted(seen) == [2, 10] and count.value == 0
