@@ -79,7 +79,7 @@ def test_a_decoders_states_are_those_that_it_has_alone(
     loop: Any = sampler._stream._loop
 
     def kept(model: Any, joined: Any, inputs: torch.Tensor) -> torch.Tensor:
-        out = forward(model, joined, inputs)
+        out: torch.Tensor = forward(model, joined, inputs)
         for running, start, end in zip(
             loop._running,
             joined.bounds,
@@ -143,7 +143,8 @@ def test_a_failed_allocation_puts_calls_back_and_their_draws_stay(
         seen.append(len(inputs))
         if len(joined._batches) > 2:
             raise torch.OutOfMemoryError("no room")
-        return attend(model, joined, inputs)
+        out: torch.Tensor = attend(model, joined, inputs)
+        return out
 
     monkeypatch.setattr(looping, "forward", failing)
     assert [tokens(ends) for ends in together(sampler, wanted)] == alone
