@@ -3,7 +3,7 @@
 import os
 import string
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -68,10 +68,10 @@ class Questions(Settings):
 
 
 class Model(Settings):
-    """A causal language model: a folder, or a hub name with an optional revision."""
+    """A causal language model: a folder, a GGUF file, or a hub name with an optional revision."""
 
     path: Url = Field(
-        description="Model folder or hub name; keys contain its content or commit, not its location",
+        description="Model folder, GGUF file or hub name; keys contain its content or commit, not its location",
         json_schema_extra=COSMETIC,
     )
     revision: Name | None = Field(
@@ -90,6 +90,19 @@ class Model(Settings):
     @classmethod
     def _home(cls, path: str) -> str:
         return str(Path(path).expanduser()) if path.startswith("~") else path
+
+    @property
+    def is_gguf(self) -> bool:
+        """True for a GGUF file, whose weights are expanded to `dtype` when it is loaded."""
+        return self.path.lower().endswith(".gguf")
+
+    @property
+    def pretrained(self) -> dict[str, Any]:
+        """Where it is, as the arguments of transformers' `from_pretrained`."""
+        if self.is_gguf:
+            file = Path(self.path)
+            return {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+        return {"pretrained_model_name_or_path": self.path, "revision": self.revision}
 
 
 class Prompt(Settings):

@@ -50,9 +50,7 @@ def model_limit(model: Model) -> Limit | None:
         EngineError: the configuration cannot be read.
     """
     try:
-        config = AutoConfig.from_pretrained(
-            model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
-        )
+        config = AutoConfig.from_pretrained(**model.pretrained, trust_remote_code=model.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise EngineError(f"{model.path!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
     return length_limit(config)

@@ -49,7 +49,7 @@ def _filled(field: str, template: str, question: Question, columns: Mapping[str,
 
 
 def load_tokenizer(model: Model) -> Any:
-    """The tokenizer of a model folder or hub name.
+    """The tokenizer of a model.
 
     Raises:
         ValueError: it has none that can be loaded.
@@ -58,9 +58,7 @@ def load_tokenizer(model: Model) -> Any:
 
     errors: tuple[type[Exception], ...] = (KeyError, *hub_errors())
     try:
-        return AutoTokenizer.from_pretrained(
-            model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
-        )
+        return AutoTokenizer.from_pretrained(**model.pretrained, trust_remote_code=model.trust_remote_code)
     except errors as error:
         raise ValueError(f"{quoted(model.path)} has no tokenizer that can be loaded: {reason(error)}") from error
 

@@ -71,11 +71,16 @@ def installed_version(*names: str) -> str:
 
 
 def model_fingerprint(model: Model) -> str:
-    """SHA-256 of a model folder's content, or the commit that a hub name resolves to.
+    """SHA-256 of the content of a model folder or GGUF file, or the commit that a hub name resolves to.
 
     Raises:
-        ValueError: the path is neither a readable model folder nor a hub name that can be resolved.
+        ValueError: the path is neither a readable model folder or file nor a hub name that can be resolved.
     """
+    if model.is_gguf:
+        try:
+            return f"gguf {installed_version('gguf')} {_file_digest(Path(model.path))}"  # which expands the weights
+        except OSError as error:
+            raise ValueError(f"{quoted(model.path)} cannot be read: {reason(error)}") from error
     if is_local_folder(model.path):
         folder = Path(model.path)
         try:

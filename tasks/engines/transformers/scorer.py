@@ -1,6 +1,7 @@
 """Scores with transformers: any AutoModelForCausalLM, on CPU or GPU; hidden states first, then the head in blocks."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -186,8 +187,7 @@ def load_transformers(
         make_room()
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                model.path,
-                revision=model.revision,
+                **model.pretrained,
                 dtype=getattr(torch, model.dtype),
                 trust_remote_code=model.trust_remote_code,
             )
@@ -200,17 +200,20 @@ def load_transformers(
 
 def stop_tokens(model: Model, tokenizer: Any) -> frozenset[int]:
     """Token ids that end a completion: those of the tokenizer and of the model's generation settings."""
-    try:
-        settings = GenerationConfig.from_pretrained(model.path, revision=model.revision or "main")
-    except OSError:
-        config = AutoConfig.from_pretrained(
-            model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
-        )
-        settings = GenerationConfig.from_model_config(config)
+    settings = _generation_settings(model)
     ends = settings.eos_token_id
     return frozenset(
         e for e in (tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])) if e is not None
     )
+
+
+def _generation_settings(model: Model) -> GenerationConfig:
+    """A model's own settings of generation, or those that follow from its configuration."""
+    if not model.is_gguf:
+        with suppress(OSError):
+            return GenerationConfig.from_pretrained(model.path, revision=model.revision or "main")
+    config = AutoConfig.from_pretrained(**model.pretrained, trust_remote_code=model.trust_remote_code)
+    return GenerationConfig.from_model_config(config)
 
 
 def vocabulary_size(tokenizer: Any) -> int:

@@ -174,7 +174,8 @@ def draw_charts(summary: pl.DataFrame, loss: str) -> tuple[dict[str, Markup], li
 def _student(config: RunConfig) -> str:
     if config.student is None:
         return "recorded outcomes"
-    return Path(config.student.path).name if is_local_folder(config.student.path) else config.student.path
+    local = config.student.is_gguf or is_local_folder(config.student.path)
+    return Path(config.student.path).name if local else config.student.path
 
 
 def _score(row: dict[str, Any] | None, name: str = "alignment") -> str:
