@@ -1,6 +1,7 @@
 """The interface between stages and language models."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -73,8 +74,8 @@ class Sampler(Protocol):
         """Free the memory that is kept for the next call."""
         ...
 
-    def stop(self) -> None:
-        """End the calls of all threads with an error."""
+    def stopped(self) -> AbstractContextManager[None]:
+        """In the block, what other threads are sampling ends with an error."""
         ...
 
 

@@ -1,6 +1,7 @@
 """One loop for the draws of many threads: a thread that waits for its own draws works on those of all."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from threading import Condition, Lock
 from typing import Generic, Protocol, TypeVar
 
@@ -73,9 +74,14 @@ class Stream(Generic[J]):
                     self._changed.notify_all()
         self._raise_error(job)
 
-    def stop(self) -> None:
-        """Fail all jobs at the next step."""
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """In the block, all jobs fail, those that run at their next step."""
         self._stopped = True
+        try:
+            yield
+        finally:
+            self._stopped = False
 
     def _is_open(self, job: J) -> bool:
         return any(other is job for other in self._open)
@@ -139,6 +145,11 @@ class OneAtATime:
     def __exit__(self, *_: object) -> None:
         self._lock.release()
 
-    def stop(self) -> None:
-        """Fail the calls that have not begun."""
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """In the block, calls that have not begun fail."""
         self._stopped = True
+        try:
+            yield
+        finally:
+            self._stopped = False

@@ -4,6 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
 from contextvars import copy_context
 from typing import TypeVar
 
@@ -15,13 +16,16 @@ _WAIT = 0.2
 
 
 def beside_each_other(
-    work: Callable[[Part], Result | None], parts: Sequence[Part], threads: int, stop: Callable[[], None]
+    work: Callable[[Part], Result | None],
+    parts: Sequence[Part],
+    threads: int,
+    stopped: Callable[[], AbstractContextManager[None]],
 ) -> Iterator[Result]:
     """The results of all parts, in the order in which they come; of one thread, it is the calling one.
 
     Args:
         work: returns None if the part has to wait; it is tried again later.
-        stop: makes calls of `work` end soon; called when the caller or one of them is ended by an exception.
+        stopped: a context in which calls of `work` end soon; entered when the caller or one of them has failed.
 
     Raises:
         Exception: the first that `work` raises.
@@ -53,5 +57,6 @@ def beside_each_other(
                     else:
                         yield result
         except BaseException:
-            stop()
+            with stopped():
+                pool.shutdown()
             raise

@@ -1,6 +1,7 @@
 """Evidence from tables recorded by another system: nothing is sampled, and no model is used."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 from schemas.arrays import Arrays
 from schemas.config import RunConfig, Settings
@@ -68,8 +69,9 @@ class RecordedProvider:
         """Texts of token ids, from the table."""
         return {token: self._texts.get(token, "" if token < 0 else f"#{token}") for token in sorted(set(ids))}
 
-    def stop(self) -> None:
+    def stopped(self) -> AbstractContextManager[None]:
         """Nothing is sampled."""
+        return nullcontext()
 
     def close(self) -> None:
         """Nothing to close."""

@@ -91,7 +91,7 @@ def run_stage(session: RunSession, name: str, ids: Sequence[str], source: Source
             publish(name, len(part))
         return made
 
-    for made in beside_each_other(make, parts, threads, session.provider.stop):
+    for made in beside_each_other(make, parts, threads, session.provider.stopped):
         summary.add(made)
     summary.left_out = _refused(session, stage, [i for i in ids if i not in summary.failed])
     summary.seconds = time.monotonic() - started

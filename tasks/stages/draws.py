@@ -52,6 +52,7 @@ def verified(
     texts = dict(zip(distinct, models.tokenizer.batch_decode(distinct, skip_special_tokens=True), strict=True))
     answer = models.answer(question)
     attempts = [Attempt(texts[c], answer, end.truncated) for c, end in zip(completions, ends, strict=True)]
+    verifier = models.verifier
     with TURN.released():
-        verdicts = models.verifier.check_all(attempts)
+        verdicts = verifier.check_all(attempts)
     return np.array(verdicts, dtype=bool)

@@ -1,6 +1,7 @@
 """Evidence from models: student and teachers sample and score, a verifier checks."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 
 from schemas.arrays import Arrays
 from schemas.config import RunConfig, Settings
@@ -62,9 +63,9 @@ class ModelProvider:
         texts = self.models.tokenizer.batch_decode([[t] for t in distinct]) if distinct else []  # not of none: one text
         return dict(zip(distinct, texts, strict=True))
 
-    def stop(self) -> None:
-        """End what other threads are sampling with an error."""
-        self.models.stop()
+    def stopped(self) -> AbstractContextManager[None]:
+        """In the block, what other threads are sampling ends with an error."""
+        return self.models.stopped()
 
     def close(self) -> None:
         """Stop worker processes and the sampler."""

@@ -1,6 +1,7 @@
 """What a stage may use: the arrays of earlier stages, and protocols for sampling, scoring and verification."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -74,8 +75,8 @@ class Models(Protocol):
         """A teacher's prompt with its context, token ids."""
         ...
 
-    def stop(self) -> None:
-        """End what other threads are sampling with an error."""
+    def stopped(self) -> AbstractContextManager[None]:
+        """In the block, what other threads are sampling ends with an error."""
         ...
 
     def close(self) -> None:
@@ -142,8 +143,8 @@ class Provider(Protocol):
         """Text of token ids."""
         ...
 
-    def stop(self) -> None:
-        """End what other threads are sampling with an error."""
+    def stopped(self) -> AbstractContextManager[None]:
+        """In the block, what other threads are sampling ends with an error."""
         ...
 
     def close(self) -> None:

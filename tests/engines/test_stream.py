@@ -119,9 +119,13 @@ def test_an_interrupt_of_the_thread_that_drives_ends_the_others() -> None:
 def test_a_stopped_stream_ends_its_calls() -> None:
     loop = CountingLoop()
     stream = Stream(loop)
-    loop.hook = lambda: stream.stop() if len(loop.together) > 20 else None
+    stopping = stream.stopped()
+    loop.hook = lambda: stopping.__enter__() if len(loop.together) == 20 else None
     ends = in_threads(stream, [Job(10**9), Job(10**9)])
     assert all(isinstance(end, StreamStoppedError) for end in ends)
+    stopping.__exit__(None, None, None)
+    loop.hook = lambda: None
+    stream.run(Job(5))
 
 
 def test_one_call_after_another() -> None:
@@ -140,6 +144,7 @@ def test_one_call_after_another() -> None:
     for thread in threads:
         thread.join(20)
     assert max(most) == 1 and len(most) == 80
-    alone.stop()
-    with pytest.raises(StreamStoppedError), alone:
+    with alone.stopped(), pytest.raises(StreamStoppedError), alone:
         pytest.fail("it was stopped")
+    with alone:
+        pass

@@ -205,6 +205,6 @@ def test_each_thread_knows_its_own_tokens(sampler: TransformersSampler) -> None:
 
 
 def test_a_stopped_sampler_ends_its_calls(sampler: TransformersSampler) -> None:
-    sampler.stop()
-    with pytest.raises(EngineError, match="the run ends"):
+    with sampler.stopped(), pytest.raises(EngineError, match="the run ends"):
         sampler.continue_prefixes(*calls(1)[0], 1.0)
+    assert sampler.continue_prefixes(*calls(1)[0], 1.0)

@@ -1,6 +1,7 @@
 """One of each thing that can be added: a stage, a planner, an engine, a verifier, a loss."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -119,8 +120,8 @@ class ToySampler:
     def release(self) -> None:
         self._sampler.release()
 
-    def stop(self) -> None:
-        self._sampler.stop()
+    def stopped(self) -> AbstractContextManager[None]:
+        return self._sampler.stopped()
 
 
 class ToyBackend:

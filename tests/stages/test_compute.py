@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -63,8 +64,9 @@ class Evidence:
     def texts(self, ids: Any) -> dict[int, str]:
         return {}
 
-    def stop(self) -> None:
+    def stopped(self) -> AbstractContextManager[None]:
         """Nothing runs in other threads."""
+        return nullcontext()
 
     def close(self) -> None:
         """Nothing is held."""

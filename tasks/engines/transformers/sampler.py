@@ -1,6 +1,7 @@
 """Samples with transformers: trunks are computed once and cached, and draws are decoded from them in a batch."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import NoReturn
 
 import numpy as np
@@ -110,9 +111,9 @@ class TransformersSampler:
         """Free the trunks that are cached for later calls."""
         self._caches.shrink(0)
 
-    def stop(self) -> None:
-        """End the calls of all threads with an error."""
-        self._stream.stop()
+    def stopped(self) -> AbstractContextManager[None]:
+        """In the block, the calls of all threads end with an error."""
+        return self._stream.stopped()
 
     def continue_prefixes(
         self, trunks: Sequence[Trunk], draws: Sequence[Draw], temperature: float

@@ -3,6 +3,7 @@
 import gc
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -71,9 +72,9 @@ class VLLMSampler:
         """Tokens of the calling thread's finished draws."""
         return self._decoded.value
 
-    def stop(self) -> None:
-        """End the calls that wait for another one."""
-        self._alone.stop()
+    def stopped(self) -> AbstractContextManager[None]:
+        """In the block, the calls that wait for another one end with an error."""
+        return self._alone.stopped()
 
     def release(self) -> None:
         """Stop vLLM and free all its memory."""

@@ -7,8 +7,9 @@ an unreachable one returns its draws until it answers again.
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from threading import Condition
@@ -19,7 +20,7 @@ import torch
 from schemas.config import Model, VLLMServerEngine
 from tasks.engines.counts import ThreadCount
 from tasks.engines.protocol import Continuation, Draw, EngineAwayError, EngineError, Trunk, ended
-from tasks.engines.stream import OneAtATime
+from tasks.engines.stream import OneAtATime, StreamStoppedError
 from tasks.engines.turn import TURN
 from tasks.engines.vllm import answers, requests
 from tasks.engines.vllm.bounds import NoAnswerError
@@ -140,6 +141,7 @@ class ServerSampler:
             EngineError: a server is unreachable, or serves another model.
         """
         self._decoded, self._alone = ThreadCount(), OneAtATime()
+        self._abort: Callable[[], None] | None = None
         self._stop, self._settings, self._served = stop, settings, served
         student = scorer()
         self._vocabulary = student.vocabulary
@@ -158,9 +160,13 @@ class ServerSampler:
         """Tokens of the calling thread's finished draws."""
         return self._decoded.value
 
-    def stop(self) -> None:
-        """End the calls that wait for another one."""
-        self._alone.stop()
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """In the block, calls end with an error: open requests are aborted."""
+        with self._alone.stopped():
+            if self._abort is not None:
+                self._abort()
+            yield
 
     def release(self) -> None:
         """Nothing to free."""
@@ -196,14 +202,22 @@ class ServerSampler:
         connections = [
             (s, Connection(server.url, key)) for s, server in enumerate(self._served) for _ in range(workers)
         ]
+
+        def abort() -> None:
+            work.stop()
+            for _, connection in connections:
+                connection.stop()
+
+        self._abort = abort
         with ThreadPoolExecutor(max(1, len(connections))) as pool:
             try:
                 for future in as_completed(self._start(pool, work, connections, sample)):
                     future.result()
-            finally:  # after a failure or an interrupt too: abort open requests, so that the threads end
-                work.stop()
-                for _, connection in connections:
-                    connection.stop()
+            finally:  # after a failure or an interrupt too, so that the threads end
+                self._abort = None
+                abort()
+        if work.left:
+            raise StreamStoppedError("the run ends")
 
     def _start(
         self, pool: ThreadPoolExecutor, work: _Work, connections: list[tuple[int, Connection]], sample: _Sample
