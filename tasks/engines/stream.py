@@ -7,6 +7,7 @@ from typing import Generic, Protocol, TypeVar
 
 from tasks.engines.protocol import EngineError
 from tasks.engines.turn import TURN
+from tasks.engines.turn import StreamStoppedError as StreamStoppedError
 
 J = TypeVar("J")
 
@@ -25,10 +26,6 @@ class Loop(Protocol[J]):
     def abort(self) -> None:
         """Drop all jobs, after an error in `advance`."""
         ...
-
-
-class StreamStoppedError(EngineError):
-    """The stream has been stopped, because the run ends."""
 
 
 class Stream(Generic[J]):

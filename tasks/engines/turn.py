@@ -6,6 +6,12 @@ from contextlib import contextmanager
 from threading import Condition, get_ident
 from types import TracebackType
 
+from tasks.engines.protocol import EngineError
+
+
+class StreamStoppedError(EngineError):
+    """The threads of the run are being ended."""
+
 
 class Turn:
     """A reentrant lock that threads get in the order in which they ask for it."""
@@ -15,6 +21,7 @@ class Turn:
         self._queue: deque[object] = deque()
         self._owner: int | None = None
         self._depth = 0
+        self._stopper: int | None = None
 
     def __enter__(self) -> None:
         self._acquire(1)
@@ -36,7 +43,31 @@ class Turn:
             if depth:
                 self._acquire(depth)
 
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """In the block, threads that ask for their turn get an error, except the one that runs the block."""
+        with self._changed:
+            self._stopper = get_ident()
+            self._changed.notify_all()
+        try:
+            yield
+        finally:
+            self._stopper = None
+
+    def check(self) -> None:
+        """To be called now and then by work that takes long.
+
+        Raises:
+            StreamStoppedError: the thread is to end.
+        """
+        if self._is_stopped():
+            raise StreamStoppedError("the run ends")
+
+    def _is_stopped(self) -> bool:
+        return self._stopper is not None and self._stopper != get_ident()
+
     def _acquire(self, depth: int) -> None:
+        self.check()
         with self._changed:
             if self._owner == get_ident():
                 self._depth += depth
@@ -44,7 +75,8 @@ class Turn:
             ticket = object()
             self._queue.append(ticket)
             try:
-                self._changed.wait_for(lambda: self._owner is None and self._queue[0] is ticket)
+                self._changed.wait_for(lambda: self._is_stopped() or (self._owner is None and self._queue[0] is ticket))
+                self.check()
                 self._owner, self._depth = get_ident(), depth
             finally:
                 self._queue.remove(ticket)
@@ -52,6 +84,8 @@ class Turn:
 
     def _release(self, depth: int) -> None:
         with self._changed:
+            if self._owner != get_ident():  # not taken back after `released`, as the thread is to end
+                return
             self._depth -= depth
             if self._depth == 0:
                 self._owner = None

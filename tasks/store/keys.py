@@ -113,10 +113,10 @@ def hub_errors() -> tuple[type[Exception], ...]:
     They include the errors of the client's HTTP library, which is not the same one in all versions of the client.
     """
     from huggingface_hub import get_session
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, StrictDataclassError
 
     http = import_module(type(get_session()).__module__.partition(".")[0])
-    return (HfHubHTTPError, OfflineModeIsEnabled, http.HTTPError, OSError, ValueError)
+    return (HfHubHTTPError, OfflineModeIsEnabled, StrictDataclassError, http.HTTPError, OSError, ValueError)
 
 
 def _hub_commit(model: Model) -> str:

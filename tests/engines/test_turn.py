@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from tasks.engines.counts import ThreadCount
-from tasks.engines.turn import Turn
+from tasks.engines.turn import StreamStoppedError, Turn
 
 
 def test_one_at_a_time_and_again_within() -> None:
@@ -87,3 +87,35 @@ def test_every_thread_counts_for_itself() -> None:
         thread.start()
         thread.join(20)
     assert sorted(seen) == [2, 10] and count.value == 0
+
+
+def test_threads_that_are_to_end_get_no_turn_and_give_none_away() -> None:
+    turn, ends, waiting = Turn(), [], threading.Barrier(3, timeout=20)
+
+    def ask() -> None:
+        waiting.wait()
+        while turn._stopper is None:
+            pass
+        with pytest.raises(StreamStoppedError), turn:
+            pytest.fail("it was stopped")
+        ends.append("asked")
+
+    def come_back() -> None:
+        with pytest.raises(StreamStoppedError), turn, turn.released():
+            waiting.wait()
+            while turn._stopper is None:
+                pass
+        ends.append("came back")
+
+    threads = [threading.Thread(target=work) for work in (ask, come_back)]
+    for thread in threads:
+        thread.start()
+    waiting.wait()
+    with turn.stopped():
+        with turn:  # the one that stops the others goes on
+            turn.check()
+        for thread in threads:
+            thread.join(20)
+    assert sorted(ends) == ["asked", "came back"]
+    with turn:
+        assert turn._depth == 1
