@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from threading import Condition, Lock
 from typing import Generic, Protocol, TypeVar
 
-from tasks.engines.protocol import EngineError
 from tasks.engines.turn import TURN
 from tasks.engines.turn import StreamStoppedError as StreamStoppedError
 
@@ -19,7 +18,7 @@ class Loop(Protocol[J]):
         """Queue a job; it starts when there is room for it."""
         ...
 
-    def advance(self) -> Sequence[tuple[J, EngineError | None]]:
+    def advance(self) -> Sequence[tuple[J, Exception | None]]:
         """Advance the running jobs by one step; returns those that finished, with the error of those that failed."""
         ...
 
@@ -102,7 +101,7 @@ class Stream(Generic[J]):
             if finished:
                 self._close(finished)
 
-    def _close(self, finished: Sequence[tuple[J, EngineError | None]]) -> None:
+    def _close(self, finished: Sequence[tuple[J, Exception | None]]) -> None:
         with self._changed:
             for job, error in finished:
                 self._open = [other for other in self._open if other is not job]

@@ -59,6 +59,13 @@ def _check_gguf(config: RunConfig, field: str, model: Model) -> None:
     """Refuse a GGUF file that is missing, or that nothing installed here can read."""
     if not Path(model.path).is_file():
         raise InputError(field, f"{model.path!r} is not there; give a GGUF file")
+    others = [
+        name
+        for name in ("tokenizer.json", "tokenizer.model", "vocab.json")
+        if Path(model.path).with_name(name).exists()
+    ]
+    if others:  # transformers would take it in place of the file's own
+        raise InputError(field, f"{model.path!r} is beside another model's {others[0]}; move it to a folder of its own")
     for package in ("gguf", "accelerate"):
         if find_spec(package) is None:
             raise InputError(field, f"{model.path!r} needs {package}: pip install 'opdscope[gguf]'")

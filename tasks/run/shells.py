@@ -77,7 +77,8 @@ def run_stage(session: RunSession, name: str, ids: Sequence[str], source: Source
     stage, started, summary = PIPELINE[name], time.monotonic(), TaskSummary()
     parts = [list(ids)] if stage.scope is Scope.RUN else [[i] for i in ids]
     drawing = stage.draws is not None and session.config.tree.samples
-    threads = min(len(parts), session.config.execution.questions_in_flight) if drawing else 1
+    timed = getattr(session.config.tree, "seconds", None) is not None  # a budget of each question's own time
+    threads = min(len(parts), session.config.execution.questions_in_flight) if drawing and not timed else 1
 
     def make(part: Sequence[str]) -> TaskSummary | None:
         try:

@@ -146,8 +146,9 @@ class Decoder:
                 f"not enough memory on {self._device} for one draw; lower sampling.max_tokens, or use a smaller model "
                 "or a device with more memory"
             ) from error
-        while not self.whole and self._preempt():
-            pass
+        while not self.whole:
+            if not self._preempt():
+                raise EngineError(f"not enough memory on {self._device} for one draw; lower engine.rows") from error
 
     def _expected(self, i: int) -> int:
         """Expected length of a draw: from its trunk or, if unknown there, from the draws that have ended."""

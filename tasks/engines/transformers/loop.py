@@ -80,7 +80,7 @@ class DecodingLoop:
         self._running.clear()
 
     @torch.inference_mode()
-    def advance(self) -> Sequence[tuple[Call, EngineError | None]]:
+    def advance(self) -> Sequence[tuple[Call, Exception | None]]:
         """One token for every running row."""
         with TURN:
             closed = self._enter()
@@ -93,9 +93,9 @@ class DecodingLoop:
                     closed += self._relieve(error)
             return closed + self._collect()
 
-    def _enter(self) -> list[tuple[Call, EngineError | None]]:
+    def _enter(self) -> list[tuple[Call, Exception | None]]:
         """Start waiting calls, in their order, while there is room; at least one."""
-        closed: list[tuple[Call, EngineError | None]] = []
+        closed: list[tuple[Call, Exception | None]] = []
         while self._waiting and (not self._running or self._fits(self._waiting[0])):
             call = self._waiting.popleft()
             if not call.groups:
@@ -107,6 +107,8 @@ class DecodingLoop:
                 if self._running:  # there is more memory when those are done
                     self._waiting.appendleft(call)
                     break
+                closed.append((call, error))
+            except Exception as error:  # noqa: BLE001 - it is of this call alone, whose thread raises it
                 closed.append((call, error))
         return closed
 
@@ -177,9 +179,9 @@ class DecodingLoop:
     def _allocated(self) -> int:
         return self.caches.used + sum(r.decoder.allocated for r in self._running)
 
-    def _collect(self) -> list[tuple[Call, EngineError | None]]:
+    def _collect(self) -> list[tuple[Call, Exception | None]]:
         """Take the results of groups that are done; their calls go on with the next group, or are done too."""
-        closed: list[tuple[Call, EngineError | None]] = []
+        closed: list[tuple[Call, Exception | None]] = []
         for running in [r for r in self._running if r.decoder.finished]:
             ends = running.decoder.results()
             self.work.useful_steps += sum(len(end.tokens) for end in ends)
@@ -193,7 +195,7 @@ class DecodingLoop:
                 closed.append((running.call, None))
         return closed
 
-    def _relieve(self, error: BaseException) -> list[tuple[Call, EngineError | None]]:
+    def _relieve(self, error: BaseException) -> list[tuple[Call, Exception | None]]:
         """After a failed allocation: put the newest call back, or half of the rows of the only one."""
         self.caches.shrink(0)
         if self.scorer.device.type == "cuda":

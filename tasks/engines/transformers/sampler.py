@@ -63,7 +63,7 @@ class TransformersSampler:
         self._limits = Limits(
             capacity=int(memory / token_bytes(self._layers)),
             rows=settings.rows or _ROWS.get(self._device.type, 1024),
-            logit_rows=4 * settings.score_rows,
+            logit_rows=max(4 * settings.score_rows, 2 * (min_rows or 1)),  # so that no part has fewer than min_rows
             min_rows=min_rows,
         )
         self._stream = Stream(DecodingLoop(scorer, stop, self._layers, self._caches, self._limits, self.work))

@@ -51,6 +51,20 @@ class TrunkCaches:
         Raises:
             EngineError: memory does not suffice.
         """
+        try:
+            entry = self._extended_to(trunk, length)
+        except BaseException as error:
+            self._entries.pop(trunk, None)  # some of its layers may be longer than others
+            if isinstance(error, RuntimeError | MemoryError) and is_out_of_memory(error):
+                raise EngineError(
+                    f"not enough memory on {self._device} for a prefix of {max(length, len(trunk.prompt))} tokens; "
+                    "lower engine.memory or sampling.max_tokens"
+                ) from error
+            raise
+        entry.users += 1
+        return pairs(entry.cache)
+
+    def _extended_to(self, trunk: Trunk, length: int) -> _Entry:
         root = Trunk(trunk.prompt)
         base = self._entry(root, lambda: self.extended(DynamicCache(), root.prompt))
         entry = base if trunk == root else self._entry(trunk, lambda: _copy(base.cache))
@@ -61,13 +75,13 @@ class TrunkCaches:
             if done > whole:
                 entry.cache.crop(whole - done)
             self.extended(entry.cache, trunk.completion[whole:wanted])
-        entry.users += 1
-        return pairs(entry.cache)
+        return entry
 
     def release(self, trunks: Iterable[Trunk]) -> None:
         """End the use of trunks; their caches are kept for later calls."""
         for trunk in trunks:
-            self._entries[trunk].users -= 1
+            if trunk in self._entries:
+                self._entries[trunk].users -= 1
 
     def shrink(self, tokens: int) -> None:
         """Drop the least recently used caches that no call uses, until those left have at most so many tokens."""
@@ -83,22 +97,10 @@ class TrunkCaches:
         self._entries.clear()
 
     def extended(self, cache: Any, tokens: Sequence[int]) -> Any:
-        """A cache extended by more tokens.
-
-        Raises:
-            EngineError: memory does not suffice for one chunk.
-        """
+        """A cache extended by more tokens."""
         for start in range(0, len(tokens), self._chunk):
             part = torch.tensor([list(tokens[start : start + self._chunk])], device=self._device)
-            try:
-                self._model().base_model(input_ids=part, past_key_values=cache, use_cache=True)
-            except (RuntimeError, MemoryError) as error:
-                if is_out_of_memory(error):
-                    raise EngineError(
-                        f"not enough memory on {self._device} for a prefix of {cache.get_seq_length()} tokens; "
-                        "lower engine.memory or sampling.max_tokens"
-                    ) from error
-                raise
+            self._model().base_model(input_ids=part, past_key_values=cache, use_cache=True)
             self._work.prefix_tokens += part.numel()
         return cache
 
