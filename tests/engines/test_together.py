@@ -208,3 +208,49 @@ def test_a_stopped_sampler_ends_its_calls(sampler: TransformersSampler) -> None:
     with sampler.stopped(), pytest.raises(EngineError, match="the run ends"):
         sampler.continue_prefixes(*calls(1)[0], 1.0)
     assert sampler.continue_prefixes(*calls(1)[0], 1.0)
+
+
+def test_a_prefix_that_failed_is_computed_anew(sampler: TransformersSampler, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else some of its layers would be longer than others, and draws silently wrong."""
+    wanted = calls(4)
+    alone = [tokens(sampler.continue_prefixes(*call, 1.0)) for call in wanted]
+    sampler.release()
+    layer, failed = sampler._scorer.model.model.layers[1], 0
+    forward = layer.forward
+
+    def failing(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        nonlocal failed
+        if hidden.shape[1] > 1:
+            failed += 1
+            if failed in (4, 6):
+                raise torch.OutOfMemoryError("no room")
+        return forward(hidden, *args, **kwargs)
+
+    monkeypatch.setattr(layer, "forward", failing)
+    ends = together(sampler, wanted)
+    assert failed > 6
+    for end, expected in zip(ends, alone, strict=True):
+        assert isinstance(end, EngineError) or tokens(end) == expected
+    assert [tokens(sampler.continue_prefixes(*call, 1.0)) for call in wanted] == alone
+
+
+def test_a_call_that_fails_leaves_the_others(sampler: TransformersSampler) -> None:
+    good = calls(3)
+    alone = [tokens(sampler.continue_prefixes(*call, 1.0)) for call in good]
+    foreign = ([Trunk((5, 10_000))], [Draw(0, 0, None, 5, 1)])
+    ends: list[Any] = [None] * 4
+    start = threading.Barrier(4, timeout=30)
+
+    def run(i: int) -> None:
+        start.wait()
+        try:
+            ends[i] = sampler.continue_prefixes(*[*good, foreign][i], 1.0)
+        except IndexError as error:
+            ends[i] = error
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert isinstance(ends[3], IndexError) and [tokens(end) for end in ends[:3]] == alone

@@ -81,7 +81,7 @@ class TrunkCaches:
         """End the use of trunks; their caches are kept for later calls."""
         for trunk in trunks:
             if trunk in self._entries:
-                self._entries[trunk].users -= 1
+                self._entries[trunk].users = max(0, self._entries[trunk].users - 1)
 
     def shrink(self, tokens: int) -> None:
         """Drop the least recently used caches that no call uses, until those left have at most so many tokens."""
