@@ -1,4 +1,4 @@
-"""The diagnosis: the six stages in order, each in a few tasks of many questions."""
+"""The diagnosis: the six stages in order, each in one task or a few, of many questions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -128,7 +128,7 @@ def _diagnose(config: RunConfig) -> dict[str, Any]:
 
 
 def run_stages(config: RunConfig, flow_name: str, wanted: Sequence[str]) -> Progressed:
-    """Run the given stages in order, each in a few tasks.
+    """Run the given stages in order, each in one task or a few.
 
     Raises:
         QuestionsFailedError: no question is left, because of errors.

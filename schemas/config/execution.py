@@ -16,7 +16,7 @@ class Execution(Settings):
         None,
         ge=1,
         le=limits.MOST_AT_ONCE,
-        description="Questions in one Prefect task; where null, all of them, or 8 on Ray",
+        description="Questions in one Prefect task, and in flight at most; where null, all of them, or 8 on Ray",
         json_schema_extra=COSMETIC,
     )
     questions_in_flight: int = Field(

@@ -30,6 +30,11 @@ class TreeSettings(Settings):
         """Maximum draws of one question's tree."""
         return 0
 
+    @property
+    def timed(self) -> bool:
+        """Whether a question's budget is its own time, which it therefore cannot share with other questions."""
+        return False
+
     def most_forwards(self, rollouts: int) -> int:
         """Maximum passes over a whole prompt and completion for one question's tree.
 
@@ -129,6 +134,11 @@ class AdaptiveTree(Branching):
     round: int = Field(256, ge=2, le=limits.MOST_NODE_DRAWS, description="Draws per round")
 
     extends: ClassVar[bool] = True
+
+    @property
+    def timed(self) -> bool:
+        """True with a budget of seconds."""
+        return self.seconds is not None
 
     @property
     def most_draws(self) -> int:

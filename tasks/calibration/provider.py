@@ -1,7 +1,6 @@
 """Evidence from the exact oracle: chains instead of models, sampled from their tables."""
 
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -67,10 +66,6 @@ class OracleProvider:
     def texts(self, ids: Iterable[int]) -> dict[int, str]:
         """Placeholders: tokens of chains have no text."""
         return {token: f"#{token}" for token in ids}
-
-    def stopped(self) -> AbstractContextManager[None]:
-        """Nothing runs in other threads."""
-        return nullcontext()
 
     def close(self) -> None:
         """Nothing to release."""

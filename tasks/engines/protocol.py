@@ -1,7 +1,6 @@
 """The interface between stages and language models."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -72,10 +71,6 @@ class Sampler(Protocol):
 
     def release(self) -> None:
         """Free the memory that is kept for the next call."""
-        ...
-
-    def stopped(self) -> AbstractContextManager[None]:
-        """In the block, what other threads are sampling ends with an error."""
         ...
 
 

@@ -1,12 +1,10 @@
 """One loop for the draws of many threads: a thread that waits for its own draws works on those of all."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from threading import Condition, Lock
+from collections.abc import Sequence
+from threading import Condition
 from typing import Generic, Protocol, TypeVar
 
-from tasks.engines.turn import TURN
-from tasks.engines.turn import StreamStoppedError as StreamStoppedError
+from tasks.engines.turn import TURN, RunStoppedError
 
 J = TypeVar("J")
 
@@ -40,14 +38,14 @@ class Stream(Generic[J]):
         self._submitted: list[J] = []
         self._open: list[J] = []
         self._errors: list[tuple[J, BaseException]] = []
-        self._driven = self._stopped = False
+        self._driven = False
 
     def run(self, job: J) -> None:
         """Run a job to its end.
 
         Raises:
             EngineError: the job failed.
-            StreamStoppedError: the stream was stopped.
+            RunStoppedError: the threads of the run are being ended.
         """
         with TURN.released():
             self._run(job)
@@ -70,15 +68,6 @@ class Stream(Generic[J]):
                     self._changed.notify_all()
         self._raise_error(job)
 
-    @contextmanager
-    def stopped(self) -> Iterator[None]:
-        """In the block, all jobs fail, those that run at their next step."""
-        self._stopped = True
-        try:
-            yield
-        finally:
-            self._stopped = False
-
     def _is_open(self, job: J) -> bool:
         return any(other is job for other in self._open)
 
@@ -89,8 +78,7 @@ class Stream(Generic[J]):
             try:
                 for new in submitted:
                     self._loop.submit(new)
-                if self._stopped:
-                    raise StreamStoppedError("the run ends")
+                TURN.check()
                 finished = self._loop.advance()
             except BaseException as error:
                 self._loop.abort()
@@ -111,7 +99,7 @@ class Stream(Generic[J]):
 
     def _fail_all(self, error: BaseException) -> None:
         with self._changed:
-            shared = error if isinstance(error, Exception) else StreamStoppedError("the run is interrupted")
+            shared = error if isinstance(error, Exception) else RunStoppedError("the run is interrupted")
             self._errors += [(job, shared) for job in self._open if not any(job is new for new in self._submitted)]
             self._open = list(self._submitted)
             self._changed.notify_all()
@@ -122,30 +110,3 @@ class Stream(Generic[J]):
             self._errors = [(other, error) for other, error in self._errors if other is not job]
         if found:
             raise found[0]
-
-
-class OneAtATime:
-    """Lets one call after another into a block; for engines that have threads or a batch for each call."""
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._stopped = False
-
-    def __enter__(self) -> None:
-        with TURN.released():
-            self._lock.acquire()
-        if self._stopped:
-            self._lock.release()
-            raise StreamStoppedError("the run ends")
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
-
-    @contextmanager
-    def stopped(self) -> Iterator[None]:
-        """In the block, calls that have not begun fail."""
-        self._stopped = True
-        try:
-            yield
-        finally:
-            self._stopped = False

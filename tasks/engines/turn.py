@@ -1,7 +1,7 @@
 """Whose turn it is to compute: threads that share a machine's cores or its GPU work one after another."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Condition, get_ident
 from types import TracebackType
@@ -9,7 +9,7 @@ from types import TracebackType
 from tasks.engines.protocol import EngineError
 
 
-class StreamStoppedError(EngineError):
+class RunStoppedError(EngineError):
     """The threads of the run are being ended."""
 
 
@@ -22,6 +22,7 @@ class Turn:
         self._owner: int | None = None
         self._depth = 0
         self._stopper: int | None = None
+        self._aborts: list[Callable[[], None]] = []
 
     def __enter__(self) -> None:
         self._acquire(1)
@@ -32,36 +33,43 @@ class Turn:
         self._release(1)
 
     @contextmanager
-    def released(self) -> Iterator[None]:
-        """Let others compute while a block waits; without effect in a thread whose turn it is not."""
+    def released(self, abort: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Let others compute while a block waits; without effect in a thread whose turn it is not.
+
+        Args:
+            abort: ends the wait when the threads are stopped.
+        """
         depth = self._depth if self._owner == get_ident() else 0
         if depth:
             self._release(depth)
+        self._aborts.append(abort)
         try:
             yield
         finally:
+            self._aborts.remove(abort)
             if depth:
                 self._acquire(depth)
 
-    @contextmanager
-    def stopped(self) -> Iterator[None]:
-        """In the block, threads that ask for their turn get an error, except the one that runs the block."""
+    def stop(self) -> None:
+        """Let all threads but this one end: what they wait for is aborted, and they get an error in place of a turn."""
         with self._changed:
             self._stopper = get_ident()
             self._changed.notify_all()
-        try:
-            yield
-        finally:
-            self._stopper = None
+        for abort in list(self._aborts):
+            abort()
+
+    def resume(self) -> None:
+        """Give turns again, once the threads that were to end have ended."""
+        self._stopper = None
 
     def check(self) -> None:
         """To be called now and then by work that takes long.
 
         Raises:
-            StreamStoppedError: the thread is to end.
+            RunStoppedError: the thread is to end.
         """
         if self._is_stopped():
-            raise StreamStoppedError("the run ends")
+            raise RunStoppedError("the run ends")
 
     def _is_stopped(self) -> bool:
         return self._stopper is not None and self._stopper != get_ident()

@@ -4,9 +4,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager
 from contextvars import copy_context
 from typing import TypeVar
+
+from tasks.engines.turn import TURN
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -19,19 +20,19 @@ def beside_each_other(
     work: Callable[[Part], Result | None],
     parts: Sequence[Part],
     threads: int,
-    stopped: Callable[[], AbstractContextManager[None]],
 ) -> Iterator[Result]:
     """The results of all parts, in the order in which they come; of one thread, it is the calling one.
 
+    Where the caller or a call of `work` has failed, the other threads are stopped (`tasks.engines.turn.TURN`).
+
     Args:
         work: returns None if the part has to wait; it is tried again later.
-        stopped: a context in which calls of `work` end soon; entered when the caller or one of them has failed.
 
     Raises:
         Exception: the first that `work` raises.
     """
     waiting = deque((0.0, part) for part in parts)
-    if threads == 1:
+    if threads <= 1:
         while waiting:
             due, part = waiting.popleft()
             time.sleep(max(0.0, due - time.monotonic()))
@@ -57,6 +58,7 @@ def beside_each_other(
                     else:
                         yield result
         except BaseException:
-            with stopped():
-                pool.shutdown()
+            TURN.stop()
+            pool.shutdown()
+            TURN.resume()  # not if a second interrupt came meanwhile: then the others are still to end
             raise

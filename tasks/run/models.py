@@ -1,7 +1,6 @@
 """The models of a run: loaded on first use, as many at a time as fit in memory."""
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -89,10 +88,6 @@ class LoadedModels:
     def decoded(self) -> int:
         """Tokens sampled so far for the calling thread."""
         return 0 if self._sampler is None else self._sampler.decoded
-
-    def stopped(self) -> AbstractContextManager[None]:
-        """In the block, what other threads are sampling ends with an error."""
-        return nullcontext() if self._sampler is None else self._sampler.stopped()
 
     def close(self) -> None:
         """End worker processes and release the sampler."""

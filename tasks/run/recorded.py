@@ -1,7 +1,6 @@
 """Evidence from tables recorded by another system: nothing is sampled, and no model is used."""
 
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 
 from schemas.arrays import Arrays
 from schemas.config import RunConfig, Settings
@@ -68,10 +67,6 @@ class RecordedProvider:
     def texts(self, ids: Iterable[int]) -> dict[int, str]:
         """Texts of token ids, from the table."""
         return {token: self._texts.get(token, "" if token < 0 else f"#{token}") for token in sorted(set(ids))}
-
-    def stopped(self) -> AbstractContextManager[None]:
-        """Nothing is sampled."""
-        return nullcontext()
 
     def close(self) -> None:
         """Nothing to close."""

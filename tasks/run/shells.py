@@ -76,9 +76,9 @@ def run_stage(session: RunSession, name: str, ids: Sequence[str], source: Source
     """
     stage, started, summary = PIPELINE[name], time.monotonic(), TaskSummary()
     parts = [list(ids)] if stage.scope is Scope.RUN else [[i] for i in ids]
-    drawing = stage.draws is not None and session.config.tree.samples
-    timed = getattr(session.config.tree, "seconds", None) is not None  # a budget of each question's own time
-    threads = min(len(parts), session.config.execution.questions_in_flight) if drawing and not timed else 1
+    tree = session.config.tree
+    together = stage.draws is not None and tree.samples and not tree.timed
+    threads = min(len(parts), session.config.execution.questions_in_flight) if together else 1
 
     def make(part: Sequence[str]) -> TaskSummary | None:
         try:
@@ -92,7 +92,7 @@ def run_stage(session: RunSession, name: str, ids: Sequence[str], source: Source
             publish(name, len(part))
         return made
 
-    for made in beside_each_other(make, parts, threads, session.provider.stopped):
+    for made in beside_each_other(make, parts, threads):
         summary.add(made)
     summary.left_out = _refused(session, stage, [i for i in ids if i not in summary.failed])
     summary.seconds = time.monotonic() - started

@@ -1,7 +1,6 @@
 """Evidence from models: student and teachers sample and score, a verifier checks."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 
 from schemas.arrays import Arrays
 from schemas.config import RunConfig, Settings
@@ -62,12 +61,6 @@ class ModelProvider:
         distinct = sorted(set(ids))
         texts = self.models.tokenizer.batch_decode([[t] for t in distinct]) if distinct else []  # not of none: one text
         return dict(zip(distinct, texts, strict=True))
-
-    @contextmanager
-    def stopped(self) -> Iterator[None]:
-        """In the block, what other threads are sampling or scoring ends with an error."""
-        with TURN.stopped(), self.models.stopped():
-            yield
 
     def close(self) -> None:
         """Stop worker processes and the sampler."""

@@ -1,7 +1,6 @@
 """What a stage may use: the arrays of earlier stages, and protocols for sampling, scoring and verification."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -75,10 +74,6 @@ class Models(Protocol):
         """A teacher's prompt with its context, token ids."""
         ...
 
-    def stopped(self) -> AbstractContextManager[None]:
-        """In the block, what other threads are sampling ends with an error."""
-        ...
-
     def close(self) -> None:
         """Stop worker processes and the sampler."""
         ...
@@ -141,10 +136,6 @@ class Provider(Protocol):
 
     def texts(self, ids: Iterable[int]) -> dict[int, str]:
         """Text of token ids."""
-        ...
-
-    def stopped(self) -> AbstractContextManager[None]:
-        """In the block, what other threads are sampling ends with an error."""
         ...
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from schemas.pipeline import PIPELINE
 from tasks.store.codec import is_whole
-from tasks.store.store import OBJECT, Store
+from tasks.store.store import OBJECT, Store, final_name
 
 
 def folders() -> list[str]:
@@ -43,7 +43,7 @@ def belongs_to_store(stage: str, key: str, name: str) -> bool:
     Accepts the names of a stage's objects, and of the temporary files that a killed process leaves behind.
     """
     pattern = _NAMES.get(stage, re.escape(OBJECT))
-    return _KEY.fullmatch(key) is not None and re.fullmatch(rf"{pattern}|\.{pattern}\.[0-9a-f]{{32}}", name) is not None
+    return _KEY.fullmatch(key) is not None and re.fullmatch(pattern, final_name(name)) is not None
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ _STORE_FOLDERS = frozenset({*PIPELINE, "rounds", "runs", "claims", "nightly", "c
 _OTHER_FOLDERS = frozenset({"prefect", "demo", "models"})
 """Folders that commands create in `.opdscope` before it is a store."""
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{32}")
-"""Name of a file that is being written, before it replaces the one named in it."""
+"""Name of a file that is being written, with the name of the one that it replaces: see `Store._put`."""
 _ATTEMPTS = 100  # to write into a folder that others remove as soon as it is empty
 
 
@@ -160,8 +160,7 @@ class Store:
         """Remove what killed processes left of some objects, which no other process may be writing."""
         wanted = set(names)
         for name in self.names(*folder):
-            written = _TEMPORARY.fullmatch(name)
-            if written is not None and written[1] in wanted:
+            if name != final_name(name) and final_name(name) in wanted:
                 self.remove(*folder, name)
 
     def commit(
@@ -247,6 +246,12 @@ class Store:
 
     def _translating(self) -> AbstractContextManager[None]:
         return nullcontext() if self.is_local else translated(self.url)
+
+
+def final_name(name: str) -> str:
+    """The name that a file has once it is written: its own, unless it is a temporary one."""
+    temporary = _TEMPORARY.fullmatch(name)
+    return name if temporary is None else temporary[1]
 
 
 def _ends_locally(url: str) -> bool:

@@ -19,6 +19,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as LateError
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,6 +35,7 @@ from hypothesis import strategies as st
 from schemas.config import VLLMServerEngine
 from schemas.limits import MOST_SECONDS
 from tasks.engines.protocol import Continuation, Draw, EngineAwayError, EngineError, Trunk
+from tasks.engines.turn import TURN, RunStoppedError
 from tasks.engines.vllm import answers, connection, requests, served, server
 from tasks.engines.vllm.bounds import NoAnswerError
 from tasks.engines.vllm.served import look_up
@@ -52,6 +54,7 @@ from tests.helpers.fake_vllm import (
     is_draw,
     tokens,
 )
+from tests.helpers.threads import together
 
 T = TypeVar("T")
 TRUNKS = [Trunk(tuple(range(5, 17)), tuple(range(18, 28)))]
@@ -394,6 +397,37 @@ def test_a_probe_without_its_log_probabilities_is_an_error(case: str) -> None:
         with pytest.raises(EngineError) as raised:
             within(5, lambda: ready.continue_prefixes(TRUNKS, DRAWS, 1.0))
         one_line(raised.value, fake.url, message)
+
+
+def test_calls_of_several_threads_have_their_own_draws() -> None:
+    with FakeServer() as fake:
+        ready = sampler(engine(fake))
+        ends = together([partial(ready.continue_prefixes, TRUNKS, draws, 1.0) for draws in (DRAWS, DRAWS[::-1], DRAWS)])
+        found: Any = ends
+        assert [[end.tokens.tolist() for end in one] for one in found] == [EXPECTED, EXPECTED[::-1], EXPECTED]
+
+
+def test_a_stopped_run_aborts_what_servers_are_asked() -> None:
+    """Also the calls that wait for another one."""
+    asked = threading.Event()
+
+    def never(body: dict[str, Any]) -> Reply:
+        asked.set()
+        return endless(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n")
+
+    def stop() -> None:
+        assert asked.wait(20)
+        TURN.stop()
+
+    with FakeServer() as fake:
+        ready = sampler(engine(fake, patience=60.0, timeout=60.0))
+        fake.behaviour = at_draws(never)
+        works: list[Callable[[], Any]] = [partial(ready.continue_prefixes, TRUNKS, DRAWS, 1.0)] * 2
+        try:
+            *ends, _ = within(20, lambda: together([*works, stop]))
+        finally:
+            TURN.resume()
+        assert [type(end) for end in ends] == [RunStoppedError] * 2
 
 
 def models(**entry: Any) -> dict[str, Any]:

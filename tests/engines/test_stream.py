@@ -4,11 +4,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 
 from tasks.engines.protocol import EngineError
-from tasks.engines.stream import OneAtATime, Stream, StreamStoppedError
+from tasks.engines.stream import Stream
+from tasks.engines.turn import TURN, RunStoppedError
+from tests.helpers.threads import together
 
 
 @dataclass(eq=False)
@@ -49,21 +52,7 @@ class CountingLoop:
 
 def in_threads(stream: Stream[Job], jobs: Sequence[Job]) -> list[BaseException | None]:
     """How the jobs ended."""
-    ends: list[BaseException | None] = [None] * len(jobs)
-
-    def run(i: int) -> None:
-        try:
-            stream.run(jobs[i])
-        except (EngineError, RuntimeError) as error:
-            ends[i] = error
-
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(jobs))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-        assert not thread.is_alive()
-    return ends
+    return together([partial(stream.run, job) for job in jobs])
 
 
 def test_jobs_of_many_threads_run_together_to_their_own_ends() -> None:
@@ -113,38 +102,22 @@ def test_an_interrupt_of_the_thread_that_drives_ends_the_others() -> None:
     with pytest.raises(KeyboardInterrupt):
         stream.run(Job(10**9))
     thread.join(20)
-    assert isinstance(other[0], StreamStoppedError)
+    assert isinstance(other[0], RunStoppedError)
 
 
-def test_a_stopped_stream_ends_its_calls() -> None:
+def test_a_stopped_run_ends_the_calls_of_a_stream() -> None:
     loop = CountingLoop()
     stream = Stream(loop)
-    stopping = stream.stopped()
-    loop.hook = lambda: stopping.__enter__() if len(loop.together) == 20 else None
-    ends = in_threads(stream, [Job(10**9), Job(10**9)])
-    assert all(isinstance(end, StreamStoppedError) for end in ends)
-    stopping.__exit__(None, None, None)
+    long_enough = threading.Event()
+    loop.hook = lambda: long_enough.set() if len(loop.together) == 20 else None
+
+    def stop() -> None:
+        assert long_enough.wait(20)
+        TURN.stop()
+
+    works: list[Callable[[], None]] = [partial(stream.run, Job(10**9)), partial(stream.run, Job(10**9)), stop]
+    *ends, _ = together(works)
+    assert all(isinstance(end, RunStoppedError) for end in ends)
+    TURN.resume()
     loop.hook = lambda: None
     stream.run(Job(5))
-
-
-def test_one_call_after_another() -> None:
-    alone, inside, most = OneAtATime(), [], []
-
-    def call() -> None:
-        for _ in range(20):
-            with alone:
-                inside.append(1)
-                most.append(len(inside))
-                inside.pop()
-
-    threads = [threading.Thread(target=call) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
-    assert max(most) == 1 and len(most) == 80
-    with alone.stopped(), pytest.raises(StreamStoppedError), alone:
-        pytest.fail("it was stopped")
-    with alone:
-        pass

@@ -1,7 +1,7 @@
 """Calls of many threads, decoded together: each gets what it gets on its own, bit for bit, whatever memory there is."""
 
-import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from tasks.engines.transformers import loop as looping
 from tasks.engines.transformers.attention import Part
 from tasks.engines.transformers.sampler import TransformersSampler
 from tasks.engines.transformers.scorer import TransformersScorer
+from tasks.engines.turn import TURN
+from tests.helpers.threads import together
 
 Call = tuple[list[Trunk], list[Draw]]
 
@@ -45,25 +47,9 @@ def calls(n: int, draws: int = 14) -> list[Call]:
     return out
 
 
-def together(sampler: TransformersSampler, wanted: list[Call]) -> list[list[Continuation] | BaseException]:
+def in_threads(sampler: TransformersSampler, wanted: list[Call]) -> list[list[Continuation] | BaseException]:
     """The results of calls of one thread each."""
-    out: list[list[Continuation] | BaseException] = [[] for _ in wanted]
-    start = threading.Barrier(len(wanted), timeout=30)
-
-    def run(i: int) -> None:
-        start.wait()
-        try:
-            out[i] = sampler.continue_prefixes(*wanted[i], 1.0)
-        except EngineError as error:
-            out[i] = error
-
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(wanted))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-        assert not thread.is_alive()
-    return out
+    return together([partial(sampler.continue_prefixes, *call, 1.0) for call in wanted])
 
 
 def tokens(ends: Any) -> list[tuple[list[int], bool]]:
@@ -94,7 +80,7 @@ def test_a_decoders_states_are_those_that_it_has_alone(
     for call in wanted:
         sampler.continue_prefixes(*call, 1.0)
     alone, recorded = recorded, {}
-    together(sampler, wanted)
+    in_threads(sampler, wanted)
     assert alone.keys() == recorded.keys()
     for question, steps in alone.items():
         assert all(torch.equal(a, b) for a, b in zip(steps, recorded[question], strict=True))
@@ -104,7 +90,7 @@ def test_calls_beside_each_other_are_those_on_their_own(sampler: TransformersSam
     wanted = calls(10)
     alone = [sampler.continue_prefixes(*call, 1.0) for call in wanted]
     steps = sampler.work.steps
-    beside = together(sampler, wanted)
+    beside = in_threads(sampler, wanted)
     assert [tokens(ends) for ends in beside] == [tokens(ends) for ends in alone]
     assert sampler.work.steps - steps < steps / 2
 
@@ -112,16 +98,9 @@ def test_calls_beside_each_other_are_those_on_their_own(sampler: TransformersSam
 def test_every_temperature_is_its_callers(sampler: TransformersSampler) -> None:
     (trunks, draws), *_ = calls(1)
     alone = {t: tokens(sampler.continue_prefixes(trunks, draws, t)) for t in (0.5, 1.0, 1.5)}
-    found: dict[float, Any] = {}
-    threads = [
-        threading.Thread(target=lambda t=t: found.update({t: tokens(sampler.continue_prefixes(trunks, draws, t))}))
-        for t in alone
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert found == alone and len({str(ends) for ends in alone.values()}) == 3
+    found = together([partial(sampler.continue_prefixes, trunks, draws, t) for t in alone])
+    assert [tokens(ends) for ends in found] == list(alone.values())
+    assert len({str(ends) for ends in alone.values()}) == 3
 
 
 @pytest.mark.parametrize("capacity", [40, 150, 600])
@@ -129,7 +108,7 @@ def test_where_memory_is_short_calls_wait_and_their_draws_stay(sampler: Transfor
     wanted = calls(6)
     sampler._stream._loop.limits = replace(sampler._limits, capacity=capacity)  # type: ignore[attr-defined]
     alone = [tokens(sampler.continue_prefixes(*call, 1.0)) for call in wanted]
-    assert [tokens(ends) for ends in together(sampler, wanted)] == alone
+    assert [tokens(ends) for ends in in_threads(sampler, wanted)] == alone
 
 
 def test_a_failed_allocation_puts_calls_back_and_their_draws_stay(
@@ -147,7 +126,7 @@ def test_a_failed_allocation_puts_calls_back_and_their_draws_stay(
         return out
 
     monkeypatch.setattr(looping, "forward", failing)
-    assert [tokens(ends) for ends in together(sampler, wanted)] == alone
+    assert [tokens(ends) for ends in in_threads(sampler, wanted)] == alone
 
 
 def test_without_room_for_one_draw_every_call_fails_clearly(
@@ -157,7 +136,7 @@ def test_without_room_for_one_draw_every_call_fails_clearly(
         raise torch.OutOfMemoryError("no room")
 
     monkeypatch.setattr("tasks.engines.transformers.batches.attend", none_at_all)
-    for end in together(sampler, calls(3)):
+    for end in in_threads(sampler, calls(3)):
         assert isinstance(end, EngineError) and "not enough memory on cpu for one draw" in str(end)
 
 
@@ -168,7 +147,7 @@ def test_rows_compute_alike_from_a_number_on_or_calls_run_alone(
     wanted = calls(4)
     alone = [tokens(sampler.continue_prefixes(*call, 1.0)) for call in wanted]
     sampler._stream._loop.limits = replace(sampler._limits, min_rows=None)  # type: ignore[attr-defined]
-    assert [tokens(ends) for ends in together(sampler, wanted)] == alone
+    assert [tokens(ends) for ends in in_threads(sampler, wanted)] == alone
 
     forward = sampler._scorer.logits
     monkeypatch.setattr(sampler._scorer, "logits", lambda hidden: forward(hidden) * (1 + len(hidden) * 1e-6))
@@ -181,7 +160,7 @@ def test_caches_are_kept_for_later_calls_while_there_is_room(sampler: Transforme
     for call in wanted:
         sampler.continue_prefixes(*call, 1.0)
     before = sampler.work.prefix_tokens
-    together(sampler, wanted)
+    in_threads(sampler, wanted)
     assert sampler.work.prefix_tokens == before
     assert sampler._caches.used == 0
     sampler.release()
@@ -196,18 +175,17 @@ def test_each_thread_knows_its_own_tokens(sampler: TransformersSampler) -> None:
         ends = sampler.continue_prefixes(*call, 1.0)
         counted.append((sampler.decoded, sum(len(end.tokens) for end in ends)))
 
-    threads = [threading.Thread(target=run, args=(call,)) for call in calls(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
+    together([partial(run, call) for call in calls(4)])
     assert len(counted) == 4 and all(a == b for a, b in counted) and sampler.decoded == 0
 
 
-def test_a_stopped_sampler_ends_its_calls(sampler: TransformersSampler) -> None:
-    with sampler.stopped(), pytest.raises(EngineError, match="the run ends"):
-        sampler.continue_prefixes(*calls(1)[0], 1.0)
-    assert sampler.continue_prefixes(*calls(1)[0], 1.0)
+def test_a_stopped_run_ends_the_calls_of_a_sampler(sampler: TransformersSampler) -> None:
+    (call,) = calls(1)
+    TURN.stop()
+    (end,) = in_threads(sampler, [call])
+    TURN.resume()
+    assert isinstance(end, EngineError) and str(end) == "the run ends"
+    assert in_threads(sampler, [call]) and sampler.continue_prefixes(*call, 1.0)
 
 
 def test_a_prefix_that_failed_is_computed_anew(sampler: TransformersSampler, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +205,7 @@ def test_a_prefix_that_failed_is_computed_anew(sampler: TransformersSampler, mon
         return forward(hidden, *args, **kwargs)
 
     monkeypatch.setattr(layer, "forward", failing)
-    ends = together(sampler, wanted)
+    ends = in_threads(sampler, wanted)
     assert failed > 6
     for end, expected in zip(ends, alone, strict=True):
         assert isinstance(end, EngineError) or tokens(end) == expected
@@ -238,19 +216,5 @@ def test_a_call_that_fails_leaves_the_others(sampler: TransformersSampler) -> No
     good = calls(3)
     alone = [tokens(sampler.continue_prefixes(*call, 1.0)) for call in good]
     foreign = ([Trunk((5, 10_000))], [Draw(0, 0, None, 5, 1)])
-    ends: list[Any] = [None] * 4
-    start = threading.Barrier(4, timeout=30)
-
-    def run(i: int) -> None:
-        start.wait()
-        try:
-            ends[i] = sampler.continue_prefixes(*[*good, foreign][i], 1.0)
-        except IndexError as error:
-            ends[i] = error
-
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
+    ends = in_threads(sampler, [*good, foreign])
     assert isinstance(ends[3], IndexError) and [tokens(end) for end in ends[:3]] == alone

@@ -1,11 +1,13 @@
 """Turns: one thread computes at a time, in order, and others work while it waits."""
 
 import threading
+from functools import partial
 
 import pytest
 
 from tasks.engines.counts import ThreadCount
-from tasks.engines.turn import StreamStoppedError, Turn
+from tasks.engines.turn import RunStoppedError, Turn
+from tests.helpers.threads import together
 
 
 def test_one_at_a_time_and_again_within() -> None:
@@ -18,11 +20,7 @@ def test_one_at_a_time_and_again_within() -> None:
                 most.append(len(inside))
                 inside.pop()
 
-    threads = [threading.Thread(target=work) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
+    together([work] * 6)
     assert len(most) == 300 and max(most) == 1
 
 
@@ -82,10 +80,7 @@ def test_every_thread_counts_for_itself() -> None:
         count.add(n)
         seen.append(count.value)
 
-    threads = [threading.Thread(target=work, args=(n,)) for n in (1, 5)]
-    for thread in threads:
-        thread.start()
-        thread.join(20)
+    together([partial(work, n) for n in (1, 5)])
     assert sorted(seen) == [2, 10] and count.value == 0
 
 
@@ -96,12 +91,12 @@ def test_threads_that_are_to_end_get_no_turn_and_give_none_away() -> None:
         waiting.wait()
         while turn._stopper is None:
             pass
-        with pytest.raises(StreamStoppedError), turn:
+        with pytest.raises(RunStoppedError), turn:
             pytest.fail("it was stopped")
         ends.append("asked")
 
     def come_back() -> None:
-        with pytest.raises(StreamStoppedError), turn, turn.released():
+        with pytest.raises(RunStoppedError), turn, turn.released():
             waiting.wait()
             while turn._stopper is None:
                 pass
@@ -111,11 +106,29 @@ def test_threads_that_are_to_end_get_no_turn_and_give_none_away() -> None:
     for thread in threads:
         thread.start()
     waiting.wait()
-    with turn.stopped():
-        with turn:  # the one that stops the others goes on
-            turn.check()
-        for thread in threads:
-            thread.join(20)
+    turn.stop()
+    with turn:  # the one that stops the others goes on
+        turn.check()
+    for thread in threads:
+        thread.join(20)
+    turn.resume()
     assert sorted(ends) == ["asked", "came back"]
     with turn:
         assert turn._depth == 1
+
+
+def test_what_a_thread_waits_for_is_aborted() -> None:
+    turn, waits, aborted = Turn(), threading.Barrier(2, timeout=20), threading.Event()
+
+    def wait() -> None:
+        with pytest.raises(RunStoppedError), turn, turn.released(aborted.set):
+            waits.wait()
+            assert aborted.wait(20)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    waits.wait()
+    turn.stop()
+    thread.join(20)
+    turn.resume()
+    assert aborted.is_set() and turn._aborts == []

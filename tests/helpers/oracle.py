@@ -1,7 +1,6 @@
 """The exact oracle (statistics of section 8) as an engine: chains in the place of language models, token by token."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -103,10 +102,6 @@ class OracleEngine:
             depth, done, step = depth + ~done, done | ended, step + 1
         return [Continuation(np.array(t, dtype=np.int32), False) for t in out]
 
-    def stopped(self) -> AbstractContextManager[None]:
-        """Nothing runs in other threads."""
-        return nullcontext()
-
     def release(self) -> None:
         """Nothing is held."""
 
@@ -156,10 +151,6 @@ class OracleModels:
     def teacher_prompt(self, source: Source, question: str) -> list[int]:
         return PROMPT
 
-    def stopped(self) -> AbstractContextManager[None]:
-        """Nothing runs in other threads."""
-        return nullcontext()
-
     def close(self) -> None:
         self.verifier.close()
 
@@ -196,10 +187,6 @@ class GivenProvider:
 
     def texts(self, ids: Iterable[int]) -> dict[int, str]:
         return {token: str(token) for token in ids}
-
-    def stopped(self) -> AbstractContextManager[None]:
-        """Nothing runs in other threads."""
-        return nullcontext()
 
     def close(self) -> None:
         """Nothing is held."""

@@ -1,7 +1,6 @@
 """One of each thing that can be added: a stage, a planner, an engine, a verifier, a loss."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -119,9 +118,6 @@ class ToySampler:
 
     def release(self) -> None:
         self._sampler.release()
-
-    def stopped(self) -> AbstractContextManager[None]:
-        return self._sampler.stopped()
 
 
 class ToyBackend:

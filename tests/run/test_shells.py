@@ -10,6 +10,7 @@ import pytest
 from flows.command.configuration import checked
 from tasks.engines.protocol import EngineError
 from tasks.engines.transformers.sampler import TransformersSampler
+from tasks.run import shells
 from tasks.run.session import RunSession, start_session
 from tasks.run.shells import run_stage
 from tasks.store.store import Store
@@ -102,3 +103,21 @@ def test_what_ends_the_run_ends_all_threads_at_once(
     with pytest.raises(type(error)):
         run_stage(run, "rollouts", run.keys.questions)
     assert run.store.names("claims") == []
+
+
+@pytest.mark.parametrize(("seconds", "threads"), [(None, 6), (60.0, 1)])
+def test_a_budget_of_seconds_is_a_questions_own(
+    seconds: float | None, threads: int, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def count(work: object, parts: object, n: int) -> list[Any]:
+        asked.append(n)
+        return []
+
+    monkeypatch.setattr(shells, "beside_each_other", count)
+    tree = {"kind": "adaptive", "node_draws": 24, "round": 24, "draws": 48, "seconds": seconds}
+    run = session({**settings, "tree": tree}, "timed", in_flight=32)
+    monkeypatch.setattr(shells, "_refused", lambda *_: {})
+    run_stage(run, "trees", run.keys.questions)
+    assert asked == [threads]

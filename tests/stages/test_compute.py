@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -63,10 +62,6 @@ class Evidence:
 
     def texts(self, ids: Any) -> dict[int, str]:
         return {}
-
-    def stopped(self) -> AbstractContextManager[None]:
-        """Nothing runs in other threads."""
-        return nullcontext()
 
     def close(self) -> None:
         """Nothing is held."""

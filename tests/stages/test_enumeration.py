@@ -1,6 +1,5 @@
 """Draws of a real model against the enumeration of every continuation."""
 
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +58,6 @@ class SmallModels:
 
     def teacher_prompt(self, source: Source, question: str) -> list[int]:
         return PROMPT
-
-    def stopped(self) -> AbstractContextManager[None]:
-        """Nothing runs in other threads."""
-        return nullcontext()
 
     def close(self) -> None:
         self.verifier.close()

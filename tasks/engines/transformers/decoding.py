@@ -67,11 +67,6 @@ class Decoder:
         self._trunks = {r.draw.trunk: r.trunk for r in rows}
         self._limits = np.array([r.draw.limit for r in rows])
         self._seeds = np.array([r.draw.seed for r in rows], dtype=np.uint64)
-        self.restart()
-
-    def restart(self) -> None:
-        """Begin anew; the result is the same."""
-        rows = self._rows
         self._inputs = np.array([r.token for r in rows], dtype=np.int64)
         self._sampled: list[list[int]] = [[] for _ in rows]
         self._truncated = np.zeros(len(rows), dtype=bool)

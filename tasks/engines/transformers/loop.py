@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -26,7 +27,6 @@ class _Running:
     """A group of a call while it is decoded; `planned` are the tokens that it is expected to need."""
 
     call: Call
-    members: list[int]
     decoder: Decoder
     planned: int
 
@@ -66,7 +66,6 @@ class DecodingLoop:
     work: Work
     _waiting: deque[Call] = field(default_factory=deque)
     _running: list[_Running] = field(default_factory=list)
-    _plans: dict[int, int] = field(default_factory=dict)
 
     def submit(self, call: Call) -> None:
         """Queue a call."""
@@ -74,10 +73,9 @@ class DecodingLoop:
 
     def abort(self) -> None:
         """Drop all calls."""
-        for running in self._running:
+        for running in list(self._running):
             self._leave(running)
         self._waiting.clear()
-        self._running.clear()
 
     @torch.inference_mode()
     def advance(self) -> Sequence[tuple[Call, Exception | None]]:
@@ -98,9 +96,6 @@ class DecodingLoop:
         closed: list[tuple[Call, Exception | None]] = []
         while self._waiting and (not self._running or self._fits(self._waiting[0])):
             call = self._waiting.popleft()
-            if not call.groups:
-                closed.append((call, None))
-                continue
             try:
                 self._running.append(self._started(call))
             except EngineError as error:
@@ -114,42 +109,40 @@ class DecodingLoop:
 
     def _planned(self, call: Call) -> tuple[int, int]:
         """Rows and tokens that the next group of a call is expected to need."""
-        lengths = sorted((call.expected(i) + 1 for i in call.members()), reverse=True)[: self.limits.rows]
-        trunks = sum(call.groups[0].values())
-        return len(lengths), max(min(trunks + sum(lengths), self.limits.capacity), self._plans.get(id(call), 0))
+        group = call.groups[0]
+        lengths = group.expected[: self.limits.rows]
+        expected = sum(group.trunks.values()) + sum(lengths)
+        return len(lengths), max(min(expected, self.limits.capacity), call.needed)
 
     def _fits(self, call: Call) -> bool:
         if self.limits.min_rows is None:
             return False
-        if not call.groups:
-            return True
         rows, tokens = self._planned(call)
-        running = sum(min(len(r.members), self.limits.rows) for r in self._running)
+        running = sum(min(len(r.call.groups[0].members), self.limits.rows) for r in self._running)
         return running + rows <= self.limits.rows and self._needed() + tokens <= self.limits.capacity
 
     def _needed(self) -> int:
         return sum(max(r.planned, r.decoder.allocated) for r in self._running)
 
     def _started(self, call: Call) -> _Running:
-        members, (_, planned) = call.members(), self._planned(call)
+        _, planned = self._planned(call)
         self.caches.shrink(max(0, self.limits.capacity - self._needed() - planned))
-        group, caches = call.groups[0], {}
-        try:
-            for t, length in group.items():
+        caches: dict[int, KeysValues] = {}
+        with ExitStack() as undo:
+            undo.callback(lambda: self.caches.release(call.trunks[t] for t in caches))
+            for t, length in call.groups[0].trunks.items():
                 caches[t] = self.caches.acquire(call.trunks[t], length)
-        except BaseException:
-            self.caches.release(call.trunks[t] for t in caches)
-            raise
+            undo.pop_all()
         held = sum(cache[0][0].shape[2] for cache in caches.values() if cache)
         decoder = Decoder(
-            [call.row(i, caches[call.trunk(i)]) for i in members],
+            call.rows(caches),
             self.stop,
             self.layers,
             capacity=max(1, self.limits.capacity - held),
             max_rows=self.limits.rows,
             device=self.scorer.device,
         )
-        return _Running(call, members, decoder, planned)
+        return _Running(call, decoder, planned)
 
     def _step(self) -> None:
         batches = [r.decoder.prepare() for r in self._running]
@@ -186,12 +179,10 @@ class DecodingLoop:
             ends = running.decoder.results()
             self.work.useful_steps += sum(len(end.tokens) for end in ends)
             self._leave(running)
-            self._running.remove(running)
-            running.call.finish(running.members, ends)
+            running.call.finish(ends)
             if running.call.groups:
                 self._waiting.appendleft(running.call)
             else:
-                self._plans.pop(id(running.call), None)
                 closed.append((running.call, None))
         return closed
 
@@ -210,19 +201,18 @@ class DecodingLoop:
             first.decoder.shrink(error)
         except EngineError as failed:
             self._leave(first)
-            self._running.remove(first)
             return [(first.call, failed)]
         return []
 
     def _put_back(self, running: _Running) -> None:
         """Let a group wait again, to be decoded anew where there is room for what it needs."""
-        self._plans[id(running.call)] = min(self.limits.capacity, 2 * max(running.planned, running.decoder.allocated))
+        running.call.needed = min(self.limits.capacity, 2 * max(running.planned, running.decoder.allocated))
         self._leave(running)
-        self._running.remove(running)
         self._waiting.appendleft(running.call)
 
     def _leave(self, running: _Running) -> None:
-        self.caches.release(running.call.trunks[t] for t in running.call.groups[0])
+        self._running.remove(running)
+        self.caches.release(running.call.trunks[t] for t in running.call.groups[0].trunks)
 
     def _count(self, batch: Batch) -> None:
         self.work.row_steps += len(batch.rows)

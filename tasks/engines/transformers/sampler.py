@@ -1,7 +1,6 @@
 """Samples with transformers: trunks are computed once and cached, and draws are decoded from them in a batch."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from typing import NoReturn
 
 import numpy as np
@@ -111,10 +110,6 @@ class TransformersSampler:
         """Free the trunks that are cached for later calls."""
         self._caches.shrink(0)
 
-    def stopped(self) -> AbstractContextManager[None]:
-        """In the block, the calls of all threads end with an error."""
-        return self._stream.stopped()
-
     def continue_prefixes(
         self, trunks: Sequence[Trunk], draws: Sequence[Draw], temperature: float
     ) -> list[Continuation]:
@@ -124,7 +119,8 @@ class TransformersSampler:
         with TURN:
             self._replace_attention()  # the model may have been unloaded since
         call = Call(trunks, draws, temperature, self._stop, self._limits.capacity // 2)
-        self._stream.run(call)
+        if call.groups:
+            self._stream.run(call)
         done = [r for r in call.results if r is not None]
         self._decoded.add(sum(len(r.tokens) for r in done))
         return done

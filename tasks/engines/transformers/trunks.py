@@ -53,9 +53,8 @@ class TrunkCaches:
         """
         try:
             entry = self._extended_to(trunk, length)
-        except BaseException as error:
-            self._entries.pop(trunk, None)  # some of its layers may be longer than others
-            if isinstance(error, RuntimeError | MemoryError) and is_out_of_memory(error):
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
                 raise EngineError(
                     f"not enough memory on {self._device} for a prefix of {max(length, len(trunk.prompt))} tokens; "
                     "lower engine.memory or sampling.max_tokens"
@@ -65,16 +64,20 @@ class TrunkCaches:
         return pairs(entry.cache)
 
     def _extended_to(self, trunk: Trunk, length: int) -> _Entry:
+        """The entry of a trunk, now the most recently used; without one where its computation fails half-way."""
         root = Trunk(trunk.prompt)
-        base = self._entry(root, lambda: self.extended(DynamicCache(), root.prompt))
-        entry = base if trunk == root else self._entry(trunk, lambda: _copy(base.cache))
-        wanted = max(0, length - len(trunk.prompt))
-        done = entry.tokens - len(trunk.prompt)
-        if done != wanted and trunk != root:
+        base = self._entries.pop(root, None) or _Entry(self.extended(DynamicCache(), root.prompt))
+        self._entries[root] = base
+        if trunk == root:
+            return base
+        entry = self._entries.pop(trunk, None) or _Entry(_copy(base.cache))
+        wanted, done = max(0, length - len(trunk.prompt)), entry.tokens - len(trunk.prompt)
+        if done != wanted:
             whole = min(done, wanted) // self._chunk * self._chunk
             if done > whole:
                 entry.cache.crop(whole - done)
             self.extended(entry.cache, trunk.completion[whole:wanted])
+        self._entries[trunk] = entry
         return entry
 
     def release(self, trunks: Iterable[Trunk]) -> None:
@@ -103,12 +106,6 @@ class TrunkCaches:
             self._model().base_model(input_ids=part, past_key_values=cache, use_cache=True)
             self._work.prefix_tokens += part.numel()
         return cache
-
-    def _entry(self, trunk: Trunk, make: Callable[[], Any]) -> _Entry:
-        """The entry of a trunk, now the most recently used."""
-        entry = self._entries.pop(trunk, None) or _Entry(make())
-        self._entries[trunk] = entry
-        return entry
 
 
 def pairs(cache: Any) -> KeysValues:

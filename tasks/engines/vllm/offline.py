@@ -3,7 +3,6 @@
 import gc
 import os
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from tasks.engines.counts import ThreadCount
 from tasks.engines.device import resolve_device
 from tasks.engines.positions import length_limit
 from tasks.engines.protocol import Continuation, Draw, EngineError, Trunk, ended
-from tasks.engines.stream import OneAtATime
+from tasks.engines.turn import TURN
 from tasks.engines.vllm import requests
 from tasks.store.keys import installed_version
 
@@ -62,7 +61,7 @@ class VLLMSampler:
         self, model: Model, stop: frozenset[int], settings: VLLMEngine, scorer: "Callable[[], TransformersScorer]"
     ) -> None:
         """Store the settings; vLLM starts later."""
-        self._decoded, self._alone = ThreadCount(), OneAtATime()
+        self._decoded = ThreadCount()
         self._model, self._stop, self._settings, self._scorer = model, stop, settings, scorer
         self._llm: Any = None
         self._vocabulary = 0
@@ -71,10 +70,6 @@ class VLLMSampler:
     def decoded(self) -> int:
         """Tokens of the calling thread's finished draws."""
         return self._decoded.value
-
-    def stopped(self) -> AbstractContextManager[None]:
-        """In the block, the calls that wait for another one end with an error."""
-        return self._alone.stopped()
 
     def release(self) -> None:
         """Stop vLLM and free all its memory."""
@@ -93,7 +88,7 @@ class VLLMSampler:
         results = [ended(draw, self._stop) for draw in draws]
         wanted = requests.in_order(draws, [i for i, r in enumerate(results) if r is None])
         if wanted:
-            with self._alone:
+            with TURN:
                 self._start()
                 from vllm import SamplingParams
 

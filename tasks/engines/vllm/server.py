@@ -7,12 +7,11 @@ an unreachable one returns its draws until it answers again.
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
-from threading import Condition
+from threading import Condition, Lock
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,8 +19,7 @@ import torch
 from schemas.config import Model, VLLMServerEngine
 from tasks.engines.counts import ThreadCount
 from tasks.engines.protocol import Continuation, Draw, EngineAwayError, EngineError, Trunk, ended
-from tasks.engines.stream import OneAtATime, StreamStoppedError
-from tasks.engines.turn import TURN
+from tasks.engines.turn import TURN, RunStoppedError
 from tasks.engines.vllm import answers, requests
 from tasks.engines.vllm.bounds import NoAnswerError
 from tasks.engines.vllm.connection import Connection, api_key
@@ -140,8 +138,7 @@ class ServerSampler:
         Raises:
             EngineError: a server is unreachable, or serves another model.
         """
-        self._decoded, self._alone = ThreadCount(), OneAtATime()
-        self._abort: Callable[[], None] | None = None
+        self._decoded, self._one_at_a_time = ThreadCount(), Lock()
         self._stop, self._settings, self._served = stop, settings, served
         student = scorer()
         self._vocabulary = student.vocabulary
@@ -160,14 +157,6 @@ class ServerSampler:
         """Tokens of the calling thread's finished draws."""
         return self._decoded.value
 
-    @contextmanager
-    def stopped(self) -> Iterator[None]:
-        """In the block, calls end with an error: open requests are aborted."""
-        with self._alone.stopped():
-            if self._abort is not None:
-                self._abort()
-            yield
-
     def release(self) -> None:
         """Nothing to free."""
 
@@ -185,7 +174,7 @@ class ServerSampler:
         def sample(connection: Connection, server: Served, i: int) -> Continuation:
             return self._sample(connection, server, trunks[draws[i].trunk].prefix(draws[i]), draws[i], temperature)
 
-        with self._alone, TURN.released():
+        with TURN.released(), self._one_at_a_time:
             self._run(work, sample)
         done = [r for r in work.results if r is not None]
         self._decoded.add(sum(len(r.tokens) for r in done))
@@ -208,16 +197,15 @@ class ServerSampler:
             for _, connection in connections:
                 connection.stop()
 
-        self._abort = abort
-        with ThreadPoolExecutor(max(1, len(connections))) as pool:
+        with TURN.released(abort), ThreadPoolExecutor(max(1, len(connections))) as pool:
+            TURN.check()
             try:
                 for future in as_completed(self._start(pool, work, connections, sample)):
                     future.result()
             finally:  # after a failure or an interrupt too, so that the threads end
-                self._abort = None
                 abort()
         if work.left:
-            raise StreamStoppedError("the run ends")
+            raise RunStoppedError("the run ends")
 
     def _start(
         self, pool: ThreadPoolExecutor, work: _Work, connections: list[tuple[int, Connection]], sample: _Sample
