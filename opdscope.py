@@ -1,6 +1,7 @@
 """opdscope from Python: configurations, runs and their tables, as with the commands."""
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,27 +9,64 @@ from flows.command.environment import prepare
 
 prepare()  # before anything reads the environment
 
-from flows.command.configuration import checked, merged, parse_overrides, read_configuration  # noqa: E402
+from flows.command.configuration import (  # noqa: E402
+    ConfigurationError,
+    checked,
+    merged,
+    parse_overrides,
+    read_configuration,
+)
 from schemas.config import RunConfig  # noqa: E402
+from schemas.tables import RUN_TABLES  # noqa: E402
 
 if TYPE_CHECKING:
     import polars as pl
 
-__all__ = ["configuration", "diagnose", "rank", "table"]
+    from flows.diagnose import QuestionsFailedError
+    from tasks.engines.protocol import EngineError
+    from tasks.inputs.questions import InputError
+    from tasks.store.store import StoreError
+
+__all__ = [
+    "ConfigurationError",
+    "EngineError",
+    "InputError",
+    "QuestionsFailedError",
+    "StoreError",
+    "configuration",
+    "diagnose",
+    "rank",
+    "table",
+]
+
+_ERRORS = {
+    "EngineError": "tasks.engines.protocol",
+    "InputError": "tasks.inputs.questions",
+    "QuestionsFailedError": "flows.diagnose",
+    "StoreError": "tasks.store.store",
+}
+"""Module of each error that is imported on first use, as torch or Prefect come with it."""
 
 
-def configuration(source: str | Path | Mapping[str, Any], assignments: Sequence[str] = ()) -> RunConfig:
+def __getattr__(name: str) -> Any:
+    if name not in _ERRORS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_ERRORS[name]), name)
+
+
+def configuration(source: str | Path | Mapping[str, Any], assignments: str | Sequence[str] = ()) -> RunConfig:
     """A validated configuration.
 
     Args:
         source: a YAML file, or its content.
-        assignments: overrides as `--set` takes them, such as `tree.draws=4096`.
+        assignments: one or more overrides as `--set` takes them, such as `tree.draws=4096`.
 
     Raises:
         ConfigurationError: names every wrong field.
     """
     fields = dict(source) if isinstance(source, Mapping) else read_configuration(Path(source))
-    return checked(merged(fields, parse_overrides(list(assignments))))
+    overrides = [assignments] if isinstance(assignments, str) else list(assignments)
+    return checked(merged(fields, parse_overrides(overrides)))
 
 
 def diagnose(config: RunConfig) -> dict[str, Any]:
@@ -40,6 +78,8 @@ def diagnose(config: RunConfig) -> dict[str, Any]:
     Raises:
         QuestionsFailedError: some questions failed; outputs cover the others.
         InputError: names the field and the value.
+        EngineError: a model, a device or a server cannot do what is requested.
+        StoreError: the store cannot be used.
     """
     from flows.diagnose import diagnose as flow
     from flows.service.own_server import server_of_command
@@ -55,7 +95,7 @@ def rank(config: RunConfig) -> dict[str, Any]:
         the content of `rank.json`, with statistics of its stages.
 
     Raises:
-        QuestionsFailedError, InputError: as for `diagnose`.
+        QuestionsFailedError, InputError, EngineError, StoreError: as for `diagnose`.
     """
     from flows.rank import rank as flow
     from flows.service.own_server import server_of_command
@@ -68,8 +108,11 @@ def table(config: RunConfig, name: str) -> "pl.DataFrame":
     """A table of an existing run: tokens, summary, differences, predictors, selection or ranks.
 
     Raises:
+        ConfigurationError: there is no table of this name.
         StoreError: it is missing, or another run is writing it.
     """
+    if name not in (tables := (*RUN_TABLES, "ranks")):
+        raise ConfigurationError(f"name: {name!r} is no table of a run; give one of {', '.join(tables)}")
     from tasks.outputs.files import read_table
     from tasks.store.store import Store
 

@@ -144,7 +144,7 @@ def check_execution(execution: Execution) -> None:
         return
     if on_ray and find_spec("prefect_ray") is None:
         raise ConfigurationError(
-            "execution.task_runner: 'ray', but prefect-ray is not installed: pip install 'opdscope[ray]'"
+            "execution.task_runner: 'ray', but prefect-ray is not installed: pip install -c constraints.txt -e '.[ray]'"
         )
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound

@@ -53,16 +53,20 @@ def checked_suite(fields: dict[str, Any]) -> NightlyConfig:
 
 
 def run_nightly(path: Path) -> int:
-    """`opdscope nightly`; exit code 1 if something got worse."""
+    """`opdscope nightly`; exit code 1 if something got worse, or the suite is already running."""
 
     def action() -> int:
         config = checked_suite(read_suite(path))
         from flows.command.terminal import progress
-        from flows.nightly import message, nightly
+        from flows.nightly import NightBusyError, message, nightly
         from flows.service.own_server import server_of_command
 
-        with server_of_command(), progress(ERRORS):
-            result = nightly(config)
+        try:
+            with server_of_command(), progress(ERRORS):
+                result = nightly(config)
+        except NightBusyError as error:
+            ERRORS.print(escape(str(error)), style="red", soft_wrap=True)
+            return FAILED
         CONSOLE.print(f"computed: {', '.join(result['computed']) or 'nothing, as nothing has changed'}")
         for line in result["moved"]:
             CONSOLE.print(f"moved: {escape(line)}", soft_wrap=True)

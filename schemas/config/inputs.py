@@ -91,6 +91,12 @@ class Model(Settings):
     def _home(cls, path: str) -> str:
         return str(Path(path).expanduser()) if path.startswith("~") else path
 
+    @model_validator(mode="after")
+    def _file_without_revision(self) -> Self:
+        if self.is_gguf and self.revision is not None:
+            raise invalid("revision", f"{quoted(self.revision)} cannot be had of a GGUF file; leave it out")
+        return self
+
     @property
     def is_gguf(self) -> bool:
         """True for a GGUF file, whose weights are expanded to `dtype` when it is loaded."""

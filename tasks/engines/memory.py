@@ -8,6 +8,7 @@ from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 
 from schemas.config import Model, is_local_folder
+from tasks.engines.gguf_file import gguf_bytes
 from tasks.engines.protocol import EngineError
 
 GIB = 2**30
@@ -63,7 +64,7 @@ def weights(model: Model) -> int | None:
     """Bytes of a model's weights in its dtype; None if they are not available locally, or cannot be read."""
     dtype: torch.dtype = getattr(torch, model.dtype)
     if model.is_gguf:
-        return _gguf_bytes(Path(model.path), dtype)
+        return gguf_bytes(Path(model.path), dtype)
     folder = Path(model.path)
     if not is_local_folder(model.path):
         found = try_to_load_from_cache(model.path, "config.json", revision=model.revision or "main")
@@ -74,13 +75,6 @@ def weights(model: Model) -> int | None:
         return weight_bytes(folder, dtype)
     except (OSError, SafetensorError):
         return None  # loading reports what is wrong with the file
-
-
-def _gguf_bytes(file: Path, dtype: torch.dtype) -> int:
-    """Bytes of a GGUF file's weights, expanded to a dtype."""
-    from gguf import GGUFReader
-
-    return sum(int(tensor.n_elements) for tensor in GGUFReader(file).tensors) * dtype.itemsize
 
 
 def check_size(model: Model, device: torch.device) -> None:

@@ -6,6 +6,7 @@ from transformers import AutoConfig
 
 from schemas.config import Model
 from tasks.engines.protocol import EngineError
+from tasks.store.keys import hub_errors
 
 
 class Limit(NamedTuple):
@@ -49,9 +50,10 @@ def model_limit(model: Model) -> Limit | None:
     Raises:
         EngineError: the configuration cannot be read.
     """
+    errors: tuple[type[Exception], ...] = (KeyError, *hub_errors())
     try:
         config = AutoConfig.from_pretrained(**model.pretrained, trust_remote_code=model.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except errors as error:
         raise EngineError(f"{model.path!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
     return length_limit(config)
 

@@ -1,9 +1,7 @@
 """Checks before a run starts, without loading a model, and the identities of models that enter keys."""
 
-import struct
 from collections.abc import Iterable
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 from schemas.config import Model, RunConfig, is_local_folder
@@ -11,6 +9,7 @@ from schemas.pipeline import Stage
 from schemas.signals import Source, model_sources
 from tasks.engines.choice import EngineChoice
 from tasks.engines.device import resolve_device
+from tasks.engines.gguf_file import check_gguf
 from tasks.engines.identity import ModelLibrary
 from tasks.engines.memory import check_size
 from tasks.engines.protocol import EngineError
@@ -33,6 +32,8 @@ def check_models(config: RunConfig, library: ModelLibrary) -> None:
         raise InputError("engine.device", str(error)) from error
     check = partial(_check_model, config, library)
     check("student.path", config.model)
+    if config.model.is_gguf and config.engine.kind == "vllm":
+        raise InputError("engine.kind", "'vllm' does not sample from a GGUF file; use transformers")
     for i, teacher in enumerate(config.model_teachers):
         if teacher.model is not None:
             field = f"teachers[{i}].model.path"
@@ -43,40 +44,16 @@ def check_models(config: RunConfig, library: ModelLibrary) -> None:
 
 def _check_model(config: RunConfig, library: ModelLibrary, field: str, model: Model) -> None:
     """Refuse a model that is neither a local folder nor on the hub, or has no tokenizer."""
-    if model.is_gguf:
-        _check_gguf(config, field, model)
     looks_local = model.path.startswith((".", "/")) or model.path.count("/") > 1
     if not model.is_gguf and looks_local and not is_local_folder(model.path):
         raise InputError(field, f"{model.path!r} is not there; give a model folder or a hub name")
     try:
+        if model.is_gguf:
+            check_gguf(Path(model.path))
         check_size(model, resolve_device(config.engine.device))
         library.fingerprint(model)
     except (ValueError, EngineError) as error:
         raise InputError(field, str(error)) from error
-
-
-def _check_gguf(config: RunConfig, field: str, model: Model) -> None:
-    """Refuse a GGUF file that is missing, or that nothing installed here can read."""
-    if not Path(model.path).is_file():
-        raise InputError(field, f"{model.path!r} is not there; give a GGUF file")
-    others = [
-        name
-        for name in ("tokenizer.json", "tokenizer.model", "vocab.json")
-        if Path(model.path).with_name(name).exists()
-    ]
-    if others:  # transformers would take it in place of the file's own
-        raise InputError(field, f"{model.path!r} is beside another model's {others[0]}; move it to a folder of its own")
-    for package in ("gguf", "accelerate"):
-        if find_spec(package) is None:
-            raise InputError(field, f"{model.path!r} needs {package}: pip install 'opdscope[gguf]'")
-    from gguf import GGUFReader
-
-    try:
-        GGUFReader(model.path)
-    except (OSError, ValueError, LookupError, struct.error) as error:
-        raise InputError(field, f"{model.path!r} is not a readable GGUF file: {error}") from error
-    if field == "student.path" and config.engine.kind == "vllm":
-        raise InputError("engine.kind", "'vllm' does not sample from a GGUF file; use transformers")
 
 
 class ModelIdentities:

