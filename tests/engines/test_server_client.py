@@ -36,7 +36,7 @@ from schemas.config import VLLMServerEngine
 from schemas.limits import MOST_SECONDS
 from tasks.engines.protocol import Continuation, Draw, EngineAwayError, EngineError, Trunk
 from tasks.engines.turn import TURN, RunStoppedError
-from tasks.engines.vllm import answers, connection, requests, served, server
+from tasks.engines.vllm import answers, connection, dispatch, requests, served
 from tasks.engines.vllm.bounds import NoAnswerError
 from tasks.engines.vllm.served import look_up
 from tasks.engines.vllm.server import ServerSampler
@@ -66,7 +66,7 @@ KEY = "sk-do\\not'show/\"me"
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "_FIRST_PAUSE", 0.05)
+    monkeypatch.setattr(dispatch, "_FIRST_PAUSE", 0.05)
 
 
 def within(seconds: float, call: Callable[[], T]) -> T:
@@ -403,8 +403,7 @@ def test_calls_of_several_threads_have_their_own_draws() -> None:
     with FakeServer() as fake:
         ready = sampler(engine(fake))
         ends = together([partial(ready.continue_prefixes, TRUNKS, draws, 1.0) for draws in (DRAWS, DRAWS[::-1], DRAWS)])
-        found: Any = ends
-        assert [[end.tokens.tolist() for end in one] for one in found] == [EXPECTED, EXPECTED[::-1], EXPECTED]
+        assert [[end.tokens.tolist() for end in one] for one in ends] == [EXPECTED, EXPECTED[::-1], EXPECTED]
 
 
 def test_a_stopped_run_aborts_what_servers_are_asked() -> None:
@@ -568,7 +567,7 @@ def test_too_many_threads_are_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> 
         start, count = threading.Thread.start, itertools.count()
 
         def starts(thread: threading.Thread) -> None:
-            if "ThreadPool" in thread.name and next(count) == 2:
+            if thread.name == "vllm draws" and next(count) == 2:
                 raise RuntimeError("can't start new thread")
             start(thread)
 

@@ -3,18 +3,16 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
-from typing import TypeVar
-
-Result = TypeVar("Result")
+from typing import Any
 
 _SECONDS = 60
 
 
-def together(works: Sequence[Callable[[], Result]]) -> list[Result | BaseException]:
+def together(works: Sequence[Callable[[], Any]]) -> list[Any]:
     """What each work returns or raises; they start at once, each in a thread."""
     start = Barrier(len(works), timeout=_SECONDS)
 
-    def run(work: Callable[[], Result]) -> Result:
+    def run(work: Callable[[], Any]) -> Any:
         start.wait()
         return work()
 
