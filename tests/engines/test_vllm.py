@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from tasks.engines.vllm.server import ServerSampler
 from tasks.statistics.streams import stream_seed
 from tests.helpers.places import ROOT
 from tests.helpers.small import random_model
+from tests.helpers.threads import together
 
 pytestmark = pytest.mark.vllm
 
@@ -110,6 +112,17 @@ def test_draws_depend_on_their_own_seed_alone(vllm: VLLMSampler) -> None:
     shuffled = vllm.continue_prefixes(TRUNKS, [draws[i] for i in order], 1.0)
     assert same(shuffled, [whole[i] for i in order])
     assert same(vllm.continue_prefixes(TRUNKS, draws[7:8], 1.0), whole[7:8])
+
+
+def test_calls_of_several_threads_are_scheduled_together(vllm: VLLMSampler) -> None:
+    """Each has the draws that it has alone; one that is refused fails alone."""
+    calls = [branches(4, 8), branches(3, 5, limit=9), SPECIAL]
+    alone = [vllm.continue_prefixes(TRUNKS, draws, 1.0) for draws in calls]
+    long = [Trunk(tuple([5] * 100_000))]
+    works = [partial(vllm.continue_prefixes, TRUNKS, draws, 1.0) for draws in calls]
+    *beside, refused = together([*works, partial(vllm.continue_prefixes, long, [Draw(0, 0, None, 4, 1)], 1.0)])
+    assert all(same(a, b) for a, b in zip(alone, beside, strict=True))
+    assert isinstance(refused, EngineError) and "vLLM refuses a draw" in str(refused)
 
 
 def agree(a: Sampler, b: Sampler, vocabulary: int, *, count: int, draws: int) -> float:
@@ -383,15 +396,11 @@ def test_bfloat16_agrees_within_its_limit(vllm: VLLMSampler, folder: Path, token
 
 @torch.inference_mode()
 def log_probability_error(vllm: VLLMSampler, scorer: TransformersScorer) -> float:
-    from vllm import SamplingParams
-
     ids = [*PROMPT, *range(2, 26)]
-    asked = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
-    (output,) = vllm._generate([{"prompt_token_ids": ids}], [asked])
-    theirs = [step[token].logprob for token, step in zip(ids[1:], output.prompt_logprobs[1:], strict=True)]
+    theirs = vllm._prompt_log_probs(ids)
     logits = scorer.model(input_ids=torch.tensor([ids])).logits[0, :-1].float()
     own = torch.log_softmax(logits, -1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
-    return float((own - torch.tensor(theirs)).abs().max())
+    return float((own - theirs).abs().max())
 
 
 def test_log_probabilities_are_those_of_transformers(vllm: VLLMSampler, scorer: TransformersScorer) -> None:

@@ -13,8 +13,10 @@ from tasks.engines.counts import ThreadCount
 from tasks.engines.device import resolve_device
 from tasks.engines.positions import length_limit
 from tasks.engines.protocol import Continuation, Draw, EngineError, Trunk, ended
+from tasks.engines.stream import Stream
 from tasks.engines.turn import TURN
 from tasks.engines.vllm import requests
+from tasks.engines.vllm.loop import Call, RequestLoop
 from tasks.store.keys import installed_version
 
 if TYPE_CHECKING:
@@ -64,6 +66,7 @@ class VLLMSampler:
         self._decoded = ThreadCount()
         self._model, self._stop, self._settings, self._scorer = model, stop, settings, scorer
         self._llm: Any = None
+        self._stream: Stream[Call]
         self._vocabulary = 0
 
     @property
@@ -84,29 +87,29 @@ class VLLMSampler:
     def continue_prefixes(
         self, trunks: Sequence[Trunk], draws: Sequence[Draw], temperature: float
     ) -> list[Continuation]:
-        """See the protocol."""
+        """See the protocol. Calls of several threads are scheduled together."""
         results = [ended(draw, self._stop) for draw in draws]
         wanted = requests.in_order(draws, [i for i, r in enumerate(results) if r is None])
         if wanted:
             with TURN:
                 self._start()
-                from vllm import SamplingParams
-
-                prompts = [{"prompt_token_ids": trunks[draws[i].trunk].prefix(draws[i])} for i in wanted]
-                fields = [requests.fields(draws[i], self._stop, temperature) for i in wanted]
-                outputs = self._generate(prompts, [SamplingParams(**f, detokenize=False) for f in fields])
-            for i, output in zip(wanted, outputs, strict=True):
-                tokens = output.outputs[0].token_ids
-                results[i] = requests.continuation(tokens, draws[i], self._stop, self._vocabulary)
+            call = Call(
+                [trunks[draws[i].trunk].prefix(draws[i]) for i in wanted],
+                [self._parameters(draws[i], temperature) for i in wanted],
+            )
+            self._stream.run(call)
+            for n, i in enumerate(wanted):
+                results[i] = requests.continuation(call.tokens[n], draws[i], self._stop, self._vocabulary)
         done = [r for r in results if r is not None]
         self._decoded.add(sum(len(r.tokens) for r in done))
         return done
 
-    def _generate(self, prompts: list[Any], parameters: list[Any]) -> list[Any]:
-        try:
-            return list(self._llm.generate(prompts, parameters, use_tqdm=False))
-        except ValueError as error:
-            raise EngineError(f"vLLM refuses a draw: {error}") from error
+    def _parameters(self, draw: Draw, temperature: float) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        fields = requests.fields(draw, self._stop, temperature)
+        return SamplingParams(**fields, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY)
 
     def _start(self) -> None:
         """Start vLLM and compare it with the student on transformers.
@@ -153,9 +156,14 @@ class VLLMSampler:
             options["additional_config"] = {VOCABULARY: scorer.vocabulary}
         try:
             self._llm = LLM(**options)
-        except (ValueError, RuntimeError, OSError) as error:
+        except _refusals(RuntimeError, OSError) as error:
             raise EngineError(f"vLLM does not start with {self._model.path!r}: {error}") from error
-        self._self_test(scorer)
+        try:
+            self._self_test(scorer)
+        except BaseException:
+            self.release()
+            raise
+        self._stream = Stream(RequestLoop(self._llm.llm_engine, _refusals()))
 
     def _self_test(self, scorer: "TransformersScorer") -> None:
         """Check that the log-probabilities of a probe match those of the scoring model.
@@ -163,13 +171,31 @@ class VLLMSampler:
         Raises:
             EngineError: they differ.
         """
+        probe, own = scorer.probe(), scorer.probe_scores()
+        scorer.compare("by vLLM", own, self._prompt_log_probs(probe))
+
+    def _prompt_log_probs(self, tokens: list[int]) -> torch.Tensor:
+        """Log-probabilities of all tokens but the first, [T-1].
+
+        Raises:
+            EngineError: vLLM refuses them.
+        """
         from vllm import SamplingParams
 
-        probe, own = scorer.probe(), scorer.probe_scores()
         parameters = SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False)
-        (output,) = self._generate([{"prompt_token_ids": probe}], [parameters])
-        log_probs = [step[token].logprob for token, step in zip(probe[1:], output.prompt_logprobs[1:], strict=True)]
-        scorer.compare("by vLLM", own, torch.tensor(log_probs))
+        try:
+            (output,) = self._llm.generate([{"prompt_token_ids": tokens}], parameters, use_tqdm=False)
+        except _refusals() as error:
+            raise EngineError(f"vLLM refuses a probe: {error}") from error
+        steps = zip(tokens[1:], output.prompt_logprobs[1:], strict=True)
+        return torch.tensor([step[token].logprob for token, step in steps])
+
+
+def _refusals(*others: type[Exception]) -> tuple[type[Exception], ...]:
+    """The errors with which vLLM refuses a request, and others."""
+    from vllm.exceptions import VLLMError
+
+    return (ValueError, VLLMError, *others)
 
 
 def _context_length(settings: VLLMEngine, config: Any) -> int | None:
