@@ -142,8 +142,7 @@ def run_stages(config: RunConfig, flow_name: str, wanted: Sequence[str]) -> Prog
         for name in wanted:
             stage = PIPELINE[name]
             done.stages[name] = TaskSummary()
-            parts = sources(config) if stage.of_source else [None]
-            publish(name, 0, len(done.ids) * len(parts))
+            publish(name, 0, len(done.ids) * (len(sources(config)) if stage.of_source else 1))
             if session.config.tree.samples and stage.draws is not None:
                 publish(stage.draws.label, 0, len(done.ids) * stage.draws.most(config))
             size = len(done.ids) if stage.scope is Scope.RUN else _questions_per_task(config.execution, done.ids)
@@ -152,15 +151,13 @@ def run_stages(config: RunConfig, flow_name: str, wanted: Sequence[str]) -> Prog
                 start(
                     stage_run,
                     {
-                        "label": _label(name, source, batch, done.ids),
+                        "label": _label(name, batch, done.ids),
                         "config": config,
                         "stage": name,
                         "ids": batch,
-                        "source": tuple(source) if source is not None else None,
                         "left_out": done.not_pooled,
                     },
                 )
-                for source in parts
                 for batch in batches(done.ids, size)
             ]
             for finish in started:
@@ -183,7 +180,6 @@ def _questions_per_task(execution: Execution, ids: Sequence[str]) -> int:
     return max(1, len(ids)) if execution.task_runner == "process" else 8
 
 
-def _label(stage: str, source: tuple[str, str] | None, batch: Sequence[str], ids: Sequence[str]) -> str:
+def _label(stage: str, batch: Sequence[str], ids: Sequence[str]) -> str:
     first = ids.index(batch[0]) + 1
-    of_source = f" of {source[0]}/{source[1]}" if source is not None else ""
-    return f"{stage}{of_source}, questions {first}-{first + len(batch) - 1} of {len(ids)}"
+    return f"{stage}, questions {first}-{first + len(batch) - 1} of {len(ids)}"

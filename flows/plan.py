@@ -38,8 +38,10 @@ def cost(session: RunSession) -> list[StageCost]:
         existing = {item.key for item in stored(session.store, name) if item.name == OBJECT}
         wanted = {(q, s): key for q in keys.questions for s, key in keys.of_stage(name, q).items()}
         absent = {place: key for place, key in wanted.items() if key not in existing}
-        # all losses of one teacher with one context are computed together
+        # all losses of one teacher with one context are computed together, and what they are compared with once for all
         units = {(question, signal.source if signal is not None else None) for question, signal in absent}
+        if stage.of_source:
+            units |= {(question, None) for question, _ in absent}
         one = stage.cost(session.config) if session.config.tree.samples else Cost()
         made, missing = len(set(wanted.values()) & existing), len(set(absent.values()))
         costs.append(StageCost(name, made, missing, *(len(units) * n for n in one)))

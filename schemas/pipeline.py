@@ -69,14 +69,14 @@ class Stage:
         scope: what there is one artefact for.
         reads: stages whose artefacts it reads; their keys are part of its own, in this order.
         settings: the part of a configuration that is in its keys.
-        of_source: it works on one teacher with one context; both are in its keys, and so is the loss.
+        of_source: its artefacts are of a teacher with a context; both are in their keys, and so is the loss.
         with_model: it samples from a model or scores with one.
         draws: what it samples, if anything.
         round_settings: settings in the keys of its rounds, where the stage can reuse them under other settings; else
             rounds are kept under the stage's own key until it is done.
         keeps_rounds: whether finished rounds are kept, for larger settings to extend.
         refuse: `module:function`, which returns from a question's artefact why the run cannot continue with it.
-        cost: upper bounds for a question (for one teacher with one context, where `of_source`).
+        cost: upper bounds for a question; where `of_source`, for the student and again for each teacher with a context.
         flows: flows that it is part of.
     """
 
@@ -158,7 +158,7 @@ _STAGES = (
         reads=("rollouts", "trees"),
         of_source=True,
         with_model=True,
-        cost=lambda config: Cost(forwards=2 * config.sampling.rollouts),
+        cost=lambda config: Cost(forwards=config.sampling.rollouts),
     ),
     Stage(
         "alignment",
@@ -190,7 +190,7 @@ _STAGES = (
         reads=("rollouts",),
         of_source=True,
         with_model=True,
-        cost=lambda config: Cost(forwards=2 * config.sampling.rollouts),
+        cost=lambda config: Cost(forwards=config.sampling.rollouts),
         flows=("rank",),
     ),
 )

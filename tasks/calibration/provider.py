@@ -1,13 +1,13 @@
 """Evidence from the exact oracle: chains instead of models, sampled from their tables."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from schemas.arrays import AnyArray, Arrays
 from schemas.config import RunConfig, Settings
-from schemas.signals import Source
+from schemas.signals import Signal, Source
 from tasks.calibration.chain import Chain
 from tasks.calibration.simulate import OracleTeaching, Rolled, continue_freely, draw, roll
 from tasks.stages.trees.planner import Design, Launches, grow_tree
@@ -49,11 +49,19 @@ class OracleProvider:
         return grow_tree(planner, rolled.frame, draw_round)
 
     def distillation(
-        self, question: str, source: Source, losses: Mapping[str, Settings], rollouts: Arrays, tree: Arrays
-    ) -> Mapping[str, Arrays]:
-        """Stage 4, by loss."""
-        rolled, teacher = self.rolled[question], self._chains[question].teachers[source.teacher]
-        return {name: OracleTeaching(rolled, teacher, loss).distillation(tree) for name, loss in losses.items()}
+        self, question: str, losses: Mapping[Source, Mapping[str, Settings]], rollouts: Arrays, tree: Arrays
+    ) -> Mapping[Signal, Arrays]:
+        """Stage 4."""
+        rolled, teachers = self.rolled[question], self._chains[question].teachers
+        return {
+            Signal(*source, name): OracleTeaching(rolled, teachers[source.teacher], loss).distillation(tree)
+            for source, of_source in losses.items()
+            for name, loss in of_source.items()
+        }
+
+    def together(self, sources: Sequence[Source]) -> list[list[Source]]:
+        """All of them."""
+        return [list(sources)]
 
     def values(self, question: str, rollouts: Arrays) -> Arrays:
         """Not available: oracle rankings assign one advantage to each whole rollout.

@@ -83,8 +83,8 @@ class Scorer(Protocol):
 
     vocabulary: int
 
-    def hidden(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[torch.Tensor]:
-        """Final hidden states from which tokens `starts[i]:` of each sequence are predicted; each [T_i, H]."""
+    def hidden(self, prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        """Final hidden states from which the tokens of completions of a prompt are predicted; [T_i, H] for each."""
         ...
 
     def log_probs(self, hidden: torch.Tensor) -> torch.Tensor:

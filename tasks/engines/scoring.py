@@ -48,13 +48,12 @@ def score_blocks(
     owner = np.searchsorted(offsets, wanted, side="right") - 1
     needed = np.unique(owner)
     longest = max(len(view.prompt) for view in views)
-    for group in _groups(needed, offsets, longest, group_tokens):
+    for group in _groups(needed, offsets, group_tokens - longest):
         positions = wanted[np.isin(owner, group)]
         states: dict[int, torch.Tensor] = {}
         for i in set(distinct):
-            prompt = [int(t) for t in views[i].prompt]
-            sequences = [prompt + tokens[offsets[r] : offsets[r + 1]].tolist() for r in group]
-            hidden = views[i].scorer.hidden(sequences, [len(prompt)] * len(group))
+            completions = [tokens[offsets[r] : offsets[r + 1]].tolist() for r in group]
+            hidden = views[i].scorer.hidden([int(t) for t in views[i].prompt], completions)
             picked = [
                 h[torch.from_numpy(positions[(positions >= offsets[r]) & (positions < offsets[r + 1])] - offsets[r])]
                 for h, r in zip(hidden, group, strict=True)
@@ -85,18 +84,16 @@ def _checked(log_probs: torch.Tensor, vocabulary: int) -> torch.Tensor:
     return wide if wide.shape[-1] == vocabulary else torch.log_softmax(wide[..., :vocabulary], dim=-1)
 
 
-def _groups(
-    rollouts: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64], prompt: int, limit: int
-) -> Iterator[list[int]]:
-    """Groups of consecutive rollouts whose padded sequences stay within `limit` tokens; at least one per group."""
+def _groups(rollouts: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64], limit: int) -> Iterator[list[int]]:
+    """Groups of consecutive rollouts with at most `limit` tokens; at least one per group."""
     group: list[int] = []
-    width = 0
+    total = 0
     for r in rollouts.tolist():
-        length = prompt + int(offsets[r + 1] - offsets[r])
-        if group and max(width, length) * (len(group) + 1) > limit:
+        length = int(offsets[r + 1] - offsets[r])
+        if group and total + length > limit:
             yield group
-            group, width = [], 0
+            group, total = [], 0
         group.append(r)
-        width = max(width, length)
+        total += length
     if group:
         yield group

@@ -1,6 +1,6 @@
 """The models of a run: loaded on first use, as many at a time as fit in memory."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ from schemas.signals import Source, model_sources
 from tasks.engines.choice import EngineChoice
 from tasks.engines.device import resolve_device
 from tasks.engines.identity import ModelLibrary
-from tasks.engines.memory import fits
+from tasks.engines.memory import fits, free_memory, total_memory, weights
 from tasks.engines.protocol import Sampler
 from tasks.inputs.prompts import PLAIN, encode_prompt, prompt_text
 from tasks.inputs.questions import Question
@@ -68,9 +68,29 @@ class LoadedModels:
 
     def teacher(self, source: Source) -> "TransformersScorer":
         """The model of a teacher; the student itself if both have the same content."""
+        return self._scorer(self._teacher_model(source))
+
+    def together(self, sources: Sequence[Source]) -> list[list[Source]]:
+        """Sources in groups, in their order, whose models fit in memory together, with the student."""
+        device = resolve_device(self._config.engine.device)
+        loaded = sum(weights(model) or 0 for model, scorer in self._scorers.items() if scorer.loaded)
+        room = free_memory(device) + loaded - total_memory(device) // 10
+        groups: list[list[Source]] = []
+        held: dict[Model, int] = {}
+        for source in sources:
+            model = self._teacher_model(source)
+            held[model] = weights(model) or 0
+            if groups and sum(held.values()) <= room:
+                groups[-1].append(source)
+            else:
+                groups.append([source])
+                held = {other: weights(other) or 0 for other in (self._config.model, model)}
+        return groups
+
+    def _teacher_model(self, source: Source) -> Model:
         model = self._sources[source][0].model or self._config.model
         same = self._library.fingerprint(model) == self._library.fingerprint(self._config.model)
-        return self.student if same else self._scorer(model)
+        return self._config.model if same else model
 
     def teacher_prompt(self, source: Source, question: str) -> list[int]:
         """Token ids of a teacher's prompt with its context.
@@ -97,12 +117,14 @@ class LoadedModels:
             self._sampler.release()
 
     def _scorer(self, model: Model) -> "TransformersScorer":
-        """A loaded model; besides the student, only the last teacher is kept."""
+        """A loaded model; besides the student, as many teachers are kept as fit in memory."""
         if model not in self._scorers:
             from tasks.engines.transformers.scorer import load_transformers, vocabulary_size
 
+            device = resolve_device(self._config.engine.device)
             for other in [m for m in self._scorers if m != self._config.student]:
-                del self._scorers[other]
+                if not fits(model, device):
+                    del self._scorers[other]
             vocabulary = vocabulary_size(self._library.tokenizer(model))
             make_room = partial(self._make_room, model)
             self._scorers[model] = load_transformers(model, self._config.engine, vocabulary, make_room)

@@ -1,11 +1,11 @@
 """Evidence from tables recorded by another system: nothing is sampled, and no model is used."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from schemas.arrays import Arrays
 from schemas.config import RunConfig, Settings
 from schemas.pipeline import Stage
-from schemas.signals import Source
+from schemas.signals import Signal, Source
 from tasks.inputs.recorded import RecordedQuestion
 from tasks.stages.distillation.branches import distill_branches
 
@@ -49,12 +49,21 @@ class RecordedProvider:
         return self._questions[question].tree
 
     def distillation(
-        self, question: str, source: Source, losses: Mapping[str, Settings], rollouts: Arrays, tree: Arrays
-    ) -> Mapping[str, Arrays]:
-        """Stage 4, by loss."""
-        return distill_branches(
-            rollouts["tokens"], tree, self._questions[question].teachers[source.teacher].prob, losses
-        )
+        self, question: str, losses: Mapping[Source, Mapping[str, Settings]], rollouts: Arrays, tree: Arrays
+    ) -> Mapping[Signal, Arrays]:
+        """Stage 4."""
+        teachers = self._questions[question].teachers
+        return {
+            Signal(*source, name): arrays
+            for source, of_source in losses.items()
+            for name, arrays in distill_branches(
+                rollouts["tokens"], tree, teachers[source.teacher].prob, of_source
+            ).items()
+        }
+
+    def together(self, sources: Sequence[Source]) -> list[list[Source]]:
+        """All of them."""
+        return [list(sources)]
 
     def values(self, question: str, rollouts: Arrays) -> Arrays:
         """Not available: nothing can be sampled.

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -15,7 +15,7 @@ from prefect.states import Completed
 
 from schemas.config import RunConfig
 from schemas.pipeline import PIPELINE, Scope, Stage
-from schemas.signals import Signal, Source
+from schemas.signals import Signal, Source, sources
 from tasks.operations.errors import is_fatal
 from tasks.operations.implementations import implementation
 from tasks.operations.progress import capture_progress, publish
@@ -65,8 +65,8 @@ class TaskSummary:
         self.failed |= part.failed
 
 
-def run_stage(session: RunSession, name: str, ids: Sequence[str], source: Source | None = None) -> TaskSummary:
-    """Make the missing artefacts of one stage for some questions; for one teacher and context if the stage has them.
+def run_stage(session: RunSession, name: str, ids: Sequence[str]) -> TaskSummary:
+    """Make the missing artefacts of one stage for some questions.
 
     Questions of a stage that draws are worked on beside each other, so that their draws are decoded together. Work
     that another process on the same store is doing is waited for. A failing question does not stop the others.
@@ -75,21 +75,23 @@ def run_stage(session: RunSession, name: str, ids: Sequence[str], source: Source
         Exception: an error that would affect every question (`tasks.operations.errors.is_fatal`).
     """
     stage, started, summary = PIPELINE[name], time.monotonic(), TaskSummary()
-    parts = [list(ids)] if stage.scope is Scope.RUN else [[i] for i in ids]
+    questions = [list(ids)] if stage.scope is Scope.RUN else [[i] for i in ids]
+    groups = session.provider.together(sources(session.config)) if stage.of_source else [None]
+    parts = [_Part(of_part, group) for group in groups for of_part in questions]
     tree = session.config.tree
     together = stage.draws is not None and tree.samples and not tree.timed
     threads = min(len(parts), session.config.execution.questions_in_flight) if together else 1
 
-    def make(part: Sequence[str]) -> TaskSummary | None:
+    def make(part: _Part) -> TaskSummary | None:
         try:
-            made = _make_part(session, stage, part[0], source)
+            made = _make_part(session, stage, part)
         except Exception as error:
             if is_fatal(error):
                 raise
-            _log.exception("%s of question %s failed", name, ", ".join(part))
-            made = TaskSummary(failed=dict.fromkeys(part, _one_line(error)))
+            _log.exception("%s of question %s failed", name, ", ".join(part.questions))
+            made = TaskSummary(failed=dict.fromkeys(part.questions, _one_line(error)))
         if made is not None:
-            publish(name, len(part))
+            publish(name, len(part.questions) * len(part.sources or [None]))
         return made
 
     for made in beside_each_other(make, parts, threads):
@@ -99,22 +101,30 @@ def run_stage(session: RunSession, name: str, ids: Sequence[str], source: Source
     return summary
 
 
-def _make_part(session: RunSession, stage: Stage, question: str, source: Source | None) -> TaskSummary | None:
-    """Make missing artefacts of one question, or of all together; None if another process is working on them."""
+class _Part(NamedTuple):
+    """Questions with one artefact, or one question, and the sources worked on together, if the stage has any."""
+
+    questions: list[str]
+    sources: list[Source] | None
+
+
+def _make_part(session: RunSession, stage: Stage, part: _Part) -> TaskSummary | None:
+    """Make missing artefacts of a part; None if another process is working on them."""
+    question = part.questions[0]
     keys = {
         signal: key
         for signal, key in session.keys.of_stage(stage.name, question).items()
-        if signal is None or source is None or signal.source == source
+        if signal is None or part.sources is None or signal.source in part.sources
     }
     missing, summary = _missing(session, stage, keys), TaskSummary()
     if missing:
-        subject = digest([stage.name, session.keys.key("rollouts", question), source])
+        subject = digest([stage.name, session.keys.key("rollouts", question), part.sources])
         with session.leases.acquire(subject) as acquired:
             if not acquired:
                 return None
             missing = _missing(session, stage, missing)  # some may have been made in the meantime
             if missing:
-                _commit(session, stage, question, missing, source, summary)
+                _commit(session, stage, question, missing, summary)
                 if session.config.tree.samples:
                     session.checkpoints.clear(stage.name, question)
     summary.cached += len(keys) - len(missing)
@@ -130,12 +140,11 @@ def _commit(
     stage: Stage,
     question: str,
     missing: dict[Signal | None, str],
-    source: Source | None,
     summary: TaskSummary,
 ) -> None:
     start, decoded = time.monotonic(), session.provider.decoded
     reads = StoredReads(session.store, session.keys)
-    made = compute(stage, Work(session.config, session.provider, reads, question, list(missing), source))
+    made = compute(stage, Work(session.config, session.provider, reads, question, list(missing)))
     decoded = session.provider.decoded - decoded
     seconds = round((time.monotonic() - start) / len(made), 6)
     for signal, arrays in made.items():
@@ -165,7 +174,6 @@ def stage_task(
     config: RunConfig,
     stage: str,
     ids: list[str],
-    source: tuple[str, str] | None = None,
     left_out: Sequence[str] = (),
 ) -> Any:
     """One stage for a batch of questions. `Cached` if all artefacts were in the store, verified, and none was made."""
@@ -174,7 +182,7 @@ def stage_task(
     with concurrency(limit, strict=True) if limit is not None else nullcontext(), capture_progress() as events:
         session = open_session(config)
         session.keys.leave_out(left_out)
-        summary = run_stage(session, stage, ids, Source(*source) if source is not None else None)
+        summary = run_stage(session, stage, ids)
     summary.events = dict(events)
     for question, reason in summary.left_out.items():
         logger.warning("question %s is left out: %s", question, reason)

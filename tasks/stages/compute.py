@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from schemas.arrays import Arrays
 from schemas.config import RunConfig
 from schemas.pipeline import PIPELINE, Scope, Stage
-from schemas.signals import Signal, Source
+from schemas.signals import Signal
 from tasks.operations.implementations import implementation
 from tasks.stages.protocol import Made, Provider, Work
 
@@ -40,10 +40,10 @@ class Computed:
         for name in stages:
             stage = PIPELINE[name]
             for question in self.questions[:1] if stage.scope is Scope.RUN else self.questions:
-                for source, wanted in self._parts(stage):
-                    work = Work(self._config, self._provider, self, question, wanted, source)
-                    for signal, arrays in compute(stage, work).items():
-                        self._made[stage.place(question, signal)] = arrays
+                wanted = self.signals if stage.scope is Scope.SIGNAL else [None]
+                work = Work(self._config, self._provider, self, question, wanted)
+                for signal, arrays in compute(stage, work).items():
+                    self._made[stage.place(question, signal)] = arrays
 
     def artefact(self, stage: str, question: str, signal: Signal | None = None) -> Arrays:
         """One artefact."""
@@ -56,11 +56,3 @@ class Computed:
     def seed(self, purpose: str, stage: str, question: str) -> int:
         """64-bit seed of a random stream."""
         return self._seed(purpose, stage, question)
-
-    def _parts(self, stage: Stage) -> list[tuple[Source | None, list[Signal | None]]]:
-        if stage.scope is not Scope.SIGNAL:
-            return [(None, [None])]
-        if not stage.of_source:
-            return [(None, [*self.signals])]
-        sources = dict.fromkeys(signal.source for signal in self.signals)
-        return [(source, [s for s in self.signals if s.source == source]) for source in sources]

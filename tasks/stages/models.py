@@ -1,10 +1,10 @@
 """Evidence from models: student and teachers sample and score, a verifier checks."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from schemas.arrays import Arrays
 from schemas.config import RunConfig, Settings
-from schemas.signals import Source
+from schemas.signals import Signal, Source
 from tasks.engines.scoring import View
 from tasks.engines.turn import TURN
 from tasks.stages.distillation.gradients import distill
@@ -36,12 +36,12 @@ class ModelProvider:
             return make_tree(self.models, self._config, question, rollouts, self._checkpoints)
 
     def distillation(
-        self, question: str, source: Source, losses: Mapping[str, Settings], rollouts: Arrays, tree: Arrays
-    ) -> Mapping[str, Arrays]:
-        """Stage 4, by loss, from one pass over student and teacher."""
+        self, question: str, losses: Mapping[Source, Mapping[str, Settings]], rollouts: Arrays, tree: Arrays
+    ) -> Mapping[Signal, Arrays]:
+        """Stage 4 for some losses of each source, from one pass over the student and each teacher."""
         return distill(
             View(self.models.student, rollouts["prompt"].tolist()),
-            View(self.models.teacher(source), self.models.teacher_prompt(source, question)),
+            {s: View(self.models.teacher(s), self.models.teacher_prompt(s, question)) for s in losses},
             rollouts["tokens"],
             rollouts["offsets"],
             tree,
@@ -50,6 +50,10 @@ class ModelProvider:
             block=self._config.engine.score_rows,
             group_tokens=self._config.engine.batch_tokens,
         )
+
+    def together(self, sources: Sequence[Source]) -> list[list[Source]]:
+        """Sources whose models fit in memory together."""
+        return self.models.together(sources)
 
     def values(self, question: str, rollouts: Arrays) -> Arrays:
         """Success probabilities along rollouts."""

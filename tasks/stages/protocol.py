@@ -66,6 +66,10 @@ class Models(Protocol):
         """The reference answer."""
         ...
 
+    def together(self, sources: Sequence[Source]) -> list[list[Source]]:
+        """Sources in groups whose models fit in memory together, with the student."""
+        ...
+
     def teacher(self, source: Source) -> Scorer:
         """A teacher's scorer."""
         ...
@@ -125,9 +129,13 @@ class Provider(Protocol):
         ...
 
     def distillation(
-        self, question: str, source: Source, losses: Mapping[str, Settings], rollouts: Arrays, tree: Arrays
-    ) -> Mapping[str, Arrays]:
-        """Stage 4, by loss."""
+        self, question: str, losses: Mapping[Source, Mapping[str, Settings]], rollouts: Arrays, tree: Arrays
+    ) -> Mapping[Signal, Arrays]:
+        """Stage 4 for some losses of each source."""
+        ...
+
+    def together(self, sources: Sequence[Source]) -> list[list[Source]]:
+        """Sources in groups that are to be asked for together, as their models fit in memory together."""
         ...
 
     def values(self, question: str, rollouts: Arrays) -> Arrays:
@@ -166,7 +174,6 @@ class Work:
     Attributes:
         question: the question; any of them for an artefact of all questions.
         wanted: the signals whose artefacts are missing; only None where a stage makes one for all.
-        source: the teacher and context of these signals, for a stage that works on one.
     """
 
     config: RunConfig
@@ -174,7 +181,6 @@ class Work:
     reads: Reads
     question: str
     wanted: Sequence[Signal | None]
-    source: Source | None = None
 
     def read(self, stage: str, signal: Signal | None = None) -> Arrays:
         """An artefact of this question."""

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from schemas.config import Model, TransformersEngine, VLLMEngine
 from tasks.engines.protocol import Draw, Trunk
@@ -163,7 +163,7 @@ def main() -> None:
         source = Model(path=place, dtype=dtype)
         settings = TransformersEngine(device=asked.device)
         scorer = load_transformers(source, settings, SHAPES[asked.shape]["vocabulary"])
-        plain = load_transformers(source, settings, SHAPES[asked.shape]["vocabulary"]).model
+        plain = AutoModelForCausalLM.from_pretrained(place, dtype=getattr(torch, dtype)).to(asked.device).eval()
         vllm = None
         if asked.vllm:
             from tasks.engines.vllm.offline import VLLMSampler

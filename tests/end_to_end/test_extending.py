@@ -17,7 +17,6 @@ from schemas.config import teachers as contexts
 from schemas.config.base import settings_in
 from schemas.config.scores import Scores
 from schemas.pipeline import PIPELINE, diagnosis_stages
-from schemas.signals import sources
 from tasks.operations.implementations import implementation
 from tasks.outputs.diagnosis import make_outputs
 from tasks.run.session import RunSession, start_session
@@ -29,9 +28,8 @@ from tests.helpers.toys import TOY_STAGE, ToyEngine, ToyLoss, ToySampler, ToyTre
 def ran(config: RunConfig, stages: tuple[str, ...]) -> RunSession:
     session = start_session(config)
     for stage in stages:
-        for source in sources(config) if PIPELINE[stage].of_source else [None]:
-            summary = run_stage(session, stage, session.keys.questions, source)
-            assert not summary.failed and not summary.left_out, (stage, summary)
+        summary = run_stage(session, stage, session.keys.questions)
+        assert not summary.failed and not summary.left_out, (stage, summary)
     return session
 
 

@@ -38,8 +38,7 @@ from schemas.limits import (
     MOST_SETTING,
     MOST_TOKENS,
 )
-from schemas.pipeline import PIPELINE, diagnosis_stages
-from schemas.signals import sources
+from schemas.pipeline import diagnosis_stages
 from schemas.tables import RUN_TABLES
 from schemas.text import id_problem, name_problem, quoted, reason, visible, without_user
 from schemas.urls import url_problem
@@ -870,8 +869,7 @@ def test_tables_are_kept_where_the_report_fails(tmp_path: Path, monkeypatch: pyt
     config = checked(recorded(tmp_path, rows))
     job = start_session(config)
     for stage in diagnosis_stages():
-        for source in sources(config) if PIPELINE[stage].of_source else [None]:
-            run_stage(job, stage, job.keys.questions, source)
+        run_stage(job, stage, job.keys.questions)
 
     def fails(*_: object) -> str:
         raise RuntimeError("no report")
@@ -895,8 +893,7 @@ def test_the_ends_of_what_recorded_tables_may_hold_are_scored(tmp_path: Path) ->
     job = start_session(checked(recorded(tmp_path, rows)))
     ids = job.keys.questions
     for stage in diagnosis_stages():
-        for source in sources(job.config) if PIPELINE[stage].of_source else [None]:
-            assert not run_stage(job, stage, ids, source).failed
+        assert not run_stage(job, stage, ids).failed
     outputs = dict(make_outputs(job, ids, {}).files)
     assert list(outputs)[-1] == "report.html"  # after all tables
     tokens = pl.read_parquet(io.BytesIO(outputs["tokens.parquet"]))

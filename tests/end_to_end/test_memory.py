@@ -10,6 +10,7 @@ import resource, sys
 import numpy as np, torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from schemas.config import JSD, ForwardKL, ReverseKL, RunConfig, TopK
+from schemas.signals import Source
 from tasks.stages.distillation.gradients import distill
 from tasks.engines.scoring import View
 from tasks.engines.transformers.scorer import TransformersScorer
@@ -37,10 +38,13 @@ rollouts = {
     "offsets": np.arange(R + 1) * 125, "correct": np.zeros(R, dtype=bool)}
 frame = survey(student, config, "q", rollouts)
 plan = planner_of(config.tree).next_round(frame, [], 0.0)
-made = distill(View(student, [3, 4]), View(teacher, [7, 8, 9]), rollouts["tokens"], rollouts["offsets"], plan.arrays,
-    {"r": ReverseKL(), "f": ForwardKL(), "j": JSD(), "k": TopK()}, temperature=1.0, block=config.engine.score_rows,
+teachers = {Source("t", c): View(teacher, [7, 8, n]) for n, c in enumerate(["none", "answer", "solution"])}
+losses = {"r": ReverseKL(), "f": ForwardKL(), "j": JSD(), "k": TopK()}
+made = distill(View(student, [3, 4]), teachers, rollouts["tokens"], rollouts["offsets"], plan.arrays,
+    dict.fromkeys(teachers, losses), temperature=1.0, block=config.engine.score_rows,
     group_tokens=config.engine.batch_tokens)
-assert len(plan.arrays["node"]) == nodes and np.isfinite(made["j"]["d"]).all() and (made["r"]["d_sq"] > 0).all()
+assert len(plan.arrays["node"]) == nodes
+assert np.isfinite(made["t", "answer", "j"]["d"]).all() and (made["t", "none", "r"]["d_sq"] > 0).all()
 print(peak() - loaded)
 """
 

@@ -161,7 +161,7 @@ def test_scores_are_of_capped_attention_as_the_model_defines_it() -> None:
     """SDPA, which transformers chooses for Gemma 2, leaves the cap out."""
     model, ids = tiny("Gemma2"), random_ids(30, 0)
     assert model.config._attn_implementation == "sdpa"
-    scored = TransformersScorer(lambda: model).hidden([ids], [1])[0]
+    scored = TransformersScorer(lambda: model).hidden(ids[:1], [ids[1:]])[0]
     model.set_attn_implementation("eager")
     with torch.inference_mode():
         own = model.base_model(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[0, :-1]

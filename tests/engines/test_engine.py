@@ -221,7 +221,7 @@ def test_a_scorer_gives_its_memory_back_and_scores_as_before(models: Path, token
         Model(path=str(models / "student")), TransformersEngine(device="cpu"), len(tokenizer), lambda: rooms.append(1)
     )
     sampler = TransformersSampler(scorer, STOP, TransformersEngine(device="cpu"))
-    hidden, draws = scorer.hidden([PROMPT], [1])[0], sampler.continue_prefixes(TRUNKS, DRAWS, 1.0)
+    hidden, draws = scorer.hidden(PROMPT[:1], [PROMPT[1:]])[0], sampler.continue_prefixes(TRUNKS, DRAWS, 1.0)
     before = scorer.log_probs(hidden)
     scorer.unload()
     assert not scorer.loaded and torch.equal(scorer.log_probs(hidden), before)  # the head stays
@@ -229,7 +229,7 @@ def test_a_scorer_gives_its_memory_back_and_scores_as_before(models: Path, token
     again = sampler.continue_prefixes(TRUNKS, DRAWS, 1.0)
     assert scorer.loaded and rooms == [1, 1]
     assert [e.tokens.tolist() for e in again] == [e.tokens.tolist() for e in draws]
-    assert torch.allclose(scorer.hidden([PROMPT], [1])[0], hidden, atol=1e-5)
+    assert torch.allclose(scorer.hidden(PROMPT[:1], [PROMPT[1:]])[0], hidden, atol=1e-5)
 
 
 def test_student_and_teacher_take_turns_where_memory_does_not_hold_both(

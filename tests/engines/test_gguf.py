@@ -43,7 +43,7 @@ def test_weights_tokens_and_limits_are_those_of_the_file(file: Path) -> None:
     assert limit is not None and limit.tokens == 128
     assert weights(model) == 4 * sum(t.size for t in stored.values())
     assert stop_tokens(model, tokenizer) == {97}
-    assert torch.isfinite(scorer.log_probs(scorer.hidden([[1, 2, 3]], [1])[0])).all()
+    assert torch.isfinite(scorer.log_probs(scorer.hidden([1], [[2, 3]])[0])).all()
 
 
 def test_its_content_is_its_name(file: Path, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_file_whose_weights_disagree_with_its_header_is_refused(tmp_path: Path
 def test_a_token_that_the_model_has_no_embedding_for_is_refused(file: Path) -> None:
     scorer = load_transformers(Model(path=str(file)), TransformersEngine(device="cpu"), 98)
     with pytest.raises(ValueError, match=r"token id 98 is in a prompt, but LlamaForCausalLM has ids up to 97"):
-        scorer.hidden([[1, 98]], [1])
+        scorer.hidden([1], [[98]])
     sampler = TransformersSampler(scorer, frozenset({97}), TransformersEngine(device="cpu"))
     with pytest.raises(ValueError, match="token id 98"):
         sampler.continue_prefixes([Trunk((1, 98))], [Draw(0, 0, None, 4, 1)], 1.0)

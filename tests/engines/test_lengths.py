@@ -90,11 +90,11 @@ def test_a_sequence_never_depends_on_a_longer_one_beside_it(family: str, setting
     model = tiny(family, hidden_size=32, **settings)
     scorer = TransformersScorer(lambda: model)
     short, longest = list(range(2, 12)), [2 + i % 30 for i in range(limit)]
-    alone = scorer.hidden([short], [1])[0]
-    assert torch.allclose(scorer.hidden([short, longest], [1, 1])[0], alone, atol=1e-4)
+    alone = scorer.hidden(short[:1], [short[1:]])[0]
+    assert torch.allclose(scorer.hidden(short[:1], [short[1:], longest[1:]])[0], alone, atol=1e-4)
     message = f"a sequence of {limit + 1} tokens is longer than the {limit} that {family}ForCausalLM can take"
     with pytest.raises(EngineError, match=message):
-        scorer.hidden([short, [*longest, 2]], [1, 1])
+        scorer.hidden(short[:1], [short[1:], [*longest[1:], 2]])
     sampler = TransformersSampler(scorer, frozenset([1]), TransformersEngine(device="cpu"))
     trunks = [Trunk(tuple(short[:4]), tuple(short[4:]))]
     sampler.continue_prefixes(trunks, [Draw(0, 6, 2, limit - 11, 0), Draw(0, 0, None, 1, 1)], 1.0)

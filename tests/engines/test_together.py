@@ -215,6 +215,6 @@ def test_a_prefix_that_failed_is_computed_anew(sampler: TransformersSampler, mon
 def test_a_call_that_fails_leaves_the_others(sampler: TransformersSampler) -> None:
     good = calls(3)
     alone = [tokens(sampler.continue_prefixes(*call, 1.0)) for call in good]
-    foreign = ([Trunk((5, 10_000))], [Draw(0, 0, None, 5, 1)])
+    foreign = ([Trunk((5,), (10_000,))], [Draw(0, 1, None, 5, 1)])
     ends = in_threads(sampler, [*good, foreign])
     assert isinstance(ends[3], IndexError) and [tokens(end) for end in ends[:3]] == alone

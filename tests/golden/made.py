@@ -19,8 +19,7 @@ import polars as pl
 
 from flows.command.configuration import checked
 from schemas.config import RunConfig
-from schemas.pipeline import PIPELINE, diagnosis_stages
-from schemas.signals import sources
+from schemas.pipeline import diagnosis_stages
 from tasks.calibration.measure import Setting, measure
 from tasks.calibration.suite import Family
 from tasks.outputs.diagnosis import make_outputs
@@ -106,10 +105,9 @@ def run_tables(config: RunConfig) -> dict[str, pl.DataFrame]:
     try:
         ids = session.keys.questions
         for stage in diagnosis_stages():
-            for source in sources(config) if PIPELINE[stage].of_source else [None]:
-                summary = run_stage(session, stage, ids, source)
-                if summary.failed or summary.left_out:
-                    raise RuntimeError(f"{stage}: {summary.failed or summary.left_out}")
+            summary = run_stage(session, stage, ids)
+            if summary.failed or summary.left_out:
+                raise RuntimeError(f"{stage}: {summary.failed or summary.left_out}")
         return {
             name.removesuffix(".parquet"): pl.read_parquet(io.BytesIO(data))
             for name, data in make_outputs(session, ids, {}).files

@@ -105,12 +105,9 @@ class OracleEngine:
     def release(self) -> None:
         """Nothing is held."""
 
-    def hidden(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[torch.Tensor]:
+    def hidden(self, prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         """(depth, state) before each completion token."""
-        return [
-            torch.tensor(list(enumerate(self.chain.states(s[start:]))))
-            for s, start in zip(sequences, starts, strict=True)
-        ]
+        return [torch.tensor(list(enumerate(self.chain.states(completion)))) for completion in completions]
 
     def log_probs(self, hidden: torch.Tensor) -> torch.Tensor:
         """Rows of the tables."""
@@ -145,6 +142,9 @@ class OracleModels:
     def answer(self, question: str) -> str:
         return str(self.student.chain.passes)
 
+    def together(self, sources: Sequence[Source]) -> list[list[Source]]:
+        return [list(sources)]
+
     def teacher(self, source: Source) -> OracleEngine:
         return self._teachers[source.teacher]
 
@@ -178,9 +178,13 @@ class GivenProvider:
         return self._given[question].tree
 
     def distillation(
-        self, question: str, source: Source, losses: Mapping[str, Settings], rollouts: Arrays, tree: Arrays
-    ) -> Mapping[str, Arrays]:
-        return {name: self._given[question].distillation[Signal(*source, name)] for name in losses}
+        self, question: str, losses: Mapping[Source, Mapping[str, Settings]], rollouts: Arrays, tree: Arrays
+    ) -> Mapping[Signal, Arrays]:
+        wanted = [Signal(*source, name) for source, of_source in losses.items() for name in of_source]
+        return {signal: self._given[question].distillation[signal] for signal in wanted}
+
+    def together(self, sources: Sequence[Source]) -> list[list[Source]]:
+        return [list(sources)]
 
     def values(self, question: str, rollouts: Arrays) -> Arrays:
         raise NotImplementedError

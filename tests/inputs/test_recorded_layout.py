@@ -15,7 +15,7 @@ from flows.command.configuration import checked
 from schemas.arrays import ROLLOUTS, TREES, check_layout
 from schemas.config import RecordedTeacher, RecordedTree, ReverseKL
 from schemas.pipeline import PIPELINE
-from schemas.signals import Source
+from schemas.signals import Signal, Source
 from tasks.inputs.questions import InputError
 from tasks.inputs.recorded import RecordedQuestion, read_recorded
 from tasks.inputs.recorded_rows import RecordedTable
@@ -158,9 +158,10 @@ def test_recorded_evidence_is_looked_up(provider: RecordedProvider) -> None:
     assert provider.questions == ["q", "سؤال"] and provider.decoded == 0
     rollouts = provider.rollouts("q")
     tree = provider.tree("q", rollouts)
-    made = provider.distillation("q", Source("t", "none"), {"kl": ReverseKL()}, rollouts, tree)
-    check_layout("distillation", PIPELINE["distillation"].arrays, made["kl"])
-    assert made["kl"]["teacher_prob"].tolist() == [0.1] * 4
+    made = provider.distillation("q", {Source("t", "none"): {"kl": ReverseKL()}}, rollouts, tree)
+    (arrays,) = made.values()
+    check_layout("distillation", PIPELINE["distillation"].arrays, arrays)
+    assert list(made) == [Signal("t", "none", "kl")] and arrays["teacher_prob"].tolist() == [0.1] * 4
     with pytest.raises(NotImplementedError, match="no values along rollouts"):
         provider.values("q", rollouts)
     for missing in (lambda: provider.rollouts("x"), lambda: provider.of_teacher(Source("x", "none"), "q")):

@@ -11,8 +11,7 @@ import pytest
 from prefect.logging import disable_run_logger
 
 from flows.command.configuration import checked
-from schemas.pipeline import PIPELINE, diagnosis_stages
-from schemas.signals import sources
+from schemas.pipeline import diagnosis_stages
 from schemas.tables import RANKS, RUN_TABLES, SUMMARY
 from tasks.operations.progress import capture_progress
 from tasks.outputs import diagnosis
@@ -108,8 +107,7 @@ def test_the_same_table_is_the_same_bytes() -> None:
 def diagnosed(session: RunSession, *stages: str) -> list[str]:
     ids = session.keys.questions
     for name in stages:
-        for source in sources(session.config) if PIPELINE[name].of_source else [None]:
-            run_stage(session, name, ids, source)
+        run_stage(session, name, ids)
     return ids
 
 

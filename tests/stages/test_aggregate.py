@@ -11,8 +11,8 @@ import pytest
 from flows.command.configuration import checked
 from schemas.arrays import AnyArray
 from schemas.config import AdaptiveTree, Grouping, ReverseKL, Scores
-from schemas.pipeline import PIPELINE, diagnosis_stages
-from schemas.signals import Signal, sources
+from schemas.pipeline import diagnosis_stages
+from schemas.signals import Signal
 from tasks.calibration.simulate import OracleTeaching, roll
 from tasks.calibration.suite import Family, make_question
 from tasks.outputs.diagnosis import make_outputs
@@ -78,8 +78,7 @@ def test_questions_are_gone_through_one_by_one(settings: dict[str, Any], monkeyp
     job = start_session(checked(settings))
     ids = job.keys.questions
     for stage in diagnosis_stages():
-        for source in sources(job.config) if PIPELINE[stage].of_source else [None]:
-            run_stage(job, stage, ids, source)
+        run_stage(job, stage, ids)
     reads: Counter[str] = Counter()
     most = 0
     need = Store.need

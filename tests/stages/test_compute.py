@@ -1,7 +1,7 @@
 """Stages one after another without a store: each makes what it declares, once, from what came before."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,6 @@ from schemas.config import Model, Questions, RunConfig, Sampling, Settings, Teac
 from schemas.pipeline import PIPELINE, Scope, diagnosis_stages
 from schemas.signals import Signal, Source, signals
 from tasks.stages.compute import Computed, compute
-from tasks.stages.distillation import stage as distillation
 from tasks.stages.protocol import Work
 from tasks.stages.rollouts import refusal
 from tests.helpers.oracle import OracleModels, oracle_config, oracle_rollouts, oracle_tree, random_chain
@@ -33,7 +32,7 @@ class Evidence:
 
     def __init__(self) -> None:
         self.asked: Counter[str] = Counter()
-        self.losses: list[tuple[str, Source, list[str]]] = []
+        self.losses: list[tuple[str, dict[Source, list[str]]]] = []
         chain = random_chain(0, length=4)
         models = OracleModels(chain, oracle_config(chain, rollouts=3, nodes=4, head=3, tail=2, draws=10))
         self._rollouts = oracle_rollouts(models)
@@ -49,13 +48,20 @@ class Evidence:
         return self._tree
 
     def distillation(
-        self, question: str, source: Source, losses: Mapping[str, Settings], rollouts: Arrays, tree: Arrays
-    ) -> Mapping[str, Arrays]:
-        self.losses.append((question, source, list(losses)))
+        self, question: str, losses: Mapping[Source, Mapping[str, Settings]], rollouts: Arrays, tree: Arrays
+    ) -> Mapping[Signal, Arrays]:
+        self.losses.append((question, {source: list(of_source) for source, of_source in losses.items()}))
         T, N, B = len(rollouts["tokens"]), len(tree["node"]), len(tree["branch_token"])
         lengths = {"T": T, "N": N, "B": B}
         declared = PIPELINE["distillation"].arrays
-        return {name: {n: np.full(lengths[a.dims[0]], 0.5) for n, a in declared.items()} for name in losses}
+        return {
+            Signal(*source, name): {n: np.full(lengths[a.dims[0]], 0.5) for n, a in declared.items()}
+            for source, of_source in losses.items()
+            for name in of_source
+        }
+
+    def together(self, sources: Sequence[Source]) -> list[list[Source]]:
+        return [list(sources)]
 
     def values(self, question: str, rollouts: Arrays) -> Arrays:
         raise NotImplementedError
@@ -92,7 +98,7 @@ def test_work_is_asked_for_once_of_each_question_and_source() -> None:
     done.run(*diagnosis_stages())
     assert evidence.asked == {f"{what} {q}": 1 for what in ("rollouts", "tree") for q in "ab"}
     both = ["reverse_kl", "forward_kl"]
-    assert evidence.losses == [(q, Source(t, "none"), both) for q in "ab" for t in ("one", "two")]
+    assert evidence.losses == [(q, {Source(t, "none"): both for t in ("one", "two")}) for q in "ab"]
     assert done.artefact("prior", "a") is done.artefact("prior", "b")
     some = signals(CONFIG)[0]
     assert done.artefact("trees", "a", some) is done.artefact("trees", "a")
@@ -108,17 +114,11 @@ def test_only_losses_that_are_wanted_are_asked_for() -> None:
     done.run("rollouts", "trees")
     wanted = Signal("two", "none", "forward_kl")
     provider: Any = evidence
-    work = Work(CONFIG, provider, done, "b", [wanted], wanted.source)
+    work = Work(CONFIG, provider, done, "b", [wanted])
     assert list(compute(PIPELINE["distillation"], work)) == [wanted]
-    assert evidence.losses == [("b", Source("two", "none"), ["forward_kl"])]
+    assert evidence.losses == [("b", {Source("two", "none"): ["forward_kl"]})]
     ranked = compute(PIPELINE["ranking"], work)[wanted]
     check_layout("ranking", PIPELINE["ranking"].arrays, ranked)
-
-
-def test_gradients_without_a_source_are_refused() -> None:
-    provider: Any = Evidence()
-    with pytest.raises(ValueError, match="need one teacher with one context"):
-        distillation.make_ranking(Work(CONFIG, provider, computed(provider), "a", [None]))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Draws of a real model against the enumeration of every continuation."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,9 @@ class SmallModels:
 
     def answer(self, question: str) -> str:
         return "A"
+
+    def together(self, sources: Sequence[Source]) -> list[list[Source]]:
+        return [list(sources)]
 
     def teacher(self, source: Source) -> TransformersScorer:
         return self._teacher
@@ -111,7 +115,7 @@ class Enumeration:
     def row(self, which: int, prefix: tuple[int, ...]) -> Any:
         if (which, prefix) not in self._rows:
             engine = self._engines[which]
-            hidden = engine.hidden([[*PROMPT, *prefix, 0]], [len(PROMPT) + len(prefix)])[0]
+            hidden = engine.hidden(PROMPT, [[*prefix, 0]])[0][-1:]
             self._rows[which, prefix] = engine.log_probs(hidden)[0].double()
         return self._rows[which, prefix]
 
@@ -142,8 +146,8 @@ def scores(engines: Any, seed: int, draws: int, rollouts: Arrays) -> QuestionSco
     given = config(seed, draws)
     provider = ModelProvider(SmallModels(engines, given), given, NoCheckpoints())
     tree = provider.tree(QUESTION, rollouts)
-    d = provider.distillation(QUESTION, SIGNAL.source, {SIGNAL.loss: ReverseKL()}, rollouts, tree)
-    return scored_tree(Given(rollouts, tree, {SIGNAL: d[SIGNAL.loss]}), seed=seed, tail_limit=0.0)
+    d = provider.distillation(QUESTION, {SIGNAL.source: {SIGNAL.loss: ReverseKL()}}, rollouts, tree)
+    return scored_tree(Given(rollouts, tree, d), seed=seed, tail_limit=0.0)
 
 
 def prefixes(rollouts: Arrays, positions: Any) -> list[tuple[int, ...]]:

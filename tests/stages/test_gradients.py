@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from schemas.arrays import DISTILLATION, AnyArray, check_layout
 from schemas.config import JSD, ForwardKL, ReverseKL, Settings, SkewKL, TopK, TotalVariation
+from schemas.signals import Signal, Source
 from tasks.engines.protocol import EngineError
 from tasks.engines.scoring import View
 from tasks.stages.distillation.branches import distill_branches
@@ -30,6 +31,7 @@ ELEMENTWISE: dict[str, Settings] = {
     "skew_kl": SkewKL(),
     "total_variation": TotalVariation(),
 }
+SOURCE, OTHER = Source("other", "none"), Source("other", "answer")
 LOSSES = {**ELEMENTWISE, "top_k": TopK(k=2, support="union"), "bucket": TopK(k=2, of=JSD(), tail_bucket=True)}
 
 
@@ -39,11 +41,11 @@ class OfPrefix:
     def __init__(self, seed: int, vocabulary: int = VOCABULARY) -> None:
         self.seed, self.vocabulary, self.calls = seed, vocabulary, 0
 
-    def hidden(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[torch.Tensor]:
+    def hidden(self, prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         self.calls += 1
         return [
-            torch.tensor([[stream_seed(self.seed, *sequence[:t]) >> 1] for t in range(start, len(sequence))])
-            for sequence, start in zip(sequences, starts, strict=True)
+            torch.tensor([[stream_seed(self.seed, *prompt, *completion[:t]) >> 1] for t in range(len(completion))])
+            for completion in completions
         ]
 
     def log_probs(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -74,7 +76,8 @@ def streamed(
 ) -> dict[str, dict[str, AnyArray]]:
     views = View(OfPrefix(1), [5]), View(OfPrefix(teacher), [5, 6] if teacher != 1 else [5])
     options = {"temperature": 1.0, "block": 10**6, "group_tokens": 10**6, "losses": LOSSES, **options}
-    return distill(*views, tokens, offsets, tree, **options)
+    made = distill(views[0], {SOURCE: views[1]}, tokens, offsets, tree, {SOURCE: options.pop("losses")}, **options)
+    return {signal.loss: arrays for signal, arrays in made.items()}
 
 
 @given(
@@ -110,7 +113,7 @@ def test_every_number_is_that_of_its_own_row(name: str) -> None:
         for t in range(first, last):
             before = tokens[first:t].tolist()
             log_p, log_t = (
-                s.log_probs(s.hidden([[*prompt, *before, 0]], [len(prompt) + len(before)])[0])
+                s.log_probs(s.hidden(prompt, [[*before, 0]])[0][-1:])
                 for s, prompt in ((OfPrefix(1), [5]), (OfPrefix(2), [5, 6]))
             )
             d = distillation_direction(loss, log_p, log_t)[0].numpy()
@@ -151,9 +154,15 @@ def test_without_nodes_positions_are_scored_all_the_same() -> None:
 def test_one_pass_over_the_models_serves_all_losses() -> None:
     tokens, offsets = rolled([3, 2])
     student, teacher = OfPrefix(1), OfPrefix(2)
-    options = {"temperature": 1.0, "block": 2, "group_tokens": 10**6}
-    distill(View(student, [5]), View(teacher, [6]), tokens, offsets, NO_NODES, LOSSES, **options)  # type: ignore[arg-type]
-    assert (student.calls, teacher.calls) == (1, 1)
+    options: dict[str, Any] = {"temperature": 1.0, "block": 2, "group_tokens": 10**6}
+    views = {Source("own", "none"): View(student, [5]), SOURCE: View(teacher, [6]), OTHER: View(teacher, [6, 7])}
+    made = distill(View(student, [5]), views, tokens, offsets, NO_NODES, dict.fromkeys(views, LOSSES), **options)
+    assert (student.calls, teacher.calls) == (1, 2)
+    assert list(made) == [Signal(*source, loss) for source in views for loss in LOSSES]
+    for source, view in views.items():
+        alone = distill(View(student, [5]), {source: view}, tokens, offsets, NO_NODES, {source: LOSSES}, **options)
+        for signal, arrays in alone.items():
+            assert all(np.array_equal(made[signal][name], array) for name, array in arrays.items())
 
 
 def test_a_teacher_of_a_larger_vocabulary_is_renormalised_over_the_students() -> None:
@@ -161,7 +170,8 @@ def test_a_teacher_of_a_larger_vocabulary_is_renormalised_over_the_students() ->
     student, teacher = View(OfPrefix(1), [5]), View(OfPrefix(2, VOCABULARY + 3), [5])
     options: dict[str, Any] = {"temperature": 1.0, "block": 10, "group_tokens": 100}
     everything = whole_tree(len(tokens))
-    found = distill(student, teacher, tokens, offsets, everything, {"kl": ReverseKL()}, **options)["kl"]
+    losses = {SOURCE: {"kl": ReverseKL()}}
+    (found,) = distill(student, {SOURCE: teacher}, tokens, offsets, everything, losses, **options).values()
     assert np.add.reduceat(found["teacher_prob"], everything["branch_offsets"][:-1]) == pytest.approx(1)
 
 
@@ -173,7 +183,15 @@ def test_a_model_that_gives_no_numbers_is_refused() -> None:
     tokens, offsets = rolled([4])
     options: dict[str, Any] = {"temperature": 1.0, "block": 10, "group_tokens": 100}
     with pytest.raises(EngineError, match="log-probabilities that are not numbers"):
-        distill(View(OfPrefix(1), [5]), View(Broken(2), [5]), tokens, offsets, NO_NODES, LOSSES, **options)
+        distill(
+            View(OfPrefix(1), [5]),
+            {SOURCE: View(Broken(2), [5])},
+            tokens,
+            offsets,
+            NO_NODES,
+            {SOURCE: LOSSES},
+            **options,
+        )
 
 
 def whole_tree(positions: int) -> dict[str, AnyArray]:

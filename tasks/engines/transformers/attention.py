@@ -4,6 +4,7 @@ The parts are merged by their log-sum-exp (Juravsky et al. 2024, "Hydragen"), so
 step instead of once per row.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -37,6 +38,22 @@ class Rows(Protocol):
     ) -> torch.Tensor:
         """Outputs of one layer, [B, H, 1, E] -> [B, 1, H, E]."""
         ...
+
+
+class Completions(NamedTuple):
+    """A prompt and its completions, one after another in a single sequence: each of them sees the prompt and itself.
+
+    Attributes:
+        prompt: tokens of the prompt.
+        lengths: tokens of each completion.
+    """
+
+    prompt: int
+    lengths: Sequence[int]
+
+    def positions(self) -> torch.Tensor:
+        """Position of each token in its own sequence, [prompt + sum(lengths)]."""
+        return torch.cat([torch.arange(self.prompt), *(torch.arange(n) + self.prompt for n in self.lengths)])
 
 
 _FUSED_FROM = 16
@@ -102,13 +119,13 @@ def _forward(
     sliding_window: int | None = None,
     softcap: float | None = None,
     rows: Rows | None = None,
+    completions: Completions | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """The function that models call: decodes `rows`, or runs a causal pass over sequences padded on the right."""
+    """The function that models call: decodes `rows`, or runs a causal pass over sequences, or `completions` of one."""
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     if kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None:
-        name = type(module).__name__
-        raise EngineError(f"{name} has attention sinks or position biases; use engine.kind: vllm or vllm-server")
+        raise _refusal(module, "attention sinks or position biases")
     if rows is not None:
         layer = int(getattr(module, "layer_idx"))  # noqa: B009
         if not rows.holds(layer, key, value):
@@ -117,23 +134,91 @@ def _forward(
                 f"{name} caches keys other than those it attends to; use engine.kind: vllm or vllm-server"
             )
         return rows.attend(layer, query, scale, sliding_window, softcap), None
+    if completions is None:
+        return _causal(module, query, key, value, scale, sliding_window, softcap), None
+    return _of_completions(module, query, key, value, completions, scale, sliding_window, softcap), None
+
+
+def _of_completions(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    completions: Completions,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> torch.Tensor:
+    """Outputs of a prompt and its completions, [1, H, N, E] -> [1, N, H, E]."""
+    (prompt, *queries), (shared_key, *keys), (shared_value, *values) = (
+        x.split([completions.prompt, *completions.lengths], dim=2) for x in (query, key, value)
+    )
+    out = [_causal(module, prompt, shared_key, shared_value, scale, window, softcap)]
+    visible = completions.prompt if window is None else min(window - 1, completions.prompt)
+    shared_key, shared_value = (x[:, :, completions.prompt - visible :] for x in (shared_key, shared_value))
+    for q, own_key, own_value in zip(queries, keys, values, strict=True):
+        if q.shape[2]:
+            k, v = torch.cat([shared_key, own_key], dim=2), torch.cat([shared_value, own_value], dim=2)
+            out.append(_causal(module, q, k, v, scale, window, softcap))
+    return torch.cat(out, dim=1)
+
+
+def _causal(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> torch.Tensor:
+    """Outputs of queries at the end of the keys, [B, H, Q, E] -> [B, Q, H, E]."""
     queries, keys = query.shape[2], key.shape[2]
     mask = None
-    if queries != keys or softcap is not None or (sliding_window is not None and sliding_window < keys):
+    if queries != keys or softcap is not None or (window is not None and window < keys):
         query_position = torch.arange(keys - queries, keys, device=query.device)[:, None]
         key_position = torch.arange(keys, device=query.device)[None]
         mask = key_position <= query_position
-        if sliding_window is not None:
-            mask &= key_position > query_position - sliding_window
+        if window is not None:
+            mask &= key_position > query_position - window
     if softcap is not None and mask is not None:
         groups = query.shape[1] // key.shape[1]
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
         out = attend(query, key, value, scale, bias=hidden_as_bias(mask), softcap=softcap).out
-        return out.transpose(1, 2).contiguous(), None
+        return out.transpose(1, 2).contiguous()
     causal = mask is None
     batched_mask = None if mask is None else mask[None, None]
     out, _ = sdpa_attention_forward(module, query, key, value, batched_mask, scaling=scale, is_causal=causal)
-    return out, None
+    return torch.as_tensor(out)
 
 
 AttentionInterface.register(NAME, _forward)
+
+
+_LAYERS = {"full_attention", "sliding_attention"}
+
+
+def check_layers(model: Any) -> None:
+    """Refuse a model with layers other than attention.
+
+    Raises:
+        EngineError: the message names the kind of such a layer.
+    """
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or _LAYERS) - _LAYERS
+    if kinds:
+        raise _refusal(model, f"layers of kind {sorted(kinds)[0]}")
+
+
+def replace_attention(model: Any) -> None:
+    """Let a model use the attention of this module.
+
+    Raises:
+        EngineError: its attention cannot be replaced.
+    """
+    model.set_attn_implementation(NAME)
+    if model.config._attn_implementation != NAME:
+        raise _refusal(model, "an attention that cannot be replaced")
+
+
+def _refusal(model: Any, problem: str) -> EngineError:
+    return EngineError(f"{type(model).__name__} has {problem}; use engine.kind: vllm or vllm-server")

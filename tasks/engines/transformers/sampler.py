@@ -1,7 +1,6 @@
 """Samples with transformers: trunks are computed once and cached, and draws are decoded from them in a batch."""
 
 from collections.abc import Sequence
-from typing import NoReturn
 
 import numpy as np
 import torch
@@ -10,22 +9,19 @@ from transformers import DynamicCache
 from schemas.config import TransformersEngine
 from tasks.engines.counts import ThreadCount
 from tasks.engines.memory import GIB, free_memory
-from tasks.engines.protocol import Continuation, Draw, EngineError, Trunk
+from tasks.engines.protocol import Continuation, Draw, Trunk
 from tasks.engines.stream import Stream
-from tasks.engines.transformers.attention import NAME
+from tasks.engines.transformers.attention import check_layers, replace_attention
 from tasks.engines.transformers.batches import Batch, Cohort, KeysValues, forward, token_bytes, widen
 from tasks.engines.transformers.calls import Call
 from tasks.engines.transformers.joined import JoinedBatch
 from tasks.engines.transformers.loop import DecodingLoop, Limits
-from tasks.engines.transformers.scorer import PROBE_LENGTH, TransformersScorer
+from tasks.engines.transformers.scorer import TransformersScorer
 from tasks.engines.transformers.trunks import TrunkCaches, pairs
 from tasks.engines.transformers.work import Work
 from tasks.engines.turn import TURN
 
 _ROWS = {"cpu": 1024, "cuda": 4096}
-_LAYERS = {"full_attention", "sliding_attention"}
-_PROBE_WINDOW = {"cpu": 1024, "cuda": 2048}
-"""Largest window that the self-test exceeds."""
 _PROBE_ROWS = 16
 _PROBE_STEPS = 2
 _ALIKE = (16, 32, 64)
@@ -50,10 +46,10 @@ class TransformersSampler:
         self.work = Work()
         self._caches = TrunkCaches(lambda: scorer.model, scorer.device, self.work)
         with TURN, torch.inference_mode():
-            self._check_layers()
-            probe = scorer.probe(self._probe_length())
-            own = scorer.hidden([probe], [1])[0]
-            self._replace_attention()
+            check_layers(scorer.model)
+            probe = scorer.probe(scorer.probe_length())
+            own = scorer.hidden(probe[:1], [probe[1:]])[0]
+            replace_attention(scorer.model)
             first = self._caches.extended(DynamicCache(), probe[:1])
             self._layers: KeysValues = [(keys[:, :, :0], values[:, :, :0]) for keys, values in pairs(first)]
             self._self_test(probe, own)
@@ -72,40 +68,6 @@ class TransformersSampler:
         """Tokens of the calling thread's finished draws."""
         return self._decoded.value
 
-    def _probe_length(self) -> int:
-        """Number of tokens in the self-test: more than the model's window if that is affordable, within its limit."""
-        window: int | None = getattr(self._scorer.model.config.get_text_config(), "sliding_window", None)
-        if window is None or window > _PROBE_WINDOW.get(self._device.type, 1024):
-            return PROBE_LENGTH
-        limit = self._scorer.limit
-        return window + PROBE_LENGTH if limit is None else min(window + PROBE_LENGTH, limit.tokens)
-
-    def _check_layers(self) -> None:
-        """Refuse a model with layers other than attention.
-
-        Raises:
-            EngineError: the message names the kind of such a layer.
-        """
-        model = self._scorer.model
-        kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or _LAYERS) - _LAYERS
-        if kinds:
-            self._refuse(f"layers of kind {sorted(kinds)[0]}")
-
-    def _replace_attention(self) -> None:
-        """Replace the model's attention by `tasks.engines.transformers.attention`.
-
-        Raises:
-            EngineError: the attention cannot be replaced.
-        """
-        model = self._scorer.model
-        model.set_attn_implementation(NAME)
-        if model.config._attn_implementation != NAME:
-            self._refuse("an attention that cannot be replaced")
-
-    def _refuse(self, reason: str) -> NoReturn:
-        name = type(self._scorer.model).__name__
-        raise EngineError(f"{name} has {reason}; use engine.kind: vllm or vllm-server")
-
     def release(self) -> None:
         """Free the trunks that are cached for later calls."""
         self._caches.shrink(0)
@@ -119,7 +81,7 @@ class TransformersSampler:
         for trunk in trunks:
             self._scorer.check_tokens(trunk.prompt)
         with TURN:
-            self._replace_attention()  # the model may have been unloaded since
+            replace_attention(self._scorer.model)  # the model may have been unloaded since
         call = Call(trunks, draws, temperature, self._stop, self._limits.capacity // 2)
         if call.groups:
             self._stream.run(call)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,11 +15,22 @@ from tasks.engines.device import resolve_device
 from tasks.engines.memory import is_out_of_memory
 from tasks.engines.positions import length_limit
 from tasks.engines.protocol import EngineError
+from tasks.engines.transformers.attention import NAME, Completions, check_layers, replace_attention
 
 SELF_TEST_LIMIT = {torch.float32: 2e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
 """Largest allowed difference between log-probabilities that a model computes in different ways, nat."""
 
 PROBE_LENGTH = 24
+_PROBE_ENDS = PROBE_LENGTH - 4
+_PROBE_WINDOW = {"cpu": 1024, "cuda": 2048}
+"""Largest window that self-tests exceed."""
+
+
+@dataclass
+class ScoringWork:
+    """The cost of all passes so far: tokens that went through the model, padding included."""
+
+    tokens: int = 0
 
 
 class TransformersScorer:
@@ -35,13 +47,14 @@ class TransformersScorer:
         Raises:
             EngineError: the model cannot be loaded, or its log-probabilities for the same tokens differ.
         """
-        self._load, self._model = load, _prepared(load())
+        self._load, self._model, self._attention = load, _prepared(load()), ""
         self._head = self._model.get_output_embeddings()
         self._embedded = int(self._model.get_input_embeddings().weight.shape[0])
         self.limit = length_limit(self._model.config)
         self.device: torch.device = self._model.device
         self.rows = int(self._head.weight.shape[0])
         self.vocabulary = vocabulary or self.rows
+        self.work = ScoringWork()
         self._softcap: float | None = getattr(self._model.config.get_text_config(), "final_logit_softcapping", None)
         self._self_test()
 
@@ -56,6 +69,8 @@ class TransformersScorer:
         if self._model is None:
             self._model = _prepared(self._load())
             self._head = self._model.get_output_embeddings()
+            if self._attention:
+                self._model.set_attn_implementation(self._attention)
         return self._model
 
     def unload(self) -> None:
@@ -87,38 +102,65 @@ class TransformersScorer:
             )
 
     @torch.inference_mode()
-    def hidden(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[torch.Tensor]:
-        """See the protocol. Padding is on the right, where a causal model does not see it.
+    def hidden(self, prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        """See the protocol. The prompt is computed once, where the model's attention can be replaced.
 
         Raises:
             EngineError: a sequence is longer than the model can process, or does not fit in memory even alone.
             ValueError: a token id has no embedding.
         """
-        self.check_length(max(map(len, sequences)))
-        for sequence in sequences:
-            self.check_tokens(sequence)
+        self.check_length(len(prompt) + max(map(len, completions), default=0))
+        for tokens in (prompt, *completions):
+            self.check_tokens(tokens)
         try:
-            return self._hidden(sequences, starts)
+            return self._hidden(prompt, completions) if self._attention else self._padded(prompt, completions)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            if len(sequences) == 1:
+            if len(completions) == 1:
                 raise EngineError(
-                    f"not enough memory on {self.device} to score a sequence of {len(sequences[0])} tokens"
+                    f"not enough memory on {self.device} to score a sequence of {len(prompt) + len(completions[0])} "
+                    "tokens"
                 ) from error
-        half = len(sequences) // 2
-        return self.hidden(sequences[:half], starts[:half]) + self.hidden(sequences[half:], starts[half:])
+        half = len(completions) // 2
+        return self.hidden(prompt, completions[:half]) + self.hidden(prompt, completions[half:])
 
-    def _hidden(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[torch.Tensor]:
-        width = max(map(len, sequences))
-        ids = torch.zeros(len(sequences), width, dtype=torch.long)
-        for i, sequence in enumerate(sequences):
-            ids[i, : len(sequence)] = torch.tensor(sequence)
-        states = self.model.base_model(input_ids=ids.to(self.device), use_cache=False).last_hidden_state
-        return [
-            states[i, start - 1 : len(sequence) - 1].clone()
-            for i, (sequence, start) in enumerate(zip(sequences, starts, strict=True))
-        ]
+    def _hidden(self, prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        """One sequence of the prompt and all completions, without their last tokens, which predict nothing."""
+        parts = Completions(len(prompt), [max(0, len(c) - 1) for c in completions])
+        ids = [*prompt, *(token for c in completions for token in c[:-1])]
+        states = self._states(torch.tensor([ids]), position_ids=parts.positions()[None], completions=parts)[0]
+        ends = states[len(prompt) :].split(parts.lengths)
+        first = states[len(prompt) - 1 : len(prompt)]
+        return [torch.cat([first, end])[: len(c)] for end, c in zip(ends, completions, strict=True)]
+
+    def _padded(self, prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        """Whole sequences, as many at a time as take no more room than prompt and completions one after another.
+
+        Padding is on the right, where a causal model does not see it.
+        """
+        room = len(prompt) + sum(map(len, completions))
+        out: list[torch.Tensor] = []
+        while len(out) < len(completions):
+            part, width = [completions[len(out)]], len(prompt) + len(completions[len(out)])
+            for other in completions[len(out) + 1 :]:
+                width = max(width, len(prompt) + len(other))
+                if width * (len(part) + 1) > room:
+                    break
+                part.append(other)
+            ids = torch.zeros(len(part), len(prompt) + max(map(len, part)), dtype=torch.long)
+            for i, completion in enumerate(part):
+                ids[i, : len(prompt) + len(completion)] = torch.tensor([*prompt, *completion])
+            states = self._states(ids)
+            out += [h[len(prompt) - 1 : len(prompt) + len(c) - 1].clone() for h, c in zip(states, part, strict=True)]
+        return out
+
+    def _states(self, ids: torch.Tensor, **arguments: Any) -> torch.Tensor:
+        """Final hidden states, [B, T] -> [B, T, H]."""
+        self.work.tokens += ids.numel()
+        on_device = {n: x.to(self.device) if isinstance(x, torch.Tensor) else x for n, x in arguments.items()}
+        output = self.model.base_model(input_ids=ids.to(self.device), use_cache=False, **on_device)
+        return torch.as_tensor(output.last_hidden_state)
 
     @torch.inference_mode()
     def log_probs(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -129,6 +171,13 @@ class TransformersScorer:
         """Float32 logits of the vocabulary, [T, H] -> [T, V]."""
         logits = self._head(hidden)[..., : self.vocabulary].float()
         return logits if self._softcap is None else self._softcap * torch.tanh(logits / self._softcap)
+
+    def probe_length(self) -> int:
+        """Number of tokens in a self-test: more than the model's window if that is affordable, within its limit."""
+        window: int | None = getattr(self.model.config.get_text_config(), "sliding_window", None)
+        if window is None or window > _PROBE_WINDOW.get(self.device.type, 1024):
+            return PROBE_LENGTH
+        return window + PROBE_LENGTH if self.limit is None else min(window + PROBE_LENGTH, self.limit.tokens)
 
     def probe(self, length: int = PROBE_LENGTH) -> list[int]:
         """Token ids for self-tests."""
@@ -143,23 +192,42 @@ class TransformersScorer:
 
     @torch.inference_mode()
     def _self_test(self) -> None:
-        """Score one sequence in several ways: by the model itself, by blocks, alone and in a batch.
+        """Choose how prompts are shared, and compare with the model itself, as it is.
 
         Raises:
             EngineError: the log-probabilities differ by more than `SELF_TEST_LIMIT`.
         """
-        ids = self.probe()
-        tensor = torch.tensor([ids], device=self.device)
-        logits = self.model(input_ids=tensor, use_cache=False).logits.float()[0, 3:-1, : self.vocabulary]
-        own = torch.log_softmax(logits, dim=-1)
-        alone = self.log_probs(self.hidden([ids], [4])[0])
-        shorter, batched, _ = self.hidden([ids[:9], ids, ids[::-1]], [4, 4, 4])
-        again = self.log_probs(self.hidden([ids], [4])[0])
-        for what, other in (
-            ("by head", alone),
-            ("in a batch", self.log_probs(batched)),
-            ("of a shorter sequence", self.log_probs(shorter)),
-            ("the second time", again),
+        ids, own_attention = self.probe(self.probe_length()), self.model.config._attn_implementation
+        logits = self.model(input_ids=torch.tensor([ids[:PROBE_LENGTH]], device=self.device), use_cache=False).logits
+        start = torch.log_softmax(logits.float()[0, 3:-1, : self.vocabulary], dim=-1)
+        end = self.log_probs(self._states(torch.tensor([ids]))[0, -_PROBE_ENDS - 1 : -1])
+        try:
+            check_layers(self.model)
+            replace_attention(self.model)
+            self._attention = NAME
+            self._compare_all(ids, start, end)
+        except (RuntimeError, TypeError, ValueError):  # the model does not know `completions`, or does not keep to them
+            self.model.set_attn_implementation(own_attention)
+            self._attention = ""
+            self._compare_all(ids, start, end)
+
+    def _compare_all(self, ids: list[int], start: torch.Tensor, end: torch.Tensor) -> None:
+        """Score one sequence in several ways: alone, in a batch, shorter and again.
+
+        Args:
+            start, end: the model's own log-probabilities, after the tokens from the fourth on and after the last ones.
+        """
+        short = ids[:PROBE_LENGTH]
+        alone = self.log_probs(self.hidden(short[:4], [short[4:]])[0])
+        shorter, batched, _ = self.hidden(short[:4], [short[4:9], short[4:], short[:3:-1]])
+        again = self.log_probs(self.hidden(short[:4], [short[4:]])[0])
+        long = self.hidden(ids[:4], [ids[4:9], ids[4:]])[1][-_PROBE_ENDS:]
+        for what, own, other in (
+            ("by head", start, alone),
+            ("in a batch", start, self.log_probs(batched)),
+            ("of a shorter sequence", start, self.log_probs(shorter)),
+            ("the second time", start, again),
+            ("after a prompt", end, self.log_probs(long)),
         ):
             self.compare(what, own[: len(other)], other)
 

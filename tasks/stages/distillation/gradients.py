@@ -9,6 +9,7 @@ import torch
 
 from schemas.arrays import AnyArray
 from schemas.config import Settings
+from schemas.signals import Signal, Source
 from tasks.engines.scoring import View, score_blocks, tempered
 from tasks.stages.distillation.directions import divergences, head_direction
 from tasks.stages.distillation.losses import distillation_direction
@@ -17,63 +18,78 @@ from tasks.statistics.csr import Floats, Ints, owners
 
 def distill(
     student: View,
-    teacher: View,
+    teachers: Mapping[Source, View],
     tokens: npt.NDArray[np.int32],
     offsets: Ints,
     tree: Mapping[str, AnyArray],
-    losses: Mapping[str, Settings],
+    losses: Mapping[Source, Mapping[str, Settings]],
     *,
     temperature: float,
     block: int,
     group_tokens: int,
-) -> dict[str, dict[str, AnyArray]]:
-    """Distillation gradients of one teacher for several losses, from one pass over student and teacher.
+) -> dict[Signal, dict[str, AnyArray]]:
+    """Distillation gradients of several teachers with their contexts, from one pass over each and over the student.
 
     Args:
-        student, teacher: models with their prompts; equal ones are computed once.
+        student, teachers: models with their prompts; equal ones are computed once.
         tokens, offsets: completions, CSR.
         tree: a tree's arrays: the nodes and branches at which d is returned.
-        losses: settings by name.
+        losses: settings by name, for each teacher.
         temperature: of the policy that weights means of d; losses use the untempered distributions.
 
     Returns:
-        for each loss, the arrays of stage 4.
+        for each signal, the arrays of stage 4.
     """
-    T, B, N = len(tokens), len(tree["branch_token"]), len(tree["node"])
-    shared: dict[str, Floats] = {name: np.zeros(T) for name in ("kl", "js", "teacher_token_prob")}
-    teacher_prob = np.zeros(B)
-    by_loss = {
-        name: {
-            "d_sq": np.zeros(T),
-            "d_token": np.zeros(T),
-            "d_bar": np.zeros(N),
-            "d": np.zeros(B),
-            "d_head": np.zeros(B),
-        }
-        for name in losses
-    }
-    stream = score_blocks([student, teacher], tokens, offsets, block=block, group_tokens=group_tokens)
-    for positions, (log_p, log_t) in stream:
-        sampled = torch.from_numpy(tokens[positions]).long().to(log_t.device)[:, None]
-        kl, js = divergences(log_p, log_t)
-        shared["kl"][positions], shared["js"][positions] = kl.cpu().numpy(), js.cpu().numpy()
-        shared["teacher_token_prob"][positions] = log_t.gather(-1, sampled)[:, 0].double().exp().cpu().numpy()
+    by_source = {source: _Gradients(len(tokens), tree, losses[source]) for source in teachers}
+    stream = score_blocks([student, *teachers.values()], tokens, offsets, block=block, group_tokens=group_tokens)
+    for positions, (log_p, *of_teachers) in stream:
+        sampled = torch.from_numpy(tokens[positions]).long().to(log_p.device)[:, None]
+        policy, at = tempered(log_p, temperature), _places(tree, positions, log_p.device)
+        for gradients, log_t in zip(by_source.values(), of_teachers, strict=True):
+            gradients.add(positions, sampled, at, policy, log_p, log_t)
+    return {Signal(*source, name): arrays for source, g in by_source.items() for name, arrays in g.by_loss().items()}
 
-        at = _places(tree, positions, log_p.device)
+
+class _Gradients:
+    """The arrays of one teacher with one context, filled block by block."""
+
+    def __init__(self, tokens: int, tree: Mapping[str, AnyArray], losses: Mapping[str, Settings]) -> None:
+        B, N = len(tree["branch_token"]), len(tree["node"])
+        self._losses, self._tail = losses, tree["branch_tail"]
+        self._shared: dict[str, Floats] = {name: np.zeros(tokens) for name in ("kl", "js", "teacher_token_prob")}
+        self._shared["teacher_prob"] = np.zeros(B)
+        lengths = {"d_sq": tokens, "d_token": tokens, "d_bar": N, "d": B, "d_head": B}
+        self._by_loss = {loss: {name: np.zeros(length) for name, length in lengths.items()} for loss in losses}
+
+    def add(
+        self,
+        positions: Ints,
+        sampled: torch.Tensor,
+        at: "_Places",
+        policy: torch.Tensor,
+        log_p: torch.Tensor,
+        log_t: torch.Tensor,
+    ) -> None:
+        """Take a block: its positions [n], their sampled tokens [n, 1], and distributions [n, V]."""
+        kl, js = divergences(log_p, log_t)
+        self._shared["kl"][positions], self._shared["js"][positions] = kl.cpu().numpy(), js.cpu().numpy()
+        self._shared["teacher_token_prob"][positions] = log_t.gather(-1, sampled)[:, 0].double().exp().cpu().numpy()
         p_branches, t_branches = log_p[at.row, at.token], log_t[at.row, at.token]
-        teacher_prob[at.branches] = t_branches.double().exp().cpu().numpy()
-        policy = tempered(log_p, temperature)
-        for name, loss in losses.items():
+        self._shared["teacher_prob"][at.branches] = t_branches.double().exp().cpu().numpy()
+        for name, loss in self._losses.items():
             d = distillation_direction(loss, log_p, log_t)
             d_bar = (policy * d).sum(-1, dtype=torch.float64)
-            out = by_loss[name]
+            out = self._by_loss[name]
             out["d_sq"][positions] = d.square().sum(-1, dtype=torch.float64).cpu().numpy()
             out["d_token"][positions] = (d.gather(-1, sampled)[:, 0].double() - d_bar).cpu().numpy()
             out["d_bar"][at.nodes] = d_bar[at.node].cpu().numpy()
             out["d"][at.branches] = d[at.row, at.token].double().cpu().numpy()
-            tail = tree["branch_tail"][at.branches]
+            tail = self._tail[at.branches]
             out["d_head"][at.branches] = head_direction(loss, p_branches, t_branches, at.starts, tail)
-    return {name: {**shared, "teacher_prob": teacher_prob, **out} for name, out in by_loss.items()}
+
+    def by_loss(self) -> dict[str, dict[str, AnyArray]]:
+        """The arrays of each loss."""
+        return {name: {**self._shared, **out} for name, out in self._by_loss.items()}
 
 
 class _Places(NamedTuple):

@@ -1,9 +1,10 @@
-"""Stage 4: distillation gradients of one teacher with one context, and the part that a ranking needs."""
+"""Stage 4: distillation gradients, and the part of them that a ranking needs."""
 
 import numpy as np
 
 from schemas.arrays import AnyArray, Arrays
-from schemas.signals import Signal, losses
+from schemas.config import Settings
+from schemas.signals import Source, losses
 from tasks.stages.protocol import Made, Work
 
 NO_NODES: dict[str, AnyArray] = {
@@ -26,9 +27,9 @@ def make_ranking(work: Work) -> Made:
 
 
 def _made(work: Work, tree: Arrays) -> Made:
-    if work.source is None:
-        raise ValueError("distillation gradients need one teacher with one context")
-    wanted = {signal.loss for signal in work.signals}
-    of_run = {name: loss for name, loss in losses(work.config).items() if name in wanted}
-    made = work.provider.distillation(work.question, work.source, of_run, work.read("rollouts"), tree)
-    return {Signal(*work.source, name): arrays for name, arrays in made.items()}
+    of_run = losses(work.config)
+    wanted: dict[Source, dict[str, Settings]] = {}
+    for signal in work.signals:
+        wanted.setdefault(signal.source, {})[signal.loss] = of_run[signal.loss]
+    made = work.provider.distillation(work.question, wanted, work.read("rollouts"), tree)
+    return {signal: arrays for signal, arrays in made.items()}  # noqa: C416 - a mapping's type of keys is invariant
