@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 
 from tasks.engines.protocol import EngineError, Scorer
-from tasks.engines.turn import TURN
+from tasks.engines.stopping import check_stopped
 
 DOUBLE_UP_TO = 4096
 """Largest vocabulary for which rows are double; float32 above, with sums in double."""
@@ -61,7 +61,7 @@ def score_blocks(
             states[i] = torch.cat(picked)
             del hidden
         for start in range(0, len(positions), block):
-            TURN.check()
+            check_stopped()
             part = slice(start, start + block)
             scored = {i: _checked(views[i].scorer.log_probs(h[part]), vocabulary) for i, h in states.items()}
             yield positions[part], [scored[i] for i in distinct]

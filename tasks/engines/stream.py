@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from threading import Condition
 from typing import Generic, Protocol, TypeVar
 
-from tasks.engines.turn import TURN, RunStoppedError
+from tasks.engines.stopping import RunStoppedError, check_stopped, wait_until
+from tasks.engines.turn import TURN
 
 J = TypeVar("J")
 
@@ -56,7 +57,7 @@ class Stream(Generic[J]):
             self._open.append(job)
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: not self._driven or not self._is_open(job))
+                wait_until(self._changed, lambda: not self._driven or not self._is_open(job))
                 if not self._is_open(job):
                     break
                 self._driven = True
@@ -78,7 +79,7 @@ class Stream(Generic[J]):
             try:
                 for new in submitted:
                     self._loop.submit(new)
-                TURN.check()
+                check_stopped()
                 finished = self._loop.advance()
             except BaseException as error:
                 self._loop.abort()

@@ -1,16 +1,12 @@
 """Whose turn it is to compute: threads that share a machine's cores or its GPU work one after another."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Condition, get_ident
 from types import TracebackType
 
-from tasks.engines.protocol import EngineError
-
-
-class RunStoppedError(EngineError):
-    """The threads of the run are being ended."""
+from tasks.engines.stopping import check_stopped, wait_until
 
 
 class Turn:
@@ -21,8 +17,6 @@ class Turn:
         self._queue: deque[object] = deque()
         self._owner: int | None = None
         self._depth = 0
-        self._stopper: int | None = None
-        self._aborts: list[Callable[[], None]] = []
 
     def __enter__(self) -> None:
         self._acquire(1)
@@ -33,49 +27,19 @@ class Turn:
         self._release(1)
 
     @contextmanager
-    def released(self, abort: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Let others compute while a block waits; without effect in a thread whose turn it is not.
-
-        Args:
-            abort: ends the wait when the threads are stopped.
-        """
+    def released(self) -> Iterator[None]:
+        """Let others compute while a block waits; without effect in a thread whose turn it is not."""
         depth = self._depth if self._owner == get_ident() else 0
         if depth:
             self._release(depth)
-        self._aborts.append(abort)
         try:
             yield
         finally:
-            self._aborts.remove(abort)
             if depth:
                 self._acquire(depth)
 
-    def stop(self) -> None:
-        """Let all threads but this one end: what they wait for is aborted, and they get an error in place of a turn."""
-        with self._changed:
-            self._stopper = get_ident()
-            self._changed.notify_all()
-        for abort in list(self._aborts):
-            abort()
-
-    def resume(self) -> None:
-        """Give turns again, once the threads that were to end have ended."""
-        self._stopper = None
-
-    def check(self) -> None:
-        """To be called now and then by work that takes long.
-
-        Raises:
-            RunStoppedError: the thread is to end.
-        """
-        if self._is_stopped():
-            raise RunStoppedError("the run ends")
-
-    def _is_stopped(self) -> bool:
-        return self._stopper is not None and self._stopper != get_ident()
-
     def _acquire(self, depth: int) -> None:
-        self.check()
+        check_stopped()
         with self._changed:
             if self._owner == get_ident():
                 self._depth += depth
@@ -83,8 +47,7 @@ class Turn:
             ticket = object()
             self._queue.append(ticket)
             try:
-                self._changed.wait_for(lambda: self._is_stopped() or (self._owner is None and self._queue[0] is ticket))
-                self.check()
+                wait_until(self._changed, lambda: self._owner is None and self._queue[0] is ticket)
                 self._owner, self._depth = get_ident(), depth
             finally:
                 self._queue.remove(ticket)

@@ -7,7 +7,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextvars import copy_context
 from typing import TypeVar
 
-from tasks.engines.turn import TURN
+from tasks.engines.stopping import POLL_SECONDS, Group
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -23,7 +23,7 @@ def beside_each_other(
 ) -> Iterator[Result]:
     """The results of all parts, in the order in which they come; of one thread, it is the calling one.
 
-    Where the caller or a call of `work` has failed, the other threads are stopped (`tasks.engines.turn.TURN`).
+    Where the caller or a call of `work` has failed, the other threads are stopped (`tasks.engines.stopping`).
 
     Args:
         work: returns None if the part has to wait; it is tried again later.
@@ -41,16 +41,18 @@ def beside_each_other(
             else:
                 yield result
         return
-    running = dict[Future[Result | None], Part]()
+    group, running = Group(), dict[Future[Result | None], Part]()
     with ThreadPoolExecutor(threads) as pool:
         try:
             while waiting or running:
                 while waiting and len(running) < threads and waiting[0][0] <= time.monotonic():
                     part = waiting.popleft()[1]
-                    running[pool.submit(copy_context().run, work, part)] = part
-                pause = max(0.0, waiting[0][0] - time.monotonic()) if waiting and len(running) < threads else None
+                    running[pool.submit(copy_context().run, group.run, work, part)] = part
+                pause = POLL_SECONDS
+                if waiting and len(running) < threads:
+                    pause = min(pause, max(0.0, waiting[0][0] - time.monotonic()))
                 if not running:
-                    time.sleep(pause or 0.0)
+                    time.sleep(pause)
                 for future in wait(running, pause, FIRST_COMPLETED).done:
                     part, result = running.pop(future), future.result()
                     if result is None:
@@ -58,7 +60,5 @@ def beside_each_other(
                     else:
                         yield result
         except BaseException:
-            TURN.stop()
-            pool.shutdown()
-            TURN.resume()  # not if a second interrupt came meanwhile: then the others are still to end
+            group.stop()
             raise

@@ -12,12 +12,14 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import TimeoutError as CheckTimeout
+from concurrent.futures import wait
 from typing import Any, ClassVar
 
 import psutil
 from pebble import ProcessExpired, ProcessPool
 
 from schemas.config import MathVerifier
+from tasks.engines.stopping import POLL_SECONDS, check_stopped
 from tasks.verifiers.expressions import answer_text, last_box, read_answer, read_completion, read_expression, same_text
 from tasks.verifiers.protocol import Attempt
 
@@ -95,11 +97,17 @@ class MathPool:
     def _results(self, function: Callable[..., bool], calls: Iterable[Sequence[object]]) -> Iterator[bool | None]:
         """Result of each call, in order; None where it exhausted time, memory or stack."""
         futures = [self._pool.schedule(function, args=list(call), timeout=self._settings.seconds) for call in calls]
-        for future in futures:
-            try:
-                yield bool(future.result())
-            except (CheckTimeout, ProcessExpired, MemoryError, RecursionError):
-                yield None
+        try:
+            for future in futures:
+                while not wait([future], POLL_SECONDS).done:
+                    check_stopped()
+                try:
+                    yield bool(future.result())
+                except (CheckTimeout, ProcessExpired, MemoryError, RecursionError):
+                    yield None
+        finally:  # what an error or an interrupt leaves undone
+            for future in futures:
+                future.cancel()
 
     def close(self) -> None:
         """End the processes."""

@@ -10,12 +10,11 @@ import pytest
 
 from schemas.config import VLLMServerEngine
 from tasks.engines.protocol import Draw, EngineAwayError, EngineError, Trunk
-from tasks.engines.turn import TURN, RunStoppedError
 from tasks.engines.vllm import dispatch
 from tasks.engines.vllm.served import look_up
 from tasks.engines.vllm.server import ServerSampler
-from tests.helpers.fake_vllm import STOP, FakeServer, Reply, Student, completion, honest, is_draw, tokens
-from tests.helpers.threads import together
+from tests.helpers.fake_vllm import STOP, FakeServer, Reply, Student, completion, honest, http, is_draw, tokens
+from tests.helpers.threads import stopped_when, together
 
 TRUNKS = [Trunk((5, 6, 7))]
 LIMIT, SECONDS = 6, 20.0
@@ -144,21 +143,68 @@ def test_after_a_stop_calls_are_worked_on_again_and_threads_end_with_the_last() 
         asked.set()
         time.sleep(SECONDS)
 
-    def stop() -> None:
-        assert asked.wait(SECONDS)
-        TURN.stop()
-
     with FakeServer() as server:
         ready = sampler(server)
         behave(server, never)
-        try:
-            ends = together([partial(sampled, ready, 1, 2, 3, 4), partial(sampled, ready, 5), stop])
-        finally:
-            TURN.resume()
-        assert [type(end) for end in ends[:2]] == [RunStoppedError] * 2
+        assert stopped_when(asked, [partial(sampled, ready, 1, 2, 3, 4), partial(sampled, ready, 5)]) == 2
         behave(server, lambda seed: None)
         assert sampled(ready, *range(9)) == expected(*range(9))
     end = time.monotonic() + 5
     while any(thread.name == "vllm draws" for thread in threading.enumerate()):
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+UNAVAILABLE = http(b"busy", "503 Service Unavailable")
+
+
+def test_the_time_when_nothing_is_asked_is_no_silence() -> None:
+    """A call fails while a server is silent; the next one has all of its patience."""
+
+    def refuses(seed: int) -> Reply | None:
+        if seed == 50:
+            return UNAVAILABLE
+        return completion(token_ids=[-1]) if seed == 51 else None
+
+    hiccups = iter([UNAVAILABLE])
+    with FakeServer() as server:
+        ready = sampler(server, patience=0.5, concurrency=2)
+        behave(server, refuses)
+        with pytest.raises(EngineError, match="sampled token -1"):
+            sampled(ready, 50, 51)
+        time.sleep(0.6)
+        behave(server, lambda seed: next(hiccups, None))
+        assert sampled(ready, 1, 2, 3) == expected(1, 2, 3)
+
+
+def test_a_server_at_work_outlasts_the_patience_with_another_one() -> None:
+    with FakeServer() as dead, FakeServer() as alive:
+        ready = sampler(dead, alive, patience=0.3, concurrency=1)
+        dead.close()
+        behave(alive, lambda seed: time.sleep(0.8))
+        assert sampled(ready, 1, 2) == expected(1, 2)
+
+
+def test_hiccups_between_answered_probes_are_not_one_silence() -> None:
+    began = time.monotonic()
+
+    def reply(seed: int) -> Reply | None:
+        return UNAVAILABLE if seed == 1 and time.monotonic() - began < 0.3 else None
+
+    with FakeServer() as server:
+        ready = sampler(server, patience=0.9, concurrency=1)
+        began = time.monotonic()
+        behave(server, reply)
+        assert sampled(ready, 1, 2) == expected(1, 2)
+        began = time.monotonic() + 0.7  # the second one, later than the patience
+        assert sampled(ready, 1, 2) == expected(1, 2)
+
+
+def test_a_draw_that_no_server_answers_fails_its_call() -> None:
+    """Though they answer probes, and the draws of others."""
+    with FakeServer() as server:
+        ready = sampler(server, patience=0.3)
+        behave(server, lambda seed: UNAVAILABLE if seed == 7 else None)
+        error, ends = together([partial(sampled, ready, 7, 8), partial(sampled, ready, *range(20, 60))])
+    assert isinstance(error, EngineAwayError) and "though it answers probes" in str(error)
+    assert ends == expected(*range(20, 60))

@@ -35,7 +35,6 @@ from hypothesis import strategies as st
 from schemas.config import VLLMServerEngine
 from schemas.limits import MOST_SECONDS
 from tasks.engines.protocol import Continuation, Draw, EngineAwayError, EngineError, Trunk
-from tasks.engines.turn import TURN, RunStoppedError
 from tasks.engines.vllm import answers, connection, dispatch, requests, served
 from tasks.engines.vllm.bounds import NoAnswerError
 from tasks.engines.vllm.served import look_up
@@ -54,7 +53,7 @@ from tests.helpers.fake_vllm import (
     is_draw,
     tokens,
 )
-from tests.helpers.threads import together
+from tests.helpers.threads import stopped_when, together
 
 T = TypeVar("T")
 TRUNKS = [Trunk(tuple(range(5, 17)), tuple(range(18, 28)))]
@@ -414,19 +413,11 @@ def test_a_stopped_run_aborts_what_servers_are_asked() -> None:
         asked.set()
         return endless(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n")
 
-    def stop() -> None:
-        assert asked.wait(20)
-        TURN.stop()
-
     with FakeServer() as fake:
         ready = sampler(engine(fake, patience=60.0, timeout=60.0))
         fake.behaviour = at_draws(never)
         works: list[Callable[[], Any]] = [partial(ready.continue_prefixes, TRUNKS, DRAWS, 1.0)] * 2
-        try:
-            *ends, _ = within(20, lambda: together([*works, stop]))
-        finally:
-            TURN.resume()
-        assert [type(end) for end in ends] == [RunStoppedError] * 2
+        assert within(20, lambda: stopped_when(asked, works)) == 2
 
 
 def models(**entry: Any) -> dict[str, Any]:

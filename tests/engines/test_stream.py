@@ -9,9 +9,9 @@ from functools import partial
 import pytest
 
 from tasks.engines.protocol import EngineError
+from tasks.engines.stopping import RunStoppedError
 from tasks.engines.stream import Stream
-from tasks.engines.turn import TURN, RunStoppedError
-from tests.helpers.threads import together
+from tests.helpers.threads import stopped_when, together
 
 
 @dataclass(eq=False)
@@ -111,13 +111,6 @@ def test_a_stopped_run_ends_the_calls_of_a_stream() -> None:
     long_enough = threading.Event()
     loop.hook = lambda: long_enough.set() if len(loop.together) == 20 else None
 
-    def stop() -> None:
-        assert long_enough.wait(20)
-        TURN.stop()
-
-    works: list[Callable[[], None]] = [partial(stream.run, Job(10**9)), partial(stream.run, Job(10**9)), stop]
-    *ends, _ = together(works)
-    assert all(isinstance(end, RunStoppedError) for end in ends)
-    TURN.resume()
+    assert stopped_when(long_enough, [partial(stream.run, Job(10**9)) for _ in range(2)]) == 2
     loop.hook = lambda: None
     stream.run(Job(5))

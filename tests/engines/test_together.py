@@ -1,5 +1,6 @@
 """Calls of many threads, decoded together: each gets what it gets on its own, bit for bit, whatever memory there is."""
 
+import threading
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,8 +17,7 @@ from tasks.engines.transformers import loop as looping
 from tasks.engines.transformers.attention import Part
 from tasks.engines.transformers.sampler import TransformersSampler
 from tasks.engines.transformers.scorer import TransformersScorer
-from tasks.engines.turn import TURN
-from tests.helpers.threads import together
+from tests.helpers.threads import stopped_when, together
 
 Call = tuple[list[Trunk], list[Draw]]
 
@@ -181,11 +181,12 @@ def test_each_thread_knows_its_own_tokens(sampler: TransformersSampler) -> None:
 
 def test_a_stopped_run_ends_the_calls_of_a_sampler(sampler: TransformersSampler) -> None:
     (call,) = calls(1)
-    TURN.stop()
-    (end,) = in_threads(sampler, [call])
-    TURN.resume()
-    assert isinstance(end, EngineError) and str(end) == "the run ends"
-    assert in_threads(sampler, [call]) and sampler.continue_prefixes(*call, 1.0)
+    at_once = threading.Event()
+    at_once.set()
+    for _ in range(3):  # so often that the stop comes before, between and after the steps
+        stopped_when(at_once, [partial(sampler.continue_prefixes, *call, 1.0)] * 2)
+    alone = tokens(sampler.continue_prefixes(*call, 1.0))
+    assert [tokens(end) for end in in_threads(sampler, [call, call])] == [alone] * 2
 
 
 def test_a_prefix_that_failed_is_computed_anew(sampler: TransformersSampler, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,15 @@
 """Turns: one thread computes at a time, in order, and others work while it waits."""
 
 import threading
+from contextvars import copy_context
 from functools import partial
 
 import pytest
 
 from tasks.engines.counts import ThreadCount
-from tasks.engines.turn import RunStoppedError, Turn
-from tests.helpers.threads import together
+from tasks.engines.stopping import Group, RunStoppedError, check_stopped
+from tasks.engines.turn import Turn
+from tests.helpers.threads import stopped_when, together
 
 
 def test_one_at_a_time_and_again_within() -> None:
@@ -85,50 +87,50 @@ def test_every_thread_counts_for_itself() -> None:
 
 
 def test_threads_that_are_to_end_get_no_turn_and_give_none_away() -> None:
-    turn, ends, waiting = Turn(), [], threading.Barrier(3, timeout=20)
+    turn, held, over = Turn(), threading.Event(), threading.Event()
 
     def ask() -> None:
-        waiting.wait()
-        while turn._stopper is None:
-            pass
-        with pytest.raises(RunStoppedError), turn:
+        assert held.wait(20)
+        with turn:
             pytest.fail("it was stopped")
-        ends.append("asked")
 
     def come_back() -> None:
-        with pytest.raises(RunStoppedError), turn, turn.released():
-            waiting.wait()
-            while turn._stopper is None:
-                pass
-        ends.append("came back")
+        with turn, turn.released():
+            assert held.wait(20)
 
-    threads = [threading.Thread(target=work) for work in (ask, come_back)]
-    for thread in threads:
-        thread.start()
-    waiting.wait()
-    turn.stop()
-    with turn:  # the one that stops the others goes on
-        turn.check()
-    for thread in threads:
-        thread.join(20)
-    turn.resume()
-    assert sorted(ends) == ["asked", "came back"]
-    with turn:
-        assert turn._depth == 1
+    def keep() -> None:
+        """Of no group: it has its turn while the others are stopped, and is not stopped itself."""
+        with turn:
+            held.set()
+            check_stopped()
+            assert over.wait(20)
 
-
-def test_what_a_thread_waits_for_is_aborted() -> None:
-    turn, waits, aborted = Turn(), threading.Barrier(2, timeout=20), threading.Event()
-
-    def wait() -> None:
-        with pytest.raises(RunStoppedError), turn, turn.released(aborted.set):
-            waits.wait()
-            assert aborted.wait(20)
-
-    thread = threading.Thread(target=wait)
+    thread = threading.Thread(target=keep)
     thread.start()
-    waits.wait()
-    turn.stop()
+    assert held.wait(20)
+    assert stopped_when(held, [ask, ask]) == 2
+    over.set()
     thread.join(20)
-    turn.resume()
-    assert aborted.is_set() and turn._aborts == []
+    held.clear()
+    gone = threading.Thread(target=lambda: held.set())
+    gone.start()
+    assert stopped_when(held, [come_back]) <= 1
+    with turn:
+        assert turn._depth == 1 and not turn._queue
+
+
+def test_a_group_ends_with_the_one_that_it_was_made_in() -> None:
+    outer, inner = Group(), list[Group]()
+
+    def work(_: int) -> None:
+        inner.append(Group())
+        assert not inner[0].stopped
+        outer.stop()
+        assert inner[0].stopped
+        with pytest.raises(RunStoppedError):
+            check_stopped()
+
+    copy_context().run(outer.run, work, 0)
+    other = Group()
+    assert inner[0].stopped and not other.stopped
+    check_stopped()  # this thread is of no group

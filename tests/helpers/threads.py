@@ -2,8 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
+from functools import partial
+from threading import Barrier, Event
 from typing import Any
+
+from tasks.engines.stopping import Group, RunStoppedError
 
 _SECONDS = 60
 
@@ -22,3 +25,15 @@ def together(works: Sequence[Callable[[], Any]]) -> list[Any]:
         return [future.exception(_SECONDS) or future.result() for future in futures]
     finally:
         pool.shutdown(wait=False)
+
+
+def stopped_when(event: Event, works: Sequence[Callable[[], Any]]) -> int:
+    """How many works end with `RunStoppedError`, where threads of one group do them that is stopped after an event."""
+    group = Group()
+
+    def stop() -> None:
+        assert event.wait(_SECONDS)
+        group.stop()
+
+    *ends, _ = together([*(partial(group.run, lambda work: work(), work) for work in works), stop])
+    return sum(isinstance(end, RunStoppedError) for end in ends)

@@ -1,15 +1,17 @@
 """Parts beside each other: every one has its result, whoever has to wait; errors and interrupts end the others."""
 
+import signal
+import subprocess
+import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 
 import pytest
 
-from tasks.engines.turn import TURN, RunStoppedError
+from tasks.engines.stopping import RunStoppedError, check_stopped
 from tasks.operations.threads import beside_each_other
-from tests.helpers.threads import together
+from tests.helpers.places import ROOT
 
 NAME: ContextVar[str] = ContextVar("NAME", default="none")
 
@@ -17,7 +19,7 @@ NAME: ContextVar[str] = ContextVar("NAME", default="none")
 def wait_until_stopped() -> None:
     """As a thread does that draws or scores: it ends when it asks for its turn."""
     for _ in range(2000):
-        TURN.check()
+        check_stopped()
         time.sleep(0.01)
 
 
@@ -64,7 +66,6 @@ def test_an_error_stops_the_others_and_is_raised(error: BaseException) -> None:
     with pytest.raises(type(error)):
         list(beside_each_other(work, range(4), 2))
     assert len(ends) == 1
-    assert together([TURN.check]) == [None]  # they were stopped until all had ended
 
 
 def test_a_caller_that_leaves_stops_the_others() -> None:
@@ -80,33 +81,48 @@ def test_a_caller_that_leaves_stops_the_others() -> None:
     results = beside_each_other(work, range(3), 2)
     assert next(results) == 0
     results.close()  # type: ignore[attr-defined]
-    assert ends and together([TURN.check]) == [None]
+    assert ends
 
 
-def test_a_second_interrupt_leaves_the_others_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else those that have not ended yet would go on, and the command wait for them."""
-    ends: list[int] = []
+INTERRUPTED = """
+import signal, sys, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+import polars  # after the handler, as in commands: it installs its own, which does not wake a waiting thread
+from tasks.engines.stopping import check_stopped
+from tasks.operations.threads import beside_each_other
 
-    def work(part: int) -> int:
-        if part == 0:
-            raise KeyboardInterrupt
-        with pytest.raises(RunStoppedError):
-            wait_until_stopped()
-        ends.append(part)
-        return part
+def work(part):
+    print("started", flush=True)
+    for _ in range(300):
+        time.sleep(0.1)
+        check_stopped()
 
-    def interrupted(*_: object, **__: object) -> None:
-        monkeypatch.undo()
-        raise KeyboardInterrupt
+def again():
+    return list(beside_each_other(lambda part: part, range(4), 4))
 
-    monkeypatch.setattr(ThreadPoolExecutor, "shutdown", interrupted)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            list(beside_each_other(work, range(4), 4))
-        assert sorted(ends) == [1, 2, 3]
-        assert isinstance(together([TURN.check])[0], RunStoppedError)
-    finally:
-        TURN.resume()
+try:
+    list(beside_each_other(work, range(4), 4))
+except KeyboardInterrupt:
+    print("interrupted", sorted(again()) == [0, 1, 2, 3], flush=True)
+"""
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_an_interrupt_is_heard_while_parts_run_and_the_process_goes_on(signals: int) -> None:
+    command = [sys.executable, "-c", INTERRUPTED]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        for _ in range(4):
+            assert process.stdout.readline() == "started\n"
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        if signals == 1:
+            assert process.stdout.readline() == "interrupted True\n"
+        else:
+            time.sleep(0.02)
+            process.send_signal(signal.SIGINT)
+        process.wait(20)
+        assert time.monotonic() - began < 5  # not 30
 
 
 def test_parts_that_wait_do_not_keep_others_from_running() -> None:

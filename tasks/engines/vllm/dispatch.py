@@ -13,7 +13,8 @@ from itertools import pairwise
 from threading import Condition, Thread
 
 from tasks.engines.protocol import Continuation, EngineAwayError, EngineError
-from tasks.engines.turn import TURN, RunStoppedError
+from tasks.engines.stopping import RunStoppedError, wait_until
+from tasks.engines.turn import TURN
 from tasks.engines.vllm.bounds import NoAnswerError
 from tasks.engines.vllm.connection import Connection
 
@@ -79,35 +80,30 @@ class Dispatcher:
         self._open: list[Call] = []
         self._waiting = [deque[tuple[Call, int]]() for _ in endpoints]
         self._workers: list[_Worker] = []
-        self._failing_since = math.inf  # when requests began to fail; infinity again with each finished draw
-        self._unverified: set[int] = set()  # servers that were unreachable and have to pass the check again
+        self._silent_since = [math.inf] * len(endpoints)  # of each server; infinity where it answers, or is not asked
+        self._unanswered_since: dict[tuple[Call, int], float] = {}  # of draws that servers which answer do not
 
     def run(self, call: Call, draws: Sequence[int]) -> None:
         """Sample draws of a call, in this order where there is a choice.
 
         Raises:
-            EngineAwayError: no server has answered for longer than the patience.
+            EngineAwayError: for longer than the patience, no server has answered, or none a draw.
             EngineError: a server gives an invalid answer; likewise for any other exception of a request.
             RunStoppedError: the threads of the run are being ended.
         """
-        with TURN.released(self.stop):
-            TURN.check()
+        if not draws:
+            return
+        with TURN.released():
             try:
                 self._submit(call, draws)
                 with self._changed:
-                    self._changed.wait_for(lambda: call.error is not None or not call.left)
-            finally:  # after an interrupt
-                self._fail(call, RunStoppedError("the run is interrupted"))
+                    wait_until(self._changed, lambda: call.error is not None or not call.left)
+            finally:  # after a stop or an interrupt too
+                self._fail(call, RunStoppedError("the run ends"))
         if call.error is not None:
             raise call.error
 
-    def stop(self) -> None:
-        """Fail all calls, and abort what the servers are asked for them."""
-        self._fail_all(RunStoppedError("the run ends"))
-
     def _submit(self, call: Call, draws: Sequence[int]) -> None:
-        if not draws:
-            return
         servers = len(self._endpoints)
         bounds = [len(draws) * s // servers for s in range(servers + 1)]
         with self._changed:
@@ -134,12 +130,13 @@ class Dispatcher:
         pause = _FIRST_PAUSE
         while (task := self._take(worker)) is not None:
             call, draw = task
+            answers = False
             try:
-                self._verify(worker)
-                self._finish(call, draw, call.sample(worker.connection, worker.server, draw))
+                answers = self._answers(worker)
+                self._finish(worker, call, draw, call.sample(worker.connection, worker.server, draw))
                 pause = _FIRST_PAUSE
             except NoAnswerError as error:
-                if self._give_back(worker, call, draw, error):
+                if self._give_back(worker, call, draw, error, answers=answers):
                     self._pause(pause)
                     pause = min(2 * pause, _LONGEST_PAUSE)
             except Exception as error:  # noqa: BLE001 - the thread of the call raises it
@@ -162,55 +159,66 @@ class Dispatcher:
             self._workers.remove(worker)
             return None
 
-    def _verify(self, worker: _Worker) -> None:
-        if worker.server in self._unverified:
-            seconds = min(max(self._patience_left(), _LAST_TRY), self._limits.timeout)
-            self._endpoints[worker.server].check(worker.connection, seconds)
-            self._unverified.discard(worker.server)
+    def _answers(self, worker: _Worker) -> bool:
+        """True if a server that was silent passes its check; False if there was no need of one.
 
-    def _finish(self, call: Call, draw: int, result: Continuation) -> None:
+        Raises:
+            NoAnswerError: it is still silent.
+        """
+        if self._silent_since[worker.server] == math.inf:
+            return False
+        seconds = min(max(self._patience_left(), _LAST_TRY), self._limits.timeout)
+        self._endpoints[worker.server].check(worker.connection, seconds)
+        self._silent_since[worker.server] = math.inf
+        return True
+
+    def _finish(self, worker: _Worker, call: Call, draw: int, result: Continuation) -> None:
         with self._changed:
-            self._failing_since = math.inf
+            self._silent_since[worker.server] = math.inf
+            self._unanswered_since.pop((call, draw), None)
             call.results[draw] = result
             call.left -= 1
             if not call.left and call.error is None:
-                self._open.remove(call)
-                self._changed.notify_all()
+                self._close(call)
 
-    def _give_back(self, worker: _Worker, call: Call, draw: int, error: NoAnswerError) -> bool:
-        """Return a draw that was not answered; False if the request was aborted, as its call had failed."""
+    def _give_back(self, worker: _Worker, call: Call, draw: int, error: NoAnswerError, *, answers: bool) -> bool:
+        """Return a draw that was not answered; False if the request was aborted, as its call had failed.
+
+        Args:
+            answers: the server had just passed its check, so that it is this draw that it does not answer.
+        """
         with self._changed:
             if call.error is not None:
                 return False
+            now, patience = time.monotonic(), self._limits.patience
             self._waiting[worker.server].appendleft((call, draw))
-            self._unverified.add(worker.server)
-            self._failing_since = min(self._failing_since, time.monotonic())
-            left = self._patience_left()
-            if left <= 0:
-                patience = self._limits.patience
-                self._fail_all(
-                    EngineAwayError(
-                        f"no server has answered for {patience - left:.0f} s (engine.patience: {patience:g}); "
-                        f"last error: {error}"
-                    )
+            self._silent_since[worker.server] = min(self._silent_since[worker.server], now)
+            silent = now - max(self._silent_since)
+            if answers:
+                silent = max(silent, now - self._unanswered_since.setdefault((call, draw), now))
+            if silent >= patience:
+                though = ", though it answers probes" if answers else ""
+                what = (
+                    f"no server has answered for {silent:.0f} s{though} (engine.patience: {patience:g}); last error: "
                 )
+                for failing in [call] if answers else list(self._open):
+                    self._fail(failing, EngineAwayError(f"{what}{error}"))
             self._changed.notify_all()
             return True
 
     def _patience_left(self) -> float:
-        """Seconds of patience left; all of them while no request fails."""
-        return self._limits.patience - max(0.0, time.monotonic() - self._failing_since)
+        """Seconds of patience left; all of them while a server answers."""
+        return self._limits.patience - max(0.0, time.monotonic() - max(self._silent_since))
 
     def _pause(self, seconds: float) -> None:
         with self._changed:
             self._changed.wait_for(lambda: not self._open, min(seconds, max(0.0, self._patience_left())))
 
     def _fail(self, call: Call, error: Exception) -> None:
-        """Fail a call, unless it is over."""
+        """Fail a call and abort its requests, unless it is over."""
         with self._changed:
             if call not in self._open:
                 return
-            self._open.remove(call)
             call.error = error
             for waiting in self._waiting:
                 others = [task for task in waiting if task[0] is not call]
@@ -220,10 +228,11 @@ class Dispatcher:
                 if worker.call is call:
                     worker.aborted = True
                     worker.connection.stop()
-            self._changed.notify_all()
+            self._close(call)
 
-    def _fail_all(self, error: Exception) -> None:
-        with self._changed:
-            for call in list(self._open):
-                self._fail(call, error)
-            self._failing_since = math.inf
+    def _close(self, call: Call) -> None:
+        self._open.remove(call)
+        self._unanswered_since = {task: t for task, t in self._unanswered_since.items() if task[0] is not call}
+        if not self._open:
+            self._silent_since = [math.inf] * len(self._endpoints)
+        self._changed.notify_all()
