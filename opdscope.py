@@ -95,6 +95,7 @@ def rank(config: RunConfig) -> dict[str, Any]:
         the content of `rank.json`, with statistics of its stages.
 
     Raises:
+        ConfigurationError: there is nothing to rank.
         QuestionsFailedError, InputError, EngineError, StoreError: as for `diagnose`.
     """
     from flows.rank import rank as flow

@@ -1,5 +1,6 @@
 """The demo: trains its models, then runs the usual diagnosis."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,4 +24,4 @@ def demo(settings: DemoConfig, root: str, overrides: dict[str, Any]) -> dict[str
         the content of `run.json`.
     """
     models_task(settings, root, return_state=True).result()
-    return diagnose(checked(merged(write_inputs(Path(root), settings), overrides)))
+    return diagnose(checked(write_inputs(Path(root), settings, partial(merged, overrides=overrides))))

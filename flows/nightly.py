@@ -1,6 +1,5 @@
 """The nightly suite: every run that has something new, compared with the nights before."""
 
-import io
 import json
 import platform
 from datetime import UTC, datetime
@@ -19,7 +18,7 @@ from tasks.calibration.judge import figures, judged_as
 from tasks.engines.protocol import EngineError
 from tasks.inputs.questions import InputError
 from tasks.operations.errors import patiently
-from tasks.outputs.files import parquet_bytes, read_run, read_table
+from tasks.outputs.files import parquet_bytes, parsed, read_run, read_table
 from tasks.outputs.history import MOVED, compared, no_history, slower, tonight, unchanged
 from tasks.run.session import close_sessions, open_session
 from tasks.store.leases import LeaseManager
@@ -147,9 +146,19 @@ def _calibrated(config: NightlyConfig, failed: dict[str, str]) -> list[str]:
 
 
 def read_history(store: Store, suite: str) -> pl.DataFrame:
-    """All nights of a suite so far."""
+    """All nights of a suite so far.
+
+    Raises:
+        StoreError: its file is damaged, or of another version.
+    """
     data = store.get_bytes("nightly", suite, "history.parquet")
-    return no_history() if data is None else pl.read_parquet(io.BytesIO(data))
+    if data is None:
+        return no_history()
+    what = f"history.parquet of suite {suite!r} in {store.url!r}"
+    history = parsed(data, what)
+    if history.schema != no_history().schema:
+        raise StoreError(f"{what} has other columns than this version writes; move it away to start a new history")
+    return history
 
 
 def _report(

@@ -16,6 +16,7 @@ _LINE = 400
 _USER = re.compile(r"(?<=://)[^\s'\"]*@")
 _WHOLE_USER = re.compile(r"://.*@", re.DOTALL)
 _QUERY = re.compile(r"(://[^\s'\"?#]*[?#])[^\s'\"]*")
+_TURNING = {chr(c) for c in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 _INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
@@ -51,10 +52,11 @@ def line(message: str) -> str:
 
 def reason(error: BaseException | str) -> str:
     """The first line of an error's message, at most 200 characters, URLs without user and query."""
-    lines = without_user(str(error)).strip().splitlines()
+    lines = [line.strip() for line in without_user(str(error)).strip().splitlines()]
     if not lines:
         return type(error).__name__
-    return _truncate(visible(lines[0]), _REASON)
+    first = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return _truncate(visible(first), _REASON)
 
 
 def listed(names: Iterable[object]) -> str:
@@ -97,6 +99,8 @@ def id_problem(text: str) -> str | None:
         return f"is {len(text):,} characters long; an id has at most {MOST_ID}"
     if not text.isprintable() and any(unicodedata.category(c) in _INVISIBLE - {"Cf"} for c in text):
         return "contains a control character, a line break or a lone surrogate; ids are text in one line"
+    if turning := _TURNING & set(text):
+        return f"contains {visible(min(turning))}, which changes the direction of the text after it; leave it out"
     return None
 
 

@@ -19,19 +19,22 @@ def run_calibration(fields: dict[str, object]) -> int:
         except ValidationError as error:
             raise ConfigurationError("\n".join(explain(error, CalibrateConfig))) from error
         from flows.calibrate import calibrate
-        from flows.command.terminal import figure_table, planner_table, progress, ranking_shares
+        from flows.command.terminal import figure_table, planner_table, progress, ranking_shares, show_table
         from flows.service.own_server import server_of_command
         from tasks.calibration.judge import by_planner, figures, judged_as, ranking_table
-        from tasks.store.store import Store
+        from tasks.store.store import Store, StoreError
 
         store = Store(config.store)
-        store.check_writable()
+        try:
+            store.check_writable()
+        except StoreError as error:
+            raise ConfigurationError(f"store: {error}") from error
         start = time.monotonic()
         with server_of_command(), progress(ERRORS):
             rows = calibrate(config)
         judged = figures(rows)
         for table in (figure_table(judged), planner_table(by_planner(rows)), ranking_shares(ranking_table(rows))):
-            CONSOLE.print(table)
+            show_table(CONSOLE, table)
         CONSOLE.print(
             f"{time.monotonic() - start:.0f} s\n{escape(store.path('runs', config.name, 'calibration.html'))}",
             soft_wrap=True,

@@ -26,6 +26,7 @@ def prepare(home: Path | None = None) -> None:
         "PREFECT_LOGGING_EXTRA_LOGGERS": "tasks,flows",
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the command reports; the UI has all logs
         "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "error",  # what it warns of is checked here, and refused in one line
         "TQDM_DISABLE": "1",  # progress is shown by the stages
     }.items():
         os.environ.setdefault(name, value)

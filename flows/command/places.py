@@ -1,6 +1,7 @@
-"""Commands on a store."""
+"""Stores that commands are given, and commands on them."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -20,6 +21,16 @@ def check_place(store: str) -> None:
     problem = place_problem(store)
     if problem is not None:
         raise ConfigurationError(f"--store: {problem if problem.startswith('the ') else f'{quoted(store)} {problem}'}")
+
+
+def absolute(store: str) -> str:
+    """A store that does not depend on the working folder.
+
+    Raises:
+        ConfigurationError: it cannot be a store.
+    """
+    check_place(store)
+    return store if "://" in store else str(Path(store).expanduser().resolve())
 
 
 def on_store(url: str, act: Callable[[Any, Console], int]) -> int:

@@ -16,7 +16,7 @@ from flows.command.configuration import (
     read_configuration,
 )
 from flows.command.guarded import CONSOLE, ERRORS, FAILED, OK, guarded
-from flows.command.places import check_place
+from flows.command.places import absolute, check_place
 from schemas.config import RunConfig
 
 
@@ -51,13 +51,13 @@ def rank_file(path: Path, assignments: list[str]) -> int:
         from tasks.run.session import open_session
 
         open_session(config)
-        from flows.command.terminal import rank_table, what_would_settle
+        from flows.command.terminal import rank_table, show_table, what_would_settle
         from flows.rank import rank
         from tasks.outputs.files import read_table
 
         def show(result: dict[str, Any], store: Any) -> str:
             ranks = read_table(store, config.name, "ranks")
-            CONSOLE.print(rank_table(ranks, config.scores.level))
+            show_table(CONSOLE, rank_table(ranks, config.scores.level))
             CONSOLE.print(what_would_settle(ranks, result), soft_wrap=True)
             return "ranks.parquet"
 
@@ -73,6 +73,8 @@ def run_demo(assignments: list[str], *, questions: int, seed: int) -> int:
         fields = parse_overrides(assignments)
         store = str(fields.get("store", ".opdscope"))
         check_place(store)
+        if "store" in fields:
+            fields["store"] = absolute(store)  # for the configuration that is stored
         root = Path(".opdscope" if "://" in store else store).expanduser().resolve()
         from schemas.config import DemoConfig
         from tasks.demo.models import demo_configuration
@@ -90,11 +92,11 @@ def _follow(run: Callable[[], dict[str, Any]]) -> int:
     """Run a diagnosis and show its scores."""
 
     def show(result: dict[str, Any], store: Any) -> str:
-        from flows.command.terminal import score_table
+        from flows.command.terminal import score_table, show_table
         from tasks.outputs.files import read_table
 
         summary = read_table(store, result["name"], "summary")
-        CONSOLE.print(score_table(summary, result["configuration"]["scores"]["level"]))
+        show_table(CONSOLE, score_table(summary, result["configuration"]["scores"]["level"]))
         if result["why_unresolved"] is not None:
             CONSOLE.print(escape(f"unresolved: {result['why_unresolved']}"), soft_wrap=True)
         return "report.html"
@@ -133,7 +135,7 @@ def _run_and_show(run: Callable[[], dict[str, Any]], show: Callable[[dict[str, A
 def _report(result: dict[str, Any], output: str, start: float) -> None:
     """Print the questions left out, counts of artefacts and tokens, and the path of the output."""
     for question, why in result["left_out"].items():
-        CONSOLE.print(f"left out: question {escape(question)}: {escape(why)}")
+        CONSOLE.print(f"left out: question {escape(question)}: {escape(why)}", soft_wrap=True)
     made, cached, tokens = (
         sum(stage[name] for stage in result["stages"].values()) for name in ("made", "cached", "decoded_tokens")
     )
@@ -149,10 +151,11 @@ def plan_file(path: Path, assignments: list[str]) -> int:
 
     def action() -> int:
         config = load(path, assignments)
+        from flows.command.terminal import show_table
         from flows.plan import cost, cost_table
         from tasks.run.session import open_session
 
-        CONSOLE.print(cost_table(cost(open_session(config))))
+        show_table(CONSOLE, cost_table(cost(open_session(config))))
         return OK
 
     return guarded(action)

@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from flows.command.configuration import ConfigurationError, checked, explain, read_configuration
 from flows.command.guarded import CONSOLE, ERRORS, FAILED, OK, guarded
-from flows.command.places import check_place
+from flows.command.places import absolute
 from schemas.config import NightlyConfig
 
 
@@ -24,20 +24,17 @@ def read_suite(path: Path, store: str | None = None) -> dict[str, Any]:
     fields = {**({} if store is None else {"store": store}), **read_configuration(path)}
     runs = fields.get("runs")
     if isinstance(runs, list):
-        fields["runs"] = [read_configuration(path.parent / run) if isinstance(run, str) else run for run in runs]
+        fields["runs"] = [_run_fields(path, i, run) if isinstance(run, str) else run for i, run in enumerate(runs)]
         if "store" in fields:
             fields["runs"] = [{"store": fields["store"], **r} if isinstance(r, dict) else r for r in fields["runs"]]
     return fields
 
 
-def absolute(store: str) -> str:
-    """A store that does not depend on the working folder.
-
-    Raises:
-        ConfigurationError: it cannot be a store.
-    """
-    check_place(store)
-    return store if "://" in store else str(Path(store).expanduser().resolve())
+def _run_fields(suite: Path, index: int, run: str) -> dict[str, Any]:
+    try:
+        return read_configuration(suite.parent / run)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"runs.{index} of {str(suite)!r}: {error}") from error
 
 
 def checked_suite(fields: dict[str, Any]) -> NightlyConfig:

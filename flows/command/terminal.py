@@ -7,6 +7,7 @@ from typing import Any
 
 import polars as pl
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -37,6 +38,7 @@ class RateColumn(ProgressColumn):
         return Text("" if task.speed is None else f"{task.speed:,.3g}/s", style="progress.data.speed")
 
 
+_WIDEST = 10_000
 _PAUSE = 30.0
 """Maximum seconds between two lines of a stage if the output is not a terminal."""
 
@@ -120,6 +122,18 @@ def _lines(console: Console, pause: float) -> Iterator[None]:
         stop()
         over.set()
         reporter.join()
+
+
+def show_table(console: Console, table: Table) -> None:
+    """Print a table with whole numbers: a narrow terminal folds the names, other outputs are as wide as it takes."""
+    for column in table.columns:
+        widest = max(cell_len(Text.from_markup(str(cell)).plain) for cell in (column.header, *column.cells))
+        if column.justify == "right":
+            column.min_width = widest
+        else:
+            column.overflow, column.no_wrap = "fold", False
+    widest = console.measure(table, options=console.options.update(width=_WIDEST)).maximum
+    console.print(table, width=console.width if console.is_terminal else max(console.width, widest))
 
 
 def score_table(summary: pl.DataFrame, level: float) -> Table:

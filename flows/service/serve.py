@@ -1,5 +1,6 @@
 """`opdscope serve`: Prefect's server, the deployments, a worker and the reports, as one command."""
 
+import fcntl
 import os
 import signal
 import socket
@@ -63,7 +64,8 @@ def serve(settings: ServeSettings, say: Callable[[str], None]) -> None:
         say: prints a line.
 
     Raises:
-        ConfigurationError: a port in use, an address beyond this machine without a password, a server that does not
+        ConfigurationError: another command that serves in this folder,
+            a port in use, an address beyond this machine without a password, a server that does not
             answer or has another major version, an invalid schedule, or a part that has exited.
     """
     from prefect.settings import (
@@ -79,14 +81,15 @@ def serve(settings: ServeSettings, say: Callable[[str], None]) -> None:
     check_access(settings.host, settings.public_hosts, login)
     if configured is None and settings.port == settings.reports_port:
         raise ConfigurationError(f"--port and --reports-port: both are {settings.port}; give two different ports")
-    for name in end_orphans(home):
-        say(f"ended a {name} left by a killed command")
     check_port("--reports-port", settings.host, settings.reports_port)
     stopped = threading.Event()
     for number in ENDING:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda *_: stopped.set())
     with ExitStack() as stack:
+        stack.enter_context(only_one(home))
+        for name in end_orphans(home):
+            say(f"ended a {name} left by a killed command")
         parts: list[_Part] = []
         if configured is None:
             parts.append(_started_server(settings, login, home, stopped, stack, say))
@@ -200,6 +203,23 @@ def parse_schedule(cron: str | None, timezone: str) -> Any:
         right = "a name such as Europe/Berlin" if option == "--timezone" else "five fields such as '0 3 * * *'"
         raise ConfigurationError(f"{option}: {given!r} is not valid; give {right}") from error
     return Cron(cron, timezone=timezone)
+
+
+@contextmanager
+def only_one(home: Path) -> Iterator[None]:
+    """Keep others from serving in the same folder, whose database, logs and worker they would share.
+
+    Raises:
+        ConfigurationError: another command serves there.
+    """
+    with (home / "serve.lock").open("ab") as lock:  # given back by the system if this command is killed
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigurationError(
+                f"another `opdscope serve` runs in {str(home)!r}; end it, or set PREFECT_HOME to another folder"
+            ) from error
+        yield
 
 
 @contextmanager

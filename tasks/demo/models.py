@@ -74,10 +74,14 @@ def demo_configuration(root: Path, demo: DemoConfig) -> dict[str, Any]:
     }
 
 
-def write_inputs(root: Path, demo: DemoConfig) -> dict[str, Any]:
-    """Write the questions and the configuration to the same folder; returns the configuration."""
-    configuration = demo_configuration(root, demo)
-    path = Path(configuration["questions"]["path"])
+def write_inputs(root: Path, demo: DemoConfig, merge: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+    """Write the questions and the configuration to the same folder; returns the configuration.
+
+    Args:
+        merge: the configuration with the user's changes.
+    """
+    own = demo_configuration(root, demo)
+    path, configuration = Path(own["questions"]["path"]), merge(own)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in draw_questions(demo.questions, demo.seed)))
     path.with_name("demo.yaml").write_text(yaml.safe_dump(configuration, sort_keys=False))

@@ -88,6 +88,10 @@ class EngineChoice:
         Raises:
             EngineError: the engine cannot run here.
         """
-        from tasks.engines.transformers.scorer import stop_tokens
+        from tasks.engines.transformers.loading import stop_tokens
 
-        return self._backend.sampler(model, stop_tokens(model, tokenizer), scorer)
+        try:
+            stop = stop_tokens(model, tokenizer)
+        except EngineError as error:
+            raise EngineError(f"student.path: {error}") from error
+        return self._backend.sampler(model, stop, scorer)

@@ -60,4 +60,4 @@ def _reader(path: Path) -> Any:
     try:
         return GGUFReader(path)
     except (OSError, ValueError, LookupError, struct.error) as error:
-        raise EngineError(f"{str(path)!r} is not a whole GGUF file: {error}") from error
+        raise EngineError(f"{str(path)!r} is not a whole GGUF file; download it again") from error

@@ -77,6 +77,26 @@ def weights(model: Model) -> int | None:
         return None  # loading reports what is wrong with the file
 
 
+def check_weights(model: Model) -> None:
+    """Refuse a local model folder whose weights are missing or damaged, as far as the headers of their files tell.
+
+    Raises:
+        EngineError: the message names the file.
+    """
+    from safetensors import safe_open
+
+    folder = Path(model.path)
+    files = sorted(folder.glob("*.safetensors"))
+    if not files and not any(folder.glob("*.bin")):
+        raise EngineError(f"{model.path!r} has no weights (*.safetensors)")
+    for path in files:
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise EngineError(f"{model.path!r} cannot be loaded: {path.name} is damaged ({error})") from error
+
+
 def check_size(model: Model, device: torch.device) -> None:
     """Refuse a model whose weights alone exceed the memory of a device.
 

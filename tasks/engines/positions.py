@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 from transformers import AutoConfig
 
 from schemas.config import Model
+from schemas.text import quoted
 from tasks.engines.protocol import EngineError
-from tasks.store.keys import hub_errors
+from tasks.inputs.foreign import reading
 
 
 class Limit(NamedTuple):
@@ -50,12 +51,8 @@ def model_limit(model: Model) -> Limit | None:
     Raises:
         EngineError: the configuration cannot be read.
     """
-    errors: tuple[type[Exception], ...] = (KeyError, *hub_errors())
-    try:
-        config = AutoConfig.from_pretrained(**model.pretrained, trust_remote_code=model.trust_remote_code)
-    except errors as error:
-        raise EngineError(f"{model.path!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
-    return length_limit(config)
+    with reading(f"{quoted(model.path)} cannot be loaded", EngineError):
+        return length_limit(AutoConfig.from_pretrained(**model.pretrained, trust_remote_code=model.trust_remote_code))
 
 
 def _rope_parameters(config: Any) -> list[dict[str, Any]]:

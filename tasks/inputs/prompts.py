@@ -2,17 +2,20 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
-
-from schemas.config import Context, Model, Prompt, template_fields
+from schemas.config import Context, Model, Prompt, is_local_folder, template_fields
 from schemas.limits import MOST_PROMPT
-from schemas.text import quoted, reason
+from schemas.text import quoted
+from tasks.inputs.foreign import reading
 from tasks.inputs.questions import InputError, Question
-from tasks.store.keys import digest, hub_errors
+from tasks.store.keys import digest
 
 PLAIN = Context()
+
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,11 @@ def load_tokenizer(model: Model) -> Any:
     """
     from transformers import AutoTokenizer
 
-    errors: tuple[type[Exception], ...] = (KeyError, *hub_errors())
-    try:
+    folder = Path(model.path)
+    if is_local_folder(model.path) and not any(any(folder.glob(pattern)) for pattern in _TOKENIZER_FILES):
+        raise ValueError(f"{quoted(model.path)} has no tokenizer (tokenizer.json)")  # transformers makes one up
+    with reading(f"{quoted(model.path)} has no tokenizer that can be loaded", ValueError):
         return AutoTokenizer.from_pretrained(**model.pretrained, trust_remote_code=model.trust_remote_code)
-    except errors as error:
-        raise ValueError(f"{quoted(model.path)} has no tokenizer that can be loaded: {reason(error)}") from error
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
@@ -110,12 +113,8 @@ def encode_prompt(tokenizer: Any, text: PromptText, prompt: Prompt) -> list[int]
     messages = [{"role": "user", "content": text.user}]
     if text.system is not None:
         messages.insert(0, {"role": "system", "content": text.system})
-    try:
+    with reading("it does not work with the model's chat template", partial(InputError, "prompt")):
         rendered = tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, return_dict=True, **prompt.chat_template_kwargs
         )
-    except (TemplateError, TypeError) as error:
-        raise InputError(
-            "prompt", f"{quoted(prompt)} does not work with the model's chat template: {reason(error)}"
-        ) from error
     return [int(i) for i in rendered["input_ids"]]

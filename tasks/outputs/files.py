@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 
+from schemas.text import reason
 from tasks.outputs.report.page import LeftOut
 from tasks.run.session import RunSession
 from tasks.run.shells import TaskSummary
@@ -76,11 +77,26 @@ def read_table(store: Store, run: str, name: str) -> pl.DataFrame:
             f"{name}.parquet of run {run!r} in {store.url!r} does not match its run.json or rank.json: another "
             "run is writing it, or it is damaged; run again under another name (--name)"
         )
-    return pl.read_parquet(io.BytesIO(data))
+    return parsed(data, f"{name}.parquet of run {run!r} in {store.url!r}")
+
+
+def parsed(data: bytes, what: str) -> pl.DataFrame:
+    """The table in a parquet file.
+
+    Args:
+        what: the file, for the message.
+
+    Raises:
+        StoreError: it is damaged.
+    """
+    try:
+        return pl.read_parquet(io.BytesIO(data))
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise StoreError(f"{what} is damaged ({reason(error)}); remove it, or restore it") from error
 
 
 def _digests(store: Store, run: str) -> dict[str, str]:
-    """SHA-256 of a run's files, from the JSON files that it writes last."""
+    """SHA-256 of a run's files, from the JSON files that it writes last; none from those that are damaged."""
     out: dict[str, str] = {}
     for name in ("run.json", "rank.json"):
         out |= (read_json(store, run, name) or {}).get("files", {})

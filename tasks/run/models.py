@@ -10,7 +10,7 @@ from tasks.engines.choice import EngineChoice
 from tasks.engines.device import resolve_device
 from tasks.engines.identity import ModelLibrary
 from tasks.engines.memory import fits, free_memory, total_memory, weights
-from tasks.engines.protocol import Sampler
+from tasks.engines.protocol import EngineError, Sampler
 from tasks.inputs.prompts import PLAIN, encode_prompt, prompt_text
 from tasks.inputs.questions import Question
 from tasks.verifiers.verifier import Verifier
@@ -119,7 +119,7 @@ class LoadedModels:
     def _scorer(self, model: Model) -> "TransformersScorer":
         """A loaded model; besides the student, as many teachers are kept as fit in memory."""
         if model not in self._scorers:
-            from tasks.engines.transformers.scorer import load_transformers, vocabulary_size
+            from tasks.engines.transformers.loading import load_transformers, vocabulary_size
 
             device = resolve_device(self._config.engine.device)
             for other in [m for m in self._scorers if m != self._config.student]:
@@ -127,8 +127,18 @@ class LoadedModels:
                     del self._scorers[other]
             vocabulary = vocabulary_size(self._library.tokenizer(model))
             make_room = partial(self._make_room, model)
-            self._scorers[model] = load_transformers(model, self._config.engine, vocabulary, make_room)
+            try:
+                self._scorers[model] = load_transformers(model, self._config.engine, vocabulary, make_room)
+            except EngineError as error:
+                raise EngineError(f"{self._field(model)}: {error}") from error
         return self._scorers[model]
+
+    def _field(self, model: Model) -> str:
+        """The field of the configuration that names a model."""
+        if model == self._config.student:
+            return "student.path"
+        teachers = enumerate(self._config.model_teachers)
+        return next(f"teachers[{i}].model.path" for i, teacher in teachers if teacher.model == model)
 
     def _make_room(self, model: Model) -> None:
         """Unload other models if a model does not fit in memory; they are loaded again when needed."""

@@ -11,7 +11,8 @@ from tasks.engines.choice import EngineChoice
 from tasks.engines.device import resolve_device
 from tasks.engines.gguf_file import check_gguf
 from tasks.engines.identity import ModelLibrary
-from tasks.engines.memory import check_size
+from tasks.engines.memory import check_size, check_weights
+from tasks.engines.positions import model_limit
 from tasks.engines.protocol import EngineError
 from tasks.inputs.prompts import check_same_tokenizer
 from tasks.inputs.questions import InputError
@@ -45,11 +46,16 @@ def check_models(config: RunConfig, library: ModelLibrary) -> None:
 def _check_model(config: RunConfig, library: ModelLibrary, field: str, model: Model) -> None:
     """Refuse a model that is neither a local folder nor on the hub, or has no tokenizer."""
     looks_local = model.path.startswith((".", "/")) or model.path.count("/") > 1
-    if not model.is_gguf and looks_local and not is_local_folder(model.path):
-        raise InputError(field, f"{model.path!r} is not there; give a model folder or a hub name")
+    broken = Path(model.path).is_symlink() and not Path(model.path).exists()
+    if broken or (not model.is_gguf and looks_local and not is_local_folder(model.path)):
+        what = "is a broken link" if broken else "is not there"
+        raise InputError(field, f"{model.path!r} {what}; give a model folder or a hub name")
     try:
         if model.is_gguf:
             check_gguf(Path(model.path))
+        elif (Path(model.path) / "config.json").is_file():
+            model_limit(model)  # reads its configuration
+            check_weights(model)
         check_size(model, resolve_device(config.engine.device))
         library.fingerprint(model)
     except (ValueError, EngineError) as error:

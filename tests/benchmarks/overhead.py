@@ -49,7 +49,7 @@ def main() -> None:
         server = time.monotonic() - began
 
         override = {"tree": {"kind": "forced", "draws": DRAWS}}
-        config = checked(merged(write_inputs(root, demo), override))
+        config = checked(merged(write_inputs(root, demo, dict), override))
         began = time.monotonic()
         open_session(config)
         opening = time.monotonic() - began

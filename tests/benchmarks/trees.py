@@ -21,8 +21,9 @@ from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from schemas.config import Model, TransformersEngine, VLLMEngine
 from tasks.engines.protocol import Draw, Trunk
+from tasks.engines.transformers.loading import load_transformers
 from tasks.engines.transformers.sampler import TransformersSampler
-from tasks.engines.transformers.scorer import TransformersScorer, load_transformers
+from tasks.engines.transformers.scorer import TransformersScorer
 from tasks.statistics.streams import stream_seed
 
 PROMPT, BRANCHES, DRAWS, LIMIT = 64, 4, 16, 128

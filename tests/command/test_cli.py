@@ -102,7 +102,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     def no_model(*_: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("tasks.engines.transformers.scorer.load_transformers", no_model)
+    monkeypatch.setattr("tasks.engines.transformers.loading.load_transformers", no_model)
     text = json.dumps(override)
     for name, path in {**tables, "other": str(models / "other")}.items():
         text = text.replace(f"<{name}>", path)

@@ -1,11 +1,13 @@
 """The commands of one configuration: what they refuse, what they show of a run, and how they end."""
 
+import io
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+from rich.console import Console
 
 from flows.command import guarded as guarded_module
 from flows.command import run as module
@@ -13,7 +15,7 @@ from flows.command.configuration import ConfigurationError
 from flows.command.guarded import BAD_INPUT, FAILED, OK, guarded
 from flows.command.places import check_place, on_store
 from flows.command.run import load, plan_file, rank_file, run_demo, run_file
-from flows.command.terminal import number, rank_table, score, what_would_settle
+from flows.command.terminal import number, rank_table, score, show_table, what_would_settle
 from flows.diagnose import QuestionsFailedError
 from tasks.engines.protocol import EngineAwayError, EngineError
 from tasks.inputs.questions import InputError
@@ -206,6 +208,20 @@ def test_a_ranking_without_intervals_has_none(capsys: pytest.CaptureFixture[str]
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["1", "a", "none", "kl", "0.5000", "[0.2500,", "0.7500]", "88", "%"] in lines
     assert ["2", "[b]", "none", "kl", "0.2500", "0.2500"] in lines and ["c", "none", "kl", "undefined"] in lines
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_numbers_are_whole_however_long_the_names_are(terminal: bool) -> None:
+    """In a terminal of 80 columns names are folded; a file is as wide as it takes."""
+    name = "Qwen3-30B-A3B-Instruct-2507-with-a-long-name"
+    known = {"gain": 0.1668, "gain_low": 0.0779, "gain_high": 0.2612, "p_best": 0.58}
+    ranks = pl.DataFrame([signal(1, name, **known), signal(2, "b", **known, gain_deficit=0.0043)])
+    console = Console(file=io.StringIO(), width=80, force_terminal=terminal, color_system=None)
+    show_table(console, rank_table(ranks, 0.95))
+    assert isinstance(console.file, io.StringIO)
+    told = console.file.getvalue()
+    assert told.count("0.1668 [0.0779, 0.2612]") == 2 and "0.0043" in told and "58 %" in told and "\u2026" not in told
+    assert (max(map(len, told.splitlines())) <= 80) == terminal and (name in told) != terminal
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import yaml
 from flows.command import guarded as guarded_module
 from flows.command.configuration import ConfigurationError
 from flows.command.guarded import BAD_INPUT, FAILED, OK
-from flows.command.suite import absolute, checked_suite, read_suite, run_nightly, serve_all
+from flows.command.places import absolute
+from flows.command.suite import checked_suite, read_suite, run_nightly, serve_all
 from tasks.store.leases import LeaseManager
 from tasks.store.store import Store
 
@@ -37,7 +38,7 @@ def test_runs_are_read_beside_their_suite(tmp_path: Path) -> None:
     suite = written(tmp_path / "suites" / "s.yaml", {"runs": ["runs/one.yaml", {**RUN, "name": "two"}]})
     assert [run["name"] for run in read_suite(suite)["runs"]] == ["one", "two"]
     checked_suite(read_suite(suite))
-    with pytest.raises(ConfigurationError, match=r"gone\.yaml' does not exist"):
+    with pytest.raises(ConfigurationError, match=r"runs\.0 of '.*s\.yaml': .*gone\.yaml' does not exist"):
         read_suite(written(tmp_path / "suites" / "s.yaml", {"runs": ["gone.yaml"]}))
 
 

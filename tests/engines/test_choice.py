@@ -215,7 +215,7 @@ def test_a_configuration_that_cannot_be_read_names_its_model(tmp_path: Path) -> 
 
 
 def test_the_backend_samples_with_the_student_itself(models: Path) -> None:
-    from tasks.engines.transformers.scorer import load_transformers, stop_tokens, vocabulary_size
+    from tasks.engines.transformers.loading import load_transformers, stop_tokens, vocabulary_size
 
     model, settings = Model(path=str(models / "student")), TransformersEngine(device="cpu")
     tokenizer = ModelLibrary().tokenizer(model)

@@ -17,8 +17,9 @@ from tasks.engines.protocol import Draw, EngineError, Trunk
 from tasks.engines.sampling import inverse_cdf
 from tasks.engines.scoring import View, score_blocks
 from tasks.engines.transformers.attention import Part, attend
+from tasks.engines.transformers.loading import load_transformers
 from tasks.engines.transformers.sampler import TransformersSampler
-from tasks.engines.transformers.scorer import TransformersScorer, load_transformers
+from tasks.engines.transformers.scorer import TransformersScorer
 from tasks.inputs.questions import InputError
 from tasks.run.session import start_session
 from tasks.statistics.streams import stream_seed, uniforms

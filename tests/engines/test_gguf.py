@@ -15,8 +15,8 @@ from tasks.engines.identity import ModelLibrary
 from tasks.engines.memory import weights
 from tasks.engines.positions import model_limit
 from tasks.engines.protocol import Draw, EngineError, Trunk
+from tasks.engines.transformers.loading import load_transformers, stop_tokens, vocabulary_size
 from tasks.engines.transformers.sampler import TransformersSampler
-from tasks.engines.transformers.scorer import load_transformers, stop_tokens, vocabulary_size
 from tasks.inputs.prompts import load_tokenizer
 from tasks.inputs.questions import InputError
 from tasks.run.preflight import check_models

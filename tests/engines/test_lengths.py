@@ -126,7 +126,7 @@ def test_completions_past_the_students_positions_are_refused_before_anything_is_
     def never(*_: object, **__: object) -> None:
         raise AssertionError("a model is loaded")
 
-    monkeypatch.setattr("tasks.engines.transformers.scorer.load_transformers", never)
+    monkeypatch.setattr("tasks.engines.transformers.loading.load_transformers", never)
     with pytest.raises(InputError) as raised:
         start_session(checked(copied))
     message = str(raised.value)

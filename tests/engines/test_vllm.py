@@ -25,8 +25,9 @@ from transformers import PreTrainedTokenizerFast
 
 from schemas.config import Model, TransformersEngine, VLLMEngine, VLLMServerEngine
 from tasks.engines.protocol import Continuation, Draw, EngineError, Sampler, Trunk
+from tasks.engines.transformers.loading import load_transformers, stop_tokens
 from tasks.engines.transformers.sampler import TransformersSampler
-from tasks.engines.transformers.scorer import SELF_TEST_LIMIT, TransformersScorer, load_transformers, stop_tokens
+from tasks.engines.transformers.scorer import SELF_TEST_LIMIT, TransformersScorer
 from tasks.engines.vllm.bounds import NoAnswerError
 from tasks.engines.vllm.connection import Connection
 from tasks.engines.vllm.offline import VLLMSampler

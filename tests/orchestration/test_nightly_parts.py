@@ -1,6 +1,7 @@
 """A night, piece by piece: which runs are done, what is told of each, and what a failure of one costs the others."""
 
 import json
+from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import Mock
 
@@ -80,6 +81,20 @@ def test_nights_before_the_first_are_none_and_later_ones_are_read(tmp_path: Any)
     kept = compared(no_history(), rows(0, ("kl", 0.1, 0.1)), 7)
     store.put_bytes(parquet_bytes(kept), "nightly", "s", "history.parquet")
     assert read_history(store, "s").equals(kept) and read_history(store, "other").is_empty()
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"garbage", "is damaged"),
+        (parquet_bytes(no_history().drop("machine")), "other columns than this version writes"),
+    ],
+)
+def test_a_history_that_cannot_be_read_is_told_with_its_file(content: bytes, problem: str, tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    store.put_bytes(content, "nightly", "s", "history.parquet")
+    with pytest.raises(StoreError, match=f"history.parquet of suite 's' in '.*' .*{problem}"):
+        read_history(store, "s")
 
 
 class Night(NamedTuple):

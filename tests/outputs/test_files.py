@@ -57,6 +57,11 @@ def test_a_damaged_run_is_not_there(content: bytes, session: RunSession) -> None
     session.store.put_bytes(content, "runs", "small", "run.json")
     assert read_run(session) is None and read_json(session.store, "small", "run.json") is None
     assert read_table(session.store, "small", "one").height == 3  # nothing says that it is another's
+    session.store.put_bytes(b"PAR1", "runs", "small", "one.parquet")
+    with pytest.raises(
+        StoreError, match=r"one\.parquet of run 'small' in '.*' is damaged \(.*\); remove it, or restore"
+    ):
+        read_table(session.store, "small", "one")
 
 
 def test_a_run_whose_files_are_gone_or_others_is_not_read(session: RunSession) -> None:

@@ -1,7 +1,9 @@
 """What is refused before a run begins, by field and value, and what keys say of models and prompts."""
 
 import json
+import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,14 @@ from schemas.signals import Source, model_sources
 from tasks.engines import memory
 from tasks.engines.choice import EngineChoice
 from tasks.engines.identity import ModelLibrary
+from tasks.engines.protocol import EngineError
 from tasks.inputs.questions import InputError, load_questions
 from tasks.run.models import LoadedModels
 from tasks.run.preflight import ModelIdentities, check_models
 from tasks.run.reads import StoredReads
 from tasks.run.session import start_session
 from tasks.store.store import StoreError
+from tests.helpers.sessions import provided
 
 
 def refused(settings: dict[str, Any], change: dict[str, Any]) -> str:
@@ -57,6 +61,91 @@ def test_a_model_that_memory_cannot_hold(settings: dict[str, Any], monkeypatch: 
 def test_a_folder_that_is_no_model(settings: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "has no config.json" in refused(settings, {"student": {"path": str(tmp_path / "empty")}})
+
+
+def changed(name: str, content: str | None, **fields: Any) -> Callable[[Path], None]:
+    """Replace a file of a model folder, remove it, or change fields of its JSON."""
+
+    def change(folder: Path) -> None:
+        path = folder / name
+        if fields:
+            path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+        elif content is None:
+            path.unlink()
+        else:
+            path.write_text(content)
+
+    return change
+
+
+def torn(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+class Code:
+    """What a pickle of a stranger would run."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("it-ran"),)
+
+
+def pickled(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Code()))
+
+
+MALFORMED: dict[str, tuple[Callable[[Path], None], str]] = {
+    "list": (changed("config.json", "[]"), "cannot be loaded: "),
+    "null": (changed("config.json", "null"), "cannot be loaded: "),
+    "field": (changed("config.json", "", hidden_size="big"), "cannot be loaded: "),
+    "dtype": (changed("config.json", "", dtype="notadtype", torch_dtype="notadtype"), ""),
+    "heads": (changed("config.json", "", num_attention_heads=0), ""),
+    "tokenizer": (changed("tokenizer.json", "[]"), "has no tokenizer that can be loaded: "),
+    "tokenizer's": (changed("tokenizer_config.json", "[]"), "has no tokenizer that can be loaded: "),
+    "generation": (changed("generation_config.json", "[]"), "has generation settings that cannot be read: "),
+    "end": (changed("generation_config.json", '{"eos_token_id": "x"}'), "has an eos_token_id of 'x'; it must be"),
+    "torn": (torn, "cannot be loaded: model.safetensors is damaged "),
+    "junk": (changed("model.safetensors", "junk"), "cannot be loaded: model.safetensors is damaged "),
+    "none": (changed("model.safetensors", None), "has no weights (*.safetensors)"),
+    "pickle": (pickled, "cannot be loaded: its weights are a pickle that would run code, which is refused"),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_a_malformed_model_is_one_line_that_names_its_field(
+    name: str, models: Path, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the session is opened, or when the model is loaded; none of its code is run."""
+    monkeypatch.chdir(tmp_path)
+    folder = Path(shutil.copytree(models / "student", tmp_path / "model"))
+    change, problem = MALFORMED[name]
+    change(folder)
+    with pytest.raises((InputError, EngineError)) as error:
+        provided(start_session(checked(merged(settings, {"student": {"path": str(folder)}})))).sampler  # noqa: B018
+    message = str(error.value)
+    assert message.startswith("student.path: ") and problem in message and message.isprintable() and len(message) < 500
+    assert not (tmp_path / "it-ran").exists()
+
+
+def test_a_folder_without_a_tokenizer(models: Path, settings: dict[str, Any], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(models / "student", tmp_path / "model"))
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    told = refused(settings, {"student": {"path": str(folder)}})
+    assert told == f"student.path: {str(folder)!r} has no tokenizer (tokenizer.json)"
+
+
+def test_a_broken_link(settings: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    assert "link' is a broken link; give a model" in refused(settings, {"student": {"path": str(tmp_path / "link")}})
+
+
+def test_a_chat_template_that_fails(models: Path, settings: dict[str, Any], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(models / "student", tmp_path / "model"))
+    (folder / "chat_template.jinja").write_text("{{ 1 / 0 }}")
+    told = refused(settings, {"student": {"path": str(folder)}, "prompt": {"chat": True}})
+    assert told == "prompt: it does not work with the model's chat template: division by zero"
 
 
 def test_a_template_that_shows_nothing(settings: dict[str, Any], tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_costs_are_those_of_the_settings(config: RunConfig) -> None:
     costs = {stage.name: stage.cost(config) for stage in STAGES}
     assert costs["rollouts"] == (4, 4 * 24, 0)
     assert costs["trees"] == (6 * 12, 6 * 12 * 23, 4 + 4)
-    assert costs["distillation"] == (0, 0, 8)
+    assert costs["distillation"] == (0, 0, 4)
     assert costs["ideal"] == costs["prior"] == costs["alignment"] == costs["values"] == (0, 0, 0)
 
 

@@ -127,6 +127,8 @@ def test_what_is_a_name(name: str) -> None:
         ("a\u2029b", "control character"),
         ("a\ud800b", "control character"),
         ("a\x1fb", "control character"),
+        ("a\u202eb", "contains \\u202e, which changes the direction"),
+        ("a\u2066b", "changes the direction"),
         ("x" * (MOST_ID + 1), "501 characters long"),
     ],
 )

@@ -22,7 +22,7 @@ from flows.command.configuration import ConfigurationError
 from flows.orchestration.deployments import lost_runs
 from flows.service.access import address, check_access, check_port, known_as
 from flows.service.probe import check_version
-from flows.service.serve import parse_schedule
+from flows.service.serve import only_one, parse_schedule
 from schemas.config import RunConfig
 from tests.helpers.places import ROOT
 from tests.helpers.ports import free_port
@@ -123,6 +123,19 @@ def test_equal_ports_are_refused(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert done.stderr.strip() == "--port and --reports-port: both are 4321; give two different ports"
+
+
+def test_one_command_serves_in_a_folder(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    message = "another `opdscope serve` runs in .*set PREFECT_HOME"
+    with only_one(tmp_path):
+        with pytest.raises(ConfigurationError, match=message), only_one(tmp_path):
+            pytest.fail("two serve")
+        with only_one(other):
+            pass
+    with only_one(tmp_path):  # and later again
+        pass
 
 
 def test_a_host_is_what_its_name_resolves_to(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,9 @@ import torch
 from schemas.arrays import Arrays
 from schemas.config import Model, ReverseKL, RunConfig, TransformersEngine
 from schemas.signals import Signal, Source
+from tasks.engines.transformers.loading import load_transformers
 from tasks.engines.transformers.sampler import TransformersSampler
-from tasks.engines.transformers.scorer import TransformersScorer, load_transformers
+from tasks.engines.transformers.scorer import TransformersScorer
 from tasks.stages.aggregate.pooling import pooled, sum_rollouts
 from tasks.stages.aggregate.questions import QuestionScores
 from tasks.stages.distillation.losses import distillation_direction

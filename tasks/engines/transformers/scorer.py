@@ -1,17 +1,11 @@
 """Scores with transformers: any AutoModelForCausalLM, on CPU or GPU; hidden states first, then the head in blocks."""
 
-from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from schemas.config import Model, ScoringSettings
-from schemas.text import reason
-from tasks.engines.device import resolve_device
 from tasks.engines.memory import is_out_of_memory
 from tasks.engines.positions import length_limit
 from tasks.engines.protocol import EngineError
@@ -251,77 +245,3 @@ def _prepared(model: Any) -> Any:
     if getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None:
         model.set_attn_implementation("eager")
     return model.eval()
-
-
-def load_transformers(
-    model: Model, settings: ScoringSettings, vocabulary: int, make_room: Callable[[], None] = lambda: None
-) -> TransformersScorer:
-    """Load a model folder or hub name.
-
-    Args:
-        make_room: called before weights are loaded, the first time and after each `unload`.
-
-    Raises:
-        EngineError: the device does not exist, or the model cannot be loaded.
-    """
-    device = resolve_device(settings.device)
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-
-    def load() -> Any:
-        make_room()
-        try:
-            result: Any = AutoModelForCausalLM.from_pretrained(
-                **model.pretrained,
-                dtype=getattr(torch, model.dtype),
-                trust_remote_code=model.trust_remote_code,
-                output_loading_info=True,
-            )
-            loaded, found = result
-            loaded = loaded.to(device)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise EngineError(f"{model.path!r} cannot be loaded: {reason(error)}") from error
-        _check_complete(model, found["missing_keys"])
-        return loaded
-
-    try:
-        return TransformersScorer(load, vocabulary)
-    except (RuntimeError, IndexError) as error:
-        if isinstance(error, EngineError) or is_out_of_memory(error):
-            raise
-        raise EngineError(f"{model.path!r} cannot be run: {reason(error)}") from error
-
-
-def _check_complete(model: Model, missing: Collection[str]) -> None:
-    """Refuse a model some of whose weights are not in its files: transformers makes them up, anew at each load.
-
-    Raises:
-        EngineError: the message names the first of them.
-    """
-    if missing:
-        raise EngineError(
-            f"{model.path!r} is incomplete: its files lack {len(missing)} of its weights, such as {min(missing)!r}"
-        )
-
-
-def stop_tokens(model: Model, tokenizer: Any) -> frozenset[int]:
-    """Token ids that end a completion: those of the tokenizer and of the model's generation settings."""
-    settings = _generation_settings(model)
-    ends = settings.eos_token_id
-    return frozenset(
-        e for e in (tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])) if e is not None
-    )
-
-
-def _generation_settings(model: Model) -> GenerationConfig:
-    """A model's own settings of generation, or those that follow from its configuration."""
-    if not model.is_gguf:
-        with suppress(OSError):
-            return GenerationConfig.from_pretrained(model.path, revision=model.revision or "main")
-    config = AutoConfig.from_pretrained(**model.pretrained, trust_remote_code=model.trust_remote_code)
-    return GenerationConfig.from_model_config(config)
-
-
-def vocabulary_size(tokenizer: Any) -> int:
-    """Number of token ids that the tokenizer can encode or decode; output rows beyond it are padding."""
-    return 1 + int(max(tokenizer.get_vocab().values()))
