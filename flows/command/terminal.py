@@ -133,7 +133,13 @@ def show_table(console: Console, table: Table) -> None:
         else:
             column.overflow, column.no_wrap = "fold", False
     widest = console.measure(table, options=console.options.update(width=_WIDEST)).maximum
-    console.print(table, width=console.width if console.is_terminal else max(console.width, widest))
+    before = console.width
+    try:
+        if not console.is_terminal:
+            console.width = max(console.width, widest)
+        console.print(table)
+    finally:
+        console.width = before
 
 
 def score_table(summary: pl.DataFrame, level: float) -> Table:
