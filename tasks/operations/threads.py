@@ -3,8 +3,9 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 from tasks.engines.stopping import POLL_SECONDS, Group
@@ -41,24 +42,35 @@ def beside_each_other(
             else:
                 yield result
         return
-    group, running = Group(), dict[Future[Result | None], Part]()
+    # not `concurrent.futures.wait`, which an interrupt can leave with the locks of futures held
+    group, ended, running = Group(), SimpleQueue[tuple[Part, Result | None, BaseException | None]](), 0
+
+    def run(part: Part) -> None:
+        try:
+            ended.put((part, group.run(work, part), None))
+        except BaseException as error:  # noqa: BLE001 - the caller raises it
+            ended.put((part, None, error))
+
     with ThreadPoolExecutor(threads) as pool:
         try:
             while waiting or running:
-                while waiting and len(running) < threads and waiting[0][0] <= time.monotonic():
-                    part = waiting.popleft()[1]
-                    running[pool.submit(copy_context().run, group.run, work, part)] = part
+                while waiting and running < threads and waiting[0][0] <= time.monotonic():
+                    pool.submit(copy_context().run, run, waiting.popleft()[1])
+                    running += 1
                 pause = POLL_SECONDS
-                if waiting and len(running) < threads:
+                if waiting and running < threads:
                     pause = min(pause, max(0.0, waiting[0][0] - time.monotonic()))
-                if not running:
-                    time.sleep(pause)
-                for future in wait(running, pause, FIRST_COMPLETED).done:
-                    part, result = running.pop(future), future.result()
-                    if result is None:
-                        waiting.append((time.monotonic() + _WAIT, part))
-                    else:
-                        yield result
+                try:
+                    part, result, error = ended.get(timeout=pause)
+                except Empty:
+                    continue
+                running -= 1
+                if error is not None:
+                    raise error
+                if result is None:
+                    waiting.append((time.monotonic() + _WAIT, part))
+                else:
+                    yield result
         except BaseException:
             group.stop()
             raise

@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import TimeoutError as CheckTimeout
-from concurrent.futures import wait
+from contextlib import suppress
 from typing import Any, ClassVar
 
 import psutil
@@ -99,7 +99,9 @@ class MathPool:
         futures = [self._pool.schedule(function, args=list(call), timeout=self._settings.seconds) for call in calls]
         try:
             for future in futures:
-                while not wait([future], POLL_SECONDS).done:
+                while not future.done():
+                    with suppress(CheckTimeout):  # of this wait
+                        future.exception(POLL_SECONDS)
                     check_stopped()
                 try:
                     yield bool(future.result())

@@ -85,14 +85,14 @@ def test_a_caller_that_leaves_stops_the_others() -> None:
 
 
 INTERRUPTED = """
-import signal, sys, threading, time
+import os, signal, sys, threading, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
 import polars  # after the handler, as in commands: it installs its own, which does not wake a waiting thread
 from tasks.engines.stopping import check_stopped
 from tasks.operations.threads import beside_each_other
 
 def work(part):
-    print("started", flush=True)
+    os.write(1, b"started\\n")
     for _ in range(300):
         time.sleep(0.1)
         check_stopped()

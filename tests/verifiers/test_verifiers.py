@@ -1,5 +1,6 @@
 """Each verifier on right, wrong, cut and hostile completions."""
 
+import threading
 import time
 from typing import Any, get_args
 
@@ -15,6 +16,7 @@ from tasks.verifiers.numbers import parse_number
 from tasks.verifiers.protocol import Attempt
 from tasks.verifiers.text import choice, exact, numeric
 from tasks.verifiers.verifier import Verifier, find_bad_answer, fingerprint, kind_of
+from tests.helpers.threads import stopped_when
 
 
 @pytest.mark.parametrize(
@@ -307,3 +309,22 @@ def test_a_mistake_of_our_own_in_a_worker_is_not_a_wrong_answer(monkeypatch: pyt
             pool.check_all([("mistake", "", False)])
     finally:
         pool.close()
+
+
+def test_a_stopped_run_does_not_wait_for_verifications() -> None:
+    """Of 40 attempts that each take all of their time."""
+    begun = threading.Event()
+    verifier = Verifier(MathVerifier(workers=1, seconds=5.0))
+
+    def check() -> list[bool]:
+        assert verifier.check_all([Attempt(r"\boxed{4}", "4", False)]) == [True]  # the pool has started
+        begun.set()
+        return verifier.check_all([Attempt(r"\boxed{9^{9^{9^{9}}}}", "5", False)] * 40)
+
+    try:
+        assert stopped_when(begun, [check]) == 1
+        began = time.monotonic()
+        assert verifier.check_all([Attempt(r"\boxed{4}", "4", False)]) == [True]
+        assert time.monotonic() - began < 60  # not 200
+    finally:
+        verifier.close()
