@@ -153,9 +153,13 @@ def plan_file(path: Path, assignments: list[str]) -> int:
         config = load(path, assignments)
         from flows.command.terminal import show_table
         from flows.plan import cost, cost_table
+        from tasks.engines.choice import choose
         from tasks.run.session import open_session
 
         show_table(CONSOLE, cost_table(cost(open_session(config))))
+        if config.tree.samples:
+            engine, why = choose(config)
+            CONSOLE.print(f"engine: {engine.kind} ({why})")
         return OK
 
     return guarded(action)

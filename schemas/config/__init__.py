@@ -7,7 +7,9 @@ from schemas.config.base import COSMETIC as COSMETIC
 from schemas.config.base import Settings as Settings
 from schemas.config.base import is_cosmetic as is_cosmetic
 from schemas.config.base import settings_in as settings_in
+from schemas.config.engines import AutoEngine as AutoEngine
 from schemas.config.engines import Engine as Engine
+from schemas.config.engines import SamplingEngine as SamplingEngine
 from schemas.config.engines import ScoringSettings as ScoringSettings
 from schemas.config.engines import TransformersEngine as TransformersEngine
 from schemas.config.engines import VLLMEngine as VLLMEngine

@@ -39,6 +39,13 @@ class ScoringSettings(Settings):
     threads: int | None = Field(None, ge=1, le=4096, description="CPU threads", json_schema_extra=COSMETIC)
 
 
+class AutoEngine(ScoringSettings):
+    """vLLM where there is a GPU and vLLM is installed, else transformers; `opdscope plan` says which, and why."""
+
+    kind: Literal["auto"] = "auto"
+    needs: ClassVar[str] = "kind"
+
+
 class TransformersEngine(ScoringSettings):
     """transformers on CPU or GPU; shared prefixes of draws are computed once."""
 
@@ -149,4 +156,5 @@ class VLLMServerEngine(ScoringSettings):
         return [url.rstrip("/").removesuffix("/v1") for url in urls]
 
 
-Engine = Annotated[TransformersEngine | VLLMEngine | VLLMServerEngine, Field(discriminator="kind"), ByKind()]
+SamplingEngine = TransformersEngine | VLLMEngine | VLLMServerEngine
+Engine = Annotated[AutoEngine | SamplingEngine, Field(discriminator="kind"), ByKind()]

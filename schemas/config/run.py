@@ -6,7 +6,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from schemas import limits
 from schemas.config.base import COSMETIC, Settings, check_unique, invalid, with_kinds
-from schemas.config.engines import Engine, TransformersEngine
+from schemas.config.engines import AutoEngine, Engine
 from schemas.config.execution import Execution
 from schemas.config.forms import ByKind
 from schemas.config.inputs import Model, Prompt, Questions, Url
@@ -55,7 +55,7 @@ class RunConfig(Settings):
     losses: list[Loss] = Field(default_factory=default_losses, min_length=1, max_length=limits.MOST_SIGNALS)
     scores: Scores = Field(default_factory=Scores)
     ranking: Ranking = Field(default_factory=Ranking)
-    engine: Engine = Field(default_factory=TransformersEngine)
+    engine: Engine = Field(default_factory=AutoEngine)
     execution: Execution = Field(default_factory=Execution)
 
     @field_validator("losses", mode="before")
@@ -66,7 +66,7 @@ class RunConfig(Settings):
     @field_validator("teachers", "tree", "engine", mode="before")
     @classmethod
     def _default_kind(cls, value: object, info: ValidationInfo) -> object:
-        kind = {"teachers": "model", "tree": "adaptive", "engine": "transformers"}[str(info.field_name)]
+        kind = {"teachers": "model", "tree": "adaptive", "engine": "auto"}[str(info.field_name)]
         if isinstance(value, list):
             return [{"kind": kind, **v} if isinstance(v, dict) else v for v in value]
         return {"kind": kind, **value} if isinstance(value, dict) and info.field_name != "teachers" else value

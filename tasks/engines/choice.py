@@ -1,10 +1,12 @@
 """Selects the engine that samples from the student: checks before loading, its fingerprint in keys, and its sampler."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from schemas.config import Engine, Model
+from schemas.config import AutoEngine, Model, RunConfig, SamplingEngine, TransformersEngine, VLLMEngine
 from tasks.engines.backend import Backend
+from tasks.engines.device import resolve_device
 from tasks.engines.positions import Limit, model_limit
 from tasks.engines.protocol import EngineError, Sampler
 from tasks.inputs.questions import InputError
@@ -15,10 +17,33 @@ if TYPE_CHECKING:
     from tasks.engines.transformers.scorer import TransformersScorer
 
 
+def choose(config: RunConfig) -> tuple[SamplingEngine, str]:
+    """The engine that samples, and why.
+
+    Raises:
+        InputError: the device does not exist here.
+    """
+    settings = config.engine
+    if not isinstance(settings, AutoEngine):
+        return settings, "as set"
+    shared = settings.model_dump(exclude={"kind"})
+    try:
+        device = resolve_device(settings.device)
+    except EngineError as error:
+        raise InputError("engine.device", str(error)) from error
+    if device.type != "cuda":
+        return TransformersEngine(**shared), "no GPU here" if settings.device == "auto" else "not on a GPU"
+    if config.model.is_gguf:
+        return TransformersEngine(**shared), "vLLM does not sample from a GGUF file"
+    if find_spec("vllm") is None:
+        return TransformersEngine(**shared), "vLLM is not installed"
+    return VLLMEngine(**shared), "a GPU, and vLLM is installed"
+
+
 class EngineChoice:
     """The engine in a run's settings, checked as far as possible without loading a model."""
 
-    def __init__(self, settings: Engine) -> None:
+    def __init__(self, settings: SamplingEngine) -> None:
         """Check the requirements of the engine.
 
         Raises:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 from schemas.config import RecordedTree, RunConfig
-from tasks.engines.choice import EngineChoice
+from tasks.engines.choice import EngineChoice, choose
 from tasks.engines.identity import ModelLibrary
 from tasks.inputs.questions import InputError, load_questions
 from tasks.inputs.recorded import read_recorded
@@ -63,7 +63,9 @@ def _from_tables(config: RunConfig) -> RunSession:
 
 
 def _from_models(config: RunConfig) -> RunSession:
-    engine, library = EngineChoice(config.engine), ModelLibrary()
+    settings, _ = choose(config)
+    config = config.model_copy(update={"engine": settings})
+    engine, library = EngineChoice(settings), ModelLibrary()
     questions = {q.id: q for q in load_questions(config)}
     store = _writable(config.store)
     check_models(config, library)

@@ -17,6 +17,7 @@ from tasks.statistics.streams import stream_seed
 
 _SCORING: dict[str, Any] = {"device": "cpu", "batch_tokens": 1000, "score_rows": 3, "threads": 1}
 ENGINES: dict[str, dict[str, Any]] = {
+    "auto": dict(_SCORING),
     "transformers": {**_SCORING, "memory": 0.5, "rows": 7},
     "vllm": {
         **_SCORING,

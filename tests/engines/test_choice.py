@@ -11,10 +11,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from schemas.config import Model, TransformersEngine, VLLMServerEngine
+from flows.command.configuration import checked
+from schemas.config import AutoEngine, Model, TransformersEngine, VLLMServerEngine
 from tasks.engines import choice as choice_module
 from tasks.engines import memory
-from tasks.engines.choice import EngineChoice
+from tasks.engines.choice import EngineChoice, choose
 from tasks.engines.device import resolve_device
 from tasks.engines.identity import ModelLibrary
 from tasks.engines.memory import GIB, check_size, fits, is_out_of_memory, weight_bytes, weights
@@ -151,6 +152,39 @@ def test_an_engine_that_cannot_begin_names_the_field_to_look_at(monkeypatch: pyt
         EngineChoice(TransformersEngine())
     with pytest.raises(InputError, match=r"^engine\.urls: nobody answers$"):
         EngineChoice(VLLMServerEngine(urls=["http://127.0.0.1:1"]))
+
+
+GPU, CPU = torch.device("cuda"), torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("device", "given", "vllm", "path", "kind", "why"),
+    [
+        ("auto", CPU, True, "m", "transformers", "no GPU here"),
+        ("cpu", CPU, True, "m", "transformers", "not on a GPU"),
+        ("auto", GPU, False, "m", "transformers", "vLLM is not installed"),
+        ("auto", GPU, True, "m.gguf", "transformers", "vLLM does not sample from a GGUF file"),
+        ("cuda:1", GPU, True, "m", "vllm", "a GPU, and vLLM is installed"),
+    ],
+)
+def test_the_machine_chooses_the_engine(
+    device: str, given: torch.device, vllm: bool, path: str, kind: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choice_module, "resolve_device", lambda name: given)
+    monkeypatch.setattr(choice_module, "find_spec", lambda name: object() if vllm else None)
+    fields = {"questions": {"path": "q"}, "student": {"path": path}, "teachers": [{"name": "t"}]}
+    config = checked({**fields, "engine": {"device": device, "score_rows": 7}})
+    assert isinstance(config.engine, AutoEngine)
+    engine, told = choose(config)
+    assert (engine.kind, engine.device, engine.score_rows, told) == (kind, device, 7, why)
+    own = checked({**fields, "engine": {"kind": "transformers", "rows": 3}})
+    assert choose(own) == (own.engine, "as set")
+
+
+def test_a_device_that_is_not_here_is_named_before_an_engine_is_chosen() -> None:
+    fields = {"questions": {"path": "q"}, "student": {"path": "m"}, "teachers": [{"name": "t"}]}
+    with pytest.raises(InputError, match=r"^engine\.device: 'gpu' is not a device"):
+        choose(checked({**fields, "engine": {"device": "gpu"}}))
 
 
 def test_versions_of_an_engine_stand_before_what_all_are_made_of(monkeypatch: pytest.MonkeyPatch) -> None:

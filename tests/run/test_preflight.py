@@ -14,7 +14,7 @@ from flows.command.configuration import checked, merged
 from schemas.config import RunConfig
 from schemas.signals import Source, model_sources
 from tasks.engines import memory
-from tasks.engines.choice import EngineChoice
+from tasks.engines.choice import EngineChoice, choose
 from tasks.engines.identity import ModelLibrary
 from tasks.engines.protocol import EngineError
 from tasks.inputs.questions import InputError, load_questions
@@ -178,7 +178,7 @@ def test_a_store_that_cannot_be_written(settings: dict[str, Any], tmp_path: Path
 
 
 def identities(config: RunConfig) -> ModelIdentities:
-    library, engine = ModelLibrary(), EngineChoice(config.engine)
+    library, engine = ModelLibrary(), EngineChoice(choose(config)[0])
     asked = {q.id: q for q in load_questions(config)}
     check_models(config, library)
     return ModelIdentities(config, library, engine, LoadedModels(config, library, engine, asked), asked)

@@ -36,8 +36,9 @@ from tasks.operations.implementations import implementation
 from tasks.stages.distillation.losses import distillation_direction
 
 UNIONS: dict[str, Any] = {"engine": Engine, "loss": Loss, "tree": Tree, "verifier": Verifier}
-WITHOUT = {"recorded", "top_k"}
-"""Kinds that another place does: tables are looked up, a truncated loss goes by the one that it truncates."""
+WITHOUT = {"auto", "recorded", "top_k"}
+"""Kinds that another place does: the machine chooses an engine, tables are looked up, and a truncated loss goes by the
+one that it truncates."""
 
 
 def members(union: Any) -> list[type[BaseModel]]:
