@@ -1,5 +1,6 @@
 """Checks before a run starts, without loading a model, and the identities of models that enter keys."""
 
+import os
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -46,14 +47,14 @@ def check_models(config: RunConfig, library: ModelLibrary) -> None:
 def _check_model(config: RunConfig, library: ModelLibrary, field: str, model: Model) -> None:
     """Refuse a model that is neither a local folder nor on the hub, or has no tokenizer."""
     looks_local = model.path.startswith((".", "/")) or model.path.count("/") > 1
-    broken = Path(model.path).is_symlink() and not Path(model.path).exists()
+    broken = os.path.islink(model.path) and not os.path.exists(model.path)  # noqa: PTH110, PTH114 - as `is_local_folder`
     if broken or (not model.is_gguf and looks_local and not is_local_folder(model.path)):
         what = "is a broken link" if broken else "is not there"
         raise InputError(field, f"{model.path!r} {what}; give a model folder or a hub name")
     try:
         if model.is_gguf:
             check_gguf(Path(model.path))
-        elif (Path(model.path) / "config.json").is_file():
+        elif is_local_folder(model.path) and (Path(model.path) / "config.json").is_file():
             model_limit(model)  # reads its configuration
             check_weights(model)
         check_size(model, resolve_device(config.engine.device))

@@ -16,16 +16,20 @@ def test_keys_are_what_they_were(name: str, settings: dict[str, Any], tmp_path: 
 @pytest.mark.parametrize("name", ["forced", "adaptive", "windows", "recorded"])
 def test_tables_of_a_run_are_what_they_were(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
     for table, frame in made.run_tables(made.configurations(settings, tmp_path)[name]).items():
-        compare(f"{name} {table}", made.summed_up(frame))
+        compare(f"{name} {table}", made.summed_up(frame), RECORDED if name == "recorded" else MODELS)
 
 
 @pytest.mark.parametrize("planner", made.PLANNERS)
 def test_tables_of_the_oracle_are_what_they_were(planner: str) -> None:
-    compare(f"oracle {planner}", made.summed_up(made.oracle_table(planner)))
+    compare(f"oracle {planner}", made.summed_up(made.oracle_table(planner)), RECORDED)
 
 
-def compare(name: str, found: made.Summary) -> None:
-    """Texts alike, and numbers but for the rounding of other processors and libraries."""
+RECORDED, MODELS = 1e-6, 5e-5
+"""Rounding of other processors, libraries and numbers of threads: of sums in double, and of models in float32."""
+
+
+def compare(name: str, found: made.Summary, rounding: float) -> None:
+    """Texts alike, and numbers but for rounding."""
     expected = made.read("tables")[name]
     assert found["rows"] == expected["rows"] and list(found["columns"]) == list(expected["columns"]), name
     for column, value in found["columns"].items():
@@ -33,4 +37,4 @@ def compare(name: str, found: made.Summary) -> None:
         if isinstance(value, str):
             assert value == wanted, (name, column)
         else:
-            assert value == pytest.approx(wanted, rel=1e-6, abs=1e-6), (name, column)
+            assert value == pytest.approx(wanted, rel=rounding, abs=rounding), (name, column)
