@@ -1,10 +1,12 @@
 """GGUF files as models: what transformers needs of one, read from its header."""
 
 import struct
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from schemas.text import reason
 from tasks.engines.protocol import EngineError
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ def check_gguf(path: Path) -> None:
     for package in ("gguf", "accelerate"):
         if find_spec(package) is None:
             raise EngineError(f"{str(path)!r} needs {package}: pip install -c constraints.txt -e '.[gguf]'")
-    fields = _reader(path).fields
+    fields = _read(path).fields
     for name, problem in _NEEDED.items():
         if name not in fields:
             raise EngineError(f"{str(path)!r} cannot be used: {problem} ({name} is missing)")
@@ -46,18 +48,26 @@ def check_gguf(path: Path) -> None:
 
 def gguf_bytes(path: Path, dtype: "torch.dtype") -> int:
     """Bytes of a file's weights, expanded to a dtype."""
-    return sum(int(tensor.n_elements) for tensor in _reader(path).tensors) * dtype.itemsize
+    return sum(int(tensor.n_elements) for tensor in _read(path).tensors) * dtype.itemsize
 
 
-def _reader(path: Path) -> Any:
-    """The open file.
+def _read(path: Path) -> Any:
+    """The open file; its header takes seconds to read, so the last one is kept until it changes.
 
     Raises:
         EngineError: it is not a whole GGUF file.
     """
+    try:
+        return _reader(path, path.stat().st_mtime_ns)
+    except OSError as error:
+        raise EngineError(f"{str(path)!r} cannot be read: {reason(error)}") from error
+
+
+@lru_cache(maxsize=1)
+def _reader(path: Path, changed: int) -> Any:
     from gguf import GGUFReader
 
     try:
         return GGUFReader(path)
-    except (OSError, ValueError, LookupError, struct.error) as error:
+    except (ValueError, LookupError, struct.error) as error:
         raise EngineError(f"{str(path)!r} is not a whole GGUF file; download it again") from error

@@ -72,19 +72,19 @@ class LoadedModels:
 
     def together(self, sources: Sequence[Source]) -> list[list[Source]]:
         """Sources in groups, in their order, whose models fit in memory together, with the student."""
-        device = resolve_device(self._config.engine.device)
-        loaded = sum(weights(model) or 0 for model, scorer in self._scorers.items() if scorer.loaded)
+        device, models = resolve_device(self._config.engine.device), [self._teacher_model(s) for s in sources]
+        sizes = {model: weights(model) or 0 for model in {self._config.model, *models, *self._scorers}}
+        loaded = sum(sizes[model] for model, scorer in self._scorers.items() if scorer.loaded)
         room = free_memory(device) + loaded - total_memory(device) // 10
         groups: list[list[Source]] = []
-        held: dict[Model, int] = {}
-        for source in sources:
-            model = self._teacher_model(source)
-            held[model] = weights(model) or 0
-            if groups and sum(held.values()) <= room:
+        held: set[Model] = set()
+        for source, model in zip(sources, models, strict=True):
+            if groups and (model in held or sum(sizes[m] for m in held | {model}) <= room):
                 groups[-1].append(source)
+                held.add(model)
             else:
                 groups.append([source])
-                held = {other: weights(other) or 0 for other in (self._config.model, model)}
+                held = {self._config.model, model}
         return groups
 
     def _teacher_model(self, source: Source) -> Model:
