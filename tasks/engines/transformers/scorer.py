@@ -1,5 +1,6 @@
 """Scores with transformers: any AutoModelForCausalLM, on CPU or GPU; hidden states first, then the head in blocks."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +50,7 @@ class TransformersScorer:
         self.rows = int(self._head.weight.shape[0])
         self.vocabulary = vocabulary or self.rows
         self.work = ScoringWork()
+        self._window: int | None = getattr(self._model.config.get_text_config(), "sliding_window", None)
         self._softcap: float | None = getattr(self._model.config.get_text_config(), "final_logit_softcapping", None)
         self._self_test()
 
@@ -168,7 +170,7 @@ class TransformersScorer:
 
     def probe_length(self) -> int:
         """Number of tokens in a self-test: more than the model's window if that is affordable, within its limit."""
-        window: int | None = getattr(self.model.config.get_text_config(), "sliding_window", None)
+        window = self._window
         if window is None or window > _PROBE_WINDOW.get(self.device.type, 1024):
             return PROBE_LENGTH
         return window + PROBE_LENGTH if self.limit is None else min(window + PROBE_LENGTH, self.limit.tokens)
@@ -196,6 +198,7 @@ class TransformersScorer:
         start = torch.log_softmax(logits.float()[0, 3:-1, : self.vocabulary], dim=-1)
         end = self.log_probs(self._states(torch.tensor([ids]))[0, -_PROBE_ENDS - 1 : -1])
         try:
+            self._check_window(len(ids))
             check_layers(self.model)
             replace_attention(self.model)
             self._attention = NAME
@@ -204,6 +207,16 @@ class TransformersScorer:
             self.model.set_attn_implementation(own_attention)
             self._attention = ""
             self._compare_all(ids, start, end)
+
+    def _check_window(self, tested: int) -> None:
+        """Refuse to replace attention whose window a test of so many tokens does not show.
+
+        Raises:
+            EngineError: the window is longer, and sequences may be longer than that.
+        """
+        longest = math.inf if self.limit is None else self.limit.tokens
+        if self._window is not None and tested <= self._window < longest:
+            raise EngineError(f"the window of {self._window} tokens is not tested")
 
     def _compare_all(self, ids: list[int], start: torch.Tensor, end: torch.Tensor) -> None:
         """Score one sequence in several ways: alone, in a batch, shorter and again.
