@@ -17,7 +17,7 @@ PACKAGES = {
 TEMPLATES = {
     "smollm2": {"template": "What is {a} + {b}? Answer with the number only."},
     # a base model: it goes on from examples, and ends a line
-    "gemma": {"template": "31 + 24 = 55\n17 + 46 = 63\n{a} + {b} =", "chat": False},
+    "gemma": {"template": "3 + 4 = 7\n8 + 5 = 13\n{a} + {b} =", "chat": False},
 }
 
 
@@ -61,9 +61,9 @@ def download(packages: list[str], wheels: Path, path: Path) -> None:
 
 
 def sums() -> list[dict[str, str | int]]:
-    """Sums of two numbers of two digits, with the columns that the contexts show."""
-    draw = random.Random(0)  # noqa: S311 - questions, not keys
-    pairs = [(draw.randint(11, 99), draw.randint(11, 99)) for _ in range(QUESTIONS)]
+    """Sums of two digits, of which SmolLM2 solves a quarter, with the columns that the contexts show."""
+    pairs = [(a, b) for a in range(2, 10) for b in range(2, 10)]
+    random.Random(0).shuffle(pairs)  # noqa: S311 - questions, not keys
     return [
         {
             "id": f"{a}+{b}",
@@ -74,7 +74,7 @@ def sums() -> list[dict[str, str | int]]:
             "solution": f"{a} + {b} = {a + b}.",
             "wrong_attempt": f"{a} + {b} = {a + b + 10}.",
         }
-        for a, b in pairs
+        for a, b in pairs[:QUESTIONS]
     ]
 
 
