@@ -20,4 +20,4 @@ def test_a_pretrained_model_is_planned_ranked_and_diagnosed_across_a_kill(tmp_pa
     assert "alignment with the ideal gradient" in resumed and ", 0 from the store" not in resumed
     tokens = pl.read_parquet(tmp_path / "store" / "runs" / "smollm2" / "tokens.parquet")
     assert set(tokens["context"]) == {"none", "answer", "solution", "wrong_attempt"}
-    assert 0.1 < tokens.unique(["question_id", "rollout_id"])["correct"].mean() < 0.9  # type: ignore[operator]
+    assert 0.05 < tokens.unique(["question_id", "rollout_id"])["correct"].mean() < 0.9  # type: ignore[operator]
