@@ -7,6 +7,7 @@ from rich.markup import escape
 
 from flows.command.configuration import ConfigurationError, explain
 from flows.command.guarded import CONSOLE, ERRORS, FAILED, OK, guarded
+from flows.command.places import check_writable
 from schemas.config import CalibrateConfig
 
 
@@ -22,23 +23,17 @@ def run_calibration(fields: dict[str, object]) -> int:
         from flows.command.terminal import figure_table, planner_table, progress, ranking_shares, show_table
         from flows.service.own_server import server_of_command
         from tasks.calibration.judge import by_planner, figures, judged_as, ranking_table
-        from tasks.store.store import Store, StoreError
+        from tasks.store.store import Store
 
-        store = Store(config.store)
-        try:
-            store.check_writable()
-        except StoreError as error:
-            raise ConfigurationError(f"store: {error}") from error
+        check_writable("store", config.store)
         start = time.monotonic()
         with server_of_command(), progress(ERRORS):
             rows = calibrate(config)
         judged = figures(rows)
         for table in (figure_table(judged), planner_table(by_planner(rows)), ranking_shares(ranking_table(rows))):
             show_table(CONSOLE, table)
-        CONSOLE.print(
-            f"{time.monotonic() - start:.0f} s\n{escape(store.path('runs', config.name, 'calibration.html'))}",
-            soft_wrap=True,
-        )
+        page = Store(config.store).path("runs", config.name, "calibration.html")
+        CONSOLE.print(f"{time.monotonic() - start:.0f} s\n{escape(page)}", soft_wrap=True)
         return FAILED if judged_as("fail", judged) else OK
 
     return guarded(action)

@@ -33,6 +33,20 @@ def absolute(store: str) -> str:
     return store if "://" in store else str(Path(store).expanduser().resolve())
 
 
+def check_writable(field: str, store: str) -> None:
+    """Reject a store that cannot be written to.
+
+    Raises:
+        ConfigurationError: it names the field and the reason.
+    """
+    from tasks.store.store import Store, StoreError
+
+    try:
+        Store(store).check_writable()
+    except StoreError as error:
+        raise ConfigurationError(f"{field}: {error}") from error
+
+
 def on_store(url: str, act: Callable[[Any, Console], int]) -> int:
     """Run a subcommand of `opdscope store`.
 

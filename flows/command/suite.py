@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from flows.command.configuration import ConfigurationError, checked, explain, read_configuration
 from flows.command.guarded import CONSOLE, ERRORS, FAILED, OK, guarded
-from flows.command.places import absolute
+from flows.command.places import absolute, check_writable
 from schemas.config import NightlyConfig
 
 
@@ -85,13 +85,8 @@ def serve_all(config: Path | None, suite: Path | None, *, cron: str | None, **se
         fields = checked({"store": store, **read_configuration(config)}).model_dump(mode="json") if config else {}
         nights = checked_suite(read_suite(suite, store)).model_dump(mode="json") if suite else {}
         from flows.service.serve import ServeSettings, serve
-        from tasks.store.store import Store, StoreError
 
-        try:
-            Store(store).check_writable()
-        except StoreError as error:
-            raise ConfigurationError(f"--store: {error}") from error
-
+        check_writable("--store", store)
         serve(
             ServeSettings(config=fields, suite=nights, cron=cron, **settings), lambda line: CONSOLE.print(escape(line))
         )

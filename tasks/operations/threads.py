@@ -71,6 +71,5 @@ def beside_each_other(
                     waiting.append((time.monotonic() + _WAIT, part))
                 else:
                     yield result
-        except BaseException:
+        finally:  # the caller may have left, or a part failed
             group.stop()
-            raise

@@ -3,6 +3,7 @@
 import gc
 import os
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -158,11 +159,10 @@ class VLLMSampler:
             self._llm = LLM(**options)
         except _refusals(RuntimeError, OSError) as error:
             raise EngineError(f"vLLM does not start with {self._model.path!r}: {error}") from error
-        try:
+        with ExitStack() as undo:
+            undo.callback(self.release)
             self._self_test(scorer)
-        except BaseException:
-            self.release()
-            raise
+            undo.pop_all()
         self._stream = Stream(RequestLoop(self._llm.llm_engine, _refusals()))
 
     def _self_test(self, scorer: "TransformersScorer") -> None:
