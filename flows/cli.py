@@ -86,11 +86,20 @@ def calibrate(
 
 
 @app.command()
-def plan(config: Configuration, set_: Set = None, store: StoreUrl = None, name: Name = None) -> None:
-    """Show what a run would cost and how much of it is cached; no model is loaded."""
+def plan(
+    config: Configuration,
+    set_: Set = None,
+    store: StoreUrl = None,
+    name: Name = None,
+    probe: Annotated[
+        bool,
+        typer.Option(help="Estimate seconds and memory from a short probe, kept for later; else no model is loaded."),
+    ] = True,
+) -> None:
+    """Show what a run would cost, in time and memory too, and how much of it is cached."""
     from flows.command.run import plan_file
 
-    raise typer.Exit(plan_file(config, overrides(set_, store, name)))
+    raise typer.Exit(plan_file(config, overrides(set_, store, name), probe=probe))
 
 
 @app.command()

@@ -142,9 +142,11 @@ def run_stages(config: RunConfig, flow_name: str, wanted: Sequence[str]) -> Prog
         for name in wanted:
             stage = PIPELINE[name]
             done.stages[name] = TaskSummary()
-            publish(name, 0, len(done.ids) * (len(sources(config)) if stage.of_source else 1))
+            labels = {name: len(done.ids) * (len(sources(config)) if stage.of_source else 1)}
             if session.config.tree.samples and stage.draws is not None:
-                publish(stage.draws.label, 0, len(done.ids) * stage.draws.most(config))
+                labels[stage.draws.label] = len(done.ids) * stage.draws.most(config)
+            for label, total in labels.items():
+                publish(label, 0, total)
             size = len(done.ids) if stage.scope is Scope.RUN else _questions_per_task(config.execution, done.ids)
             stage_run = retried(stage_task.with_options(name=name), config.execution)
             started = [
@@ -164,8 +166,10 @@ def run_stages(config: RunConfig, flow_name: str, wanted: Sequence[str]) -> Prog
                 summary: TaskSummary = finish().result()
                 done.add(name, summary)
                 if config.execution.task_runner != "process":  # other processes' reports do not arrive here
-                    for label, n in summary.events.items():
-                        publish(label, n)
+                    for label, (n, tokens) in summary.events.items():
+                        publish(label, n, tokens=tokens)
+            for label in labels:
+                publish(label, over=True)
             done.drop(name)
             if done.stages[name].left_out or done.stages[name].failed:
                 session.keys.leave_out(done.not_pooled)

@@ -1,59 +1,136 @@
-"""What a run would cost, computed from its configuration and the store alone."""
+"""What a run would cost: from its configuration and the store alone, and in seconds from a probe of its models."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
 
-from schemas.pipeline import PIPELINE, Cost, diagnosis_stages
+from schemas.config import RunConfig
+from schemas.pipeline import PIPELINE, Cost, Draws, diagnosis_stages, ranking_stages
+from tasks.engines.memory import GIB
 from tasks.outputs.names import left_out_before
 from tasks.run.session import RunSession
+from tasks.run.throughput import Throughput
 from tasks.store.listing import stored
 from tasks.store.store import OBJECT
 
 
 @dataclass(frozen=True)
 class StageCost:
-    """One stage's cached and missing artefacts, and the most that the missing ones cost."""
+    """One stage's cached and missing artefacts, and the most that the missing ones cost.
+
+    Attributes:
+        questions: those with missing artefacts.
+        completions, tokens: decoded, with every completion at the length limit.
+        forwards: passes over a whole prompt and completion, of student and teachers.
+    """
 
     stage: str
     cached: int
     missing: int
+    questions: int
     completions: int
     tokens: int
     forwards: int
 
 
 def cost(session: RunSession) -> list[StageCost]:
-    """Cost of every stage.
+    """Cost of every stage of a diagnosis and of a ranking.
 
-    `tokens` is an upper bound on decoded tokens, with every completion at the length limit; `forwards` counts passes
-    over a whole prompt and completion, of student and teachers. Artefacts are listed, not read, so a damaged one counts
-    as cached. Questions left out by the last run of this name are not counted.
+    Artefacts are listed, not read, so a damaged one counts as cached. Questions left out by the last run of this name
+    are not counted.
     """
     keys = session.keys
     keys.leave_out(left_out_before(session))
     costs = []
-    for name in diagnosis_stages():
+    for name in dict.fromkeys([*diagnosis_stages(), *ranking_stages(session.config)]):
         stage = PIPELINE[name]
         existing = {item.key for item in stored(session.store, name) if item.name == OBJECT}
         wanted = {(q, s): key for q in keys.questions for s, key in keys.of_stage(name, q).items()}
         absent = {place: key for place, key in wanted.items() if key not in existing}
         # all losses of one teacher with one context are computed together, and what they are compared with once for all
         units = {(question, signal.source if signal is not None else None) for question, signal in absent}
+        questions = {question for question, _ in absent}
         if stage.of_source:
-            units |= {(question, None) for question, _ in absent}
+            units |= {(question, None) for question in questions}
         one = stage.cost(session.config) if session.config.tree.samples else Cost()
         made, missing = len(set(wanted.values()) & existing), len(set(absent.values()))
-        costs.append(StageCost(name, made, missing, *(len(units) * n for n in one)))
+        costs.append(StageCost(name, made, missing, len(questions), *(len(units) * n for n in one)))
     return costs
 
 
-def cost_table(costs: list[StageCost]) -> Table:
-    """The costs for a terminal."""
+def seconds(config: RunConfig, speed: Throughput, planned: StageCost) -> float:
+    """Estimate of the time that models take for a stage, with completions of the length that a probe has seen."""
+    stage, sampling = PIPELINE[planned.stage], config.sampling
+    completion = speed.length(sampling.max_tokens)
+    prompt = speed.teacher_prompt if stage.of_source else speed.prompt
+    # a prompt is computed once for all completions of a question
+    scored = planned.forwards * (completion + prompt / sampling.rollouts)
+    decoding = 0.0
+    if stage.draws is not None and planned.completions:
+        begun = completion / 2 if stage.reads else 0.0
+        scored += planned.questions * (prompt + (sampling.rollouts * completion if stage.reads else 0.0))
+        length = speed.length(sampling.max_tokens - begun)
+        decoding = planned.completions * length
+        decoding /= speed.decoded_per_second(_rows(config, stage.draws, planned.questions), prompt + begun + length / 2)
+    return decoding + scored / speed.scored
+
+
+def memory(config: RunConfig, speed: Throughput, costs: Sequence[StageCost]) -> float:
+    """Estimate of the memory of a run at its peak, bytes: that of a probe, and the caches of what is drawn at once."""
+    length = speed.prompt + speed.length(config.sampling.max_tokens)
+    drawing = [(PIPELINE[c.stage].draws, c.questions) for c in costs if c.completions]
+    rows = max((_rows(config, draws, questions) for draws, questions in drawing if draws is not None), default=0)
+    return speed.memory + max(0.0, rows * length - speed.rows[1] * speed.context) * speed.cache_bytes
+
+
+def _rows(config: RunConfig, draws: Draws, questions: int) -> int:
+    """Draws of so many questions that are decoded together."""
+    of_question = min(draws.at_once(config), config.execution.round_draws)
+    in_flight = 1 if config.tree.timed else config.execution.questions_in_flight
+    return max(1, min(in_flight, questions) * of_question)
+
+
+def cost_table(costs: Sequence[StageCost], config: RunConfig, speed: Throughput | None) -> Table:
+    """The costs for a terminal; with seconds where the speed is known."""
     table = Table(title="what this run would cost", title_justify="left")
     table.add_column("stage")
     for name in ("cached", "to make", "completions", "decoded tokens, at most", "forward passes"):
         table.add_column(name, justify="right")
+    if speed is not None:
+        table.add_column("models, about", justify="right")
     for c in costs:
-        table.add_row(c.stage, *(f"{n:,}" for n in (c.cached, c.missing, c.completions, c.tokens, c.forwards)))
+        cells = [f"{n:,}" for n in (c.cached, c.missing, c.completions, c.tokens, c.forwards)]
+        if speed is not None:
+            cells.append(duration(seconds(config, speed, c)) if PIPELINE[c.stage].with_model else "")
+        table.add_row(c.stage, *cells)
     return table
+
+
+def expectation(costs: Sequence[StageCost], config: RunConfig, speed: Throughput) -> str:
+    """One paragraph: time and memory of a diagnosis and of a ranking, and what they were estimated from."""
+
+    def total(stages: Sequence[str]) -> str:
+        of_flow = [c for c in costs if c.stage in stages]
+        if not any(c.missing for c in of_flow if PIPELINE[c.stage].with_model):
+            return "no time"
+        return f"about {duration(speed.load_seconds + sum(seconds(config, speed, c) for c in of_flow))}"
+
+    ended = speed.completion is not None
+    length = f"{speed.length(config.sampling.max_tokens):,.0f} tokens" + ("" if ended else ", the limit, as none ended")
+    rate = speed.decoded_per_second(speed.rows[1], speed.context)
+    return (
+        f"with models: {total(ranking_stages(config))} for rank, {total(diagnosis_stages())} for run, "
+        f"{memory(config, speed, costs) / GIB:.1f} GiB of memory\n"
+        f"from a probe on this machine: {rate:,.0f} tokens/s decoded, {speed.scored:,.0f} tokens/s scored, "
+        f"completions of {length}"
+    )
+
+
+_UNITS: tuple[tuple[float, str], ...] = ((1, "s"), (60, "min"), (3600, "h"), (86_400, "days"))
+
+
+def duration(seconds: float) -> str:
+    """A time in words, of two digits."""
+    size, unit = next((u for u in reversed(_UNITS) if seconds >= 2 * u[0]), _UNITS[0])
+    return f"{seconds / size:.2g} {unit}" if seconds / size < 100 else f"{seconds / size:,.0f} {unit}"

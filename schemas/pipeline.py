@@ -43,10 +43,11 @@ class Cost(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """The draws of a stage: their label in progress reports, and the maximum per question."""
+    """The draws of a stage: their label in progress reports, the maximum per question, and of these at once."""
 
     label: str
     most: Callable[[RunConfig], int]
+    at_once: Callable[[RunConfig], int]
 
 
 def _nothing(config: RunConfig) -> dict[str, object]:
@@ -102,6 +103,10 @@ class Stage:
         return self.name, "" if self.scope is Scope.RUN else question, of_signal
 
 
+def _rollouts(config: RunConfig) -> int:
+    return config.sampling.rollouts
+
+
 def _rollouts_cost(config: RunConfig) -> Cost:
     return Cost(config.sampling.rollouts, config.sampling.rollouts * config.sampling.max_tokens)
 
@@ -129,7 +134,7 @@ _STAGES = (
             "verifier": config.verifier.keyed(),
         },
         with_model=True,
-        draws=Draws("completions", lambda config: config.sampling.rollouts),
+        draws=Draws("completions", _rollouts, _rollouts),
         refuse="tasks.stages.rollouts:refusal",
         cost=_rollouts_cost,
         flows=("diagnose", "rank"),
@@ -142,7 +147,7 @@ _STAGES = (
         reads=("rollouts",),
         settings=lambda config: {"tree": config.tree.keyed()},
         with_model=True,
-        draws=Draws("draws", lambda config: config.tree.most_draws),
+        draws=Draws("draws", lambda config: config.tree.most_draws, lambda config: config.tree.most_at_once),
         round_settings=lambda config: {"tree": config.tree.round_settings()},
         keeps_rounds=lambda config: config.tree.extends,
         cost=_trees_cost,
@@ -177,7 +182,7 @@ _STAGES = (
         reads=("rollouts",),
         settings=lambda config: config.ranking.keyed(),
         with_model=True,
-        draws=Draws("draws of values", _value_draws),
+        draws=Draws("draws of values", _value_draws, _value_draws),
         cost=lambda config: Cost(_value_draws(config), _value_draws(config) * (config.sampling.max_tokens - 1)),
         flows=("rank",),
     ),

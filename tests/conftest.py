@@ -7,6 +7,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports the hub'
 os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from tasks.demo.train import make_tokenizer
 from tests.helpers.command import Command
 from tests.helpers.prefect_server import Server
 from tests.helpers.small import make_models, make_questions, small_settings
+
+# of probes: those of the user are neither read nor added to
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="opdscope-cache-")
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 # workers of pytest-xdist ignore the first, nohup the second, and so would the commands that tests start

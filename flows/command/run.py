@@ -146,17 +146,31 @@ def _report(result: dict[str, Any], output: str, start: float) -> None:
     )
 
 
-def plan_file(path: Path, assignments: list[str]) -> int:
-    """`opdscope plan`."""
+def plan_file(path: Path, assignments: list[str], *, probe: bool) -> int:
+    """`opdscope plan`; with a probe, models are loaded."""
 
     def action() -> int:
         config = load(path, assignments)
-        from flows.command.terminal import show_table
-        from flows.plan import cost, cost_table
+        from flows.command.terminal import progress, show_table
+        from flows.plan import cost, cost_table, expectation
         from tasks.engines.choice import choose
-        from tasks.run.session import open_session
+        from tasks.run.session import close_sessions, open_session
+        from tasks.run.throughput import throughput
 
-        show_table(CONSOLE, cost_table(cost(open_session(config))))
+        session = open_session(config)
+        costs = cost(session)
+        speed = None
+        if probe and any(c.tokens or c.forwards for c in costs):
+            try:
+                with progress(ERRORS):
+                    speed = throughput(session)
+            finally:
+                close_sessions()
+        show_table(CONSOLE, cost_table(costs, config, speed))
+        if speed is None and probe and config.tree.samples and any(c.tokens or c.forwards for c in costs):
+            CONSOLE.print("no estimate of time and memory: the weights of a model are not on this machine")
+        if speed is not None:
+            CONSOLE.print(expectation(costs, config, speed), soft_wrap=True)
         if config.tree.samples:
             engine, why = choose(config)
             CONSOLE.print(f"engine: {engine.kind} ({why})")

@@ -31,11 +31,14 @@ ROLLOUT_LABELS = {"all": "all rollouts", "correct": "correct", "incorrect": "inc
 
 
 class RateColumn(ProgressColumn):
-    """Items per second."""
+    """Items per second, and tokens per second where models process some."""
 
     def render(self, task: RichTask) -> Text:
-        """The rate, once it is known."""
-        return Text("" if task.speed is None else f"{task.speed:,.3g}/s", style="progress.data.speed")
+        """The rates, once they are known."""
+        text = "" if task.speed is None else f"{task.speed:,.3g}/s"
+        if task.fields["tokens"] and task.elapsed:
+            text += f", {task.fields['tokens'] / task.elapsed:,.0f} tokens/s"
+        return Text(text, style="progress.data.speed")
 
 
 _WIDEST = 10_000
@@ -56,7 +59,7 @@ def progress(console: Console, pause: float = _PAUSE) -> Iterator[None]:
 
 @contextmanager
 def _bars(console: Console) -> Iterator[None]:
-    bars: dict[str, Any] = {}
+    bars: dict[str, RichTask] = {}
     display = Progress(
         TextColumn("{task.description:12}"),
         BarColumn(),
@@ -68,20 +71,28 @@ def _bars(console: Console) -> Iterator[None]:
     )
 
     def show(step: Step) -> None:
-        if step.total is None:
-            if step.stage in bars:
-                display.advance(bars[step.stage], step.done)
-        elif step.stage in bars:
-            display.reset(bars[step.stage], total=step.total)
-        else:
-            bars[step.stage] = display.add_task(step.stage, total=step.total)
+        bar = bars.get(step.stage)
+        if step.total is not None:
+            if bar is not None:
+                display.reset(bar.id, total=step.total, tokens=0)
+            else:
+                display.add_task(step.stage, total=step.total, tokens=0)
+                bars[step.stage] = display.tasks[-1]
+        elif bar is not None:
+            display.update(bar.id, advance=step.done, tokens=bar.fields["tokens"] + step.tokens)
+            if step.over:
+                end(bar)
+
+    def end(bar: RichTask) -> None:
+        """Fill a bar whose total was an upper bound, as of draws that were cached, or training that ended early."""
+        display.update(bar.id, total=bar.completed if bar.completed else bar.total)
 
     stop = listen(show)
     try:
         with display:
             yield
-            for bar in display.tasks:  # draws that were cached, training that ended early
-                display.update(bar.id, total=bar.completed if bar.completed else bar.total)
+            for bar in display.tasks:
+                end(bar)
     finally:
         stop()
 
@@ -102,10 +113,11 @@ def _lines(console: Console, pause: float) -> Iterator[None]:
             if step.total is not None:
                 amounts.pop(step.stage, None)  # so that the running stage comes last
                 amounts[step.stage] = Amount(step.total)
-            elif step.stage in amounts:
-                amounts[step.stage].add(step.done)
-            if step.stage in amounts and (step.total is not None or amounts[step.stage].complete):
                 report(step.stage)
+            elif (amount := amounts.get(step.stage)) is not None and not amount.complete:
+                amount.add(step)
+                if amount.complete and amount.done:
+                    report(step.stage)
 
     def report_regularly() -> None:
         while not over.wait(pause):

@@ -49,7 +49,7 @@ def progress_artifacts() -> Iterator[None]:
             bars[step.stage] = _Bar(cast(UUID, made), Amount(step.total))
         elif step.stage in bars:
             bar = bars[step.stage]
-            bar.amount.add(step.done)
+            bar.amount.add(step)
             if bar.amount.complete or time.monotonic() - bar.updated >= _PAUSE:
                 _update(step.stage, bar)
 
@@ -63,8 +63,8 @@ def progress_artifacts() -> Iterator[None]:
 
 
 def _update(stage: str, bar: _Bar, finished: bool = False) -> None:
-    bar.updated, bar.amount.over = time.monotonic(), finished
-    share = 1.0 if finished else bar.amount.done / max(1, bar.amount.total)
+    bar.updated, bar.amount.over = time.monotonic(), bar.amount.over or finished
+    share = 1.0 if bar.amount.complete else bar.amount.done / max(1, bar.amount.total)
     update_progress_artifact(bar.artifact, round(100 * share, 1), description=f"{stage}: {bar.amount}")
 
 

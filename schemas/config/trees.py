@@ -31,6 +31,11 @@ class TreeSettings(Settings):
         return 0
 
     @property
+    def most_at_once(self) -> int:
+        """Maximum draws that are planned together."""
+        return self.most_draws
+
+    @property
     def timed(self) -> bool:
         """Whether a question's budget is its own time, which it therefore cannot share with other questions."""
         return False
@@ -139,6 +144,11 @@ class AdaptiveTree(Branching):
     def timed(self) -> bool:
         """True with a budget of seconds."""
         return self.seconds is not None
+
+    @property
+    def most_at_once(self) -> int:
+        """Draws of a round."""
+        return self.round
 
     @property
     def most_draws(self) -> int:

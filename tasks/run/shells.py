@@ -16,6 +16,7 @@ from prefect.states import Completed
 from schemas.config import RunConfig
 from schemas.pipeline import PIPELINE, Scope, Stage
 from schemas.signals import Signal, Source, sources
+from tasks.engines.counts import MODEL_TIME, SCORED
 from tasks.operations.errors import is_fatal
 from tasks.operations.implementations import implementation
 from tasks.operations.progress import capture_progress, publish
@@ -32,35 +33,54 @@ _WAIT = 0.2
 """Seconds between two checks of work that another process is doing."""
 
 
+FIGURES = (
+    "made",
+    "cached",
+    "decoded_tokens",
+    "scored_tokens",
+    "seconds",
+    "model_seconds",
+    "waiting_seconds",
+)
+"""Those of `TaskSummary` that add up."""
+
+
 @dataclass
 class TaskSummary:
     """What a task did: a small object that it returns instead of data.
 
     Attributes:
+        made, cached: artefacts made, and found in the store.
+        decoded_tokens, scored_tokens: tokens sampled, and tokens that went through models for scores.
+        seconds: taken in all.
+        model_seconds: of these, with a model at work.
+        waiting_seconds: of these, without work: for the last questions of the stage, or for another process. Where
+            questions are worked on beside each other, the mean of those that could be.
         left_out: questions that cannot be diagnosed, with the reason.
         failed: questions that failed, with the error; the next run retries them.
-        events: progress that the task published, by label.
+        events: units and tokens that the task reported, by label.
     """
 
     made: int = 0
     cached: int = 0
     decoded_tokens: int = 0
+    scored_tokens: int = 0
     seconds: float = 0.0
+    model_seconds: float = 0.0
+    waiting_seconds: float = 0.0
     left_out: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
-    events: dict[str, int] = field(default_factory=dict)
+    events: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def figures(self) -> dict[str, int | float]:
-        """Artefacts made and found in the store, tokens decoded, and seconds taken."""
-        return {name: getattr(self, name) for name in ("made", "cached", "decoded_tokens", "seconds")}
+        """What `run.json` tells of a stage."""
+        return {name: getattr(self, name) for name in FIGURES}
 
     def add(self, part: "TaskSummary") -> None:
         """Add the summary of another task of the stage."""
-        self.made += part.made
-        self.cached += part.cached
-        self.decoded_tokens += part.decoded_tokens
-        self.seconds += part.seconds
+        for name, figure in part.figures.items():
+            setattr(self, name, getattr(self, name) + figure)
         self.left_out |= part.left_out
         self.failed |= part.failed
 
@@ -74,7 +94,8 @@ def run_stage(session: RunSession, name: str, ids: Sequence[str]) -> TaskSummary
     Raises:
         Exception: an error that would affect every question (`tasks.operations.errors.is_fatal`).
     """
-    stage, started, summary = PIPELINE[name], time.monotonic(), TaskSummary()
+    stage, summary = PIPELINE[name], TaskSummary()
+    started, with_model = time.monotonic(), MODEL_TIME.seconds
     questions = [list(ids)] if stage.scope is Scope.RUN else [[i] for i in ids]
     groups = session.provider.together(sources(session.config)) if stage.of_source else [None]
     parts = [_Part(of_part, group) for group in groups for of_part in questions]
@@ -83,6 +104,7 @@ def run_stage(session: RunSession, name: str, ids: Sequence[str]) -> TaskSummary
     threads = min(len(parts), session.config.execution.questions_in_flight) if together else 1
 
     def make(part: _Part) -> TaskSummary | None:
+        began = time.monotonic()
         try:
             made = _make_part(session, stage, part)
         except Exception as error:
@@ -91,13 +113,16 @@ def run_stage(session: RunSession, name: str, ids: Sequence[str]) -> TaskSummary
             _log.exception("%s of question %s failed", name, ", ".join(part.questions))
             made = TaskSummary(failed=dict.fromkeys(part.questions, _one_line(error)))
         if made is not None:
-            publish(name, len(part.questions) * len(part.sources or [None]))
+            made.seconds = time.monotonic() - began
+            publish(name, len(part.questions) * len(part.sources or [None]), tokens=made.scored_tokens)
         return made
 
     for made in beside_each_other(make, parts, threads):
         summary.add(made)
+    of_each, summary.seconds = summary.seconds / max(1, threads), time.monotonic() - started
+    summary.waiting_seconds = max(0.0, summary.seconds - of_each)
+    summary.model_seconds = MODEL_TIME.seconds - with_model
     summary.left_out = _refused(session, stage, [i for i in ids if i not in summary.failed])
-    summary.seconds = time.monotonic() - started
     return summary
 
 
@@ -142,7 +167,7 @@ def _commit(
     missing: dict[Signal | None, str],
     summary: TaskSummary,
 ) -> None:
-    start, decoded = time.monotonic(), session.provider.decoded
+    start, decoded, scored = time.monotonic(), session.provider.decoded, SCORED.value
     reads = StoredReads(session.store, session.keys)
     made = compute(stage, Work(session.config, session.provider, reads, question, list(missing)))
     decoded = session.provider.decoded - decoded
@@ -153,6 +178,7 @@ def _commit(
         session.store.commit(stage.name, key, arrays, meta)
     summary.made += len(made)
     summary.decoded_tokens += decoded
+    summary.scored_tokens += SCORED.value - scored
 
 
 def _refused(session: RunSession, stage: Stage, ids: Sequence[str]) -> dict[str, str]:

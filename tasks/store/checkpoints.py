@@ -51,19 +51,20 @@ class StoreCheckpoints:
         for unit in units:
             if unit.first < reached:
                 continue  # covered by the part loaded before
-            part = parts.get(unit.first)
+            part, tokens = parts.get(unit.first), 0
             if part is not None and not pending and part.meta["last"] in ends:
                 outcome: Arrays = part.arrays
                 reached = first = int(part.meta["last"])
             else:
                 outcome = decode(unit)
+                tokens = len(outcome["tokens"]) if "tokens" in outcome else int(outcome["length"].sum())
                 pending.append(outcome)
                 reached = unit.last
                 if reached < total and time.monotonic() - committed >= self._config.execution.round_seconds:
                     self._commit(key, f"part-{index:04d}-{first:09d}", joined(pending, layout), layout, first, reached)
                     pending, first, committed = [], reached, time.monotonic()
             done.append(outcome)
-            publish(label, len(outcome["success"]))
+            publish(label, len(outcome["success"]), tokens=tokens)
         if keeps_rounds:
             self._commit(key, name, joined(done, layout), layout, 0, total)
             self._remove(key, f"part-{index:04d}-")

@@ -1,10 +1,11 @@
 """Many questions at once on a real model, beside one at a time and beside a plain script.
 
-    python -m tests.benchmarks.questions --model MODEL [--questions 64] [--rank-questions 40]
+    python -m tests.benchmarks.questions --model MODEL [--questions 64] [--rank-questions 40] [--engine SETTINGS]
 
 MODEL is a model folder or a GGUF file, such as SmolLM2-135M-Instruct. The questions are sums of two numbers, 8 rollouts
 each of at most 48 tokens. Everything is measured in this process, without Prefect: `rollouts` with all questions in
-flight and with one; a ranking of four contexts by two losses; and the same numbers by a script with padded batches of
+flight and with one, on the engine of the settings (JSON); and, unless there are no `--rank-questions`, on
+transformers: a ranking of four contexts by two losses, and the same numbers by a script with padded batches of
 `generate` and of forward passes, whose batches are as large as serve it best.
 """
 
@@ -25,8 +26,10 @@ from transformers import AutoModelForCausalLM
 from flows.command.configuration import checked
 from schemas.config import Model, RunConfig
 from schemas.signals import Signal, sources
+from tasks.engines.counts import SCORED
+from tasks.engines.protocol import Draw, Trunk
 from tasks.run.models import LoadedModels
-from tasks.run.session import RunSession, close_sessions, start_session
+from tasks.run.session import RunSession, start_session
 from tasks.run.shells import run_stage
 
 CONTEXTS = ["none", "answer", "solution", "wrong_attempt"]
@@ -51,7 +54,9 @@ def write_questions(path: Path, count: int) -> None:
     path.write_text("\n".join(map(json.dumps, rows)))
 
 
-def configured(folder: Path, model: str, questions: int, name: str, **execution: Any) -> RunConfig:
+def configured(
+    folder: Path, model: str, questions: int, name: str, engine: dict[str, Any] | None = None, **execution: Any
+) -> RunConfig:
     return checked(
         {
             "name": name,
@@ -62,16 +67,17 @@ def configured(folder: Path, model: str, questions: int, name: str, **execution:
             "sampling": {"rollouts": ROLLOUTS, "max_tokens": TOKENS, "temperature": TEMPERATURE},
             "teachers": [{"name": "self", "contexts": CONTEXTS}],
             "losses": ["reverse_kl", "forward_kl"],
+            "engine": engine or {"kind": "transformers"},
             "execution": execution,
         }
     )
 
 
 def loaded(config: RunConfig) -> tuple[RunSession, LoadedModels]:
-    """A session whose models are loaded."""
+    """A session whose models are loaded, and whose engine has started."""
     session = start_session(config)
     models: LoadedModels = session.provider.models  # type: ignore[attr-defined]
-    _ = models.sampler
+    models.sampler.continue_prefixes([Trunk(tuple(models.prompt("q0")))], [Draw(0, 0, None, 2, 0)], 1.0)
     return session, models
 
 
@@ -147,49 +153,59 @@ def largest_difference(session: RunSession, found: dict[tuple[str, Signal], tupl
     return worst
 
 
+def measure_rollouts(folder: Path, model: str, questions: int, engine: dict[str, Any]) -> None:
+    """Print the speed with 32 questions in flight, and with one."""
+    seconds = {}
+    for name, flight in (("many", 32), ("one", 1)):
+        session, _ = loaded(configured(folder, model, questions, name, engine, questions_in_flight=flight))
+        seconds[name], summary = timed(lambda: run_stage(session, "rollouts", session.keys.questions))  # noqa: B023
+        rate = summary.decoded_tokens / seconds[name]
+        print(f"rollouts, {flight:2} in flight   {seconds[name]:7.1f} s  {rate:8.0f} tokens/s")
+        session.provider.close()
+    print(f"one at a time : many in flight   {seconds['one'] / seconds['many']:.2f}")
+
+
+def measure_ranking(folder: Path, model: str, questions: int) -> None:
+    """Print the time of a ranking, and of a script that gives the same numbers."""
+    session, models = loaded(configured(folder, model, questions, "rank"))
+    ids = session.keys.questions
+    drawing, _ = timed(lambda: run_stage(session, "rollouts", ids))
+    before = SCORED.value
+    scoring, _ = timed(lambda: run_stage(session, "ranking", ids))
+    through = SCORED.value - before
+    print(f"rank: rollouts {drawing:.1f} s, scores {scoring:.1f} s")
+    print(f"tokens through the model : distinct tokens   {through / distinct_tokens(session, models):.3f}")
+
+    source = Model(path=model)
+    plain = AutoModelForCausalLM.from_pretrained(**source.pretrained, dtype=torch.float32).eval()
+    prompts = [models.prompt(question) for question in ids]
+    rates = {}
+    for batch in (4, 8, 16):  # of 8 rollouts each
+        took, tokens = timed(lambda: generated(plain, prompts[:16], batch))  # noqa: B023
+        rates[batch] = tokens / took
+    best = max(rates, key=lambda batch: rates[batch])
+    generating, _ = timed(lambda: generated(plain, prompts, best))
+    passes, found = timed(lambda: by_hand(plain, session, models))
+    print(f"by hand: generate {generating:.1f} s ({best} questions a batch), passes {passes:.1f} s")
+    print(f"by hand : rank   {(generating + passes) / (drawing + scoring):.2f}")
+    print(f"largest difference of the numbers   {largest_difference(session, found):.1e}")
+
+
 def main() -> None:
     """Measure and print."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--model", required=True)
     options.add_argument("--questions", type=int, default=64)
     options.add_argument("--rank-questions", type=int, default=40)
+    options.add_argument("--engine", type=json.loads, default={"kind": "transformers"})
     asked = options.parse_args()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         write_questions(folder / "questions.jsonl", max(asked.questions, asked.rank_questions))
-        print(f"{asked.model}, {torch.get_num_threads()} threads")
-        seconds = {}
-        for name, flight in (("many", 32), ("one", 1)):
-            config = configured(folder, asked.model, asked.questions, name, questions_in_flight=flight)
-            session, _ = loaded(config)
-            seconds[name], summary = timed(lambda: run_stage(session, "rollouts", session.keys.questions))  # noqa: B023
-            rate = summary.decoded_tokens / seconds[name]
-            print(f"rollouts, {flight:2} in flight   {seconds[name]:7.1f} s  {rate:8.0f} tokens/s")
-            close_sessions()
-        print(f"one at a time : many in flight   {seconds['one'] / seconds['many']:.2f}")
-
-        session, models = loaded(configured(folder, asked.model, asked.rank_questions, "rank"))
-        ids = session.keys.questions
-        drawing, _ = timed(lambda: run_stage(session, "rollouts", ids))
-        before = models.student.work.tokens
-        scoring, _ = timed(lambda: run_stage(session, "ranking", ids))
-        through = models.student.work.tokens - before
-        print(f"rank: rollouts {drawing:.1f} s, scores {scoring:.1f} s")
-        print(f"tokens through the model : distinct tokens   {through / distinct_tokens(session, models):.3f}")
-
-        source = Model(path=asked.model)
-        plain = AutoModelForCausalLM.from_pretrained(**source.pretrained, dtype=torch.float32).eval()
-        prompts = [models.prompt(question) for question in ids]
-        rates = {}
-        for batch in (4, 8, 16):  # of 8 rollouts each
-            took, tokens = timed(lambda: generated(plain, prompts[:16], batch))  # noqa: B023
-            rates[batch] = tokens / took
-        best = max(rates, key=lambda batch: rates[batch])
-        generating, _ = timed(lambda: generated(plain, prompts, best))
-        passes, found = timed(lambda: by_hand(plain, session, models))
-        print(f"by hand: generate {generating:.1f} s ({best} questions a batch), passes {passes:.1f} s")
-        print(f"by hand : rank   {(generating + passes) / (drawing + scoring):.2f}")
-        print(f"largest difference of the numbers   {largest_difference(session, found):.1e}")
+        print(f"{asked.model}, {asked.engine['kind']}, {torch.get_num_threads()} threads")
+        measure_rollouts(folder, asked.model, asked.questions, asked.engine)
+        if asked.rank_questions:
+            measure_ranking(folder, asked.model, asked.rank_questions)
 
 
 if __name__ == "__main__":

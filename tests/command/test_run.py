@@ -1,7 +1,9 @@
 """The commands of one configuration: what they refuse, what they show of a run, and how they end."""
 
 import io
+import re
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +80,8 @@ def test_overrides_are_laid_over_the_file(config_file: Path, settings: dict[str,
         (run_file, ["sampling.rollouts=0"], "sampling.rollouts: "),
         (run_file, ["student.path=./gone"], "student.path: './gone' is not there"),
         (rank_file, ["sampling.rollouts=1"], "a ranking needs at least two rollouts per question"),
-        (plan_file, ["questions.path=gone.jsonl"], "questions.path: 'gone.jsonl' does not exist"),
-        (plan_file, ["nme=x"], "nme: unknown field, given 'x'; did you mean name?"),
+        (partial(plan_file, probe=True), ["questions.path=gone.jsonl"], "questions.path: 'gone.jsonl' does not exist"),
+        (partial(plan_file, probe=True), ["nme=x"], "nme: unknown field, given 'x'; did you mean name?"),
         (run_file, ["x"], "--set: 'x' is not of the form field.field=value"),
     ],
 )
@@ -104,10 +106,25 @@ def test_a_wrong_override_of_the_demo_ends_before_any_training(
 
 
 def test_a_plan_is_shown_without_a_server(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert plan_file(config_file, []) == OK
+    assert plan_file(config_file, [], probe=False) == OK
     out = capsys.readouterr().out
     cells = [line.replace("│", " ").split() for line in out.splitlines()]
     assert ["rollouts", "0", "6", "24", "576", "0"] in cells and ["trees", "0", "6", "432", "9,936", "48"] in cells
+    assert ["ranking", "0", "36", "0", "0", "96"] in cells
+
+
+def test_a_plan_tells_time_and_memory_where_models_are_here(
+    config_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert plan_file(config_file, [], probe=True) == OK
+    told = capsys.readouterr()
+    cells = [line.replace("│", " ").split() for line in told.out.splitlines()]
+    assert any(row[:6] == ["trees", "0", "6", "432", "9,936", "48"] and row[7] == "s" for row in cells)
+    assert re.search(r"with models: about [\d.]+ s for rank, about [\d.]+ s for run, [\d.]+ GiB of memory", told.out)
+    assert "probe: 4 of 4" in told.err
+    monkeypatch.setattr("tasks.run.throughput.weights", lambda model: None)
+    assert plan_file(config_file, [], probe=True) == OK
+    assert "no estimate of time and memory: the weights of a model are not on this machine" in capsys.readouterr().out
 
 
 SUMMARY = pl.DataFrame(

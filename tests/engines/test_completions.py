@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from tasks.engines.counts import SCORED
 from tasks.engines.transformers.attention import NAME, Completions
 from tasks.engines.transformers.scorer import TransformersScorer
 from tests.helpers.families import FAMILIES, tiny
@@ -39,9 +40,9 @@ def test_every_completion_is_scored_as_it_is_alone(family: str) -> None:
 
 def test_nothing_is_computed_twice_and_nothing_padded() -> None:
     scorer = TransformersScorer(lambda: tiny("Llama"))
-    before = scorer.work.tokens
+    before = SCORED.value
     scorer.hidden(PROMPT, COMPLETIONS)
-    assert scorer.work.tokens - before == len(PROMPT) + sum(max(0, len(c) - 1) for c in COMPLETIONS)
+    assert SCORED.value - before == len(PROMPT) + sum(max(0, len(c) - 1) for c in COMPLETIONS)
     assert Completions(3, [2, 0, 4]).positions().tolist() == [0, 1, 2, 3, 4, 3, 4, 5, 6]
 
 

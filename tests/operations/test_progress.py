@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from flows.command.terminal import progress
-from tasks.operations.progress import Amount, publish
+from tasks.operations.progress import Amount, Step, publish
 
 
 def test_a_log_file_says_every_so_often_how_far_the_work_is() -> None:
@@ -50,13 +50,46 @@ def test_nothing_is_written_after_the_end() -> None:
 def test_amounts_in_words(done: int, over: bool, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     amount = Amount(1200, started=0.0)
     monkeypatch.setattr(time, "monotonic", lambda: 10.0)
-    amount.add(done)
-    amount.over = over
+    amount.add(Step("trees", done, over=over))
     assert str(amount).endswith(text)
+
+
+def test_tokens_are_told_as_a_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    amount = Amount(4, started=0.0)
+    monkeypatch.setattr(time, "monotonic", lambda: 10.0)
+    amount.add(Step("draws", 1, tokens=10_000))
+    amount.add(Step("draws", 1, tokens=2_345))
+    assert str(amount) == "2 of 4, 10 s, 0.2/s, 1,234 tokens/s, about 10 s left"
+
+
+def test_a_stage_that_ends_below_its_upper_bound_has_nothing_left() -> None:
+    out = io.StringIO()
+    with progress(Console(file=out)):
+        for stage in ("cached", "draws"):
+            publish(stage, 0, 4)
+        publish("draws", 3, tokens=7)
+        for stage in ("cached", "draws", "unknown"):
+            publish(stage, over=True)
+    assert [line.split(",")[0] for line in out.getvalue().splitlines()] == [
+        "cached: 0 of 4",
+        "draws: 0 of 4",
+        "draws: 3 of 4",
+    ]
+    assert "left" not in out.getvalue()
+
+
+def test_bars_show_tokens_and_end_where_the_work_does() -> None:
+    out = io.StringIO()
+    with progress(Console(file=out, force_terminal=True, width=200)):
+        publish("draws", 0, 4)
+        publish("draws", 3, tokens=70)
+        time.sleep(0.01)
+        publish("draws", over=True)
+    assert "3/3" in out.getvalue() and "tokens/s" in out.getvalue()
 
 
 def test_what_is_told_twice_counts_up_to_the_total() -> None:
     amount = Amount(10)
-    amount.add(8)
-    amount.add(8)
+    amount.add(Step("trees", 8))
+    amount.add(Step("trees", 8))
     assert amount.complete and amount.done == 10

@@ -35,7 +35,7 @@ TABLE = pl.DataFrame({"a": [1, None, 3], "سؤال": ["x", "😀", None], "c": [
 
 def put_run(session: RunSession, *tables: str) -> dict[str, Any]:
     files = write_files(session, ((f"{name}.parquet", parquet_bytes(TABLE)) for name in tables))
-    stages = {"trees": TaskSummary(made=2, cached=1, decoded_tokens=30, seconds=1.5)}
+    stages = {"trees": TaskSummary(made=2, cached=1, decoded_tokens=30, seconds=1.5, model_seconds=1.25)}
     outputs = {"files": files, "why_unresolved": None}
     ids = session.keys.questions
     return write_run(session, ids[1:], {ids[0]: "all hit the limit"}, [], outputs, stages)
@@ -45,7 +45,9 @@ def test_a_run_that_was_written_is_read_with_its_tables(session: RunSession) -> 
     run = put_run(session, "one", "two")
     assert read_run(session) == json.loads(json.dumps(run)) == run
     assert read_table(session.store, "small", "two").equals(TABLE, null_equal=True)
-    assert run["stages"] == {"trees": {"made": 2, "cached": 1, "decoded_tokens": 30, "seconds": 1.5}}
+    figures: dict[str, float] = {"made": 2, "cached": 1, "decoded_tokens": 30, "scored_tokens": 0}
+    figures |= {"seconds": 1.5, "model_seconds": 1.25, "waiting_seconds": 0.0}
+    assert run["stages"] == {"trees": figures}
     assert set(run["versions"]) == set(PACKAGES) and all(run["versions"].values())
     assert [len(run["artefacts"][i]) for i in run["questions"]] == [4 + 2 * 6] * (len(session.keys.questions) - 1)
     assert checked(run["configuration"]) == session.config
@@ -141,7 +143,7 @@ def test_outputs_are_made_once_and_again_where_something_changed(opened: RunSess
     with capture_progress() as told:
         again = aggregated(opened, ids, {})
     assert again.name == "Cached" and again.data[0] == outputs and again.data[1].cached == 1
-    assert told == {"aggregate": len(ids)}
+    assert told == {"aggregate": (len(ids), 0)}
     assert aggregated(opened, ids, {"x": "y"})[1].made == 1  # another page
     assert aggregated(opened, ids[:-1], {})[1].made == 1  # other tables
     opened.store.remove("runs", "small", "summary.parquet")

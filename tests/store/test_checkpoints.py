@@ -191,12 +191,14 @@ def test_progress_counts_every_draw_once_also_those_that_were_kept(store: Store)
     with capture_progress() as before, pytest.raises(Killed):
         kept.decode_round("trees", "q", 0, units, Decoder(dies=units[2].first))
     with capture_progress() as told:
-        kept.decode_round("trees", "q", 0, units, Decoder())
+        whole = kept.decode_round("trees", "q", 0, units, Decoder())
     with capture_progress() as again:
         kept.decode_round("trees", "q", 0, units, Decoder())
     draws = PIPELINE["trees"].draws
-    assert draws is not None and before == {draws.label: units[2].first}
-    assert told == again == {draws.label: 10}
+    decoded = [int(whole["length"][part].sum()) for part in (slice(units[2].first), slice(units[2].first, None))]
+    assert draws is not None and before == {draws.label: (units[2].first, decoded[0])}
+    assert told == {draws.label: (10, decoded[1])}  # tokens of those alone that are decoded now
+    assert again == {draws.label: (10, 0)}
 
 
 @pytest.mark.parametrize(("tree", "left"), [("forced", []), ("adaptive", ["round-0000.zarr.zip"])])

@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+from tasks.engines.counts import MODEL_TIME
 from tasks.engines.memory import is_out_of_memory
 from tasks.engines.protocol import EngineError
 from tasks.engines.sampling import inverse_cdf
@@ -80,7 +81,7 @@ class DecodingLoop:
     @torch.inference_mode()
     def advance(self) -> Sequence[tuple[Call, Exception | None]]:
         """One token for every running row."""
-        with TURN:
+        with TURN, MODEL_TIME.measured():
             closed = self._enter()
             if self._running:
                 try:

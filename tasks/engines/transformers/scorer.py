@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from tasks.engines.counts import MODEL_TIME, SCORED
 from tasks.engines.memory import is_out_of_memory
 from tasks.engines.positions import length_limit
 from tasks.engines.protocol import EngineError
@@ -19,13 +19,6 @@ PROBE_LENGTH = 24
 _PROBE_ENDS = PROBE_LENGTH - 4
 _PROBE_WINDOW = {"cpu": 1024, "cuda": 2048}
 """Largest window that self-tests exceed."""
-
-
-@dataclass
-class ScoringWork:
-    """The cost of all passes so far: tokens that went through the model, padding included."""
-
-    tokens: int = 0
 
 
 class TransformersScorer:
@@ -49,7 +42,6 @@ class TransformersScorer:
         self.device: torch.device = self._model.device
         self.rows = int(self._head.weight.shape[0])
         self.vocabulary = vocabulary or self.rows
-        self.work = ScoringWork()
         self._window: int | None = getattr(self._model.config.get_text_config(), "sliding_window", None)
         self._softcap: float | None = getattr(self._model.config.get_text_config(), "final_logit_softcapping", None)
         self._self_test()
@@ -109,7 +101,8 @@ class TransformersScorer:
         for tokens in (prompt, *completions):
             self.check_tokens(tokens)
         try:
-            return self._hidden(prompt, completions) if self._attention else self._padded(prompt, completions)
+            with MODEL_TIME.measured():
+                return self._hidden(prompt, completions) if self._attention else self._padded(prompt, completions)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -153,7 +146,7 @@ class TransformersScorer:
 
     def _states(self, ids: torch.Tensor, **arguments: Any) -> torch.Tensor:
         """Final hidden states, [B, T] -> [B, T, H]."""
-        self.work.tokens += ids.numel()
+        SCORED.add(ids.numel())
         on_device = {n: x.to(self.device) if isinstance(x, torch.Tensor) else x for n, x in arguments.items()}
         output = self.model.base_model(input_ids=ids.to(self.device), use_cache=False, **on_device)
         return torch.as_tensor(output.last_hidden_state)
@@ -161,7 +154,8 @@ class TransformersScorer:
     @torch.inference_mode()
     def log_probs(self, hidden: torch.Tensor) -> torch.Tensor:
         """See the protocol."""
-        return torch.log_softmax(self.logits(hidden), dim=-1)
+        with MODEL_TIME.measured():
+            return torch.log_softmax(self.logits(hidden), dim=-1)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Float32 logits of the vocabulary, [T, H] -> [T, V]."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from threading import Condition, Thread
 
+from tasks.engines.counts import MODEL_TIME
 from tasks.engines.protocol import Continuation, EngineAwayError, EngineError
 from tasks.engines.stopping import RunStoppedError, wait_until
 from tasks.engines.turn import TURN
@@ -93,7 +94,7 @@ class Dispatcher:
         """
         if not draws:
             return
-        with TURN.released():
+        with TURN.released(), MODEL_TIME.measured():
             try:
                 self._submit(call, draws)
                 with self._changed:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tasks.engines.counts import MODEL_TIME
 from tasks.engines.protocol import EngineError
 from tasks.engines.turn import TURN
 
@@ -49,7 +50,7 @@ class RequestLoop:
         """One step of vLLM's scheduler."""
         closed: list[tuple[Call, Exception | None]] = [*self._refused]
         self._refused = []
-        with TURN:
+        with TURN, MODEL_TIME.measured():
             outputs = self._engine.step() if self._requests else []
         for output in outputs:
             call, i = self._requests.pop(output.request_id)
