@@ -78,10 +78,10 @@ def seconds(config: RunConfig, speed: Throughput, planned: StageCost) -> float:
 
 def memory(config: RunConfig, speed: Throughput, costs: Sequence[StageCost]) -> float:
     """Estimate of the memory of a run at its peak, bytes: that of a probe, and the caches of what is drawn at once."""
-    length = speed.prompt + speed.length(config.sampling.max_tokens)
     drawing = [(PIPELINE[c.stage].draws, c.questions) for c in costs if c.completions]
-    rows = max((_rows(config, draws, questions) for draws, questions in drawing if draws is not None), default=0)
-    return speed.memory + max(0.0, rows * length - speed.rows[1] * speed.context) * speed.cache_bytes
+    rows = [_rows(config, draws, questions) for draws, questions in drawing if draws is not None]
+    own = min(speed.most_rows, max(rows, default=0)) * speed.length(config.sampling.max_tokens)
+    return speed.memory + min(speed.cache_tokens, own) * speed.cache_bytes
 
 
 def _rows(config: RunConfig, draws: Draws, questions: int) -> int:

@@ -51,8 +51,20 @@ class Continuation:
     truncated: bool
 
 
+class Capacity(NamedTuple):
+    """Most draws that are decoded together, and most tokens of caches that grow with them in this process."""
+
+    rows: int
+    tokens: int
+
+
 class Sampler(Protocol):
     """A causal language model that continues token prefixes, for any number of threads at once."""
+
+    @property
+    def capacity(self) -> Capacity:
+        """What it decodes at once."""
+        ...
 
     @property
     def decoded(self) -> int:

@@ -19,6 +19,7 @@ from tasks.engines.device import resolve_device
 from tasks.engines.memory import weights
 from tasks.engines.protocol import Continuation, Draw, Trunk
 from tasks.operations.progress import publish
+from tasks.operations.threads import beside_each_other
 from tasks.run.keys import RunKeys
 from tasks.run.models import LoadedModels
 from tasks.run.session import RunSession
@@ -27,7 +28,7 @@ from tasks.stages.models import ModelProvider
 from tasks.statistics.streams import stream_seed
 from tasks.store.keys import digest
 
-_VERSION = 1
+_VERSION = 2
 _QUESTIONS = 8
 _FEW, _MANY = 16, {"cpu": 256, "cuda": 2048}
 """Rows that are decoded together in a probe."""
@@ -48,6 +49,7 @@ class Throughput(BaseModel):
         context_slowdown: by how much each further token attended to slows decoding, as a share.
         scored: tokens per second through the student and all teachers, with all losses.
         cache_bytes: of the keys and values of a token.
+        most_rows, cache_tokens: `tasks.engines.protocol.Capacity`.
         memory: bytes at most so far, of this process or on its GPU.
         seconds: that the probe took.
     """
@@ -64,6 +66,8 @@ class Throughput(BaseModel):
     context_slowdown: float
     scored: float
     cache_bytes: int
+    most_rows: int
+    cache_tokens: int
     memory: int
     seconds: float
 
@@ -145,7 +149,7 @@ class _Probe:
         """Load the models, decode with few rows and with many, and score what was decoded."""
         began = time.monotonic()
         publish("probe", 0, 4)
-        _, first = self._decode(1, 1)  # loads the student, and starts the engine
+        self._decode(1, 1)  # loads the student, and starts the engine
         loaded = time.monotonic() - began
         _, first = self._decode(1, 2)
         publish("probe", 1)
@@ -177,15 +181,24 @@ class _Probe:
             context_slowdown=self._context_slowdown(),
             scored=scored / seconds,
             cache_bytes=self._cache_bytes(),
+            most_rows=self._models.sampler.capacity.rows,
+            cache_tokens=self._models.sampler.capacity.tokens,
             memory=self._memory(),
             seconds=time.monotonic() - began,
         )
 
     def _decode(self, rows: int, limit: int) -> tuple[list[Continuation], float]:
-        """Draws after the prompts, and the seconds that they took."""
-        draws = [Draw(i % len(self._trunks), 0, None, limit, stream_seed(0, "probe", i)) for i in range(rows)]
+        """Draws after the prompts, of as many questions beside each other as in a run, and the seconds they took."""
+        calls = min(rows, self._config.execution.questions_in_flight)
+        sampler, temperature = self._models.sampler, self._config.sampling.temperature
+
+        def decode(call: int) -> list[Continuation]:
+            own = range(call, rows, calls)
+            draws = [Draw(0, 0, None, limit, stream_seed(0, "probe", i)) for i in own]
+            return sampler.continue_prefixes([self._trunks[call % len(self._trunks)]], draws, temperature)
+
         began = time.monotonic()
-        ends = self._models.sampler.continue_prefixes(self._trunks, draws, self._config.sampling.temperature)
+        ends = [end for made in beside_each_other(decode, range(calls), calls) for end in made]
         return ends, time.monotonic() - began
 
     def _load_teachers(self) -> float:

@@ -1,6 +1,6 @@
 """Attention of decoding rows, past every window and at every mix of depths, for small models of each family."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from schemas.config import TransformersEngine
 from tasks.engines.protocol import Continuation, Draw, EngineError, Trunk
-from tasks.engines.transformers.attention import NAME, Part, attend, hidden_as_bias, joined
+from tasks.engines.transformers import kernels
+from tasks.engines.transformers.attention import NAME
 from tasks.engines.transformers.attention import _forward as forward_of_models
 from tasks.engines.transformers.batches import Batch
+from tasks.engines.transformers.kernels import Part, attend, by_products, hidden_as_bias, joined
 from tasks.engines.transformers.sampler import TransformersSampler
 from tasks.engines.transformers.scorer import PROBE_LENGTH, TransformersScorer
 from tasks.statistics.streams import uniforms
@@ -60,10 +62,20 @@ def wrong_tokens(model: Any, draws: Sequence[Draw], ends: Sequence[Continuation]
     return wrong
 
 
+@pytest.fixture(params=["fused", "products"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The fused kernel of the CPU, and what devices without one use."""
+    if request.param == "products":
+        monkeypatch.delitem(kernels.KERNELS, "cpu")
+    kernels.fused.cache_clear()
+    yield
+    kernels.fused.cache_clear()
+
+
 @pytest.mark.parametrize("rows", [None, 5], ids=["all rows at once", "five rows at once"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_draw_is_from_whole_passes_past_every_window(family: str, rows: int | None) -> None:
-    """Many rows use the fused kernel of the CPU, five do not; both meet rows whose trunk is out of sight."""
+def test_every_draw_is_from_whole_passes_past_every_window(family: str, rows: int | None, kernel: None) -> None:
+    """Both numbers of rows meet rows whose trunk is out of sight."""
     model = tiny(family)
     draws = EVERY_DEPTH if rows is None else EVERY_DEPTH[::7]
     assert wrong_tokens(model, draws, sampled(model, draws, rows=rows)) == 0
@@ -79,10 +91,36 @@ def test_prefixes_in_chunks_shorter_than_the_window_are_whole_passes(
     assert wrong_tokens(model, draws, sampled(model, draws)) == 0
 
 
+def disagrees(query: torch.Tensor, *others: Any) -> Part:
+    part = by_products(query, *others)
+    return part._replace(lse=part.lse + 0.01)
+
+
+def is_missing(*arguments: Any) -> Part:
+    raise RuntimeError("not built for this device")
+
+
+@pytest.mark.parametrize("wrong", [disagrees, is_missing])
+def test_a_kernel_that_fails_or_disagrees_is_not_used(wrong: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(kernels.KERNELS, "cpu", wrong)
+    kernels.fused.cache_clear()
+    assert kernels.fused(torch.device("cpu"), torch.float32, 8) is by_products
+    kernels.fused.cache_clear()
+
+
+@pytest.mark.parametrize("size", [8, 20, 64, 80, 128, 256])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_the_kernel_of_the_cpu_is_used_with_heads_of_any_size(dtype: torch.dtype, size: int) -> None:
+    kernels.fused.cache_clear()
+    assert kernels.fused(torch.device("cpu"), dtype, size) is kernels.KERNELS["cpu"]
+
+
 @pytest.mark.parametrize("softcap", [None, 3.0], ids=["", "capped"])
 @pytest.mark.parametrize("queries", [1, 3, 16, 40])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_parts_of_the_keys_joined_are_attention_to_all(dtype: torch.dtype, queries: int, softcap: float | None) -> None:
+def test_parts_of_the_keys_joined_are_attention_to_all(
+    dtype: torch.dtype, queries: int, softcap: float | None, kernel: None
+) -> None:
     """Of a long first part, queries see all, a stretch in any place, or nothing; of the second all."""
     generator = torch.Generator().manual_seed(queries)
     shapes = ((1, 2, n, 8) for n in (1300, 1300, queries))

@@ -16,7 +16,7 @@ from schemas.signals import sources
 from tasks.engines.protocol import Draw, EngineError, Trunk
 from tasks.engines.sampling import inverse_cdf
 from tasks.engines.scoring import View, score_blocks
-from tasks.engines.transformers.attention import Part, attend
+from tasks.engines.transformers.kernels import Part, attend
 from tasks.engines.transformers.loading import load_transformers
 from tasks.engines.transformers.sampler import TransformersSampler
 from tasks.engines.transformers.scorer import TransformersScorer

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from schemas.config import TransformersEngine
 from tasks.engines.protocol import Continuation, Draw, EngineError, Trunk
 from tasks.engines.transformers import loop as looping
-from tasks.engines.transformers.attention import Part
+from tasks.engines.transformers.kernels import Part
 from tasks.engines.transformers.sampler import TransformersSampler
 from tasks.engines.transformers.scorer import TransformersScorer
 from tests.helpers.threads import stopped_when, together

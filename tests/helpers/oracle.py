@@ -25,7 +25,7 @@ from schemas.config import (
 from schemas.pipeline import diagnosis_stages
 from schemas.signals import Signal, Source
 from tasks.calibration.chain import Chain, exact_scores
-from tasks.engines.protocol import Continuation, Draw, Trunk
+from tasks.engines.protocol import Capacity, Continuation, Draw, Trunk
 from tasks.stages.aggregate.questions import QuestionScores
 from tasks.stages.compute import Computed
 from tasks.stages.rollouts import make_rollouts
@@ -101,6 +101,8 @@ class OracleEngine:
             state = np.where(done | ended, state, chain.follow[kind, state, np.minimum(token, chain.tokens - 3)])
             depth, done, step = depth + ~done, done | ended, step + 1
         return [Continuation(np.array(t, dtype=np.int32), False) for t in out]
+
+    capacity = Capacity(1, 0)
 
     def release(self) -> None:
         """Nothing is held."""

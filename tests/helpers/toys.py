@@ -12,7 +12,7 @@ from schemas.config.base import Settings
 from schemas.config.engines import ScoringSettings
 from schemas.config.trees import Branching
 from schemas.pipeline import Stage
-from tasks.engines.protocol import Continuation, Draw, Sampler, Trunk
+from tasks.engines.protocol import Capacity, Continuation, Draw, Sampler, Trunk
 from tasks.engines.transformers.sampler import TransformersSampler
 from tasks.stages.protocol import Made, Work
 from tasks.stages.trees.design import Completed, RoundDesign, assemble, design_round
@@ -115,6 +115,10 @@ class ToySampler:
     ) -> list[Continuation]:
         ToySampler.calls += 1
         return self._sampler.continue_prefixes(trunks, draws, temperature)
+
+    @property
+    def capacity(self) -> Capacity:
+        return self._sampler.capacity
 
     def release(self) -> None:
         self._sampler.release()

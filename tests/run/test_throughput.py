@@ -25,6 +25,8 @@ SPEED = Throughput(
     context_slowdown=0.001,
     scored=500.0,
     cache_bytes=1000,
+    most_rows=20,
+    cache_tokens=10**6,
     memory=2**30,
     seconds=5.0,
 )
@@ -112,8 +114,8 @@ def test_estimates_follow_from_counts_and_speed(settings: dict[str, Any]) -> Non
     drawn = StageCost("rollouts", 0, 6, 6, 24, 24 * config.sampling.max_tokens, 0)
     rate = SPEED.decoded_per_second(6 * rollouts, 10 + length / 2)
     assert seconds(config, SPEED, drawn) == pytest.approx(24 * length / rate + 6 * 10 / 500)
-    more = memory(config, SPEED.model_copy(update={"rows": (1, 1)}), [drawn])
-    assert more == pytest.approx(2**30 + (24 * (10 + length) - 40) * 1000)
+    assert memory(config, SPEED, [drawn]) == pytest.approx(2**30 + 20 * length * 1000)
+    assert memory(config, SPEED.model_copy(update={"cache_tokens": 7}), [drawn]) == 2**30 + 7000
 
 
 def test_nothing_to_do_takes_no_time(settings: dict[str, Any]) -> None:

@@ -8,22 +8,14 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from tasks.engines.protocol import EngineError
+from tasks.engines.transformers.kernels import attend, hidden_as_bias
 
 NAME = "opdscope_shared_prefix"
-
-
-class Part(NamedTuple):
-    """Attention to a subset of the keys: normalised outputs [B, K, G, E], and the log-sum-exp of scores [B, K, G].
-
-    If a query sees none of the keys, its output is finite and its log-sum-exp is lower than any score, or -inf.
-    """
-
-    out: torch.Tensor
-    lse: torch.Tensor
 
 
 class Rows(Protocol):
@@ -54,59 +46,6 @@ class Completions(NamedTuple):
     def positions(self) -> torch.Tensor:
         """Position of each token in its own sequence, [prompt + sum(lengths)]."""
         return torch.cat([torch.arange(self.prompt), *(torch.arange(n) + self.prompt for n in self.lengths)])
-
-
-_FUSED_FROM = 16
-"""Queries per head from which the fused kernel is faster on a CPU in float32; in lower precision it always is,
-and it is more accurate."""
-
-
-def attend(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    scale: float,
-    *,
-    bias: torch.Tensor | None = None,
-    softcap: float | None = None,
-) -> Part:
-    """Scaled dot-product attention that returns its log-sum-exp; scores and their sums are float32.
-
-    Args:
-        query: [B, K, G, E], K key heads with G queries each.
-        keys, values: [B, K, T, E].
-        bias: added to scores, 0 where a query sees a key and -inf elsewhere, [G, T] float32.
-    """
-    few = query.shape[2] < _FUSED_FROM and query.dtype == torch.float32
-    if query.device.type == "cpu" and softcap is None and not few:
-        mask = None if bias is None else bias.to(query.dtype)[None, None]
-        fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        part = Part(*fused(query, keys, values, 0.0, False, attn_mask=mask, scale=scale))
-        if bias is None:
-            return part
-        unseen = bias.amax(-1) == -torch.inf  # the kernel returns a log-sum-exp of 0 for no keys
-        return part._replace(lse=part.lse.masked_fill(unseen, -torch.inf))
-    scores = torch.matmul(query.float() * scale, keys.float().transpose(-1, -2))
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    if bias is not None:
-        scores = scores + bias
-    top = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(scores.dtype).min)
-    weights = scores.sub_(top).exp_()
-    total = weights.sum(-1, keepdim=True).clamp_(min=torch.finfo(scores.dtype).tiny)
-    out = torch.matmul(weights.div_(total).to(values.dtype), values)
-    return Part(out, (top + total.log())[..., 0])
-
-
-def hidden_as_bias(visible: torch.Tensor) -> torch.Tensor:
-    """0 where true, -inf elsewhere, float32."""
-    return torch.zeros(visible.shape, device=visible.device).masked_fill_(~visible, -torch.inf)
-
-
-def joined(a: Part, b: Part) -> torch.Tensor:
-    """Attention to the keys of both parts; each query must see at least one key of `a`."""
-    share = torch.sigmoid(a.lse - b.lse)[..., None].to(a.out.dtype)
-    return torch.lerp(b.out, a.out, share)
 
 
 def _forward(
@@ -174,21 +113,22 @@ def _causal(
 ) -> torch.Tensor:
     """Outputs of queries at the end of the keys, [B, H, Q, E] -> [B, Q, H, E]."""
     queries, keys = query.shape[2], key.shape[2]
-    mask = None
-    if queries != keys or softcap is not None or (window is not None and window < keys):
+    mask: torch.Tensor | None = None
+    if softcap is None and queries != keys and (window is None or window >= keys):
+        mask = causal_lower_right(queries, keys)  # of which a GPU has fused kernels
+    elif softcap is not None or (window is not None and window < keys):
         query_position = torch.arange(keys - queries, keys, device=query.device)[:, None]
         key_position = torch.arange(keys, device=query.device)[None]
         mask = key_position <= query_position
         if window is not None:
             mask &= key_position > query_position - window
+        mask = mask[None, None]
     if softcap is not None and mask is not None:
         groups = query.shape[1] // key.shape[1]
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
-        out = attend(query, key, value, scale, bias=hidden_as_bias(mask), softcap=softcap).out
+        out = attend(query, key, value, scale, bias=hidden_as_bias(mask[0, 0]), softcap=softcap).out
         return out.transpose(1, 2).contiguous()
-    causal = mask is None
-    batched_mask = None if mask is None else mask[None, None]
-    out, _ = sdpa_attention_forward(module, query, key, value, batched_mask, scaling=scale, is_causal=causal)
+    out, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=scale, is_causal=mask is None)
     return torch.as_tensor(out)
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from tasks.engines.protocol import Draw
-from tasks.engines.transformers.attention import Part, attend, hidden_as_bias, joined
+from tasks.engines.transformers.kernels import Part, attend, hidden_as_bias, joined
 
 Ints = npt.NDArray[np.int64]
 

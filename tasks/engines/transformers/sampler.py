@@ -9,7 +9,7 @@ from transformers import DynamicCache
 from schemas.config import TransformersEngine
 from tasks.engines.counts import ThreadCount
 from tasks.engines.memory import GIB, free_memory
-from tasks.engines.protocol import Continuation, Draw, Trunk
+from tasks.engines.protocol import Capacity, Continuation, Draw, Trunk
 from tasks.engines.stream import Stream
 from tasks.engines.transformers.attention import check_layers, replace_attention
 from tasks.engines.transformers.batches import Batch, Cohort, KeysValues, forward, token_bytes, widen
@@ -67,6 +67,11 @@ class TransformersSampler:
     def decoded(self) -> int:
         """Tokens of the calling thread's finished draws."""
         return self._decoded.value
+
+    @property
+    def capacity(self) -> Capacity:
+        """What it decodes at once."""
+        return Capacity(self._limits.rows, self._limits.capacity)
 
     def release(self) -> None:
         """Free the trunks that are cached for later calls."""

@@ -13,7 +13,7 @@ from schemas.config import Model, VLLMEngine
 from tasks.engines.counts import ThreadCount
 from tasks.engines.device import resolve_device
 from tasks.engines.positions import length_limit
-from tasks.engines.protocol import Continuation, Draw, EngineError, Trunk, ended
+from tasks.engines.protocol import Capacity, Continuation, Draw, EngineError, Trunk, ended
 from tasks.engines.stream import Stream
 from tasks.engines.turn import TURN
 from tasks.engines.vllm import requests
@@ -74,6 +74,11 @@ class VLLMSampler:
     def decoded(self) -> int:
         """Tokens of the calling thread's finished draws."""
         return self._decoded.value
+
+    @property
+    def capacity(self) -> Capacity:
+        """What it decodes at once; vLLM's cache is set aside when it starts."""
+        return Capacity(self._settings.max_num_seqs, 0)
 
     def release(self) -> None:
         """Stop vLLM and free all its memory."""

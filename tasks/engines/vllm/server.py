@@ -8,7 +8,7 @@ import torch
 
 from schemas.config import Model, VLLMServerEngine
 from tasks.engines.counts import ThreadCount
-from tasks.engines.protocol import Continuation, Draw, EngineAwayError, Trunk, ended
+from tasks.engines.protocol import Capacity, Continuation, Draw, EngineAwayError, Trunk, ended
 from tasks.engines.vllm import answers, requests
 from tasks.engines.vllm.bounds import NoAnswerError
 from tasks.engines.vllm.connection import Connection, api_key
@@ -79,6 +79,11 @@ class ServerSampler:
     def decoded(self) -> int:
         """Tokens of the calling thread's finished draws."""
         return self._decoded.value
+
+    @property
+    def capacity(self) -> Capacity:
+        """What servers are asked for at once; caches are theirs."""
+        return Capacity(self._settings.concurrency * len(self._served), 0)
 
     def release(self) -> None:
         """Nothing to free."""
