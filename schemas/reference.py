@@ -8,11 +8,12 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from schemas.config import RunConfig, is_cosmetic, settings_in
+from schemas.config import Loss, RunConfig, is_cosmetic, loss_name, settings_in
+from schemas.config.trainers import TRAINERS
 from schemas.tables import HISTORY, RANKS, RUN_TABLES, Column
 
 BEGIN = "<!-- reference: made by `python -m schemas.reference schemas/README.md` -->"
@@ -20,7 +21,7 @@ END = "<!-- end of reference -->"
 
 
 def reference() -> str:
-    """All settings, then the columns of all tables, as Markdown."""
+    """All settings, the losses of trainers, then the columns of all tables, as Markdown."""
     done: set[type[BaseModel]] = set()
     parts = [_section("(top level)", RunConfig)]
     queue = _children("", RunConfig)
@@ -31,6 +32,7 @@ def reference() -> str:
         done.add(model)
         parts.append(_section(place, model))
         queue += _children(f"{place.split(' ')[0]}.", model)
+    parts.append(_trainers())
     tables = {**RUN_TABLES, "ranks": RANKS, "history": HISTORY}
     return "\n".join([*parts, *(_columns(f"{name}.parquet", columns) for name, columns in tables.items())])
 
@@ -45,6 +47,16 @@ def _section(place: str, model: type[BaseModel]) -> str:
     ]
     table = ["| field | type | default | meaning |", "|---|---|---|---|", *rows] if rows else []
     return "\n".join([f"**`{place}`** {_escape(document)}", "", *table, ""])
+
+
+def _trainers() -> str:
+    adapter: TypeAdapter[Any] = TypeAdapter(Loss)
+    rows = [
+        f"| `{name}` | `{loss_name(adapter.validate_python(t.loss))}` | {_escape(t.source)} | {_escape(t.note)} |"
+        for name, t in TRAINERS.items()
+    ]
+    head = "**`losses` by the name of a trainer**: what it computes by its defaults, as its source says"
+    return "\n".join([head, "", "| name | stands for | source | note |", "|---|---|---|---|", *rows, ""])
 
 
 def _columns(name: str, columns: dict[str, Column]) -> str:

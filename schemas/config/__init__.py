@@ -28,6 +28,7 @@ from schemas.config.losses import JSD as JSD
 from schemas.config.losses import AlphaDivergence as AlphaDivergence
 from schemas.config.losses import ForwardKL as ForwardKL
 from schemas.config.losses import Loss as Loss
+from schemas.config.losses import MixedKL as MixedKL
 from schemas.config.losses import ReverseKL as ReverseKL
 from schemas.config.losses import SkewKL as SkewKL
 from schemas.config.losses import SkewReverseKL as SkewReverseKL

@@ -1,31 +1,50 @@
 """The distillation losses."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from schemas import limits
-from schemas.config.base import Settings
+from schemas.config.base import COSMETIC, Settings, invalid
 from schemas.config.forms import ByKind
+from schemas.config.inputs import Name
 
 _ELEMENTWISE = "tasks.stages.distillation.losses"
 
 
-class ReverseKL(Settings):
+class Divergence(Settings):
+    """What every loss has."""
+
+    name: Name | None = Field(
+        None, description="Name in tables; made of kind and settings where null", json_schema_extra=COSMETIC
+    )
+    teacher_temperature: float = Field(
+        1.0, gt=0, le=100, description="The teacher's probabilities are raised to its inverse, and renormalised"
+    )
+
+    def keyed(self) -> dict[str, Any]:
+        """The settings that can change a number; a temperature of 1 is none."""
+        keyed = super().keyed()
+        if self.teacher_temperature == 1:
+            del keyed["teacher_temperature"]
+        return keyed
+
+
+class ReverseKL(Divergence):
     """KL(P || T), the loss of on-policy distillation."""
 
     kind: Literal["reverse_kl"] = "reverse_kl"
     implementation: ClassVar[str] = f"{_ELEMENTWISE}:reverse_kl"
 
 
-class ForwardKL(Settings):
+class ForwardKL(Divergence):
     """KL(T || P)."""
 
     kind: Literal["forward_kl"] = "forward_kl"
     implementation: ClassVar[str] = f"{_ELEMENTWISE}:forward_kl"
 
 
-class JSD(Settings):
+class JSD(Divergence):
     """Generalised Jensen-Shannon divergence of GKD: beta KL(T||M) + (1-beta) KL(P||M), M = beta T + (1-beta) P."""
 
     kind: Literal["jsd"] = "jsd"
@@ -33,7 +52,7 @@ class JSD(Settings):
     beta: float = Field(0.5, gt=0, lt=1, description="Weight of the teacher in the mixture")
 
 
-class SkewKL(Settings):
+class SkewKL(Divergence):
     """DistiLLM's skew KL(T || alpha T + (1-alpha) P)."""
 
     kind: Literal["skew_kl"] = "skew_kl"
@@ -41,7 +60,7 @@ class SkewKL(Settings):
     alpha: float = Field(0.1, gt=0, lt=1, description="Weight of the teacher in the mixture")
 
 
-class SkewReverseKL(Settings):
+class SkewReverseKL(Divergence):
     """DistiLLM's skew reverse KL(P || (1-alpha) T + alpha P)."""
 
     kind: Literal["skew_reverse_kl"] = "skew_reverse_kl"
@@ -49,14 +68,14 @@ class SkewReverseKL(Settings):
     alpha: float = Field(0.1, gt=0, lt=1, description="Weight of the student in the mixture")
 
 
-class TotalVariation(Settings):
+class TotalVariation(Divergence):
     """Half the L1 distance of P and T."""
 
     kind: Literal["total_variation"] = "total_variation"
     implementation: ClassVar[str] = f"{_ELEMENTWISE}:total_variation"
 
 
-class AlphaDivergence(Settings):
+class AlphaDivergence(Divergence):
     """(sum P^alpha T^(1-alpha) - 1) / (alpha (alpha - 1)): KL(P||T) as alpha -> 1, KL(T||P) as alpha -> 0."""
 
     kind: Literal["alpha_divergence"] = "alpha_divergence"
@@ -64,20 +83,54 @@ class AlphaDivergence(Settings):
     alpha: float = Field(0.5, gt=0, lt=1)
 
 
-class TopK(Settings):
-    """A divergence summed over the top-k tokens only, as trainers truncate it."""
+class MixedKL(Divergence):
+    """weight KL(P || T) + (1 - weight) KL(T || P)."""
+
+    kind: Literal["mixed_kl"] = "mixed_kl"
+    implementation: ClassVar[str] = f"{_ELEMENTWISE}:mixed_kl"
+    weight: float = Field(0.5, gt=0, lt=1, description="Of the reverse divergence")
+
+
+class TopK(Divergence):
+    """A divergence of few tokens, as trainers truncate it."""
 
     kind: Literal["top_k"] = "top_k"
-    of: Annotated[ReverseKL | ForwardKL | JSD, Field(discriminator="kind"), ByKind(flat=True)] = Field(
+    of: Annotated[ReverseKL | ForwardKL | JSD | MixedKL, Field(discriminator="kind"), ByKind(flat=True)] = Field(
         default_factory=ReverseKL, description="The divergence that is truncated"
     )
     k: int = Field(20, ge=1, le=limits.MOST_NODE_DRAWS)
-    support: Literal["student", "teacher", "union"] = Field("teacher", description="Whose k likeliest tokens are kept")
-    tail_bucket: bool = Field(False, description="Keep all other tokens as one bucket; otherwise they are dropped")
+    support: Literal["student", "teacher", "union", "intersection"] = Field(
+        "teacher", description="Whose k likeliest tokens are kept"
+    )
+    rest: Literal["dropped", "bucket", "renormalised", "teacher_renormalised", "zeroed"] = Field(
+        "dropped",
+        description="What becomes of the others: they are dropped from the sum; or one bucket; or both distributions, "
+        "or the teacher's alone, are renormalised over the kept ones; zeroed is the last, but with all tokens in the "
+        "sum, and a log-probability of -100 by the teacher elsewhere",
+    )
+    clip: float | None = Field(
+        None, gt=0, description="Largest term of the sum: a token with a larger one has no gradient"
+    )
+    floor: bool = Field(False, description="A sum below 0 counts as 0, which has no gradient")
+    stop_gradient: bool = Field(
+        False, description="The terms are the weights of a policy gradient, which do not depend on the student"
+    )
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        for name in ("name", "teacher_temperature"):
+            if getattr(self.of, name) != type(self.of).model_fields[name].default:
+                raise invalid(f"of.{name}", "given; it is a setting of top_k itself")
+        for name in ("clip", "floor", "stop_gradient"):
+            if self.rest == "bucket" and getattr(self, name):
+                raise invalid(name, "given with rest: bucket, which no trainer combines")
+        if self.floor and self.stop_gradient:
+            raise invalid("floor", "given with stop_gradient: weights have no sum that could be below 0")
+        return self
 
 
 Loss = Annotated[
-    ReverseKL | ForwardKL | JSD | SkewKL | SkewReverseKL | TotalVariation | AlphaDivergence | TopK,
+    ReverseKL | ForwardKL | JSD | MixedKL | SkewKL | SkewReverseKL | TotalVariation | AlphaDivergence | TopK,
     Field(discriminator="kind"),
     ByKind(flat=True),
 ]
@@ -89,12 +142,16 @@ def default_losses() -> list[Loss]:
 
 
 def loss_name(loss: Settings) -> str:
-    """Short name of a loss with its settings that are not defaults: `jsd(beta=0.9)`, `top_k(k=5)`."""
+    """Its name, or kind and settings that are not defaults: `jsd(beta=0.9)`, `top_k(k=5)`."""
+    name: str | None = getattr(loss, "name", None)
+    if name is not None:
+        return name
     own = type(loss)
+    fields = {name: field for name, field in own.model_fields.items() if name not in ("kind", "name")}
     parts = [
         f"{name}={loss_name(value) if isinstance(value, Settings) else value}"
-        for name, field in own.model_fields.items()
-        if name != "kind" and (value := getattr(loss, name)) != field.get_default(call_default_factory=True)
+        for name, field in fields.items()
+        if (value := getattr(loss, name)) != field.get_default(call_default_factory=True)
     ]
     kind = str(getattr(loss, "kind"))  # noqa: B009 - every loss has one, but their base class does not
     return f"{kind}({', '.join(parts)})" if parts else kind

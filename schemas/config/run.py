@@ -13,6 +13,7 @@ from schemas.config.inputs import Model, Prompt, Questions, Url
 from schemas.config.losses import Loss, TopK, default_losses, loss_name
 from schemas.config.scores import Ranking, Scores
 from schemas.config.teachers import RecordedTeacher, Teacher
+from schemas.config.trainers import expanded
 from schemas.config.trees import AdaptiveTree, RecordedTree, Tree
 from schemas.config.verifiers import MathVerifier, Verifier
 
@@ -61,7 +62,7 @@ class RunConfig(Settings):
     @field_validator("losses", mode="before")
     @classmethod
     def _short_form(cls, losses: object) -> object:
-        return with_kinds(losses)
+        return with_kinds([expanded(loss) for loss in losses] if isinstance(losses, list) else losses)
 
     @field_validator("teachers", "tree", "engine", mode="before")
     @classmethod
@@ -86,7 +87,7 @@ class RunConfig(Settings):
             if not recorded and getattr(self, name) is None:
                 raise invalid(name, "missing; it has no default")
         for i, loss in enumerate(self.losses):
-            if recorded and isinstance(loss, TopK):
+            if recorded and (isinstance(loss, TopK) or loss.teacher_temperature != 1):
                 raise invalid(
                     f"losses.{i}", f"{loss_name(loss)!r} needs whole distributions; a recorded table has branches"
                 )

@@ -53,9 +53,9 @@ class TaskSummary:
         made, cached: artefacts made, and found in the store.
         decoded_tokens, scored_tokens: tokens sampled, and tokens that went through models for scores.
         seconds: taken in all.
-        model_seconds: of these, with a model at work.
-        waiting_seconds: of these, without work: for the last questions of the stage, or for another process. Where
-            questions are worked on beside each other, the mean of those that could be.
+        model_seconds: of these, with a model at work, here or on a server.
+        waiting_seconds: in stages with models, the others: models wait for arithmetic, verification, the store, or what
+            another process is doing.
         left_out: questions that cannot be diagnosed, with the reason.
         failed: questions that failed, with the error; the next run retries them.
         events: units and tokens that the task reported, by label.
@@ -104,7 +104,6 @@ def run_stage(session: RunSession, name: str, ids: Sequence[str]) -> TaskSummary
     threads = min(len(parts), session.config.execution.questions_in_flight) if together else 1
 
     def make(part: _Part) -> TaskSummary | None:
-        began = time.monotonic()
         try:
             made = _make_part(session, stage, part)
         except Exception as error:
@@ -113,15 +112,17 @@ def run_stage(session: RunSession, name: str, ids: Sequence[str]) -> TaskSummary
             _log.exception("%s of question %s failed", name, ", ".join(part.questions))
             made = TaskSummary(failed=dict.fromkeys(part.questions, _one_line(error)))
         if made is not None:
-            made.seconds = time.monotonic() - began
-            publish(name, len(part.questions) * len(part.sources or [None]), tokens=made.scored_tokens)
+            # draws report their own tokens
+            tokens = made.scored_tokens if stage.draws is None else 0
+            publish(name, len(part.questions) * len(part.sources or [None]), tokens=tokens)
         return made
 
     for made in beside_each_other(make, parts, threads):
         summary.add(made)
-    of_each, summary.seconds = summary.seconds / max(1, threads), time.monotonic() - started
-    summary.waiting_seconds = max(0.0, summary.seconds - of_each)
-    summary.model_seconds = MODEL_TIME.seconds - with_model
+    summary.seconds = time.monotonic() - started
+    if stage.with_model:
+        summary.model_seconds = min(summary.seconds, MODEL_TIME.seconds - with_model)
+        summary.waiting_seconds = summary.seconds - summary.model_seconds
     summary.left_out = _refused(session, stage, [i for i in ids if i not in summary.failed])
     return summary
 

@@ -1,9 +1,10 @@
 """Many questions at once on a real model, beside one at a time and beside a plain script.
 
-    python -m tests.benchmarks.questions --model MODEL [--questions 64] [--rank-questions 40] [--engine SETTINGS]
+    python -m tests.benchmarks.questions --model MODEL [--questions 64] [--in-flight 32 1] [--rank-questions 40]
+        [--engine SETTINGS]
 
 MODEL is a model folder or a GGUF file, such as SmolLM2-135M-Instruct. The questions are sums of two numbers, 8 rollouts
-each of at most 48 tokens. Everything is measured in this process, without Prefect: `rollouts` with all questions in
+each of at most 48 tokens. Everything is measured in this process, without Prefect: `rollouts` with 32 questions in
 flight and with one, on the engine of the settings (JSON); and, unless there are no `--rank-questions`, on
 transformers: a ranking of four contexts by two losses, and the same numbers by a script with padded batches of
 `generate` and of forward passes, whose batches are as large as serve it best.
@@ -153,16 +154,21 @@ def largest_difference(session: RunSession, found: dict[tuple[str, Signal], tupl
     return worst
 
 
-def measure_rollouts(folder: Path, model: str, questions: int, engine: dict[str, Any]) -> None:
-    """Print the speed with 32 questions in flight, and with one."""
-    seconds = {}
-    for name, flight in (("many", 32), ("one", 1)):
-        session, _ = loaded(configured(folder, model, questions, name, engine, questions_in_flight=flight))
-        seconds[name], summary = timed(lambda: run_stage(session, "rollouts", session.keys.questions))  # noqa: B023
-        rate = summary.decoded_tokens / seconds[name]
-        print(f"rollouts, {flight:2} in flight   {seconds[name]:7.1f} s  {rate:8.0f} tokens/s")
+def measure_rollouts(folder: Path, model: str, questions: int, engine: dict[str, Any], flights: Sequence[int]) -> None:
+    """Print the speed with so many questions in flight, the engines' share of waiting, and the last's ratio."""
+    seconds = []
+    for flight in flights:
+        session, models = loaded(configured(folder, model, questions, f"{flight}", engine, questions_in_flight=flight))
+        before = getattr(models.sampler, "busy_seconds", [])
+        took, summary = timed(lambda: run_stage(session, "rollouts", session.keys.questions))  # noqa: B023
+        seconds.append(took)
+        busy = [b - a for a, b in zip(before, getattr(models.sampler, "busy_seconds", []), strict=True)]
+        waiting = [1 - at_work / took for at_work in busy or [summary.model_seconds]]
+        rate = summary.decoded_tokens / took
+        told = ", ".join(f"{100 * share:.1f} %" for share in waiting)
+        print(f"rollouts, {flight:2} in flight   {took:7.1f} s  {rate:8.0f} tokens/s, waiting {told}")
         session.provider.close()
-    print(f"one at a time : many in flight   {seconds['one'] / seconds['many']:.2f}")
+    print(f"last : first   {seconds[-1] / seconds[0]:.2f}")
 
 
 def measure_ranking(folder: Path, model: str, questions: int) -> None:
@@ -198,12 +204,13 @@ def main() -> None:
     options.add_argument("--questions", type=int, default=64)
     options.add_argument("--rank-questions", type=int, default=40)
     options.add_argument("--engine", type=json.loads, default={"kind": "transformers"})
+    options.add_argument("--in-flight", type=int, nargs="+", default=[32, 1])
     asked = options.parse_args()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         write_questions(folder / "questions.jsonl", max(asked.questions, asked.rank_questions))
         print(f"{asked.model}, {asked.engine['kind']}, {torch.get_num_threads()} threads")
-        measure_rollouts(folder, asked.model, asked.questions, asked.engine)
+        measure_rollouts(folder, asked.model, asked.questions, asked.engine, asked.in_flight)
         if asked.rank_questions:
             measure_ranking(folder, asked.model, asked.rank_questions)
 

@@ -40,6 +40,18 @@ ENGINES: dict[str, dict[str, Any]] = {
 }
 """Which engine it is, and of which version, is in the keys; none of its settings is."""
 
+LOSSES: list[dict[str, Any]] = [
+    {"kind": "reverse_kl"},
+    {"kind": "forward_kl"},
+    {"kind": "jsd", "beta": 0.4},
+    {"kind": "mixed_kl", "weight": 0.4},
+    {"kind": "skew_kl", "alpha": 0.2},
+    {"kind": "skew_reverse_kl", "alpha": 0.2},
+    {"kind": "total_variation"},
+    {"kind": "alpha_divergence", "alpha": 0.3},
+    {"kind": "top_k", "k": 5},
+]
+
 COSMETIC = {
     "name",
     "store",
@@ -56,6 +68,7 @@ COSMETIC = {
     "teachers.recorded.name",
     "teachers.recorded.path",
     "tree.recorded.path",
+    *(f"losses.{loss['kind']}.name" for loss in LOSSES),
     *(f"engine.{kind}.{name}" for kind, changes in ENGINES.items() for name in changes),
     "execution.questions_in_flight",
     "execution.questions_per_task",
@@ -75,17 +88,6 @@ COSMETIC = {
 
 RECORDED = {"tree.recorded.path", "tree.recorded.tail_limit", "teachers.recorded.name", "teachers.recorded.path"}
 """Fields of recorded runs, whose keys `test_recorded` looks at."""
-
-LOSSES: list[Any] = [
-    "reverse_kl",
-    "forward_kl",
-    {"kind": "jsd", "beta": 0.4},
-    {"kind": "skew_kl", "alpha": 0.2},
-    {"kind": "skew_reverse_kl", "alpha": 0.2},
-    "total_variation",
-    {"kind": "alpha_divergence", "alpha": 0.3},
-    {"kind": "top_k", "k": 5},
-]
 
 CHANGES: dict[str, Any] = {
     "name": "other",
@@ -140,14 +142,20 @@ CHANGES: dict[str, Any] = {
     "teachers.chat_template": "own",
     "teachers.contexts.name": "hint",
     "teachers.contexts.template": "{{prompt}} solution {{answer}}",
+    **{f"losses.{loss['kind']}.name": "mine" for loss in LOSSES},
+    **{f"losses.{loss['kind']}.teacher_temperature": 0.5 for loss in LOSSES},
     "losses.jsd.beta": 0.6,
+    "losses.mixed_kl.weight": 0.6,
     "losses.skew_kl.alpha": 0.7,
     "losses.skew_reverse_kl.alpha": 0.7,
     "losses.alpha_divergence.alpha": 0.7,
     "losses.top_k.of": {"kind": "jsd"},
     "losses.top_k.k": 6,
     "losses.top_k.support": "union",
-    "losses.top_k.tail_bucket": True,
+    "losses.top_k.rest": "renormalised",
+    "losses.top_k.clip": 0.5,
+    "losses.top_k.floor": True,
+    "losses.top_k.stop_gradient": True,
     "scores.level": 0.9,
     "scores.posterior": 101,
     "scores.bootstrap": 201,
@@ -261,8 +269,7 @@ def test_every_field_changes_the_keys_or_is_listed_as_cosmetic(base: dict[str, A
                 "engine": {"kind": kind, "urls": ["http://127.0.0.1:8000"]} if "server" in kind else {"kind": kind},
             }
         elif parts[0] == "losses":
-            kinds = [x if isinstance(x, str) else x["kind"] for x in LOSSES]
-            parts[1] = str(kinds.index(parts[1]))
+            parts[1] = str([loss["kind"] for loss in LOSSES].index(parts[1]))
         elif parts[:2] == ["teachers", "contexts"]:
             parts = ["teachers", "1", "contexts", "1", parts[2]]
         elif parts[0] == "teachers":

@@ -61,7 +61,7 @@ def configurations(settings: dict[str, Any], folder: Path) -> dict[str, RunConfi
     """One of each planner: a small one, one with everything set, one of windows, one that is recorded."""
     everything = {
         "tree": {"kind": "adaptive", "draws": 96, "round": 48, "node_draws": 24, "head": 3, "tail": 2},
-        "losses": ["forward_kl", {"kind": "jsd", "beta": 0.3}, {"kind": "top_k", "k": 3, "tail_bucket": True}],
+        "losses": ["forward_kl", {"kind": "jsd", "beta": 0.3}, {"kind": "top_k", "k": 3, "rest": "bucket"}],
         "scores": {"groupings": [{"by": "entropy", "bins": 3}], "posterior": 100, "bootstrap": 200, "level": 0.9},
         "ranking": {"segments": 3, "draws": 2},
         "seed": 7,

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 
 from flows.command.configuration import checked
+from schemas.pipeline import PIPELINE, diagnosis_stages
+from schemas.signals import sources
 from tasks.engines.protocol import EngineError
 from tasks.engines.transformers.sampler import TransformersSampler
 from tasks.run import shells
 from tasks.run.session import RunSession, start_session
 from tasks.run.shells import run_stage
 from tasks.store.store import Store
+from tests.helpers.sessions import provided
 
 
 def session(settings: dict[str, Any], name: str, in_flight: int = 6) -> RunSession:
@@ -42,6 +45,26 @@ def test_any_number_in_flight_gives_the_same_bytes_and_counts(settings: dict[str
     assert counts[0] == counts[1]
     assert artefacts(alone, "rollouts", "trees") == artefacts(beside, "rollouts", "trees")
     assert alone.store.names("claims") == beside.store.names("claims") == []
+
+
+def test_a_stage_tells_what_models_did(settings: dict[str, Any]) -> None:
+    run = session(settings, "told")
+    ids = run.keys.questions
+    done = {stage: run_stage(run, stage, ids).figures for stage in diagnosis_stages()}
+    for stage, figures in done.items():
+        with_model = PIPELINE[stage].with_model
+        assert (figures["model_seconds"] > 0) == with_model, stage
+        assert figures["waiting_seconds"] == (figures["seconds"] - figures["model_seconds"] if with_model else 0), stage
+        assert (figures["decoded_tokens"] > 0) == (stage in ("rollouts", "trees")), stage
+    models, needed = provided(run), 0
+    for q in ids:
+        lengths = np.diff(run.store.need("rollouts", run.keys.key("rollouts", q)).arrays["offsets"])
+        views = {(models.teacher(source), tuple(models.teacher_prompt(source, q))) for source in sources(run.config)}
+        views.add((models.student, tuple(models.prompt(q))))
+        needed += sum(len(prompt) + int((lengths - 1).sum()) for _, prompt in views)
+    assert needed <= done["distillation"]["scored_tokens"] < needed + 500  # the teacher's tests when it is loaded
+    again = run_stage(run, "distillation", ids)
+    assert again.made == again.scored_tokens == 0
 
 
 def test_a_question_that_fails_leaves_the_others(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -228,9 +228,18 @@ def test_losses_are_named_by_what_differs_from_their_defaults() -> None:
     assert loss_name(TopK(k=5, of=JSD(beta=0.1))) == "top_k(of=jsd(beta=0.1), k=5)"
 
 
-@given(st.integers(1, 1000), st.sampled_from(["student", "teacher", "union"]), st.booleans(), st.floats(0.01, 0.99))
-def test_losses_that_differ_have_different_names(k: int, support: Any, bucket: bool, beta: float) -> None:
-    one, other = TopK(k=k, support=support, tail_bucket=bucket, of=JSD(beta=beta)), TopK()
+@given(
+    st.integers(1, 1000),
+    st.sampled_from(["student", "teacher", "union", "intersection"]),
+    st.sampled_from(["dropped", "bucket", "renormalised", "teacher_renormalised", "zeroed"]),
+    st.floats(0.01, 0.99),
+    st.floats(0.1, 10),
+)
+def test_losses_that_differ_have_different_names(
+    k: int, support: Any, rest: Any, beta: float, temperature: float
+) -> None:
+    one = TopK(k=k, support=support, rest=rest, of=JSD(beta=beta), teacher_temperature=temperature)
+    other = TopK()
     assert (loss_name(one) == loss_name(other)) == (one == other)
 
 

@@ -32,7 +32,7 @@ ELEMENTWISE: dict[str, Settings] = {
     "total_variation": TotalVariation(),
 }
 SOURCE, OTHER = Source("other", "none"), Source("other", "answer")
-LOSSES = {**ELEMENTWISE, "top_k": TopK(k=2, support="union"), "bucket": TopK(k=2, of=JSD(), tail_bucket=True)}
+LOSSES = {**ELEMENTWISE, "top_k": TopK(k=2, support="union"), "bucket": TopK(k=2, of=JSD(), rest="bucket")}
 
 
 class OfPrefix:

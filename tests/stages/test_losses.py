@@ -12,6 +12,7 @@ from schemas.config import (
     JSD,
     AlphaDivergence,
     ForwardKL,
+    MixedKL,
     ReverseKL,
     Settings,
     SkewKL,
@@ -20,6 +21,7 @@ from schemas.config import (
     TotalVariation,
     loss_name,
 )
+from schemas.config.losses import Divergence
 from tasks.stages.distillation.losses import distillation_direction, support
 
 ROUNDING = 4e-15
@@ -34,18 +36,51 @@ def mix(log_a: Tensor, log_b: Tensor, a: float) -> Tensor:
     return torch.logaddexp(log_a + math.log(a), log_b + math.log1p(-a))
 
 
-def with_bucket(loss: TopK, log_p: Tensor, log_t: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of the kept tokens, and of the rest as one token where the loss has a bucket."""
+def truncated(loss: TopK, log_p: Tensor, log_t: Tensor) -> Tensor:
+    """The truncated loss itself, for one row, written out from what trainers do."""
     kept = support(loss, log_p.detach(), log_t)[0]
-    parts = []
-    for logs in (log_p, log_t):
-        rest = logs[:, ~kept].logsumexp(-1, keepdim=True)
-        parts.append(torch.cat([logs[:, kept], rest], -1) if loss.tail_bucket else logs[:, kept])
-    return parts[0], parts[1]
+    p, t = log_p[:, kept], log_t[:, kept]
+    if loss.rest == "bucket":
+        p, t = (torch.cat([x[:, kept], x[:, ~kept].logsumexp(-1, keepdim=True)], -1) for x in (log_p, log_t))
+    if loss.rest == "renormalised":
+        p = torch.log_softmax(p, -1)
+    if loss.rest in ("renormalised", "teacher_renormalised"):
+        t = torch.log_softmax(t, -1)
+    if loss.rest == "zeroed":
+        inside = torch.log_softmax(log_t[:, kept], -1)
+        p, t = log_p, torch.full_like(log_t, -100.0).masked_scatter(kept[None], inside)
+    entries = divergence_terms(loss.of, p, t)
+    if loss.stop_gradient:  # a policy gradient
+        weights = entries.detach() if loss.clip is None else entries.detach().clamp(max=loss.clip)
+        return (weights * (log_p if loss.rest == "zeroed" else log_p[:, kept])).sum(-1)
+    if loss.clip is not None:
+        entries = entries.clamp(max=loss.clip)
+    total = entries.sum(-1)
+    return total.clamp(min=0.0) if loss.floor else total
+
+
+def divergence_terms(loss: Settings, log_p: Tensor, log_t: Tensor) -> Tensor:
+    def kl_terms(log_a: Tensor, log_b: Tensor) -> Tensor:
+        return torch.where(log_a.exp() > 0, log_a.exp() * (log_a - log_b), 0.0)
+
+    match loss:
+        case ReverseKL():
+            return kl_terms(log_p, log_t)
+        case ForwardKL():
+            return kl_terms(log_t, log_p)
+        case MixedKL():
+            return loss.weight * kl_terms(log_p, log_t) + (1 - loss.weight) * kl_terms(log_t, log_p)
+        case JSD():
+            m = mix(log_t, log_p, loss.beta)
+            return loss.beta * kl_terms(log_t, m) + (1 - loss.beta) * kl_terms(log_p, m)
+    raise TypeError(loss)
 
 
 def value(loss: Settings, log_p: Tensor, log_t: Tensor) -> Tensor:
     """The loss itself, written out from its definition."""
+    temperature = getattr(loss, "teacher_temperature", 1.0)
+    if temperature != 1.0:
+        log_t = torch.log_softmax(log_t / temperature, -1)
     match loss:
         case ReverseKL():
             return kl(log_p, log_t)
@@ -63,12 +98,14 @@ def value(loss: Settings, log_p: Tensor, log_t: Tensor) -> Tensor:
         case AlphaDivergence():
             a = loss.alpha
             return ((a * log_p + (1 - a) * log_t).exp().sum(-1) - 1) / (a * (a - 1))
+        case MixedKL():
+            return loss.weight * kl(log_p, log_t) + (1 - loss.weight) * kl(log_t, log_p)
         case TopK():
-            return value(loss.of, *with_bucket(loss, log_p, log_t))
+            return truncated(loss, log_p, log_t)
     raise TypeError(loss)
 
 
-LOSSES: list[Settings] = [
+LOSSES: list[Divergence] = [
     ReverseKL(),
     ForwardKL(),
     JSD(),
@@ -79,12 +116,22 @@ LOSSES: list[Settings] = [
     TotalVariation(),
     AlphaDivergence(),
     AlphaDivergence(alpha=0.9),
+    MixedKL(),
+    MixedKL(weight=0.2, teacher_temperature=0.7),
+    ReverseKL(teacher_temperature=2.0),
     *(
-        TopK(of=of, k=3, support=kept, tail_bucket=bucket)
-        for of in (ReverseKL(), ForwardKL(), JSD())
-        for kept in ("student", "teacher", "union")
-        for bucket in (False, True)
+        TopK(of=of, k=3, support=kept, rest=rest)
+        for of in (ReverseKL(), ForwardKL(), JSD(), MixedKL())
+        for kept in ("student", "teacher", "union", "intersection")
+        for rest in ("dropped", "bucket", "renormalised", "teacher_renormalised", "zeroed")
     ),
+    TopK(of=ForwardKL(), k=3, floor=True),
+    TopK(of=ReverseKL(), k=3, floor=True, support="student"),
+    TopK(of=ForwardKL(), k=17, clip=0.05),
+    TopK(of=ForwardKL(), k=5, clip=0.05, rest="renormalised", floor=True),
+    TopK(of=ReverseKL(), k=5, rest="renormalised", support="student", stop_gradient=True),
+    TopK(of=ReverseKL(), k=5, support="intersection", stop_gradient=True, clip=0.1),
+    TopK(of=JSD(), k=4, rest="renormalised", teacher_temperature=0.5),
 ]
 
 
@@ -143,7 +190,9 @@ def test_exact_zeros_give_neither_nan_nor_infinity(loss: Settings) -> None:
         assert torch.isfinite(distillation_direction(loss, a, b)).all()
 
 
-@pytest.mark.parametrize("loss", [x for x in LOSSES if not isinstance(x, TopK)], ids=loss_name)
+@pytest.mark.parametrize(
+    "loss", [x for x in LOSSES if not isinstance(x, TopK) and x.teacher_temperature == 1], ids=loss_name
+)
 def test_teacher_equal_to_student_gives_exactly_zero(loss: Settings) -> None:
     for dtype in (torch.float32, torch.float64):
         log_p = torch.log_softmax(4 * torch.randn(20, 31, dtype=dtype), -1)

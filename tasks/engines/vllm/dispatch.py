@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from threading import Condition, Thread
 
-from tasks.engines.counts import MODEL_TIME
+from tasks.engines.counts import MODEL_TIME, BusyTime
 from tasks.engines.protocol import Continuation, EngineAwayError, EngineError
 from tasks.engines.stopping import RunStoppedError, wait_until
 from tasks.engines.turn import TURN
@@ -73,10 +73,15 @@ class _Worker:
 
 
 class Dispatcher:
-    """Works on the calls of all threads, with threads of its own that end when there is nothing to do."""
+    """Works on the calls of all threads, with threads of its own that end when there is nothing to do.
+
+    Attributes:
+        at_work: of each server, the time in which it has requests.
+    """
 
     def __init__(self, endpoints: Sequence[Endpoint], limits: Limits) -> None:
         self._endpoints, self._limits = endpoints, limits
+        self.at_work = [BusyTime() for _ in endpoints]
         self._changed = Condition()
         self._open: list[Call] = []
         self._waiting = [deque[tuple[Call, int]]() for _ in endpoints]
@@ -134,7 +139,9 @@ class Dispatcher:
             answers = False
             try:
                 answers = self._answers(worker)
-                self._finish(worker, call, draw, call.sample(worker.connection, worker.server, draw))
+                with self.at_work[worker.server].measured():
+                    result = call.sample(worker.connection, worker.server, draw)
+                self._finish(worker, call, draw, result)
                 pause = _FIRST_PAUSE
             except NoAnswerError as error:
                 if self._give_back(worker, call, draw, error, answers=answers):

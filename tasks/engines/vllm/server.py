@@ -81,6 +81,11 @@ class ServerSampler:
         return self._decoded.value
 
     @property
+    def busy_seconds(self) -> list[float]:
+        """Seconds in which each server had requests."""
+        return [time.seconds for time in self._dispatcher.at_work]
+
+    @property
     def capacity(self) -> Capacity:
         """What servers are asked for at once; caches are theirs."""
         return Capacity(self._settings.concurrency * len(self._served), 0)

@@ -13,9 +13,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from schemas.config import Settings, TopK
+from schemas.config import JSD, ForwardKL, MixedKL, ReverseKL, Settings, TopK
+from schemas.config.losses import Divergence
 from tasks.operations.implementations import implementation
 
+LOG_ZEROED = -100.0
+"""The log-probability that NeMo-RL gives the teacher outside of the kept tokens."""
 LOG_ZERO = -1e4
 """An exact zero is treated as e^-10000, so that log-ratios stay finite."""
 
@@ -67,13 +70,34 @@ def alpha_divergence(log_p: Tensor, log_t: Tensor, alpha: float) -> Tensor:
     return (alpha * log_p + (1 - alpha) * log_t).exp() / (alpha - 1)
 
 
+def mixed_kl(log_p: Tensor, log_t: Tensor, weight: float) -> Tensor:
+    """weight KL(P || T) + (1 - weight) KL(T || P)."""
+    return weight * reverse_kl(log_p, log_t) + (1 - weight) * forward_kl(log_p, log_t)
+
+
+def terms(loss: Settings, log_p: Tensor, log_t: Tensor) -> Tensor:
+    """The terms of a divergence that can be truncated, whose sum it is, [n, V]."""
+    p, t = log_p.exp(), log_t.exp()
+    match loss:
+        case ReverseKL():
+            return p * (log_p - log_t)
+        case ForwardKL():
+            return t * (log_t - log_p)
+        case MixedKL():
+            return (loss.weight * p - (1 - loss.weight) * t) * (log_p - log_t)
+        case JSD():
+            log_m = log_mix(log_p, log_t, loss.beta)
+            return loss.beta * t * (log_t - log_m) + (1 - loss.beta) * p * (log_p - log_m)
+    raise TypeError(loss)
+
+
 def weighted(loss: Settings) -> Weighted:
     """The elementwise function of a loss other than `TopK`, with its parameters.
 
     Raises:
         AttributeError: unknown loss.
     """
-    parameters = {name: value for name, value in loss if name != "kind"}
+    parameters = {name: value for name, value in loss if name not in Divergence.model_fields and name != "kind"}
     return partial(implementation(loss.implementation), **parameters)
 
 
@@ -86,11 +110,12 @@ def support(loss: TopK, log_p: Tensor, log_t: Tensor) -> Tensor:
     """The tokens that a truncated loss keeps, bool [n, V]; ties go to the lower id."""
     k = min(loss.k, log_p.shape[-1])
     kept = torch.zeros_like(log_p, dtype=torch.bool)
-    if loss.support in ("student", "union"):
+    if loss.support != "teacher":
         kept.scatter_(-1, log_p.topk(k, dim=-1).indices, True)
-    if loss.support in ("teacher", "union"):
-        kept.scatter_(-1, log_t.topk(k, dim=-1).indices, True)
-    return kept
+    if loss.support == "student":
+        return kept
+    of_teacher = torch.zeros_like(kept).scatter_(-1, log_t.topk(k, dim=-1).indices, True)
+    return kept & of_teacher if loss.support == "intersection" else kept | of_teacher
 
 
 def bucket(log_probs: Tensor, kept: Tensor) -> Tensor:
@@ -109,6 +134,9 @@ def distillation_direction(loss: Settings, log_p: Tensor, log_t: Tensor) -> Tens
         d, [n, V]; each row sums to 0.
     """
     log_p, log_t = floored(log_p), floored(log_t)
+    temperature = getattr(loss, "teacher_temperature", 1.0)
+    if temperature != 1.0:
+        log_t = floored(torch.log_softmax(log_t / temperature, dim=-1))
     pf = _truncated(loss, log_p, log_t) if isinstance(loss, TopK) else _centred(weighted(loss), log_p, log_t)
     return log_p.exp() * pf.sum(-1, keepdim=True) - pf
 
@@ -119,9 +147,30 @@ def _centred(function: Weighted, log_p: Tensor, log_t: Tensor) -> Tensor:
 
 
 def _truncated(loss: TopK, log_p: Tensor, log_t: Tensor) -> Tensor:
+    """P f, summed over the kept tokens or what stands for the others; `TopK` says how."""
     function, kept = weighted(loss.of), support(loss, log_p, log_t)
-    if not loss.tail_bucket:
-        return function(log_p, log_t).masked_fill(~kept, 0.0)
-    rest_p, rest_t = bucket(log_p, kept), bucket(log_t, kept)
-    share = (log_p - rest_p).clamp(max=0.0).exp()  # P_j f_rest = (P_j / P_rest) (P_rest f_rest)
-    return torch.where(kept, _centred(function, log_p, log_t), share * _centred(function, rest_p, rest_t))
+    if loss.rest == "bucket":
+        rest_p, rest_t = bucket(log_p, kept), bucket(log_t, kept)
+        share = (log_p - rest_p).clamp(max=0.0).exp()  # P_j f_rest = (P_j / P_rest) (P_rest f_rest)
+        return torch.where(kept, _centred(function, log_p, log_t), share * _centred(function, rest_p, rest_t))
+    within_p = _within(log_p, kept) if loss.rest == "renormalised" else log_p
+    within_t = log_t if loss.rest == "dropped" else _within(log_t, kept)
+    if loss.rest == "zeroed":
+        within_t, kept = torch.where(kept, within_t, LOG_ZEROED), torch.ones_like(kept)
+    entries = terms(loss.of, within_p, within_t).masked_fill(~kept, 0.0)
+    if loss.stop_gradient:
+        return entries if loss.clip is None else entries.clamp(max=loss.clip)
+    pf = function(within_p, within_t).masked_fill(~kept, 0.0)
+    if loss.clip is not None:
+        pf, entries = pf.masked_fill(entries > loss.clip, 0.0), entries.clamp(max=loss.clip)
+    if loss.floor:
+        pf = pf.masked_fill(entries.sum(-1, keepdim=True) < 0, 0.0)
+    if loss.rest == "renormalised":  # what renormalises the student depends on it too
+        pf = pf - within_p.exp().masked_fill(~kept, 0.0) * pf.sum(-1, keepdim=True)
+    return pf
+
+
+def _within(log_probs: Tensor, kept: Tensor) -> Tensor:
+    """Log-probabilities renormalised over the kept tokens, of which each row has one at least, or all are 0."""
+    total = log_probs.masked_fill(~kept, -torch.inf).logsumexp(-1, keepdim=True)
+    return floored(torch.where(kept.any(-1, keepdim=True), log_probs - total, log_probs))

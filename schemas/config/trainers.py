@@ -1,0 +1,82 @@
+"""The losses of trainers, under their names: what each computes by its defaults, as its source says."""
+
+from typing import Any, NamedTuple
+
+
+class Trainer(NamedTuple):
+    """A trainer's loss.
+
+    Attributes:
+        loss: settings of `schemas.config.losses`.
+        source: package or repository with its version, and the function.
+        note: what differs, if anything.
+    """
+
+    loss: dict[str, Any]
+    source: str
+    note: str = ""
+
+
+_JSD: dict[str, Any] = {"kind": "jsd", "beta": 0.5}
+_POLICY_GRADIENT = {
+    "kind": "top_k",
+    "of": {"kind": "reverse_kl"},
+    "k": 16,
+    "support": "student",
+    "rest": "renormalised",
+    "stop_gradient": True,
+}
+
+TRAINERS: dict[str, Trainer] = {
+    "trl_gkd": Trainer(_JSD, "TRL 1.16, GKDTrainer.generalized_jsd_loss", "at temperature 1; its default is .9"),
+    "trl_sdft": Trainer(
+        {"kind": "top_k", "of": _JSD, "k": 100, "support": "student", "rest": "renormalised"},
+        "TRL 1.16, experimental.sdft.loss_utils.compute_topk_self_distillation_loss",
+        "with distillation_add_tail, rest is bucket",
+    ),
+    "trl_sdpo": Trainer(
+        {"kind": "reverse_kl"},
+        "TRL 1.16, experimental.sdpo.loss_utils.compute_sampled_token_self_distillation_loss",
+        "in expectation over the sampled token",
+    ),
+    "verl_topk": Trainer(
+        {
+            "kind": "top_k",
+            "of": {"kind": "forward_kl"},
+            "k": 32,
+            "support": "teacher",
+            "rest": "dropped",
+            "floor": True,
+        },
+        "verl, trainer/distillation/losses.py:compute_forward_kl_topk (August 2026)",
+    ),
+    "verl_k3": Trainer(
+        {"kind": "forward_kl"}, "verl, kl_penalty k3 (August 2026)", "back-propagated, in expectation over the token"
+    ),
+    "nemo_rl": Trainer(
+        {"kind": "top_k", "of": {"kind": "mixed_kl"}, "k": 64, "support": "teacher", "rest": "renormalised"},
+        "NeMo-RL, DistillationLossFn (August 2026)",
+        "with zero_outside_topk, rest is zeroed",
+    ),
+    "ms_swift": Trainer(
+        {"kind": "top_k", "of": _JSD, "k": 64, "support": "teacher", "rest": "renormalised"},
+        "ms-swift, GKD with top-k logits (August 2026)",
+    ),
+    "tinker": Trainer(
+        {"kind": "top_k", "of": {"kind": "forward_kl"}, "k": 20, "support": "teacher", "rest": "teacher_renormalised"},
+        "tinker cookbook, SDFT (August 2026)",
+    ),
+    "thunlp": Trainer(_POLICY_GRADIENT, "thunlp/OPD (August 2026)"),
+    "miles": Trainer(_POLICY_GRADIENT, "miles, OPD (August 2026)", "its option clips a forward KL at .05 a token"),
+    "slime": Trainer(
+        {"kind": "reverse_kl"}, "slime, OPD advantage log T - log P (August 2026)", "in expectation over the token"
+    ),
+}
+"""By name, which stands for the loss in `losses`."""
+
+
+def expanded(loss: object) -> object:
+    """The settings that a trainer's name stands for, under that name; anything else as it is."""
+    if isinstance(loss, str) and loss in TRAINERS:
+        return {**TRAINERS[loss].loss, "name": loss}
+    return loss
