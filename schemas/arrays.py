@@ -63,6 +63,8 @@ IDEAL = {
 
 DISTILLATION = {
     "d_sq": Array(("T",), "float64", "|d|^2 over the whole vocabulary"),
+    "student_kept": Array(("T",), "float64", "P of the tokens in the loss; 1 unless truncated", "probability"),
+    "teacher_kept": Array(("T",), "float64", "T of these", "probability"),
     "kl": Array(("T",), "float64", "KL(P || T)", "nat"),
     "js": Array(("T",), "float64", "Jensen-Shannon divergence", "nat"),
     "teacher_token_prob": Array(("T",), "float64", "teacher's probability of the sampled token", "probability"),
@@ -99,6 +101,8 @@ ALIGNMENT = {
 RANKING = {
     "d_sq": DISTILLATION["d_sq"],
     "d_token": DISTILLATION["d_token"],
+    "student_kept": DISTILLATION["student_kept"],
+    "teacher_kept": DISTILLATION["teacher_kept"],
 }
 
 VALUES = {

@@ -156,7 +156,7 @@ _STAGES = (
     Stage("prior", 2, PRIOR, "tasks.stages.prior:make", Scope.RUN, reads=("trees",)),
     Stage(
         "distillation",
-        3,
+        4,
         DISTILLATION,
         "tasks.stages.distillation.stage:make",
         Scope.SIGNAL,
@@ -188,7 +188,7 @@ _STAGES = (
     ),
     Stage(
         "ranking",
-        2,
+        3,
         RANKING,
         "tasks.stages.distillation.stage:make_ranking",
         Scope.SIGNAL,
@@ -205,7 +205,7 @@ PIPELINE = {stage.name: stage for stage in _STAGES}
 
 ROUNDS_VERSION = 2
 """Version of the draws that are kept while a stage makes them."""
-AGGREGATE_VERSION = 5
+AGGREGATE_VERSION = 6
 """Version of a run's tables."""
 
 

@@ -141,6 +141,22 @@ SELECTION: dict[str, Column] = {
     "additional_gain_high": Column("Float64", "upper end of its interval"),
 }
 
+KEPT: dict[str, Column] = {
+    "positions": Column("Int64", "positions of all rollouts"),
+    "student_kept": Column("Float64", "mean student's probability of the tokens that the loss looks at"),
+    "teacher_kept": Column("Float64", "mean teacher's probability of these"),
+    "without_gradient": Column(
+        "Float64", "share of positions without a gradient, by a floor or a clip, or where teacher and student agree"
+    ),
+}
+
+LOSSES: dict[str, Column] = {
+    "teacher": Column("String", "name of the teacher"),
+    "context": Column("String", "name of its context"),
+    "loss": Column("String", "name of the loss"),
+    **KEPT,
+}
+
 RANKS: dict[str, Column] = {
     "rank": Column("Int32", "by gain, from 1; equal gains share it"),
     "teacher": Column("String", "name of the teacher"),
@@ -166,6 +182,7 @@ RANKS: dict[str, Column] = {
         "Int64", "of these, the ones with correct and incorrect rollouts: the units of intervals (or rollouts)"
     ),
     "rollouts": Column("Int64", "rollouts of all questions"),
+    **KEPT,
 }
 
 HISTORY: dict[str, Column] = {
@@ -192,5 +209,6 @@ RUN_TABLES = {
     "differences": DIFFERENCES,
     "predictors": PREDICTORS,
     "selection": SELECTION,
+    "losses": LOSSES,
 }
 """The tables of a diagnosis, by file name; a ranking writes `ranks`."""

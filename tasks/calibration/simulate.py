@@ -15,7 +15,7 @@ from schemas.arrays import AnyArray, Arrays
 from schemas.config import Settings
 from tasks.calibration.chain import Chain, walk
 from tasks.stages.distillation.directions import divergences, head_direction
-from tasks.stages.distillation.losses import distillation_direction, floored
+from tasks.stages.distillation.losses import distillation_direction, floored, kept_probability
 from tasks.stages.trees.frame import SamplingFrame
 from tasks.stages.trees.planner import Launches
 from tasks.statistics.csr import Floats, Ints, owners
@@ -119,6 +119,13 @@ class OracleTeaching:
         flat = distillation_direction(self.loss, log_p.flatten(0, 1), log_t.flatten(0, 1))
         return np.asarray(flat.numpy().reshape(log_p.shape))
 
+    @cached_property
+    def _kept(self) -> dict[str, Floats]:
+        log_p, log_t, _ = self._pair
+        flat = kept_probability(self.loss, log_p.flatten(0, 1), log_t.flatten(0, 1))
+        names = ("student_kept", "teacher_kept")
+        return {name: x.numpy().reshape(log_p.shape[:2]) for name, x in zip(names, flat, strict=True)}
+
     def distillation(self, tree: Arrays) -> dict[str, AnyArray]:
         """The arrays of stage 4."""
         log_p, log_t, pair = self._pair
@@ -131,6 +138,7 @@ class OracleTeaching:
         return {
             "d_sq": np.square(d).sum(-1)[pair, state],
             "d_token": d[pair, state, sampled] - d_bar[pair, state],
+            **{name: kept[pair, state] for name, kept in self._kept.items()},
             "kl": kl,
             "js": js,
             "teacher_token_prob": log_t.exp().numpy()[pair, state, sampled],

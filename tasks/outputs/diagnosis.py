@@ -8,7 +8,7 @@ import polars as pl
 
 from schemas.config import RunConfig
 from schemas.signals import Signal, signals
-from schemas.tables import PREDICTORS, SELECTION
+from schemas.tables import LOSSES, PREDICTORS, SELECTION
 from tasks.operations.progress import publish
 from tasks.outputs.files import parquet_bytes
 from tasks.outputs.report.page import Facts, LeftOut, render
@@ -19,6 +19,7 @@ from tasks.stages.aggregate.predictors import AtNodes, predictor_rows
 from tasks.stages.aggregate.questions import QuestionScores
 from tasks.stages.aggregate.selection import CHOICES, selection_rows, sum_choices, sum_predicted
 from tasks.stages.aggregate.tables import Texts, differences_table, frame, summary_table, tokens_table
+from tasks.stages.aggregate.truncation import Kept
 from tasks.stages.no_signal import why_unresolved
 from tasks.statistics.prior import Prior
 from tasks.statistics.streams import stream_seed
@@ -44,13 +45,15 @@ def make_tables(
     sums = Sums(all_bins(scores.groupings, scored, names))
     tokens, chosen, facts = [], [], []
     nodes: dict[Signal, list[AtNodes]] = {signal: [] for signal in names}
+    truncated = dict.fromkeys(names, Kept())
     for q in scored:
         sums.add(q)
         tokens.append(tokens_table(q, names, texts, scores.level))
         seed = stream_seed("selection", config.seed, q.question_id)
         chosen.append(sum_choices(q, names, prior, scores, temperature, limit, seed))
-        for signal, kept in nodes.items():
-            kept.append(AtNodes.of(q, signal))
+        for signal, at_nodes in nodes.items():
+            at_nodes.append(AtNodes.of(q, signal))
+            truncated[signal] = truncated[signal].plus(q.distillation[signal])
         facts.append(Facts.of(q))
         publish("aggregate", 1)
     choices = np.stack(chosen)
@@ -62,6 +65,7 @@ def make_tables(
         "summary": summary_table(pool),
         "differences": differences_table(pool),
         "predictors": frame(predictor_rows(nodes, scores, config.seed), PREDICTORS),
+        "losses": frame([{**signal._asdict(), **kept.shares()} for signal, kept in truncated.items()], LOSSES),
         "selection": frame(selection_rows(choices, names, scores, config.seed), SELECTION),
     }
     return tables, facts

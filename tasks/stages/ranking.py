@@ -16,6 +16,7 @@ from schemas.arrays import AnyArray
 from schemas.config import Scores
 from schemas.signals import Signal
 from tasks.stages.aggregate.pooling import gain
+from tasks.stages.aggregate.truncation import Kept
 from tasks.stages.no_signal import Endings
 from tasks.statistics.bootstrap import LEAST_UNITS, bootstrap_interval, critical_value, resample, resampled
 from tasks.statistics.csr import Floats, row_sums
@@ -23,7 +24,7 @@ from tasks.statistics.csr import Floats, row_sums
 
 @dataclass(frozen=True)
 class RankedQuestion:
-    """Input of a ranking for one question: rollouts, `d_sq` and `d_token` of every signal, values along rollouts."""
+    """Input of a ranking for one question: rollouts, the arrays `RANKING` of every signal, values along rollouts."""
 
     rollouts: Mapping[str, AnyArray]
     signals: Mapping[Signal, Mapping[str, AnyArray]]
@@ -98,11 +99,12 @@ class Ranking:
 def rank(questions: Sequence[RankedQuestion], temperature: float, scores: Scores, seed: int) -> Ranking:
     """Rank the signals of some questions; those whose gain is unknown come last, without a rank."""
     signals = list(questions[0].signals)
-    by_rollout, endings, tokens = [], [], 0
+    by_rollout, endings, kept = [], [], dict.fromkeys(signals, Kept())
     for q in questions:  # one by one, as questions may be read lazily
         by_rollout.append(contributions(q, temperature))
         endings.append(Endings.of(q.rollouts))
-        tokens += int(q.rollouts["offsets"][-1])
+        kept = {signal: of_signal.plus(q.signals[signal]) for signal, of_signal in kept.items()}
+    tokens = kept[signals[0]].positions
     units, carrying = _units(by_rollout)
     total = units.sum(axis=0)
     point = gains(total)
@@ -130,6 +132,7 @@ def rank(questions: Sequence[RankedQuestion], temperature: float, scores: Scores
                 "questions": len(questions),
                 "carrying": carrying,
                 "rollouts": sum(len(c) for c in by_rollout),
+                **kept[signals[i]].shares(),
             }
         )
     return Ranking(rows, *_to_settle(by_rollout, carrying, point, replicates, order, scores.level), endings)

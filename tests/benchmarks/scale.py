@@ -223,6 +223,7 @@ def write_long(url: str, question: int, rollouts: int, tokens: int) -> dict[str,
     distillation = {
         signal: {
             **{name: rng.random(T) for name in ("d_sq", "kl", "js", "teacher_token_prob", "d_token")},
+            **{name: np.ones(T) for name in ("student_kept", "teacher_kept")},
             "d_bar": np.zeros(NODES),
             **{name: rng.normal(size=B) for name in ("d", "d_head")},
             "teacher_prob": rng.dirichlet(np.ones(branches), NODES).reshape(-1),

@@ -22,7 +22,7 @@ from schemas.config import (
     loss_name,
 )
 from schemas.config.losses import Divergence
-from tasks.stages.distillation.losses import distillation_direction, support
+from tasks.stages.distillation.losses import distillation_direction, kept_probability, support
 
 ROUNDING = 4e-15
 """Autograd's own: it adds terms of size 1 that cancel."""
@@ -190,9 +190,28 @@ def test_exact_zeros_give_neither_nan_nor_infinity(loss: Settings) -> None:
         assert torch.isfinite(distillation_direction(loss, a, b)).all()
 
 
-@pytest.mark.parametrize(
-    "loss", [x for x in LOSSES if not isinstance(x, TopK) and x.teacher_temperature == 1], ids=loss_name
-)
+def test_kept_probability_is_that_of_the_tokens_in_the_sum() -> None:
+    p = torch.tensor([[0.5, 0.3, 0.15, 0.05], [0.4, 0.3, 0.2, 0.1]], dtype=torch.float64)
+    t = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.7, 0.05, 0.15, 0.1]], dtype=torch.float64)
+    expected = {
+        "student": ([0.8, 0.7], [0.3, 0.75]),
+        "teacher": ([0.2, 0.6], [0.7, 0.85]),
+        "union": ([1.0, 0.9], [1.0, 0.9]),
+        "intersection": ([0.0, 0.4], [0.0, 0.7]),
+    }
+    for name, (student, teacher) in expected.items():
+        loss = TopK.model_validate({"k": 2, "support": name})
+        kept = kept_probability(loss, p.log(), t.log())
+        assert [x.tolist() for x in kept] == [pytest.approx(student), pytest.approx(teacher)]
+    hot = TopK(k=1, support="teacher", teacher_temperature=0.5)
+    assert kept_probability(hot, p.log(), t.log())[1].tolist() == pytest.approx([16 / 30, 0.49 / 0.525])
+    assert [x.tolist() for x in kept_probability(JSD(), p.log(), t.log())] == [[1.0, 1.0]] * 2
+
+
+WHOLE = [loss for loss in LOSSES if not isinstance(loss, TopK) and loss.teacher_temperature == 1]
+
+
+@pytest.mark.parametrize("loss", WHOLE, ids=loss_name)
 def test_teacher_equal_to_student_gives_exactly_zero(loss: Settings) -> None:
     for dtype in (torch.float32, torch.float64):
         log_p = torch.log_softmax(4 * torch.randn(20, 31, dtype=dtype), -1)

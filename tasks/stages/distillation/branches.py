@@ -50,6 +50,8 @@ def distill_branches(
         out[name] = {
             "d_sq": everywhere(np.square(d).sum(axis=1), fill=0.0),
             "d_token": everywhere((d[owner, place] - d_bar[owner])[sampled], node[owner[sampled]]),
+            "student_kept": np.ones(T),  # losses that truncate are refused
+            "teacher_kept": np.ones(T),
             "kl": everywhere(kl),
             "js": everywhere(js),
             "teacher_token_prob": everywhere(teacher_prob[sampled], node[owner[sampled]]),

@@ -12,7 +12,7 @@ from schemas.config import Settings
 from schemas.signals import Signal, Source
 from tasks.engines.scoring import View, score_blocks, tempered
 from tasks.stages.distillation.directions import divergences, head_direction
-from tasks.stages.distillation.losses import distillation_direction
+from tasks.stages.distillation.losses import distillation_direction, kept_probability
 from tasks.statistics.csr import Floats, Ints, owners
 
 
@@ -58,7 +58,8 @@ class _Gradients:
         self._losses, self._tail = losses, tree["branch_tail"]
         self._shared: dict[str, Floats] = {name: np.zeros(tokens) for name in ("kl", "js", "teacher_token_prob")}
         self._shared["teacher_prob"] = np.zeros(B)
-        lengths = {"d_sq": tokens, "d_token": tokens, "d_bar": N, "d": B, "d_head": B}
+        by_token = ("d_sq", "d_token", "student_kept", "teacher_kept")
+        lengths = {**dict.fromkeys(by_token, tokens), "d_bar": N, "d": B, "d_head": B}
         self._by_loss = {loss: {name: np.zeros(length) for name, length in lengths.items()} for loss in losses}
 
     def add(
@@ -80,6 +81,9 @@ class _Gradients:
             d = distillation_direction(loss, log_p, log_t)
             d_bar = (policy * d).sum(-1, dtype=torch.float64)
             out = self._by_loss[name]
+            student_kept, teacher_kept = kept_probability(loss, log_p, log_t)
+            out["student_kept"][positions] = student_kept.cpu().numpy()
+            out["teacher_kept"][positions] = teacher_kept.cpu().numpy()
             out["d_sq"][positions] = d.square().sum(-1, dtype=torch.float64).cpu().numpy()
             out["d_token"][positions] = (d.gather(-1, sampled)[:, 0].double() - d_bar).cpu().numpy()
             out["d_bar"][at.nodes] = d_bar[at.node].cpu().numpy()

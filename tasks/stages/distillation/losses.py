@@ -133,12 +133,28 @@ def distillation_direction(loss: Settings, log_p: Tensor, log_t: Tensor) -> Tens
     Returns:
         d, [n, V]; each row sums to 0.
     """
+    log_p, log_t = _compared(loss, log_p, log_t)
+    pf = _truncated(loss, log_p, log_t) if isinstance(loss, TopK) else _centred(weighted(loss), log_p, log_t)
+    return log_p.exp() * pf.sum(-1, keepdim=True) - pf
+
+
+def kept_probability(loss: Settings, log_p: Tensor, log_t: Tensor) -> tuple[Tensor, Tensor]:
+    """The student's and the teacher's probability of the tokens that a loss looks at, [n] each."""
+    if not isinstance(loss, TopK):
+        return log_p.new_ones(len(log_p)), log_p.new_ones(len(log_p))
+    log_p, log_t = _compared(loss, log_p, log_t)
+    kept = support(loss, log_p, log_t)
+    student, teacher = (x.exp().masked_fill(~kept, 0.0).sum(-1, dtype=torch.float64) for x in (log_p, log_t))
+    return student, teacher
+
+
+def _compared(loss: Settings, log_p: Tensor, log_t: Tensor) -> tuple[Tensor, Tensor]:
+    """The distributions that a loss compares: without exact zeros, and the teacher's at its temperature."""
     log_p, log_t = floored(log_p), floored(log_t)
     temperature = getattr(loss, "teacher_temperature", 1.0)
     if temperature != 1.0:
         log_t = floored(torch.log_softmax(log_t / temperature, dim=-1))
-    pf = _truncated(loss, log_p, log_t) if isinstance(loss, TopK) else _centred(weighted(loss), log_p, log_t)
-    return log_p.exp() * pf.sum(-1, keepdim=True) - pf
+    return log_p, log_t
 
 
 def _centred(function: Weighted, log_p: Tensor, log_t: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from schemas.arrays import AnyArray, Arrays
+from schemas.arrays import RANKING, AnyArray, Arrays
 from schemas.config import Settings
 from schemas.signals import Source, losses
 from tasks.stages.protocol import Made, Work
@@ -23,7 +23,7 @@ def make(work: Work) -> Made:
 def make_ranking(work: Work) -> Made:
     """Input of a ranking: the gradients at the sampled tokens only, without a tree."""
     made = _made(work, NO_NODES)
-    return {signal: {name: arrays[name] for name in ("d_sq", "d_token")} for signal, arrays in made.items()}
+    return {signal: {name: arrays[name] for name in RANKING} for signal, arrays in made.items()}
 
 
 def _made(work: Work, tree: Arrays) -> Made:

@@ -1,0 +1,42 @@
+"""What losses look at: the probability of the tokens that they keep, and the positions where they have no gradient."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from schemas.arrays import AnyArray
+
+
+class Kept(NamedTuple):
+    """Sums over positions.
+
+    Attributes:
+        student, teacher: probability of the tokens that the loss keeps.
+        without_gradient: positions where d is exactly 0.
+    """
+
+    positions: int = 0
+    student: float = 0.0
+    teacher: float = 0.0
+    without_gradient: int = 0
+
+    def plus(self, distillation: Mapping[str, AnyArray]) -> "Kept":
+        """With the positions of one more question, by its arrays of stage 4 or of a ranking."""
+        known = np.isfinite(distillation["d_sq"])
+        return Kept(
+            self.positions + int(known.sum()),
+            self.student + float(distillation["student_kept"][known].sum()),
+            self.teacher + float(distillation["teacher_kept"][known].sum()),
+            self.without_gradient + int((distillation["d_sq"][known] == 0).sum()),
+        )
+
+    def shares(self) -> dict[str, float | int]:
+        """The columns of `schemas.tables.KEPT`."""
+        n = self.positions or np.nan
+        return {
+            "positions": self.positions,
+            "student_kept": self.student / n,
+            "teacher_kept": self.teacher / n,
+            "without_gradient": self.without_gradient / n,
+        }
