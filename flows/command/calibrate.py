@@ -20,7 +20,8 @@ def run_calibration(fields: dict[str, object]) -> int:
         except ValidationError as error:
             raise ConfigurationError("\n".join(explain(error, CalibrateConfig))) from error
         from flows.calibrate import calibrate
-        from flows.command.terminal import figure_table, planner_table, progress, ranking_shares, show_table
+        from flows.command.live import progress
+        from flows.command.terminal import figure_table, planner_table, ranking_shares, show_table
         from flows.service.own_server import server_of_command
         from tasks.calibration.judge import by_planner, figures, judged_as, ranking_table
         from tasks.store.store import Store

@@ -51,13 +51,14 @@ def rank_file(path: Path, assignments: list[str]) -> int:
         from tasks.run.session import open_session
 
         open_session(config)
-        from flows.command.terminal import rank_table, show_table, what_would_settle
+        from flows.command.terminal import rank_table, show_table, what_losses_keep, what_would_settle
         from flows.rank import rank
         from tasks.outputs.files import read_table
 
         def show(result: dict[str, Any], store: Any) -> str:
             ranks = read_table(store, config.name, "ranks")
             show_table(CONSOLE, rank_table(ranks, config.scores.level))
+            _print_lines(what_losses_keep(ranks))
             CONSOLE.print(what_would_settle(ranks, result), soft_wrap=True)
             return "ranks.parquet"
 
@@ -92,16 +93,22 @@ def _follow(run: Callable[[], dict[str, Any]]) -> int:
     """Run a diagnosis and show its scores."""
 
     def show(result: dict[str, Any], store: Any) -> str:
-        from flows.command.terminal import score_table, show_table
+        from flows.command.terminal import score_table, show_table, what_losses_keep
         from tasks.outputs.files import read_table
 
         summary = read_table(store, result["name"], "summary")
         show_table(CONSOLE, score_table(summary, result["configuration"]["scores"]["level"]))
+        _print_lines(what_losses_keep(read_table(store, result["name"], "losses")))
         if result["why_unresolved"] is not None:
             CONSOLE.print(escape(f"unresolved: {result['why_unresolved']}"), soft_wrap=True)
         return "report.html"
 
     return _run_and_show(run, show)
+
+
+def _print_lines(lines: list[str]) -> None:
+    for line in lines:
+        CONSOLE.print(line, soft_wrap=True)
 
 
 def _run_and_show(run: Callable[[], dict[str, Any]], show: Callable[[dict[str, Any], Any], str]) -> int:
@@ -110,7 +117,7 @@ def _run_and_show(run: Callable[[], dict[str, Any]], show: Callable[[dict[str, A
     Args:
         show: prints the result; returns the name of the main output.
     """
-    from flows.command.terminal import progress
+    from flows.command.live import progress
     from flows.diagnose import QuestionsFailedError
     from flows.service.own_server import server_of_command
     from tasks.store.store import Store
@@ -151,7 +158,8 @@ def plan_file(path: Path, assignments: list[str], *, probe: bool) -> int:
 
     def action() -> int:
         config = load(path, assignments)
-        from flows.command.terminal import progress, show_table
+        from flows.command.live import progress
+        from flows.command.terminal import show_table
         from flows.plan import cost, cost_table, expectation
         from tasks.engines.choice import choose
         from tasks.run.session import close_sessions, open_session

@@ -54,7 +54,7 @@ def run_nightly(path: Path) -> int:
 
     def action() -> int:
         config = checked_suite(read_suite(path))
-        from flows.command.terminal import progress
+        from flows.command.live import progress
         from flows.nightly import NightBusyError, message, nightly
         from flows.service.own_server import server_of_command
 

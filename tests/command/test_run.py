@@ -17,7 +17,7 @@ from flows.command.configuration import ConfigurationError
 from flows.command.guarded import BAD_INPUT, FAILED, OK, guarded
 from flows.command.places import check_place, on_store
 from flows.command.run import load, plan_file, rank_file, run_demo, run_file
-from flows.command.terminal import number, rank_table, score, show_table, what_would_settle
+from flows.command.terminal import number, rank_table, score, show_table, what_losses_keep, what_would_settle
 from flows.diagnose import QuestionsFailedError
 from tasks.engines.protocol import EngineAwayError, EngineError
 from tasks.inputs.questions import InputError
@@ -145,9 +145,15 @@ SUMMARY = pl.DataFrame(
 )
 
 
+KEPT = pl.DataFrame(
+    [("kl", 0.9, 0.8, 0.25)], schema=["loss", "student_kept", "teacher_kept", "without_gradient"], orient="row"
+)
+
+
 def outputs(store: str, **more: Any) -> dict[str, Any]:
-    """What a run gives, its table being there."""
+    """What a run gives, its tables being there."""
     Store(store).put_bytes(parquet_bytes(SUMMARY), "runs", "small", "summary.parquet")
+    Store(store).put_bytes(parquet_bytes(KEPT), "runs", "small", "losses.parquet")
     stage = {"made": 1000, "cached": 2, "decoded_tokens": 1234567, "seconds": 1.0}
     return {
         "name": "small",
@@ -164,6 +170,7 @@ def test_scores_and_figures_of_a_run_are_shown(tmp_path: Path, capsys: pytest.Ca
     assert module._follow(lambda: result) == OK
     out = capsys.readouterr().out
     assert "90 % interval" in out and "[bold]t[/bold]" in out and ".50 [.40, .60]" in out
+    assert "kl looks at 90 % of the student's probability" in out
     assert "left out: question [q] :on:: cut [x]\n" in out and "unresolved: few [questions]\n" in out
     assert "2000 artefacts made, 4 from the store, 2,469,134 tokens decoded, 0 s\n" in out
     assert out.endswith(f"{tmp_path}/runs/small/report.html\n")
@@ -239,6 +246,18 @@ def test_numbers_are_whole_however_long_the_names_are(terminal: bool) -> None:
     told = console.file.getvalue()
     assert told.count("0.1668 [0.0779, 0.2612]") == 2 and "0.0043" in told and "58 %" in told and "\u2026" not in told
     assert (max(map(len, told.splitlines())) <= 80) == terminal and (name in told) != terminal
+
+
+def test_truncated_losses_say_what_they_look_at() -> None:
+    rows = [("jsd", 1.0, 1.0, 0.0), ("[b]k[/b]", 0.9, 0.8, 0.25), ("[b]k[/b]", 0.9, 0.954, 0.25), ("k", 0.5, None, 0.0)]
+    names = ["loss", "student_kept", "teacher_kept", "without_gradient"]
+    kept = pl.DataFrame(rows, schema=names, orient="row")
+    first, second = what_losses_keep(kept)
+    assert first == (
+        "\\[b]k\\[/b] looks at 90 % of the student's probability and 80-95.4 % of the teachers', "
+        "and has no gradient at 25 % of the positions"
+    )
+    assert second.startswith("k looks at 50 % of the student's probability and an unknown part of the teachers'")
 
 
 @pytest.mark.parametrize(

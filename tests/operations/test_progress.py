@@ -7,7 +7,7 @@ import time
 import pytest
 from rich.console import Console
 
-from flows.command.terminal import progress
+from flows.command.live import progress
 from tasks.operations.progress import Amount, Step, publish
 
 
