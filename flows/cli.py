@@ -103,6 +103,21 @@ def plan(
 
 
 @app.command()
+def show(
+    config: Configuration,
+    set_: Set = None,
+    store: StoreUrl = None,
+    name: Name = None,
+    question: Annotated[str | None, typer.Option(help="Its id; default: the first.", metavar="ID")] = None,
+    score: Annotated[bool, typer.Option(help="Show the probabilities of a rollout's first tokens too.")] = True,
+) -> None:
+    """Show the prompts of student and teachers as rendered, and what each makes of a rollout's first tokens."""
+    from flows.command.show import show_file
+
+    raise typer.Exit(show_file(config, overrides(set_, store, name), question=question, score=score))
+
+
+@app.command()
 def nightly(suite: Annotated[Path, typer.Argument(help="YAML file of a suite.", metavar="SUITE.yaml")]) -> None:
     """Execute every run of a suite that has something new, and mark scores that moved since previous nights."""
     from flows.command.suite import run_nightly

@@ -1,0 +1,56 @@
+"""`opdscope show`: the prompts of one question, and the probabilities of its first tokens."""
+
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+
+from flows.command.guarded import CONSOLE, ERRORS, OK, guarded
+from flows.command.run import load
+from schemas.text import visible
+
+_TOKENS = 20
+
+
+def show_file(path: Path, assignments: list[str], *, question: str | None, score: bool) -> int:
+    """`opdscope show`; without scores, no model is loaded."""
+
+    def action() -> int:
+        config = load(path, assignments)
+        from flows.command.live import progress
+        from flows.command.terminal import show_table
+        from flows.show import asked, by_name, prompts, scored
+        from tasks.run.session import close_sessions, open_session
+
+        session = open_session(config)
+        try:
+            models, chosen = asked(session, question)
+            for name, text in prompts(config, models, chosen).items():
+                CONSOLE.rule(escape(f"{name}, question {chosen}"), align="left", characters="-")
+                CONSOLE.print(escape("\n".join(map(visible, text.split("\n")))), soft_wrap=True)
+            if score:
+                with progress(ERRORS):
+                    found = scored(session, models, chosen, _TOKENS)
+                columns = by_name(found)
+                show_table(CONSOLE, token_table(found.tokens, columns))
+                CONSOLE.print(
+                    f"the student as its own teacher: log-probabilities within {found.own:.1e} nat", soft_wrap=True
+                )
+        finally:
+            close_sessions()
+        return OK
+
+    return guarded(action)
+
+
+def token_table(tokens: list[str], columns: dict[str, list[float]]) -> Table:
+    """Probabilities of tokens by student and teachers."""
+    table = Table(title="probability of the first rollout's tokens", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("", justify="right")
+    table.add_column("token")
+    for name in columns:
+        table.add_column(escape(name), justify="right")
+    for i, token in enumerate(tokens):
+        table.add_row(str(i), escape(repr(token)), *(f"{values[i]:.3f}" for values in columns.values()))
+    return table

@@ -1,0 +1,100 @@
+"""What student and teachers are shown for one question, and what they make of its first tokens."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from schemas.config import RunConfig
+from schemas.signals import Source, sources
+from tasks.engines.protocol import Scorer
+from tasks.engines.scoring import View, score_blocks
+from tasks.inputs.questions import InputError
+from tasks.run.models import LoadedModels
+from tasks.run.session import RunSession
+from tasks.stages.models import ModelProvider
+from tasks.stages.protocol import Unit
+from tasks.stages.rollouts import sample_rollouts
+
+
+class Scored(NamedTuple):
+    """The first tokens of a rollout.
+
+    Attributes:
+        tokens: their texts.
+        student, teachers: probabilities of them, [n]; teachers in the order of the configuration.
+        own: largest difference of the student's log-probabilities, over the whole rollout, to those of the student as
+            its own teacher: scored again, among other completions.
+    """
+
+    tokens: list[str]
+    student: list[float]
+    teachers: dict[Source, list[float]]
+    own: float
+
+
+def asked(session: RunSession, question: str | None) -> tuple[LoadedModels, str]:
+    """The models, and the question that is shown: the first one unless it is named.
+
+    Raises:
+        InputError: there is no such question, or the run is recorded.
+    """
+    provider = session.provider
+    if not isinstance(provider, ModelProvider) or not isinstance(provider.models, LoadedModels):
+        raise InputError("tree.kind", "recorded outcomes have no prompts to show")
+    known = session.keys.questions
+    if question is not None and question not in known:
+        raise InputError("--question", f"{question!r} is not among the {len(known)} questions, such as {known[0]!r}")
+    return provider.models, question or known[0]
+
+
+def prompts(config: RunConfig, models: LoadedModels, question: str) -> dict[str, str]:
+    """The prompts of student and teachers as their tokenizers read them back, special tokens included, by name."""
+    ids: dict[str, Sequence[int]] = {"student": models.prompt(question)}
+    for source in sources(config):
+        ids[f"{source.teacher} / {source.context}"] = models.teacher_prompt(source, question)
+    texts = models.tokenizer.batch_decode([list(prompt) for prompt in ids.values()], skip_special_tokens=False)
+    return dict(zip(ids, texts, strict=True))
+
+
+def scored(session: RunSession, models: LoadedModels, question: str, most: int) -> Scored:
+    """The first `most` tokens of the run's first rollout, from the store or drawn as the run would."""
+    config, prompt = session.config, models.prompt(question)
+    stored = session.store.load("rollouts", session.keys.key("rollouts", question))
+    if stored is not None:
+        tokens = np.asarray(stored.arrays["tokens"][: stored.arrays["offsets"][1]])
+    else:
+        (drawn,) = sample_rollouts(models.sampler, prompt, config.sampling, config.seed, question, Unit(0, 1))
+        tokens = drawn.tokens
+    wanted = sources(config)
+    views = [View(models.student, prompt)]
+    views += [View(models.teacher(source), models.teacher_prompt(source, question)) for source in wanted]
+    rows = np.arange(min(most, len(tokens)), dtype=np.int64)
+    found: list[list[float]] = [[] for _ in views]
+    for positions, log_probs in score_blocks(views, tokens, np.array([0, len(tokens)]), rows=rows):
+        sampled = torch.from_numpy(tokens[positions]).long()[:, None]
+        for probabilities, of_view in zip(found, log_probs, strict=True):
+            probabilities += of_view.gather(-1, sampled.to(of_view.device))[:, 0].exp().tolist()
+    student, *teachers = found
+    return Scored(
+        models.tokenizer.batch_decode([[int(t)] for t in tokens[rows]]),
+        student,
+        dict(zip(wanted, teachers, strict=True)),
+        _own_difference(models.student, prompt, tokens.tolist()),
+    )
+
+
+def _own_difference(student: Scorer, prompt: Sequence[int], completion: Sequence[int]) -> float:
+    """Largest difference of a completion's log-probabilities, nat, when it is scored alone and among others."""
+    others = [list(completion), list(completion[: max(1, len(completion) // 2)]), list(completion)]
+    alone, among = student.hidden(prompt, others[:1])[0], student.hidden(prompt, others[1:])[1]
+    at = torch.tensor(others[0])[:, None]
+    one, other = (student.log_probs(h).gather(-1, at.to(h.device)) for h in (alone, among))
+    return float((one - other).abs().max())
+
+
+def by_name(scored: Scored) -> dict[str, list[float]]:
+    """The columns of the table of tokens: student first, then the teachers with their contexts."""
+    teachers = {f"{source.teacher} / {source.context}": values for source, values in scored.teachers.items()}
+    return {"student": scored.student, **teachers}
