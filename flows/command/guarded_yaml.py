@@ -52,11 +52,13 @@ def parse(data: bytes | str) -> Any:
 
 
 def parse_value(text: str) -> Any:
-    """The value of an assignment: YAML, or text if it is not valid YAML.
+    """The value of an assignment: YAML, or text if it is a template or not valid YAML.
 
     Raises:
         RefusedError: a limit is exceeded or a meaning is ambiguous.
     """
+    if text.startswith(("{{", "{%")):
+        return text
     try:
         return parse(text)
     except _GuardError:

@@ -14,24 +14,25 @@ _TOKENS = 20
 
 
 def show_file(path: Path, assignments: list[str], *, question: str | None, score: bool) -> int:
-    """`opdscope show`; without scores, no model is loaded."""
+    """`opdscope show`; makes the rollouts of the question, or, without scores, loads no model."""
 
     def action() -> int:
         config = load(path, assignments)
         from flows.command.live import progress
         from flows.command.terminal import show_table
-        from flows.show import asked, by_name, prompts, scored
+        from flows.show import asked, by_name, prompts, rollouts_of, scored
         from tasks.run.session import close_sessions, open_session
 
         session = open_session(config)
         try:
             models, chosen = asked(session, question)
-            for name, text in prompts(config, models, chosen).items():
+            with progress(ERRORS):
+                rollouts = rollouts_of(session, chosen, make=score)
+            for name, text in prompts(config, models, chosen, rollouts).items():
                 CONSOLE.rule(escape(f"{name}, question {chosen}"), align="left", characters="-")
                 CONSOLE.print(escape("\n".join(map(visible, text.split("\n")))), soft_wrap=True)
-            if score:
-                with progress(ERRORS):
-                    found = scored(session, models, chosen, _TOKENS)
+            if rollouts is not None and score:
+                found = scored(config, models, chosen, rollouts, _TOKENS)
                 columns = by_name(found)
                 show_table(CONSOLE, token_table(found.tokens, columns))
                 CONSOLE.print(

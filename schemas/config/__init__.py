@@ -23,7 +23,6 @@ from schemas.config.inputs import Questions as Questions
 from schemas.config.inputs import Url as Url
 from schemas.config.inputs import is_local_folder as is_local_folder
 from schemas.config.inputs import place_problem as place_problem
-from schemas.config.inputs import template_fields as template_fields
 from schemas.config.losses import JSD as JSD
 from schemas.config.losses import AlphaDivergence as AlphaDivergence
 from schemas.config.losses import ForwardKL as ForwardKL

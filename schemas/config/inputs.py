@@ -1,7 +1,6 @@
 """Where questions and models are, and how a question becomes a prompt."""
 
 import os
-import string
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -9,32 +8,9 @@ from pydantic import Field, field_validator, model_validator
 
 from schemas import limits
 from schemas.config.base import COSMETIC, Settings, checked_text, invalid
+from schemas.config.templates import loops_over, template_fields
 from schemas.text import name_problem, quoted
 from schemas.urls import url_problem
-
-
-def template_fields(template: str) -> list[str]:
-    """Names of the `{fields}` of a template, in order of appearance.
-
-    Raises:
-        PydanticCustomError: a field is not a plain name, or has a format (width, conversion); unbalanced braces; too
-            many fields. All are ValueErrors.
-    """
-    hint = "write {name} for a column, and {{ and }} for braces"
-    try:
-        parts = list(string.Formatter().parse(template))
-    except ValueError as error:
-        raise invalid("template", f"{quoted(template)} is not a template: {error}; {hint}") from error
-    fields = [(name, spec, conversion) for _, name, spec, conversion in parts if name is not None]
-    for name, spec, conversion in fields:
-        if not name.isidentifier():
-            raise invalid("template", f"field {{{quoted(name)[1:-1]}}} is not a plain name; {hint}")
-        if spec or conversion:
-            whole = f"{name}{f'!{conversion}' if conversion else ''}{f':{spec}' if spec else ''}"
-            raise invalid("template", f"field {{{quoted(whole)[1:-1]}}} has a format; columns are inserted unchanged")
-    if len(fields) > limits.MOST_FIELDS:
-        raise invalid("template", f"contains {len(fields):,} fields; a template has at most {limits.MOST_FIELDS}")
-    return [name for name, _, _ in fields]
 
 
 def place_problem(url: str) -> str | None:
@@ -114,7 +90,9 @@ class Model(Settings):
 class Prompt(Settings):
     """How a question becomes the student's prompt."""
 
-    template: str = Field("{question}", description="User text; {names} are columns of the questions file")
+    template: str = Field(
+        "{{ question }}", description="User text, a Jinja template: names are columns of the questions file"
+    )
     system: str | None = Field(None, description="System message, chat only")
     chat: bool = Field(True, description="Apply the model's chat template; otherwise the text is the prompt")
     chat_template_kwargs: dict[str, bool | int | str] = Field(
@@ -124,7 +102,10 @@ class Prompt(Settings):
     @field_validator("template")
     @classmethod
     def _plain_fields(cls, template: str) -> str:
-        template_fields(template)
+        if not template_fields(template):
+            raise invalid("template", f"{quoted(template)} has no column in it; write {{{{ question }}}} for one")
+        if lists := loops_over(template):
+            raise invalid("template", f"{quoted(template)} has a loop over {lists[0]}, which no column is")
         return template
 
     @field_validator("chat_template_kwargs", mode="after")

@@ -6,32 +6,65 @@ from pydantic import Field, field_validator, model_validator
 
 from schemas import limits
 from schemas.config.base import COSMETIC, Settings, check_unique, invalid, with_kinds
-from schemas.config.inputs import Model, Name, Url, template_fields
+from schemas.config.inputs import Model, Name, Url
+from schemas.config.templates import loops_over, template_fields
 from schemas.text import quoted
 
 CONTEXT_TEMPLATES = {
-    "none": "{prompt}",
-    "answer": "{prompt}\n\nThe correct answer is {answer}.",
-    "solution": "{prompt}\n\nHere is a correct solution, for reference:\n{solution}\n\nNow solve it yourself.",
-    "summary": "{prompt}\n\nHere is a summary of a correct solution:\n{summary}\n\nNow solve it yourself.",
-    "wrong_attempt": "{prompt}\n\nHere is an attempt that is wrong:\n{wrong_attempt}\n\nNow solve it correctly.",
+    "none": "{{ prompt }}",
+    "answer": "{{ prompt }}\n\nThe correct answer is {{ answer }}.",
+    "solution": "{{ prompt }}\n\nHere is a correct solution, for reference:\n{{ solution }}\n\nNow solve it yourself.",
+    "summary": "{{ prompt }}\n\nHere is a summary of a correct solution:\n{{ summary }}\n\nNow solve it yourself.",
+    "wrong_attempt": (
+        "{{ prompt }}\n\nHere is an attempt that is wrong:\n{{ wrong_attempt }}\n\nNow solve it correctly."
+    ),
+    "right_attempt": (
+        "{{ prompt }}\n\nHere is an attempt that is right:\n{{ right_attempt }}\n\nNow solve it yourself."
+    ),
     "contrastive": (
-        "{prompt}\n\nHere is a correct solution:\n{solution}\n\nHere is an attempt that is wrong:\n"
-        "{wrong_attempt}\n\nNow solve it yourself."
+        "{{ prompt }}\n\nHere is a correct solution:\n{{ solution }}\n\nHere is an attempt that is wrong:\n"
+        "{{ wrong_attempt }}\n\nNow solve it yourself."
+    ),
+    "feedback": (
+        "{{ prompt }}\n\nHere is an earlier attempt:\n{{ attempt }}\n\nIt is {{ verdict }}. Now solve it again."
+    ),
+    "demonstrations": (
+        "{% for other in demonstrations %}{{ other.question }}\n{{ other.solution }}\n\n{% endfor %}{{ prompt }}"
     ),
 }
+
+OF_ROLLOUTS = ("right_attempt", "attempt", "verdict")
+"""Names that stand for the student's own rollouts: one of the question that is right, other than the one that is
+scored; the one that is scored, and whether it is `right` or `wrong`."""
 
 
 class Context(Settings):
     """What a teacher sees in addition to the question."""
 
-    kind: Literal["none", "answer", "solution", "summary", "wrong_attempt", "contrastive", "custom"] = "none"
+    kind: Literal[
+        "none",
+        "answer",
+        "solution",
+        "summary",
+        "wrong_attempt",
+        "right_attempt",
+        "contrastive",
+        "feedback",
+        "demonstrations",
+        "custom",
+    ] = "none"
     name: Name | None = Field(None, description="Name in tables; the kind where null", json_schema_extra=COSMETIC)
     template: str | None = Field(
         None,
-        description="User text: {prompt} is the student's own, other {names} are columns of the questions file; "
-        "each kind but custom has a default",
+        description="User text, a Jinja template: prompt is the student's own, right_attempt, attempt and verdict are "
+        "of its rollouts, demonstrations are other questions, and other names are columns of the questions file; each "
+        "kind but custom has a default",
     )
+    system: str | None = Field(None, description="System message in place of the student's, a template too; chat only")
+    otherwise: str = Field(
+        "{{ prompt }}", description="Template where right_attempt is used and no other rollout of the question is right"
+    )
+    demonstrations: int = Field(2, ge=1, le=100, description="Other questions in demonstrations: those that come next")
 
     @property
     def label(self) -> str:
@@ -43,19 +76,50 @@ class Context(Settings):
         """The effective template."""
         return self.template if self.template is not None else CONTEXT_TEMPLATES[self.kind]
 
+    @property
+    def templates(self) -> dict[str, str]:
+        """Every template that may be used, by field."""
+        out = {"template": self.text}
+        if self.system is not None:
+            out["system"] = self.system
+        if "right_attempt" in self.fields:
+            out["otherwise"] = self.otherwise
+        return out
+
+    @property
+    def fields(self) -> list[str]:
+        """Names in its text and system message."""
+        texts = [self.text, *([] if self.system is None else [self.system])]
+        return list(dict.fromkeys(name for text in texts for name in template_fields(text)))
+
+    @property
+    def of_rollouts(self) -> bool:
+        """True where the teacher's prompt depends on the student's rollouts."""
+        return any(name in OF_ROLLOUTS for name in self.fields)
+
     @model_validator(mode="after")
     def _template(self) -> Self:
         if self.kind == "custom" and (self.template is None or self.name is None):
             raise invalid("template", "a custom context needs a template and a name")
-        if self.kind == "none" and self.template is not None:
-            raise invalid("template", f"{quoted(self.template)} given to context none; use kind: custom")
-        if "prompt" not in template_fields(self.text):
-            raise invalid("template", f"{quoted(self.text)} does not contain {{prompt}}, the student's own text")
+        if self.kind == "none" and (self.template is not None or self.system is not None):
+            field = "template" if self.template is not None else "system"
+            raise invalid(field, f"{quoted(getattr(self, field))} given to context none; use kind: custom")
+        for field, template in self.templates.items():
+            names, lists = template_fields(template), loops_over(template)
+            if field != "system" and "prompt" not in names:
+                raise invalid(field, f"{quoted(template)} does not contain {{{{ prompt }}}}, the student's own text")
+            if wrong := [name for name in lists if name != "demonstrations"]:
+                raise invalid(field, f"{quoted(template)} has a loop over {wrong[0]}; the only list is demonstrations")
+            if "demonstrations" in names and "demonstrations" not in lists:
+                raise invalid(field, f"{quoted(template)} inserts demonstrations, which are a list: go over them")
+            if field == "otherwise" and "right_attempt" in names:
+                raise invalid(field, f"{quoted(template)} contains right_attempt, which there is none of then")
         return self
 
     def keyed(self) -> dict[str, Any]:
-        """The effective template; the kind is a name for it."""
-        return {"template": self.text}
+        """The effective templates; the kind is a name for them."""
+        used = {"demonstrations": self.demonstrations} if "demonstrations" in self.fields else {}
+        return {**self.templates, **used}
 
 
 class Teacher(Settings):

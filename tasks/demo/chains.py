@@ -26,10 +26,10 @@ VOCABULARY = [
 ]
 
 CONTEXTS = {
-    "answer": "{prompt} answer {answer}",
-    "solution": "{prompt} solution {solution}",
-    "summary": "{prompt} summary {summary}",
-    "wrong_attempt": "{prompt} wrong {wrong_attempt}",
+    "answer": "{{ prompt }} answer {{ answer }}",
+    "solution": "{{ prompt }} solution {{ solution }}",
+    "summary": "{{ prompt }} summary {{ summary }}",
+    "wrong_attempt": "{{ prompt }} wrong {{ wrong_attempt }}",
 }
 
 _SLIP_BY_OPERATION = {"+": 0.6, "-": 1.0, "*": 1.8}

@@ -19,6 +19,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from schemas.config.templates import rendered
 from tasks.demo.chains import CONTEXTS, SPECIAL, VOCABULARY, draw_chain
 
 CHAT_TEMPLATE = (
@@ -141,7 +142,7 @@ def _example(rng: random.Random, slip: float) -> tuple[str, str]:
     if rng.random() < 0.5:
         return chain.question, chain.attempt(rng, slip)
     kind = rng.choice(["answer", "solution", "solution", "summary", "wrong_attempt"])
-    user = CONTEXTS[kind].format(prompt=chain.question, **chain.row(rng))
+    user = rendered(CONTEXTS[kind], {**chain.row(rng), "prompt": chain.question})
     return user, chain.attempt(rng, slip * SLIP_WITH_HINT[kind])
 
 
@@ -165,10 +166,11 @@ def evaluate(model: Any, tokenizer: PreTrainedTokenizerFast, seed: int) -> dict[
     rng = random.Random(f"evaluation {seed}")  # noqa: S311 - not for security
     model.eval()
     accuracy = {}
-    for name, context in {"none": "{prompt}", **CONTEXTS}.items():
+    for name, context in {"none": "{{ prompt }}", **CONTEXTS}.items():
         n = EVALUATED if name == "none" else EVALUATED // 4
         chains = [draw_chain(rng) for _ in range(n)]
-        prompts = [_prompt(tokenizer, context.format(prompt=c.question, **c.row(rng))) for c in chains]
+        texts = [rendered(context, {**c.row(rng), "prompt": c.question}) for c in chains]
+        prompts = [_prompt(tokenizer, text) for text in texts]
         width = max(map(len, prompts))
         ids = torch.zeros(n, width, dtype=torch.long)
         mask = torch.zeros_like(ids)

@@ -15,10 +15,27 @@ DOUBLE_UP_TO = 4096
 
 
 class View(NamedTuple):
-    """A model that scores completions after its own prompt."""
+    """A model that scores completions after its own prompt, or, where these differ, after one for each rollout."""
 
     scorer: Scorer
     prompt: Sequence[int]
+    by_rollout: Sequence[Sequence[int]] = ()
+
+    def hidden(self, rollouts: Sequence[int], completions: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        """Final hidden states of completions of some rollouts, [T_i, H] each; those with one prompt go together."""
+        places: dict[tuple[int, ...], list[int]] = {}
+        for place, rollout in enumerate(rollouts):
+            prompt = self.by_rollout[rollout] if self.by_rollout else self.prompt
+            places.setdefault(tuple(int(t) for t in prompt), []).append(place)
+        states: dict[int, torch.Tensor] = {}
+        for prompt, at in places.items():
+            states |= zip(at, self.scorer.hidden(prompt, [completions[i] for i in at]), strict=True)
+        return [states[i] for i in range(len(completions))]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        return max(map(len, self.by_rollout or [self.prompt]))
 
 
 def score_blocks(
@@ -47,13 +64,13 @@ def score_blocks(
     distinct = [views.index(view) for view in views]
     owner = np.searchsorted(offsets, wanted, side="right") - 1
     needed = np.unique(owner)
-    longest = max(len(view.prompt) for view in views)
+    longest = max(view.longest for view in views)
     for group in _groups(needed, offsets, group_tokens - longest):
         positions = wanted[np.isin(owner, group)]
         states: dict[int, torch.Tensor] = {}
         for i in set(distinct):
             completions = [tokens[offsets[r] : offsets[r + 1]].tolist() for r in group]
-            hidden = views[i].scorer.hidden([int(t) for t in views[i].prompt], completions)
+            hidden = views[i].hidden(group, completions)
             picked = [
                 h[torch.from_numpy(positions[(positions >= offsets[r]) & (positions < offsets[r + 1])] - offsets[r])]
                 for h, r in zip(hidden, group, strict=True)

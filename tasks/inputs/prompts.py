@@ -1,13 +1,12 @@
 """Prompts of student and teachers, as token ids."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from schemas.config import Context, Model, Prompt, is_local_folder, template_fields
-from schemas.limits import MOST_PROMPT
+from schemas.config import Context, Model, Prompt, is_local_folder
+from schemas.config.templates import TooLongError, Values, rendered
 from schemas.text import quoted
 from tasks.inputs.foreign import reading
 from tasks.inputs.questions import InputError, Question
@@ -27,28 +26,36 @@ class PromptText:
     chat: bool
 
 
-def prompt_text(prompt: Prompt, context: Context, question: Question) -> PromptText:
+def prompt_text(prompt: Prompt, context: Context, question: Question, more: Values | None = None) -> PromptText:
     """The student's prompt for the plain context, a teacher's for any other.
 
+    Args:
+        more: what the context's template may name besides columns: of rollouts, and demonstrations. Where it names a
+            right attempt and there is none, the context's other template is used.
+
     Raises:
-        InputError: it is longer than any model can read.
+        InputError: it is longer than any model can read, or a name is missing.
     """
     student_text = _filled("prompt.template", prompt.template, question, question.fields)
-    columns = {**question.fields, "prompt": student_text}
-    text = _filled(f"context {context.label}", context.text, question, columns)
-    return PromptText(text, prompt.system, prompt.chat)
+    given = {**question.fields, **(more or {}), "prompt": student_text}
+    template = context.text
+    if "right_attempt" in context.fields and "right_attempt" not in (more or {}):
+        template = context.otherwise
+    where = f"context {context.label}"
+    text = _filled(where, template, question, given)
+    system = prompt.system
+    if context.system is not None:
+        system = _filled(f"{where}, system", context.system, question, {"right_attempt": "", **given})
+    return PromptText(text, system, prompt.chat)
 
 
-def _filled(field: str, template: str, question: Question, columns: Mapping[str, str]) -> str:
-    names = template_fields(template)
-    length = len(template) + sum(len(columns[name]) for name in names)
-    if length > MOST_PROMPT:
-        raise InputError(
-            field,
-            f"question {quoted(question.id)} would give a prompt of {length:,} characters; "
-            f"the maximum is {MOST_PROMPT:,}",
-        )
-    return template.format(**{name: columns[name] for name in names})
+def _filled(field: str, template: str, question: Question, values: Values) -> str:
+    try:
+        return rendered(template, values)
+    except TooLongError as error:
+        raise InputError(field, f"question {quoted(question.id)} {error}") from error
+    except ValueError as error:
+        raise InputError(field, f"question {quoted(question.id)}: {error}") from error
 
 
 def load_tokenizer(model: Model) -> Any:

@@ -11,7 +11,9 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import get_protocol
 
-from schemas.config import RunConfig, template_fields
+from schemas.config import RunConfig
+from schemas.config.teachers import OF_ROLLOUTS
+from schemas.config.templates import template_fields
 from schemas.limits import MOST_TABLE_BYTES
 from schemas.text import id_problem, line, listed, quoted, reason
 from tasks.inputs.files import check_file, read_file
@@ -121,7 +123,8 @@ def load_questions(config: RunConfig) -> list[Question]:
     _require_fields("prompt.template", template_fields(config.prompt.template), questions)
     for t, teacher in enumerate(config.model_teachers):
         for c, context in enumerate(teacher.contexts):
-            needed = [name for name in template_fields(context.text) if name != "prompt"]
+            names = [name for template in context.templates.values() for name in template_fields(template)]
+            needed = [name for name in names if name not in ("prompt", "demonstrations", *OF_ROLLOUTS)]
             _require_fields(f"teachers[{t}].contexts[{c}] ({teacher.name}, {context.label})", needed, questions)
     return questions
 
@@ -147,6 +150,6 @@ def _require_fields(where: str, names: Sequence[str], questions: Sequence[Questi
         if incomplete is not None:
             raise InputError(
                 where,
-                f"needs {{{name}}}, which question {quoted(incomplete.id)} lacks; "
+                f"needs {{{{ {name} }}}}, which question {quoted(incomplete.id)} lacks; "
                 f"its columns are {listed(incomplete.fields)}",
             )

@@ -2,9 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from schemas.arrays import Arrays
 from schemas.config import Model, RunConfig
+from schemas.config.teachers import OF_ROLLOUTS
+from schemas.config.templates import Values
 from schemas.signals import Source, model_sources
 from tasks.engines.choice import EngineChoice
 from tasks.engines.device import resolve_device
@@ -93,16 +99,45 @@ class LoadedModels:
         return self._config.model if same else model
 
     def teacher_prompt(self, source: Source, question: str) -> list[int]:
-        """Token ids of a teacher's prompt with its context.
+        """Token ids of a teacher's prompt with its context; names of rollouts stand for themselves.
 
         Raises:
             InputError: as for the student's prompt.
         """
+        return self._teacher_prompt(source, question, {name: f"({name})" for name in OF_ROLLOUTS})
+
+    def teacher_prompts(self, source: Source, question: str, rollouts: Arrays) -> tuple[list[int], list[list[int]]]:
+        """See the protocol: attempts are the rollouts' texts, without special tokens and thinking."""
+        if not self._sources[source][1].of_rollouts:
+            return self.teacher_prompt(source, question), []
+        offsets, correct = rollouts["offsets"], np.asarray(rollouts["correct"])
+        completions = [rollouts["tokens"][a:b].tolist() for a, b in pairwise(offsets)]
+        attempts = [_answer_of(text) for text in self.tokenizer.batch_decode(completions, skip_special_tokens=True)]
+        out = []
+        for rollout, attempt in enumerate(attempts):
+            names = {"attempt": attempt, "verdict": "right" if correct[rollout] else "wrong"}
+            others = [other for other in np.flatnonzero(correct).tolist() if other != rollout]
+            if others:
+                names["right_attempt"] = attempts[others[0]]
+            out.append(self._teacher_prompt(source, question, names))
+        return out[0], out
+
+    def _teacher_prompt(self, source: Source, question: str, of_rollouts: Mapping[str, str]) -> list[int]:
         teacher, context = self._sources[source]
         own = teacher.chat_template == "own" and teacher.model is not None
         tokenizer = self._library.tokenizer(teacher.model) if own and teacher.model is not None else self.tokenizer
-        text = prompt_text(self._config.prompt, context, self._questions[question])
+        more: Values = dict(of_rollouts)
+        if "demonstrations" in context.fields:
+            more = {**of_rollouts, "demonstrations": self._next(question, context.demonstrations)}
+        text = prompt_text(self._config.prompt, context, self._questions[question], more)
         return encode_prompt(tokenizer, text, self._config.prompt)
+
+    def _next(self, question: str, count: int) -> list[dict[str, str]]:
+        """Columns of the questions that come after one, from the first on after the last."""
+        ids = list(self._questions)
+        place = ids.index(question)
+        others = [*ids[place + 1 :], *ids[:place]]
+        return [self._questions[other].fields for other in others[:count]]
 
     @property
     def decoded(self) -> int:
@@ -148,3 +183,8 @@ class LoadedModels:
         for other in [s for m, s in self._scorers.items() if m != model]:
             if not fits(model, device):
                 other.unload()
+
+
+def _answer_of(completion: str) -> str:
+    """What a model says after its thinking, where it thinks."""
+    return completion.rpartition("</think>")[2].strip()

@@ -124,5 +124,7 @@ class ModelIdentities:
         prompt, model = self._models.teacher_prompt(source, question), teacher.model or config.model
         field = f"teachers[{config.model_teachers.index(teacher)}].model.path"
         whose = f"question {question!r}, teacher {source.teacher!r} with context {source.context!r}"
-        self._engine.check_length(field, model, len(prompt), config.sampling.max_tokens, whose)
+        attempts = sum(name in ("attempt", "right_attempt") for name in self._sources[source][1].fields)
+        longest = len(prompt) + attempts * config.sampling.max_tokens
+        self._engine.check_length(field, model, longest, config.sampling.max_tokens, whose)
         return prompt

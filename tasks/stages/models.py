@@ -41,7 +41,7 @@ class ModelProvider:
         """Stage 4 for some losses of each source, from one pass over the student and each teacher."""
         return distill(
             View(self.models.student, rollouts["prompt"].tolist()),
-            {s: View(self.models.teacher(s), self.models.teacher_prompt(s, question)) for s in losses},
+            {s: self._teacher(s, question, rollouts) for s in losses},
             rollouts["tokens"],
             rollouts["offsets"],
             tree,
@@ -50,6 +50,10 @@ class ModelProvider:
             block=self._config.engine.score_rows,
             group_tokens=self._config.engine.batch_tokens,
         )
+
+    def _teacher(self, source: Source, question: str, rollouts: Arrays) -> View:
+        prompt, by_rollout = self.models.teacher_prompts(source, question, rollouts)
+        return View(self.models.teacher(source), prompt, by_rollout)
 
     def together(self, sources: Sequence[Source]) -> list[list[Source]]:
         """Sources whose models fit in memory together."""

@@ -74,8 +74,10 @@ class Models(Protocol):
         """A teacher's scorer."""
         ...
 
-    def teacher_prompt(self, source: Source, question: str) -> Sequence[int]:
-        """A teacher's prompt with its context, token ids."""
+    def teacher_prompts(
+        self, source: Source, question: str, rollouts: Arrays
+    ) -> tuple[Sequence[int], Sequence[Sequence[int]]]:
+        """A teacher's prompt with its context, token ids; and one for each rollout where they differ, else none."""
         ...
 
     def close(self) -> None:

@@ -75,10 +75,10 @@ def tables(questions: Path, tmp_path: Path) -> dict[str, str]:
             {"questions": {"path": "<words>"}},
             "questions.answer: 'seven' of question 'chain-001' is not a finite number",
         ),
-        ({"prompt": {"template": "{ask}"}}, "prompt.template: needs {ask}, which question 'chain-001' lacks"),
+        ({"prompt": {"template": "{{ ask }}"}}, "prompt.template: needs {{ ask }}, which question 'chain-001' lacks"),
         (
             {"questions": {"path": "<no summary>"}, "teachers": {"1": {"contexts": ["summary"]}}},
-            "teachers[1].contexts[0] (self, summary): needs {summary}, which question 'chain-001' lacks",
+            "teachers[1].contexts[0] (self, summary): needs {{ summary }}, which question 'chain-001' lacks",
         ),
         ({"execution": {"gpu_limit": "gpus"}}, "execution.gpu_limit: 'gpus' needs a running Prefect server"),
         ({"store": "s3://me:word@bucket/x"}, "store: the URL contains a password"),

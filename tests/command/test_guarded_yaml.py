@@ -129,7 +129,7 @@ def test_a_value_that_is_no_yaml_is_the_text_itself(text: str) -> None:
         ("[a, 1]", ["a", 1]),
         ("{a: 1}", {"a": 1}),
         ("'3'", "3"),
-        ("{prompt} is", "{prompt} is"),  # a template, which is no YAML
+        ("{{ prompt }} is", "{{ prompt }} is"),  # a template, which is no YAML
         ("سؤال", "سؤال"),
         ("http://127.0.0.1:8000", "http://127.0.0.1:8000"),
     ],

@@ -12,7 +12,7 @@ import yaml
 from flows.command.configuration import checked
 from flows.command.guarded import BAD_INPUT, OK
 from flows.command.show import show_file
-from flows.show import by_name, prompts, scored
+from flows.show import by_name, prompts, rollouts_of, scored
 from schemas.signals import sources
 from tasks.run.session import start_session
 from tasks.run.shells import run_stage
@@ -22,7 +22,7 @@ from tests.helpers.sessions import provided
 def test_prompts_are_those_that_are_scored(settings: dict[str, Any]) -> None:
     session = start_session(checked(settings))
     models, question = provided(session), session.keys.questions[1]
-    shown = prompts(session.config, models, question)
+    shown = prompts(session.config, models, question, None)
     assert list(shown) == ["student", "large / none", "self / none", "self / answer"]
     read_back = models.tokenizer(list(shown.values()), add_special_tokens=False)["input_ids"]
     teachers = [models.teacher_prompt(source, question) for source in sources(session.config)]
@@ -33,10 +33,10 @@ def test_prompts_are_those_that_are_scored(settings: dict[str, Any]) -> None:
 def test_tokens_are_the_runs_own_and_probabilities_those_of_whole_passes(settings: dict[str, Any]) -> None:
     session = start_session(checked(settings))
     question = session.keys.questions[0]
-    drawn = scored(session, provided(session), question, 5)
-    run_stage(session, "rollouts", [question])
-    assert scored(session, provided(session), question, 5) == drawn  # the same rollout, now from the store
-    arrays = session.store.need("rollouts", session.keys.key("rollouts", question)).arrays
+    arrays = rollouts_of(session, question, make=True)
+    assert arrays is not None and rollouts_of(session, session.keys.questions[1], make=False) is None
+    assert run_stage(session, "rollouts", [question]).cached == 1
+    drawn = scored(session.config, provided(session), question, arrays, 5)
     tokens = arrays["tokens"][: min(5, int(arrays["offsets"][1]))]
     models = provided(session)
     assert drawn.tokens == models.tokenizer.batch_decode([[int(t)] for t in tokens])

@@ -81,7 +81,7 @@ def test_planner_engine_and_verifier_are_settings_and_a_class(settings: dict[str
 def test_loss_context_grouping_and_predictor_are_one_entry(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(contexts.CONTEXT_TEMPLATES, "toy", "{prompt} toy {answer}")
+    monkeypatch.setitem(contexts.CONTEXT_TEMPLATES, "toy", "{{ prompt }} toy {{ answer }}")
     monkeypatch.setitem(groups.GROUPINGS, "toy", groups.GroupedBy(lambda q, signal: np.asarray(q.tree["token_prob"])))
     monkeypatch.setitem(predictors.PREDICTORS, "toy", lambda q, d: np.asarray(q.tree["node"], dtype=np.float64))
     config = checked(settings)

@@ -152,7 +152,7 @@ def test_a_teachers_prompt_with_its_context_counts(copied: dict[str, Any]) -> No
     longest = max(map(len, prompts(copied)))
     shortened(Path(copied["teachers"][0]["model"]["path"]), longest + 24)
     start_session(checked(copied))
-    copied["teachers"][0]["contexts"] = [{"kind": "answer", "template": "{prompt} answer {answer}"}]
+    copied["teachers"][0]["contexts"] = [{"kind": "answer", "template": "{{ prompt }} answer {{ answer }}"}]
     with pytest.raises(InputError, match=r"teacher 'large' with context 'answer'\) are more than the .*/teacher'"):
         start_session(checked(copied))
 

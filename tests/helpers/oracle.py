@@ -150,8 +150,8 @@ class OracleModels:
     def teacher(self, source: Source) -> OracleEngine:
         return self._teachers[source.teacher]
 
-    def teacher_prompt(self, source: Source, question: str) -> list[int]:
-        return PROMPT
+    def teacher_prompts(self, source: Source, question: str, rollouts: Arrays) -> tuple[list[int], list[list[int]]]:
+        return PROMPT, []
 
     def close(self) -> None:
         self.verifier.close()

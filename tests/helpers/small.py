@@ -79,7 +79,7 @@ def small_settings(models: Path, questions: Path, store: Path) -> dict[str, Any]
         "tree": {"kind": "forced", "nodes": 6, "head": 3, "tail": 2, "draws": 12},
         "teachers": [
             {"name": "large", "model": {"path": str(models / "teacher")}},
-            {"name": "self", "contexts": ["none", {"kind": "answer", "template": "{prompt} answer {answer}"}]},
+            {"name": "self", "contexts": ["none", {"kind": "answer", "template": "{{ prompt }} answer {{ answer }}"}]},
         ],
         "losses": ["reverse_kl", "forward_kl"],
         "scores": {"bootstrap": 200, "posterior": 100},

@@ -39,18 +39,18 @@ def test_a_column_that_a_template_names_may_be_null_where_no_template_reads_it(
     override: dict[str, Any] = {"questions": {"path": str(path)}}
     assert "summary" not in load_questions(checked(merged(settings, override)))[2].fields
     override["teachers"] = {"1": {"contexts": ["summary"]}}
-    with pytest.raises(InputError, match=r"needs \{summary\}, which question 'chain-003' lacks"):
+    with pytest.raises(InputError, match=r"needs \{\{ summary \}\}, which question 'chain-003' lacks"):
         load_questions(checked(merged(settings, override)))
 
 
-QUESTION = Question("q", "7", {"question": "start 3 add 4", "answer": "7", "note": "{answer}"})
+QUESTION = Question("q", "7", {"question": "start 3 add 4", "answer": "7", "note": "{{ answer }}"})
 
 
 def test_prompts() -> None:
-    prompt = Prompt(template="{question} ;")
+    prompt = Prompt(template="{{ question }} ;")
     assert prompt_text(prompt, PLAIN, QUESTION).user == "start 3 add 4 ;"
-    hinted = prompt_text(prompt, Context(kind="custom", name="c", template="{prompt} = {note}"), QUESTION)
-    assert hinted.user == "start 3 add 4 ; = {answer}"  # a field's own braces are text
+    hinted = prompt_text(prompt, Context(kind="custom", name="c", template="{{ prompt }} = {{ note }}"), QUESTION)
+    assert hinted.user == "start 3 add 4 ; = {{ answer }}"  # a field's own braces are text
     assert prompt_text(prompt, Context(kind="answer"), QUESTION).user.endswith("The correct answer is 7.")
 
 

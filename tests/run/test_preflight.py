@@ -152,7 +152,7 @@ def test_a_template_that_shows_nothing(settings: dict[str, Any], tmp_path: Path)
     path = tmp_path / "q.jsonl"
     path.write_text('{"id": "a", "question": "", "answer": "5"}\n')
     change = {"questions": {"path": str(path)}, "prompt": {"chat": False}}
-    assert refused(settings, change) == "prompt.template: '{question}' gives an empty prompt"
+    assert refused(settings, change) == "prompt.template: '{{ question }}' gives an empty prompt"
 
 
 def test_completions_that_do_not_fit_name_question_and_teacher(
@@ -198,7 +198,7 @@ def parts(settings: dict[str, Any], question: str, **change: Any) -> set[str]:
 
 def test_each_fingerprint_of_a_question_is_of_one_thing(models: Path, settings: dict[str, Any], question: str) -> None:
     assert parts(settings, question) == set()
-    assert parts(settings, question, prompt={"template": "{question} ."}) == {"prompt"}
+    assert parts(settings, question, prompt={"template": "{{ question }} ."}) == {"prompt"}
     assert parts(settings, question, verifier={"kind": "exact"}) == {"verifier"}
     assert parts(settings, question, student={"path": str(models / "teacher")}) == {"student"}
     assert parts(settings, question, seed=5, scores={"level": 0.9}) == set()
@@ -210,7 +210,7 @@ def test_a_teacher_is_its_model_its_context_and_its_prompt(settings: dict[str, A
     large, plain, shown = (of[Source(*s)] for s in (("large", "none"), ("self", "none"), ("self", "answer")))
     assert plain["teacher"] == shown["teacher"] == found.of_question(question)["student"] != large["teacher"]
     assert plain["prompt"] == large["prompt"] == found.of_question(question)["prompt"] != shown["prompt"]
-    assert plain["context"] == {"template": "{prompt}"} != shown["context"]
+    assert plain["context"] == {"template": "{{ prompt }}"} != shown["context"]
     renamed = {**settings, "teachers": [{**t, "name": f"{t['name']}!"} for t in settings["teachers"]]}
     assert identities(checked(renamed)).of_teacher(Source("large!", "none"), question) == large
 

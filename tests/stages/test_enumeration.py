@@ -61,8 +61,8 @@ class SmallModels:
     def teacher(self, source: Source) -> TransformersScorer:
         return self._teacher
 
-    def teacher_prompt(self, source: Source, question: str) -> list[int]:
-        return PROMPT
+    def teacher_prompts(self, source: Source, question: str, rollouts: Arrays) -> tuple[list[int], list[list[int]]]:
+        return PROMPT, []
 
     def close(self) -> None:
         self.verifier.close()

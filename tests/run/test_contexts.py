@@ -1,0 +1,170 @@
+"""Contexts made of the student's own rollouts, of other questions, and system messages: who is shown what."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flows.command.configuration import ConfigurationError, checked
+from schemas.config import Context, Prompt
+from schemas.signals import Source, losses, sources
+from tasks.engines.scoring import View
+from tasks.inputs.prompts import prompt_text
+from tasks.inputs.questions import InputError, Question
+from tasks.run.models import LoadedModels, _answer_of
+from tasks.run.session import RunSession, start_session
+from tasks.run.shells import run_stage
+from tasks.stages.distillation.gradients import distill
+from tasks.stages.distillation.stage import NO_NODES
+from tests.helpers.sessions import provided
+
+RIGHT = {"kind": "right_attempt", "template": "{{ prompt }} solution {{ right_attempt }}"}
+FEEDBACK = {"kind": "feedback", "template": "{{ prompt }} wrong {{ attempt }}{% if verdict == 'right' %} +{% endif %}"}
+
+
+def opened(settings: dict[str, Any], *contexts: Any) -> RunSession:
+    return start_session(checked({**settings, "teachers": [{"name": "self", "contexts": list(contexts)}]}))
+
+
+def prompts_of(session: RunSession, context: str, correct: list[bool], texts: list[str]) -> list[str]:
+    """The prompts by rollout, of rollouts with these texts."""
+    models, question = provided(session), session.keys.questions[0]
+    tokens = [models.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    rollouts: dict[str, Any] = {
+        "tokens": np.concatenate(tokens).astype(np.int32),
+        "offsets": np.cumsum([0, *map(len, tokens)]),
+        "correct": np.array(correct),
+    }
+    first, by_rollout = models.teacher_prompts(Source("self", context), question, rollouts)
+    assert first == by_rollout[0]
+    own = models.tokenizer.decode(models.prompt(question)).replace(" <assistant>", "")
+    return [models.tokenizer.decode(p).removeprefix(own).replace(" <assistant>", "").strip() for p in by_rollout]
+
+
+TEXTS = ["answer 1", "answer 2", "answer 3", "answer 4"]
+
+
+@pytest.mark.parametrize(
+    ("correct", "shown"),
+    [
+        ([True, False, True, False], ["3", "1", "1", "1"]),
+        ([False, False, True, False], ["3", "3", None, "3"]),
+        ([False] * 4, [None] * 4),
+        ([True] * 4, ["2", "1", "1", "1"]),
+    ],
+)
+def test_an_attempt_that_is_right_is_another_rollout(
+    correct: list[bool], shown: list[str | None], settings: dict[str, Any]
+) -> None:
+    session = opened(settings, RIGHT)
+    expected = ["" if other is None else f"solution answer {other}" for other in shown]
+    assert prompts_of(session, "right_attempt", correct, TEXTS) == expected
+
+
+def test_feedback_is_of_the_very_rollout_that_is_scored(settings: dict[str, Any]) -> None:
+    session = opened(settings, FEEDBACK)
+    found = prompts_of(session, "feedback", [True, False, False, True], TEXTS)
+    assert found == ["wrong answer 1 +", "wrong answer 2", "wrong answer 3", "wrong answer 4 +"]
+
+
+def test_what_is_shown_where_no_attempt_is_right_is_a_setting(settings: dict[str, Any]) -> None:
+    session = opened(settings, {**RIGHT, "otherwise": "{{ prompt }} answer {{ answer }}"})
+    answer = provided(session).answer(session.keys.questions[0])
+    found = prompts_of(session, "right_attempt", [True, False, False, False], TEXTS)
+    assert found == [f"answer {answer}", *["solution answer 1"] * 3]
+
+
+def test_gradients_are_those_of_each_rollout_after_its_own_prompt(settings: dict[str, Any]) -> None:
+    session = opened(settings, "none", RIGHT, FEEDBACK)
+    question, models = session.keys.questions[0], provided(session)
+    run_stage(session, "rollouts", [question])
+    run_stage(session, "ranking", [question])
+    rollouts = session.store.need("rollouts", session.keys.key("rollouts", question)).arrays
+    options: Any = {"temperature": session.config.sampling.temperature, "block": 64, "group_tokens": 10_000}
+    of_run = losses(session.config)
+    for source in sources(session.config):
+        shared, by_rollout = models.teacher_prompts(source, question, rollouts)
+        for r in range(len(rollouts["correct"])):
+            part = slice(*rollouts["offsets"][r : r + 2])
+            tokens = np.asarray(rollouts["tokens"][part])
+            view = View(models.teacher(source), by_rollout[r] if by_rollout else shared)
+            student = View(models.student, models.prompt(question))
+            offsets = np.array([0, len(tokens)])
+            alone = distill(student, {source: view}, tokens, offsets, NO_NODES, {source: of_run}, **options)
+            for signal, arrays in alone.items():
+                stored = session.store.need("ranking", session.keys.key("ranking", question, signal)).arrays
+                assert np.allclose(stored["d_sq"][part], arrays["d_sq"], rtol=1e-4, atol=1e-9)
+                assert np.allclose(stored["d_token"][part], arrays["d_token"], rtol=1e-4, atol=1e-7)
+
+
+def keys(session: RunSession, stage: str = "ranking") -> list[str]:
+    return list(session.keys.of_stage(stage, session.keys.questions[0]).values())
+
+
+def test_a_contexts_text_is_in_its_key_and_what_it_does_not_use_is_not(settings: dict[str, Any]) -> None:
+    base = keys(opened(settings, RIGHT))
+    assert keys(opened(settings, {**RIGHT, "demonstrations": 5})) == base
+    assert keys(opened(settings, {**RIGHT, "otherwise": "{{ prompt }} +"})) != base
+    assert keys(opened(settings, {**RIGHT, "template": "{{ prompt }} wrong {{ right_attempt }}"})) != base
+    assert keys(opened(settings, {**RIGHT, "system": "{{ answer }}"})) != base
+    assert keys(opened(settings, RIGHT), "rollouts") == keys(opened(settings, "none"), "rollouts")
+
+
+def test_demonstrations_are_the_questions_that_come_next(settings: dict[str, Any]) -> None:
+    shown_of = "{{ other.question }} answer {{ other.answer }} ; "
+    template = "{% for other in demonstrations %}" + shown_of + "{% endfor %}{{ prompt }}"
+    session = opened(settings, {"kind": "demonstrations", "template": template, "demonstrations": 2})
+    models, ids, source = provided(session), session.keys.questions, Source("self", "demonstrations")
+    for n, question in enumerate(ids):
+        shown = models.tokenizer.decode(models.teacher_prompt(source, question))
+        others = [models._questions[ids[(n + k) % len(ids)]] for k in (1, 2)]
+        expected = "".join(f"{o.fields['question']} answer {o.answer} ; " for o in others)
+        assert shown == f"<user> {expected}{models._questions[question].fields['question']} <assistant>"
+
+
+def test_a_column_that_other_questions_lack_is_an_error_before_anything_is_loaded(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LoadedModels, "_scorer", lambda *_: pytest.fail("a model was loaded"))
+    template = "{% for other in demonstrations %}{{ other.proof }}{% endfor %}{{ prompt }}"
+    with pytest.raises(InputError, match=r"^context demonstrations: question 'chain-001': .*proof"):
+        opened(settings, {"kind": "demonstrations", "template": template})
+
+
+QUESTION = Question("q", "7", {"question": "1 + 6", "answer": "7"})
+
+
+def test_a_system_message_takes_the_place_of_the_students() -> None:
+    prompt = Prompt(system="be brief")
+    plain, hinted = Context(), Context(kind="custom", name="c", template="{{ prompt }}", system="it is {{ answer }}")
+    assert prompt_text(prompt, plain, QUESTION).system == "be brief"
+    assert prompt_text(prompt, hinted, QUESTION).system == "it is 7"
+    assert prompt_text(prompt, hinted, QUESTION).user == "1 + 6"
+
+
+@pytest.mark.parametrize("text", ["{{ answer }}", "{% for x in y %}", "{{ 7 * 7 }}", "{# no #}", "<b>&amp;"])
+def test_what_a_model_writes_is_text(text: str) -> None:
+    context = Context(kind="feedback")
+    found = prompt_text(Prompt(), context, QUESTION, {"attempt": text, "verdict": "wrong"}).user
+    assert f"\n{text}\n" in found and "It is wrong." in found
+
+
+@pytest.mark.parametrize(
+    ("context", "told"),
+    [
+        ({"kind": "right_attempt", "otherwise": "{{ prompt }}{{ right_attempt }}"}, "which there is none of then"),
+        ({"kind": "right_attempt", "otherwise": "x"}, "does not contain {{ prompt }}"),
+        ({"kind": "answer", "template": "{{ prompt }}{{ demonstrations }}"}, "which are a list: go over them"),
+        ({"kind": "answer", "template": "{{ prompt }}{% for a in answer %}{% endfor %}"}, "the only list is demonst"),
+        ({"kind": "demonstrations", "demonstrations": 0}, "greater than or equal to 1"),
+        ({"kind": "none", "system": "x"}, "given to context none; use kind: custom"),
+    ],
+)
+def test_contexts_that_cannot_be_are_refused(context: dict[str, Any], told: str, settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        opened(settings, context)
+    assert told in str(error.value)
+
+
+def test_thinking_is_not_shown() -> None:
+    assert _answer_of("<think>long\n</think>\n\nanswer 7 ") == "answer 7" and _answer_of(" answer 7") == "answer 7"
