@@ -71,6 +71,11 @@ def visible(text: str) -> str:
     return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in _INVISIBLE else c for c in text)
 
 
+def after_thinking(text: str) -> str:
+    """What a model writes after its thinking, where it marks that; else all of it."""
+    return text.rpartition("</think>")[2]
+
+
 def without_user(text: str) -> str:
     """The text with user, password and query removed from its URLs."""
     return _QUERY.sub(r"\1...", _USER.sub("...@", text)) if "://" in text else text

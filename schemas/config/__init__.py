@@ -57,4 +57,6 @@ from schemas.config.verifiers import ChoiceVerifier as ChoiceVerifier
 from schemas.config.verifiers import ExactVerifier as ExactVerifier
 from schemas.config.verifiers import MathVerifier as MathVerifier
 from schemas.config.verifiers import NumericVerifier as NumericVerifier
+from schemas.config.verifiers import RegexVerifier as RegexVerifier
 from schemas.config.verifiers import Verifier as Verifier
+from schemas.config.verifiers import YesNoVerifier as YesNoVerifier

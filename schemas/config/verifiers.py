@@ -2,10 +2,12 @@
 
 from typing import Annotated, ClassVar, Literal, Self
 
+import regex
 from pydantic import Field, model_validator
 
 from schemas.config.base import COSMETIC, Settings, check_unique, invalid
 from schemas.config.forms import ByKind
+from schemas.text import quoted, reason
 
 
 class ExactVerifier(Settings):
@@ -46,6 +48,35 @@ class ChoiceVerifier(Settings):
         return self
 
 
+class YesNoVerifier(Settings):
+    """The last yes or no of the completion equals the answer, whatever the case; true and false mean the same."""
+
+    kind: Literal["yes_no"] = "yes_no"
+    implementation: ClassVar[str] = "tasks.verifiers.text:LastYesOrNo"
+    marker: str | None = Field(None, min_length=1, description="Look only after its last occurrence")
+
+
+class RegexVerifier(Settings):
+    """What the pattern's last match shows equals the answer, ignoring white space and, optionally, case."""
+
+    kind: Literal["regex"] = "regex"
+    implementation: ClassVar[str] = "tasks.verifiers.text:LastMatch"
+    pattern: str = Field(
+        r"(?s)<answer>(.*?)</answer>",
+        min_length=1,
+        description="Pattern of Python's `regex`; its first group is the answer, or the whole match where it has none",
+    )
+    ignore_case: bool = False
+
+    @model_validator(mode="after")
+    def _compiles(self) -> Self:
+        try:
+            regex.compile(self.pattern)
+        except (regex.error, RecursionError, OverflowError) as error:
+            raise invalid("pattern", f"{quoted(self.pattern)} is not a pattern: {reason(error)}") from error
+        return self
+
+
 class MathVerifier(Settings):
     """math-verify equivalence of the last boxed, else the final, expression, ignoring units; in worker processes."""
 
@@ -56,5 +87,7 @@ class MathVerifier(Settings):
 
 
 Verifier = Annotated[
-    MathVerifier | ExactVerifier | NumericVerifier | ChoiceVerifier, Field(discriminator="kind"), ByKind()
+    MathVerifier | ExactVerifier | NumericVerifier | ChoiceVerifier | YesNoVerifier | RegexVerifier,
+    Field(discriminator="kind"),
+    ByKind(),
 ]

@@ -12,6 +12,7 @@ from schemas.config import Model, RunConfig
 from schemas.config.teachers import OF_ROLLOUTS
 from schemas.config.templates import Values
 from schemas.signals import Source, model_sources
+from schemas.text import after_thinking
 from tasks.engines.choice import EngineChoice
 from tasks.engines.device import resolve_device
 from tasks.engines.identity import ModelLibrary
@@ -187,4 +188,4 @@ class LoadedModels:
 
 def _answer_of(completion: str) -> str:
     """What a model says after its thinking, where it thinks."""
-    return completion.rpartition("</think>")[2].strip()
+    return after_thinking(completion).strip()

@@ -9,7 +9,9 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
-from schemas.config import ChoiceVerifier, ExactVerifier, NumericVerifier
+import regex
+
+from schemas.config import ChoiceVerifier, ExactVerifier, NumericVerifier, RegexVerifier, YesNoVerifier
 from tasks.verifiers.characters import UNSPACED, plain_characters
 from tasks.verifiers.numbers import find_numbers, parse_number
 from tasks.verifiers.protocol import Attempt
@@ -35,10 +37,14 @@ def exact(settings: ExactVerifier) -> Check:
         found = after_marker(completion, settings.marker)
         if found is None or truncated:
             return False
-        a, b = (" ".join(unicodedata.normalize("NFC", text).split()) for text in (found, answer))
-        return a.casefold() == b.casefold() if settings.ignore_case else a == b
+        return _same_text(found, answer, ignore_case=settings.ignore_case)
 
     return check
+
+
+def _same_text(one: str, other: str, *, ignore_case: bool) -> bool:
+    a, b = (" ".join(unicodedata.normalize("NFC", text).split()) for text in (one, other))
+    return a.casefold() == b.casefold() if ignore_case else a == b
 
 
 def numeric(settings: NumericVerifier) -> Check:
@@ -86,6 +92,54 @@ def choice(settings: ChoiceVerifier) -> Check:
             return False
         text, label = matches[-1].group(), plain_characters(label_of(settings, answer) or answer)
         return text.casefold() == label.casefold() if settings.ignore_case else text == label
+
+    return check
+
+
+_YES_NO = {"yes": True, "true": True, "no": False, "false": False}
+_LAST_YES_NO = re.compile(rf"(?<!{_WORD})(?:{'|'.join(_YES_NO)})(?!{_WORD})", re.IGNORECASE)
+
+
+def yes_or_no(text: str) -> bool | None:
+    """What a text alone says: yes, no, true or false, whatever the case; None where it says something else."""
+    return _YES_NO.get(text.strip().casefold())
+
+
+def yes_no(settings: YesNoVerifier) -> Check:
+    """The last yes, no, true or false means the same as the answer."""
+
+    def check(completion: str, answer: str, truncated: bool) -> bool:
+        found = after_marker(completion, settings.marker)
+        if found is None or (truncated and settings.marker is None):
+            return False
+        found = plain_characters(found)
+        matches = list(_LAST_YES_NO.finditer(found))
+        if not matches or (truncated and matches[-1].end() == len(found)):
+            return False
+        return yes_or_no(matches[-1].group()) == yes_or_no(answer)
+
+    return check
+
+
+_MOST_SECONDS = 0.2
+"""Of looking for one pattern in one completion."""
+
+
+def matching(settings: RegexVerifier) -> Check:
+    """The last match's first group, or the last match, equals the answer; a search that is too long finds nothing."""
+    pattern = regex.compile(settings.pattern)
+
+    def check(completion: str, answer: str, truncated: bool) -> bool:
+        last = None
+        try:
+            for match in pattern.finditer(completion, timeout=_MOST_SECONDS):
+                last = match
+        except TimeoutError:
+            return False
+        if last is None or (truncated and last.end() == len(completion)):
+            return False
+        shown = last.group(1) if pattern.groups else last.group()
+        return _same_text(shown or "", answer, ignore_case=settings.ignore_case)
 
     return check
 
@@ -146,6 +200,25 @@ class LastNumber(_TextVerifier):
         except ValueError:
             return "is not a finite number; choose another verifier"
         return None
+
+
+class LastYesOrNo(_TextVerifier):
+    """The last yes or no."""
+
+    def __init__(self, settings: YesNoVerifier) -> None:
+        super().__init__(yes_no(settings))
+
+    def _refuse(self, answer: str) -> str | None:
+        return None if yes_or_no(answer) is not None else "is neither yes nor no, true nor false"
+
+
+class LastMatch(_TextVerifier):
+    """The last match of a pattern."""
+
+    packages: ClassVar[tuple[str, ...]] = ("regex",)
+
+    def __init__(self, settings: RegexVerifier) -> None:
+        super().__init__(matching(settings))
 
 
 class LastLabel(_TextVerifier):

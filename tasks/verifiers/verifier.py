@@ -4,8 +4,12 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from schemas.config import Verifier as VerifierSettings
+from schemas.text import after_thinking
 from tasks.operations.implementations import implementation
 from tasks.verifiers.protocol import Attempt, VerifierKind
+
+_VERSION = 2
+"""Of what all kinds have in common."""
 
 
 class Verifier:
@@ -15,7 +19,8 @@ class Verifier:
         self._kind = kind_of(settings)
 
     def check_all(self, attempts: Sequence[Attempt]) -> list[bool]:
-        """Verdicts, in order."""
+        """Verdicts, in order, on what each attempt says after its thinking."""
+        attempts = [a._replace(completion=after_thinking(a.completion)) for a in attempts]
         distinct = list(dict.fromkeys(attempts))
         known = dict(zip(distinct, self._kind.check_all(distinct), strict=True))
         return [known[a] for a in attempts]
@@ -34,7 +39,8 @@ def kind_of(settings: VerifierSettings) -> VerifierKind:
 def fingerprint(settings: VerifierSettings) -> str:
     """Versions of everything that determines verdicts: this project's verifier, and the packages it calls."""
     kind = kind_of(settings)
-    return " ".join([f"{settings.kind} {kind.version}", *(f"{name} {version(name)}" for name in kind.packages)])
+    packages = [f"{name} {version(name)}" for name in kind.packages]
+    return " ".join([f"{settings.kind} {kind.version}, {_VERSION}", *packages])
 
 
 def find_bad_answer(settings: VerifierSettings, answers: Sequence[str]) -> tuple[int, str] | None:

@@ -115,6 +115,9 @@ CHANGES: dict[str, Any] = {
     "verifier.exact.ignore_case": True,
     "verifier.numeric.marker": "answer",
     "verifier.numeric.tolerance": 0.5,
+    "verifier.yes_no.marker": "answer",
+    "verifier.regex.pattern": "[0-9]",
+    "verifier.regex.ignore_case": True,
     "verifier.choice.marker": "answer",
     "verifier.choice.ignore_case": True,
     "verifier.choice.labels": [str(i) for i in range(9, -1, -1)],
@@ -224,7 +227,9 @@ def artefact_keys(settings: dict[str, Any]) -> set[tuple[str, str]]:
 def base(settings: dict[str, Any], questions: Path, models: Path, tmp_path: Path) -> dict[str, Any]:
     rows = [json.loads(line) for line in questions.read_text().splitlines()]
     rich = tmp_path / "rich.jsonl"
-    rich.write_text("".join(json.dumps({**r, "number": r["id"], "result": r["answer"]}) + "\n" for r in rows))
+    rich.write_text(
+        "".join(json.dumps({**r, "number": r["id"], "result": r["answer"], "odd": "yes"}) + "\n" for r in rows)
+    )
     (tmp_path / "copy.jsonl").write_text(rich.read_text())
     (tmp_path / "moved").symlink_to(models / "student")
     return merged(settings, {"questions": {"path": str(rich)}, "losses": LOSSES})
@@ -267,6 +272,8 @@ def test_every_field_changes_the_keys_or_is_listed_as_cosmetic(base: dict[str, A
             kind = parts.pop(1)
             choice: dict[str, Any] = {"labels": [str(i) for i in range(10)]} if kind == "choice" else {}
             start = {**base, "verifier": {"kind": kind, **choice}}
+            if kind == "yes_no":
+                start = merged(start, {"questions": {"answer": "odd"}})
         elif parts[0] == "tree":
             kind = parts.pop(1)
             start = base if kind == "forced" else {**base, "tree": {"kind": kind}}

@@ -9,12 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from schemas.config import ChoiceVerifier, ExactVerifier, MathVerifier, NumericVerifier
+from schemas.config import (
+    ChoiceVerifier,
+    ExactVerifier,
+    MathVerifier,
+    NumericVerifier,
+    RegexVerifier,
+    YesNoVerifier,
+)
 from schemas.config import Verifier as Settings
 from tasks.verifiers.math import MathPool, check_math
 from tasks.verifiers.numbers import parse_number
 from tasks.verifiers.protocol import Attempt
-from tasks.verifiers.text import choice, exact, numeric
+from tasks.verifiers.text import choice, exact, matching, numeric, yes_no
 from tasks.verifiers.verifier import Verifier, find_bad_answer, fingerprint, kind_of
 from tests.helpers.threads import stopped_when
 
@@ -188,6 +195,67 @@ def test_choice_without_case() -> None:
     assert check("the answer is (B)", "b", False)
     assert not check("the answer is (c)", "B", False)
     assert choice(ChoiceVerifier(labels=["yes", "no"], ignore_case=True))("No. YES.", "Yes", False)
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "cut", "verdict"),
+    [
+        ("I think so. Yes.", "true", False, True),
+        ("**No**", "False", False, True),
+        ("yes? no: FALSE", "no", False, True),
+        ("yes, that is true", "no", False, False),
+        ("nothing is known, eyes", "no", False, False),  # parts of words
+        ("", "yes", False, False),
+        ("yes", "yes", True, False),  # without a marker, more may follow
+        ("答案是yes。", "yes", False, True),
+        ("untrue", "true", False, False),
+    ],
+)
+def test_yes_or_no(completion: str, answer: str, cut: bool, verdict: bool) -> None:
+    assert yes_no(YesNoVerifier())(completion, answer, cut) is verdict
+
+
+def test_yes_or_no_after_a_marker() -> None:
+    check = yes_no(YesNoVerifier(marker="Answer:"))
+    assert check("no no Answer: yes, there is no doubt, yes.", "true", True)
+    assert not check("Answer: yes", "true", True) and not check("yes", "true", False)
+    assert find_bad_answer(YesNoVerifier(), ["Yes", "TRUE", "maybe"]) == (2, "is neither yes nor no, true nor false")
+
+
+@pytest.mark.parametrize(
+    ("settings", "completion", "answer", "cut", "verdict"),
+    [
+        ({"pattern": r"<answer>(.*?)</answer>"}, "<answer>a</answer> <answer> b  c </answer>", "b c", False, True),
+        ({"pattern": r"<answer>(.*?)</answer>"}, "<answer>b</answer", "b", False, False),
+        ({"pattern": r"#+ *(\S+)"}, "x #### 12", "12", False, True),
+        ({"pattern": r"#+ *(\S+)"}, "x #### 12", "12", True, False),  # it may go on
+        ({"pattern": r"#+ *(\S+)"}, "x #### 12 so", "12", True, True),
+        ({"pattern": r"[A-E]\b"}, "A, no: C", "c", False, False),
+        ({"pattern": r"[A-E]\b", "ignore_case": True}, "A, no: C", "c", False, True),
+        ({"pattern": r"(x)|(y)"}, "y", "y", False, False),  # the first group took no part
+        ({"pattern": r"(a+)+$"}, "a" * 5000 + "b", "a", False, False),
+    ],
+)
+def test_patterns(settings: dict[str, Any], completion: str, answer: str, cut: bool, verdict: bool) -> None:
+    assert matching(RegexVerifier(**settings))(completion, answer, cut) is verdict
+
+
+def test_a_pattern_that_takes_for_ever_is_given_up() -> None:
+    began = time.monotonic()
+    assert not matching(RegexVerifier(pattern=r"(?:(a|aa)+)+c"))("a" * 3000, "a", False)
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("pattern", ["(", "[a", "(?P<n>", "a{2,1}", "*"])
+def test_what_is_no_pattern_is_refused(pattern: str) -> None:
+    with pytest.raises(ValidationError, match=r"pattern: .* is not a pattern: "):
+        RegexVerifier(pattern=pattern)
+
+
+def test_an_answer_counts_only_after_the_thinking() -> None:
+    verifier = Verifier(NumericVerifier())
+    texts = ["<think>it is 5</think> so 7", "it is 7</think>", "it is 7</think> 5", "it is 7", "7</think>8</think>7"]
+    assert verifier.check_all([Attempt(text, "7", False) for text in texts]) == [True, False, False, True, True]
 
 
 def test_exact_compares_characters_and_not_how_accents_are_composed() -> None:
