@@ -227,10 +227,8 @@ def artefact_keys(settings: dict[str, Any]) -> set[tuple[str, str]]:
 def base(settings: dict[str, Any], questions: Path, models: Path, tmp_path: Path) -> dict[str, Any]:
     rows = [json.loads(line) for line in questions.read_text().splitlines()]
     rich = tmp_path / "rich.jsonl"
-    more = {"odd": "yes"}
-    rich.write_text("".join(json.dumps({**r, **more, "number": r["id"], "result": r["answer"]}) + "\n" for r in rows))
-        "".join(json.dumps({**r, "number": r["id"], "result": r["answer"], "odd": "yes"}) + "\n" for r in rows)
-    )
+    columns = [{**r, "number": r["id"], "result": r["answer"], "odd": "yes"} for r in rows]
+    rich.write_text("".join(json.dumps(row) + "\n" for row in columns))
     (tmp_path / "copy.jsonl").write_text(rich.read_text())
     (tmp_path / "moved").symlink_to(models / "student")
     return merged(settings, {"questions": {"path": str(rich)}, "losses": LOSSES})
