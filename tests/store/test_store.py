@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zarr.storage import ZipStore
 
-from schemas.arrays import ROUNDS, check_layout
+from schemas.arrays import DISTILLATION, ROUNDS, check_layout
 from schemas.pipeline import PIPELINE, layout_of
 from tasks.store.codec import decode, encode, is_whole
 from tasks.store.keys import canonical, digest
@@ -75,6 +75,26 @@ def test_commit_load_and_recovery(kind: str, tmp_path: Path) -> None:
 
     store.fs.pipe_file(path, encode("rounds", "x" * 64, rounds(10), {}))  # somebody else's artefact
     assert store.load("rounds", KEY) is None
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 7, 5000], ids=["none", "one", "few", "compressed"])
+def test_zarr_reads_what_is_written_and_it_is_read_back(tokens: int, tmp_path: Path) -> None:
+    """Also of numbers that compare as zero, or as nothing."""
+    numbers, sizes = np.array([-0.0, 0.0, np.nan, -np.inf, 1e-320, 1.5]), {"T": tokens, "N": 1, "B": 2}
+    arrays = {name: np.resize(numbers, sizes[a.dims[0]]) for name, a in DISTILLATION.items()}
+    arrays["kl"][:] = 0.0  # has no chunk
+    data = encode("distillation", KEY, arrays, {"seconds": 1.5})
+    (tmp_path / "x.zip").write_bytes(data)
+    group = zarr.open_group(ZipStore(tmp_path / "x.zip", mode="r"), mode="r")
+    read = decode("distillation", KEY, data)
+    assert read.meta == {"seconds": 1.5} == {k: v for k, v in group.attrs.items() if k not in ("stage", "key")}
+    for name, array in arrays.items():
+        of_zarr = group[name]
+        assert isinstance(of_zarr, zarr.Array) and of_zarr.metadata.dimension_names == DISTILLATION[name].dims  # type: ignore[union-attr]
+        for other in (read.arrays[name], np.asarray(of_zarr[...])):
+            assert other.tobytes() == array.tobytes() and other.dtype == array.dtype
+        read.arrays[name][...] = 0  # it may be written to
+    assert encode("distillation", KEY, arrays, {"seconds": 1.5}) == data
 
 
 def test_an_artefact_is_an_ordinary_zarr_group(tmp_path: Path) -> None:
