@@ -21,6 +21,9 @@ TEMPLATES = {
 }
 
 
+STOP: dict[str, dict[str, list[str]]] = {"smollm2": {}, "gemma": {"stop": ["\n"]}}
+
+
 def main(model: str, folder: Path) -> None:
     """Write everything that a run needs."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -37,7 +40,7 @@ def main(model: str, folder: Path) -> None:
         "student": {"path": str(path.resolve())},
         "prompt": TEMPLATES[model],
         "verifier": {"kind": "numeric"},
-        "sampling": {"rollouts": ROLLOUTS, "max_tokens": 32, "temperature": 0.7},
+        "sampling": {"rollouts": ROLLOUTS, "max_tokens": 32, "temperature": 0.7, **STOP[model]},
         "tree": {"draws": 256},
         "teachers": [{"name": "self", "contexts": contexts}],
         "losses": ["reverse_kl", "forward_kl"],

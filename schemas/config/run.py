@@ -29,6 +29,12 @@ class Sampling(Settings):
         description="Length limit of a completion, tokens; with its prompt it must fit the student and every teacher",
     )
     temperature: float = Field(1.0, ge=0.001, le=4, description="Sampling temperature; no top-k or top-p truncation")
+    stop: list[Annotated[str, Field(min_length=1, max_length=100)]] = Field(
+        default_factory=list,
+        max_length=20,
+        description="A completion ends with the first token whose text contains one of these, besides the model's own "
+        "end: such as a line's end for a base model",
+    )
 
 
 class RunConfig(Settings):

@@ -1,6 +1,6 @@
 """Selects the engine that samples from the student: checks before loading, its fingerprint in keys, and its sampler."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -104,19 +104,22 @@ class EngineChoice:
                 f"{model.path!r} can take ({limit.reason}); {advice}",
             )
 
-    def sampler(self, model: Model, tokenizer: Any, scorer: "Callable[[], TransformersScorer]") -> Sampler:
+    def sampler(
+        self, model: Model, tokenizer: Any, stop_texts: Sequence[str], scorer: "Callable[[], TransformersScorer]"
+    ) -> Sampler:
         """The student on this engine.
 
         Args:
+            stop_texts: `sampling.stop`.
             scorer: loads the student for scoring.
 
         Raises:
             EngineError: the engine cannot run here.
         """
-        from tasks.engines.transformers.loading import stop_tokens
+        from tasks.engines.transformers.loading import stop_tokens, tokens_with
 
         try:
             stop = stop_tokens(model, tokenizer)
         except EngineError as error:
             raise EngineError(f"student.path: {error}") from error
-        return self._backend.sampler(model, stop, scorer)
+        return self._backend.sampler(model, stop | tokens_with(tokenizer, stop_texts), scorer)

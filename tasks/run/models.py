@@ -47,7 +47,9 @@ class LoadedModels:
     def sampler(self) -> Sampler:
         """The student, as a sampler."""
         if self._sampler is None:
-            self._sampler = self._engine.sampler(self._config.model, self.tokenizer, lambda: self.student)
+            self._sampler = self._engine.sampler(
+                self._config.model, self.tokenizer, self._config.sampling.stop, lambda: self.student
+            )
         return self._sampler
 
     @property

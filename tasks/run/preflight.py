@@ -36,12 +36,23 @@ def check_models(config: RunConfig, library: ModelLibrary) -> None:
     check("student.path", config.model)
     if config.model.is_gguf and config.engine.kind == "vllm":
         raise InputError("engine.kind", "'vllm' does not sample from a GGUF file; use transformers")
+    _check_stop(config, library)
     for i, teacher in enumerate(config.model_teachers):
         if teacher.model is not None:
             field = f"teachers[{i}].model.path"
             check(field, teacher.model)
             student, other = library.tokenizer(config.model), library.tokenizer(teacher.model)
             check_same_tokenizer(field, teacher.model.path, student, other)
+
+
+def _check_stop(config: RunConfig, library: ModelLibrary) -> None:
+    """Refuse texts that would end no completion."""
+    from tasks.engines.transformers.loading import tokens_with
+
+    try:
+        tokens_with(library.tokenizer(config.model), config.sampling.stop)
+    except EngineError as error:
+        raise InputError("sampling.stop", str(error)) from error
 
 
 def _check_model(config: RunConfig, library: ModelLibrary, field: str, model: Model) -> None:

@@ -125,6 +125,7 @@ CHANGES: dict[str, Any] = {
     "verifier.math.workers": 1,
     "sampling.rollouts": 5,
     "sampling.max_tokens": 25,
+    "sampling.stop": ["1"],
     "sampling.temperature": 0.9,
     "tree.forced.nodes": 7,
     "tree.forced.node_choice": "uniform",

@@ -261,7 +261,7 @@ def test_the_backend_samples_with_the_student_itself(models: Path) -> None:
         loads.append(1)
         return load_transformers(model, settings, vocabulary_size(tokenizer), lambda: None)
 
-    sampler = EngineChoice(settings).sampler(model, tokenizer, load)
+    sampler = EngineChoice(settings).sampler(model, tokenizer, [], load)
     assert isinstance(sampler, TransformersSampler) and loads == [1]
     stop = stop_tokens(model, tokenizer)
     assert json.loads((models / "student" / "config.json").read_text())["eos_token_id"] in stop
@@ -272,6 +272,23 @@ def test_the_backend_samples_with_the_student_itself(models: Path) -> None:
     for end in first:
         assert end.truncated == (int(end.tokens[-1]) not in stop) and len(end.tokens) <= 5
     assert sampler.decoded == sum(len(end.tokens) for end in first)
+
+
+def test_texts_end_completions_with_the_token_that_contains_them(models: Path) -> None:
+    from tasks.engines.transformers.loading import load_transformers, stop_tokens, vocabulary_size
+
+    model, settings = Model(path=str(models / "student")), TransformersEngine(device="cpu")
+    tokenizer = ModelLibrary().tokenizer(model)
+    sampler = EngineChoice(settings).sampler(
+        model, tokenizer, ["nsw", "="], lambda: load_transformers(model, settings, vocabulary_size(tokenizer))
+    )
+    draws = [Draw(0, 0, None, 60, seed) for seed in range(40)]
+    ends = sampler.continue_prefixes([Trunk((3, 4))], draws, 1.0)
+    texts = [[tokenizer.decode([int(t)]) for t in end.tokens] for end in ends if not end.truncated]
+    own = {tokenizer.decode([i]) for i in stop_tokens(model, tokenizer)}
+    assert {of[-1] for of in texts} >= {"answer", "="}
+    for of in texts:
+        assert of[-1] in {"answer", "=", *own} and not {"answer", "="} & set(of[:-1])
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,11 @@ def test_a_chat_template_that_fails(models: Path, settings: dict[str, Any], tmp_
     assert told == "prompt: it does not work with the model's chat template: division by zero"
 
 
+def test_a_stop_that_no_token_contains(settings: dict[str, Any]) -> None:
+    told = refused(settings, {"sampling": {"stop": ["answer", "two words"]}})
+    assert told == "sampling.stop: no token contains 'two words'; give a shorter text"
+
+
 def test_a_template_that_shows_nothing(settings: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "q.jsonl"
     path.write_text('{"id": "a", "question": "", "answer": "5"}\n')

@@ -1,6 +1,6 @@
 """Loads models for scoring, and reads what goes with them: tokens that end a completion, size of the vocabulary."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -74,6 +74,22 @@ def stop_tokens(model: Model, tokenizer: Any) -> frozenset[int]:
     if wrong:
         raise EngineError(f"{quoted(model.path)} has an eos_token_id of {quoted(wrong[0])}; it must be a token id")
     return frozenset(ends)
+
+
+def tokens_with(tokenizer: Any, texts: Sequence[str]) -> frozenset[int]:
+    """Token ids whose text contains one of some texts.
+
+    Raises:
+        EngineError: no token contains one of them.
+    """
+    if not texts:
+        return frozenset()
+    ids = sorted(tokenizer.get_vocab().values())
+    found = dict(zip(ids, tokenizer.batch_decode([[i] for i in ids]), strict=True))
+    for text in texts:
+        if not any(text in of_token for of_token in found.values()):
+            raise EngineError(f"no token contains {quoted(text)}; give a shorter text")
+    return frozenset(i for i, of_token in found.items() if any(text in of_token for text in texts))
 
 
 def _generation_settings(model: Model) -> GenerationConfig:
