@@ -18,8 +18,10 @@ from tasks.operations.progress import publish
 from tasks.outputs.files import read_patiently, write_run
 from tasks.outputs.names import add_references, named, write_references, writing
 from tasks.outputs.tasks import aggregate_task
-from tasks.run.session import close_sessions, open_session
+from tasks.run.reads import StoredReads
+from tasks.run.session import RunSession, close_sessions, open_session
 from tasks.run.shells import TaskSummary, stage_task
+from tasks.stages.no_signal import uninformative
 
 MOST_BATCHES = 25
 """Most batches per stage, so that a flow of any size has at most a few hundred task runs."""
@@ -170,11 +172,24 @@ def run_stages(config: RunConfig, flow_name: str, wanted: Sequence[str]) -> Prog
                         publish(label, n, tokens=tokens)
             for label in labels:
                 publish(label, over=True)
+            if name == "rollouts" and "trees" in wanted:
+                done.stages[name].left_out |= _without_signal(session, done)
             done.drop(name)
             if done.stages[name].left_out or done.stages[name].failed:
                 session.keys.leave_out(done.not_pooled)
                 add_references(session, flow_name, wanted)
     return done
+
+
+def _without_signal(session: RunSession, done: Progressed) -> dict[str, str]:
+    """Questions that get no tree, as the settings want it, with the reason."""
+    asked = session.config.questions
+    if asked is None or asked.without_signal == "keep":
+        return {}
+    reads, of_stage = StoredReads(session.store, session.keys), done.stages["rollouts"]
+    left = [i for i in done.ids if i not in of_stage.left_out and i not in of_stage.failed]
+    reasons = {i: uninformative(reads.artefact("rollouts", i)) for i in left}
+    return {i: reason for i, reason in reasons.items() if reason is not None}
 
 
 def _questions_per_task(execution: Execution, ids: Sequence[str]) -> int:

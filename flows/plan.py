@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
+from flows.command.configuration import ConfigurationError, check_ranked
 from schemas.config import RunConfig
 from schemas.pipeline import PIPELINE, Cost, Draws, diagnosis_stages, ranking_stages
 from tasks.engines.memory import GIB
@@ -43,7 +44,8 @@ def cost(session: RunSession) -> list[StageCost]:
     keys = session.keys
     keys.leave_out(left_out_before(session))
     costs = []
-    for name in dict.fromkeys([*diagnosis_stages(), *ranking_stages(session.config)]):
+    ranking = ranking_stages(session.config) if can_rank(session.config) else ()
+    for name in dict.fromkeys([*diagnosis_stages(), *ranking]):
         stage = PIPELINE[name]
         existing = {item.key for item in stored(session.store, name) if item.name == OBJECT}
         wanted = {(q, s): key for q in keys.questions for s, key in keys.of_stage(name, q).items()}
@@ -59,17 +61,26 @@ def cost(session: RunSession) -> list[StageCost]:
     return costs
 
 
+def can_rank(config: RunConfig) -> bool:
+    """Whether `rank` takes the configuration."""
+    try:
+        check_ranked(config)
+    except ConfigurationError:
+        return False
+    return True
+
+
 def seconds(config: RunConfig, speed: Throughput, planned: StageCost) -> float:
     """Estimate of the time that models take for a stage, with completions of the length that a probe has seen."""
     stage, sampling = PIPELINE[planned.stage], config.sampling
     completion = speed.length(sampling.max_tokens)
-    prompt = speed.teacher_prompt if stage.of_source else speed.prompt
-    # a prompt is computed once for all completions of a question
-    scored = planned.forwards * (completion + prompt / sampling.rollouts)
+    prompt, passes = (speed.passed_prompt, speed.passes) if stage.of_source else (speed.prompt, 1.0)
+    # prompts are those of all completions of a question
+    scored = planned.forwards * passes * (completion + prompt / sampling.rollouts)
     decoding = 0.0
     if stage.draws is not None and planned.completions:
         begun = completion / 2 if stage.reads else 0.0
-        scored += planned.questions * (prompt + (sampling.rollouts * completion if stage.reads else 0.0))
+        scored += planned.questions * (speed.prompt + (sampling.rollouts * completion if stage.reads else 0.0))
         length = speed.length(sampling.max_tokens - begun)
         decoding = planned.completions * length
         decoding /= speed.decoded_per_second(_rows(config, stage.draws, planned.questions), prompt + begun + length / 2)
@@ -119,8 +130,9 @@ def expectation(costs: Sequence[StageCost], config: RunConfig, speed: Throughput
     ended = speed.completion is not None
     length = f"{speed.length(config.sampling.max_tokens):,.0f} tokens" + ("" if ended else ", the limit, as none ended")
     rate = speed.decoded_per_second(speed.rows[1], speed.context)
+    ranked = f"{total(ranking_stages(config))} for rank, " if can_rank(config) else ""
     return (
-        f"with models: {total(ranking_stages(config))} for rank, {total(diagnosis_stages())} for run, "
+        f"with models: {ranked}{total(diagnosis_stages())} for run, "
         f"{memory(config, speed, costs) / GIB:.1f} GiB of memory\n"
         f"from a probe on this machine: {rate:,.0f} tokens/s decoded, {speed.scored:,.0f} tokens/s scored, "
         f"completions of {length}"

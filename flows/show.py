@@ -12,6 +12,7 @@ from schemas.signals import Source, sources
 from tasks.engines.protocol import Scorer
 from tasks.engines.scoring import View, score_blocks
 from tasks.inputs.questions import InputError
+from tasks.operations.progress import publish
 from tasks.run.models import LoadedModels
 from tasks.run.session import RunSession
 from tasks.run.shells import run_stage
@@ -53,7 +54,9 @@ def rollouts_of(session: RunSession, question: str, *, make: bool) -> Arrays | N
     """The question's rollouts, from the store; where there are none, made as by a run, or None."""
     key = session.keys.key("rollouts", question)
     if make:
+        publish("completions", 0, session.config.sampling.rollouts)
         run_stage(session, "rollouts", [question])
+        publish("completions", over=True)
         return session.store.need("rollouts", key).arrays
     stored = session.store.load("rollouts", key)
     return None if stored is None else stored.arrays

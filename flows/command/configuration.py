@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 
 from flows.command.guarded_yaml import RefusedError, parse, parse_value
 from schemas.config import Execution, RunConfig, settings_in
+from schemas.config.trainers import TRAINERS
 from schemas.limits import MOST_CONFIGURATION_BYTES, MOST_ERRORS, MOST_NESTING
 from schemas.text import listed, quoted, reason, visible
 from tasks.inputs.files import read_file
@@ -185,13 +186,20 @@ def _line(detail: ErrorDetails, model: type[BaseModel]) -> str:
         return f"{place}: {context['message']}"
     if detail["type"] == "extra_forbidden":
         known = sorted(_fields(model, detail["loc"][:-1]))
-        close = difflib.get_close_matches(_part(detail["loc"][-1]), known, 1)
+        wrong = _part(detail["loc"][-1])
+        close = [] if wrong in known else difflib.get_close_matches(wrong, known, 1)
         hint = f"did you mean {close[0]}?" if close else f"known are {listed(known)}"
         return f"{place}: unknown field, given {quoted(detail['input'])}; {hint}"
     if detail["type"] == "missing":
         return f"{place}: missing; it has no default"
     if detail["type"] == "union_tag_invalid":
-        return f"{place}: kind {quoted(context['tag'])} is not known; known are {context['expected_tags']}"
+        known = [tag.strip("' ") for tag in str(context["expected_tags"]).split(",")]
+        known += TRAINERS if place.startswith("losses") and ".of" not in place else []
+        close = difflib.get_close_matches(str(context["tag"]), known, 1)
+        hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
+        return f"{place}: kind {quoted(context['tag'])} is not known; {hint}"
+    if detail["type"] == "union_tag_not_found":
+        return f"{place}: given {quoted(detail['input'])} without its kind; add kind, such as {{kind: ...}}"
     message = detail["msg"].removeprefix("Value error, ")
     given = quoted(detail["input"]) if detail["input"] is not None else "null (nothing, null or ~ in YAML)"
     return f"{place}: {message[0].lower()}{message[1:]}, given {given}"
@@ -229,12 +237,15 @@ def _part(part: int | str) -> str:
 
 def _fields(annotation: Any, path: tuple[int | str, ...]) -> set[str]:
     """Names of the fields at a path in the configuration."""
-    models = settings_in(annotation)
+    return _fields_of(settings_in(annotation), path)
+
+
+def _fields_of(models: list[type[BaseModel]], path: tuple[int | str, ...]) -> set[str]:
     if not path:
         return {name for model in models for name in model.model_fields}
     head, rest = path[0], path[1:]
     kinds = _of_kind(models, head)
     inner = [m.model_fields[head].annotation for m in models if isinstance(head, str) and head in m.model_fields]
     if kinds or not inner:  # a union's discriminating kind, or a list's index
-        return {name for m in kinds or models for name in _fields(m, rest)}
+        return _fields_of(kinds or models, rest)
     return {name for annotation in inner for name in _fields(annotation, rest)}

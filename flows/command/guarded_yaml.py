@@ -57,7 +57,7 @@ def parse_value(text: str) -> Any:
     Raises:
         RefusedError: a limit is exceeded or a meaning is ambiguous.
     """
-    if text.startswith(("{{", "{%")):
+    if text.startswith(("{{", "{%")) or (("{{" in text or "{%" in text) and text.strip()[0] not in "[{\"'"):
         return text
     try:
         return parse(text)

@@ -1,8 +1,10 @@
 """`opdscope show`: the prompts of one question, and the probabilities of its first tokens."""
 
+import math
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.markup import escape
 from rich.table import Table
 
@@ -11,6 +13,7 @@ from flows.command.run import load
 from schemas.text import visible
 
 _TOKENS = 20
+_TOKEN_WIDTH = 24
 
 
 def show_file(path: Path, assignments: list[str], *, question: str | None, score: bool) -> int:
@@ -33,8 +36,8 @@ def show_file(path: Path, assignments: list[str], *, question: str | None, score
                 CONSOLE.print(escape("\n".join(map(visible, text.split("\n")))), soft_wrap=True)
             if rollouts is not None and score:
                 found = scored(config, models, chosen, rollouts, _TOKENS)
-                columns = by_name(found)
-                show_table(CONSOLE, token_table(found.tokens, columns))
+                for columns in fitting(by_name(found), CONSOLE.width if CONSOLE.is_terminal else None):
+                    show_table(CONSOLE, token_table(found.tokens, columns))
                 CONSOLE.print(
                     f"the student as its own teacher: log-probabilities within {found.own:.1e} nat", soft_wrap=True
                 )
@@ -43,6 +46,19 @@ def show_file(path: Path, assignments: list[str], *, question: str | None, score
         return OK
 
     return guarded(action)
+
+
+def fitting(columns: dict[str, list[float]], width: int | None) -> list[dict[str, list[float]]]:
+    """The columns in groups that fit beside numbers and tokens; all together where there is no width."""
+    groups: list[dict[str, list[float]]] = [{}]
+    room = left = math.inf if width is None else width - _TOKEN_WIDTH
+    for name, values in columns.items():
+        left -= cell_len(name) + 3
+        if left < 0 and groups[-1]:
+            groups.append({})
+            left = room - cell_len(name) - 3
+        groups[-1][name] = values
+    return groups
 
 
 def token_table(tokens: list[str], columns: dict[str, list[float]]) -> Table:

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from schemas import limits
 from schemas.config.base import COSMETIC, Settings, checked_text, invalid
-from schemas.config.templates import loops_over, template_fields
+from schemas.config.templates import names_in
 from schemas.text import name_problem, quoted
 from schemas.urls import url_problem
 
@@ -39,6 +39,12 @@ class Questions(Settings):
         ge=1,
         le=limits.MOST_ROWS,
         description="Maximum number of questions, from the start of the file",
+        json_schema_extra=COSMETIC,
+    )
+    without_signal: Literal["keep", "leave_out"] = Field(
+        "keep",
+        description="What a diagnosis does with questions whose rollouts are all right, or all wrong: their trees may "
+        "still find a direction, and cost as much as others",
         json_schema_extra=COSMETIC,
     )
 
@@ -102,10 +108,11 @@ class Prompt(Settings):
     @field_validator("template")
     @classmethod
     def _plain_fields(cls, template: str) -> str:
-        if not template_fields(template):
+        names = names_in(template)
+        if names.lists:
+            raise invalid("template", f"{quoted(template)} has a loop over {names.lists[0]}, which no column is")
+        if not names.texts:
             raise invalid("template", f"{quoted(template)} has no column in it; write {{{{ question }}}} for one")
-        if lists := loops_over(template):
-            raise invalid("template", f"{quoted(template)} has a loop over {lists[0]}, which no column is")
         return template
 
     @field_validator("chat_template_kwargs", mode="after")

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from schemas import limits
 from schemas.config.base import COSMETIC, Settings, invalid
@@ -115,6 +115,11 @@ class TopK(Divergence):
     stop_gradient: bool = Field(
         False, description="The terms are the weights of a policy gradient, which do not depend on the student"
     )
+
+    @field_validator("of", mode="before")
+    @classmethod
+    def _short_form(cls, of: object) -> object:
+        return {"kind": of} if isinstance(of, str) else of
 
     @model_validator(mode="after")
     def _whole(self) -> Self:

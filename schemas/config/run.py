@@ -92,6 +92,13 @@ class RunConfig(Settings):
                 raise invalid(name, "given, but recorded outcomes need none; leave it out")
             if not recorded and getattr(self, name) is None:
                 raise invalid(name, "missing; it has no default")
+        for t, teacher in enumerate(self.teachers):
+            for c, context in enumerate(teacher.contexts if isinstance(teacher, Teacher) else []):
+                where = f"teachers.{t}.contexts.{c}"
+                if context.system is not None and not self.prompt.chat:
+                    raise invalid(f"{where}.system", "given, but prompt.chat is false; put it in the template")
+                if "right_attempt" in context.names.texts and self.sampling.rollouts < 2:
+                    raise invalid(where, "shows another rollout, but sampling.rollouts is 1; raise that")
         for i, loss in enumerate(self.losses):
             if recorded and (isinstance(loss, TopK) or loss.teacher_temperature != 1):
                 raise invalid(

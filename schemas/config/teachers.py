@@ -1,5 +1,6 @@
 """Teachers, and what they see in addition to the question."""
 
+from itertools import chain
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -7,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from schemas import limits
 from schemas.config.base import COSMETIC, Settings, check_unique, invalid, with_kinds
 from schemas.config.inputs import Model, Name, Url
-from schemas.config.templates import loops_over, template_fields
+from schemas.config.templates import Names, names_in
 from schemas.text import quoted
 
 CONTEXT_TEMPLATES = {
@@ -82,20 +83,20 @@ class Context(Settings):
         out = {"template": self.text}
         if self.system is not None:
             out["system"] = self.system
-        if "right_attempt" in self.fields:
+        if any("right_attempt" in names_in(template).texts for template in out.values()):
             out["otherwise"] = self.otherwise
         return out
 
     @property
-    def fields(self) -> list[str]:
-        """Names in its text and system message."""
-        texts = [self.text, *([] if self.system is None else [self.system])]
-        return list(dict.fromkeys(name for text in texts for name in template_fields(text)))
+    def names(self) -> Names:
+        """What its templates name."""
+        found = zip(*map(names_in, self.templates.values()), strict=True)
+        return Names(*(list(dict.fromkeys(chain(*of_kind))) for of_kind in found))
 
     @property
     def of_rollouts(self) -> bool:
         """True where the teacher's prompt depends on the student's rollouts."""
-        return any(name in OF_ROLLOUTS for name in self.fields)
+        return any(name in OF_ROLLOUTS for name in self.names.texts)
 
     @model_validator(mode="after")
     def _template(self) -> Self:
@@ -105,20 +106,20 @@ class Context(Settings):
             field = "template" if self.template is not None else "system"
             raise invalid(field, f"{quoted(getattr(self, field))} given to context none; use kind: custom")
         for field, template in self.templates.items():
-            names, lists = template_fields(template), loops_over(template)
-            if field != "system" and "prompt" not in names:
+            names = names_in(template)
+            if field != "system" and "prompt" not in names.texts:
                 raise invalid(field, f"{quoted(template)} does not contain {{{{ prompt }}}}, the student's own text")
-            if wrong := [name for name in lists if name != "demonstrations"]:
+            if wrong := [name for name in names.lists if name != "demonstrations"]:
                 raise invalid(field, f"{quoted(template)} has a loop over {wrong[0]}; the only list is demonstrations")
-            if "demonstrations" in names and "demonstrations" not in lists:
+            if "demonstrations" in names.texts:
                 raise invalid(field, f"{quoted(template)} inserts demonstrations, which are a list: go over them")
-            if field == "otherwise" and "right_attempt" in names:
+            if field == "otherwise" and "right_attempt" in names.texts:
                 raise invalid(field, f"{quoted(template)} contains right_attempt, which there is none of then")
         return self
 
     def keyed(self) -> dict[str, Any]:
         """The effective templates; the kind is a name for them."""
-        used = {"demonstrations": self.demonstrations} if "demonstrations" in self.fields else {}
+        used = {"demonstrations": self.demonstrations} if self.names.lists else {}
         return {**self.templates, **used}
 
 

@@ -1,11 +1,13 @@
 """Templates of prompts: Jinja, of which only what puts texts in is allowed.
 
 A configuration may come from a form or from somebody else, so templates are read as data: no calls, no attributes but
-those of a row in a loop, no arithmetic, no filters that can make much of little. What is left is inserting, comparing,
-choosing, and going once over a list.
+the columns of a row in a loop, no arithmetic, no filters that can make much of little. What is left is inserting,
+comparing, choosing, and going once over a list.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from jinja2 import StrictUndefined, TemplateError, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -14,7 +16,8 @@ from schemas import limits
 from schemas.config.base import invalid
 from schemas.text import quoted, reason
 
-_FILTERS = ("trim", "length", "lower", "upper", "first", "last")
+_FILTERS = ("trim", "lower", "upper")
+_COMPARISONS = ("eq", "ne", "in", "notin")
 _ALLOWED = (
     nodes.Template,
     nodes.Output,
@@ -34,57 +37,80 @@ _ALLOWED = (
 )
 _HINT = "write {{ name }} for a column"
 
-
-def _sandbox() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
-    environment.globals.clear()
-    environment.tests.clear()
-    environment.filters = {name: environment.filters[name] for name in _FILTERS}
-    return environment
+Values = Mapping[str, str | Sequence[Mapping[str, str]]]
+"""Texts and lists by the names that templates have for them."""
 
 
-_SANDBOX = _sandbox()
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja without globals and tests, in which the attributes of a row are its columns and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__(undefined=StrictUndefined, keep_trailing_newline=True)
+        self.globals.clear()
+        self.tests.clear()
+        self.filters = {name: self.filters[name] for name in _FILTERS}
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """A column of a row."""
+        if isinstance(obj, Mapping) and attribute in obj:
+            return obj[attribute]
+        return self.undefined(f"there is no column {attribute!r}")
 
 
-def template_fields(template: str) -> list[str]:
-    """Names of the texts and lists that a template inserts, in order of appearance, each once.
+_SANDBOX = _Sandbox()
+
+
+class TooLongError(ValueError):
+    """A rendered template would have more than `limits.MOST_PROMPT` characters."""
+
+
+class Names(NamedTuple):
+    """What a template names, in order of appearance, each once.
+
+    Attributes:
+        texts: texts that it inserts or compares.
+        lists: lists that it goes over.
+        columns: columns of their rows.
+    """
+
+    texts: list[str]
+    lists: list[str]
+    columns: list[str]
+
+
+@lru_cache(maxsize=1024)
+def names_in(template: str) -> Names:
+    """What a template names.
 
     Raises:
         PydanticCustomError: it is no template, or does what templates may not. It is a ValueError.
     """
     tree = _parsed(template)
-    found: list[str] = []
-    inside: set[str] = set()
+    texts, lists, columns = list[str](), list[str](), list[str]()
+    rows: set[str] = set()
+    placed: set[int] = set()  # names that are part of a loop or of a row's column
+    looped = {id(inner) for loop in _every(tree) if isinstance(loop, nodes.For) for inner in _every(loop)}
     for node in _every(tree):
-        if not isinstance(node, _ALLOWED):
-            raise invalid("template", f"{quoted(template)} has {_kind(node)}, which a template may not; {_HINT}")
+        _check_node(template, node)
         if isinstance(node, nodes.For):
-            _check_loop(template, node, inside)
-        if isinstance(node, nodes.Getattr) and not (isinstance(node.node, nodes.Name) and node.node.name in inside):
-            raise invalid("template", f"{quoted(template)} asks for .{node.attr} of a text; {_HINT}")
-        if isinstance(node, nodes.Filter) and (node.name not in _FILTERS or node.args or node.kwargs):
-            raise invalid(
-                "template", f"{quoted(template)} has the filter {node.name}; allowed are {', '.join(_FILTERS)}"
-            )
-        if isinstance(node, nodes.Name) and node.name not in inside:
-            found.append(node.name)
-    if len(found) > limits.MOST_FIELDS:
-        raise invalid("template", f"contains {len(found):,} fields; a template has at most {limits.MOST_FIELDS}")
-    return list(dict.fromkeys(found))
-
-
-def loops_over(template: str) -> list[str]:
-    """Names of the lists that a template goes over."""
-    loops = _parsed(template).find_all(nodes.For)
-    return list(dict.fromkeys(loop.iter.name for loop in loops if isinstance(loop.iter, nodes.Name)))
-
-
-Values = Mapping[str, str | Sequence[Mapping[str, str]]]
-"""Texts and lists by the names that templates have for them."""
-
-
-class TooLongError(ValueError):
-    """A rendered template would have more than `limits.MOST_PROMPT` characters."""
+            iterated, target = _loop_names(template, node)
+            lists.append(iterated.name)
+            rows.add(target.name)
+            placed |= {id(iterated), id(target)}
+        elif isinstance(node, nodes.Getattr):
+            if not isinstance(node.node, nodes.Name) or node.node.name not in rows or id(node) not in looped:
+                raise invalid("template", f"{quoted(template)} asks for .{node.attr} of a text; {_HINT}")
+            columns.append(node.attr)
+            placed.add(id(node.node))
+        elif isinstance(node, nodes.Name) and id(node) not in placed:
+            if node.name in rows or node.name in lists:
+                raise invalid("template", f"{quoted(template)} inserts {node.name}, which is no text; name its columns")
+            texts.append(node.name)
+    if len(texts) + len(columns) > limits.MOST_FIELDS:
+        many = len(texts) + len(columns)
+        raise invalid("template", f"contains {many:,} fields; a template has at most {limits.MOST_FIELDS}")
+    _check_compiles(template, tree)
+    return Names(*(list(dict.fromkeys(found)) for found in (texts, lists, columns)))
 
 
 def rendered(template: str, values: Values) -> str:
@@ -108,32 +134,66 @@ def rendered(template: str, values: Values) -> str:
 
 def _parsed(template: str) -> nodes.Template:
     try:
-        tree = _SANDBOX.parse(template)
-        if not any(isinstance(node, nodes.Filter) for node in _every(tree)):
-            _SANDBOX.compile(tree)
-        return tree
+        return _SANDBOX.parse(template)
     except TemplateError as error:
-        raise invalid("template", f"{quoted(template)} is not a template: {reason(error)}; {_HINT}") from error
+        raise invalid(
+            "template", f"{quoted(template)} is not a template: {reason(error).rstrip('.')}; {_HINT}"
+        ) from error
+    except RecursionError as error:
+        raise invalid("template", f"{quoted(template)} is nested too deeply; {_HINT}") from error
+
+
+def _check_compiles(template: str, tree: nodes.Template) -> None:
+    try:
+        _SANDBOX.compile(tree)
     except (RecursionError, SyntaxError) as error:
         raise invalid("template", f"{quoted(template)} is nested too deeply; {_HINT}") from error
 
 
 def _every(tree: nodes.Node) -> Iterator[nodes.Node]:
     """All nodes in the order of the text, each before what is in it."""
-    yield tree
-    for child in tree.iter_child_nodes():
-        yield from _every(child)
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        waiting += reversed(list(node.iter_child_nodes()))
 
 
-def _check_loop(template: str, loop: nodes.For, inside: set[str]) -> None:
-    """Allow a loop over a named list, not in another loop; its name stands for a row from then on."""
-    nested = any(True for _ in loop.find_all(nodes.For))
+def _check_node(template: str, node: nodes.Node) -> None:
+    """Refuse what a template may not contain."""
+    if not isinstance(node, _ALLOWED):
+        raise invalid("template", f"{quoted(template)} has {_kind(node)}, which a template may not; {_HINT}")
+    if isinstance(node, nodes.Filter) and (node.name not in _FILTERS or node.args or node.kwargs):
+        allowed = ", ".join(_FILTERS)
+        raise invalid("template", f"{quoted(template)} has the filter {node.name}; allowed are {allowed}")
+    if isinstance(node, nodes.Operand) and node.op not in _COMPARISONS:
+        raise invalid("template", f"{quoted(template)} orders texts; compare by ==, !=, in or not in")
+    if isinstance(node, nodes.Const) and not isinstance(node.value, str):
+        raise invalid("template", f"{quoted(template)} has {node.value!r} in it, but all values are texts; quote it")
+
+
+def _loop_names(template: str, loop: nodes.For) -> tuple[nodes.Name, nodes.Name]:
+    """The list that a loop goes over, and what its rows are called; a loop in a loop is refused."""
+    nested = sum(isinstance(inner, nodes.For) for inner in _every(loop)) > 1
     if not isinstance(loop.iter, nodes.Name) or not isinstance(loop.target, nodes.Name) or loop.test or nested:
         raise invalid("template", f"{quoted(template)} has a loop over something else than one named list")
-    inside.add(loop.target.name)
+    return loop.iter, loop.target
+
+
+_KINDS = {
+    "Call": "a call",
+    "Getitem": "an index",
+    "Add": "a sum",
+    "Sub": "a difference",
+    "Mul": "a product",
+    "Neg": "a minus sign",
+    "Concat": "texts joined by ~",
+    "List": "a list",
+    "Test": "a test (is ...)",
+    "Assign": "an assignment (set)",
+}
 
 
 def _kind(node: nodes.Node) -> str:
-    return {"Call": "a call", "Getitem": "an index", "Add": "a sum", "Mul": "a product"}.get(
-        type(node).__name__, f"a {type(node).__name__}"
-    )
+    kind = type(node).__name__
+    return _KINDS.get(kind, f"{'an' if kind[0] in 'AEIOU' else 'a'} {kind}")

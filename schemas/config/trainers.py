@@ -72,11 +72,13 @@ TRAINERS: dict[str, Trainer] = {
         {"kind": "reverse_kl"}, "slime, OPD advantage log T - log P (August 2026)", "in expectation over the token"
     ),
 }
-"""By name, which stands for the loss in `losses`."""
+"""By name, which stands for the loss in `losses`, alone or as `kind` with some settings changed."""
 
 
 def expanded(loss: object) -> object:
-    """The settings that a trainer's name stands for, under that name; anything else as it is."""
-    if isinstance(loss, str) and loss in TRAINERS:
-        return {**TRAINERS[loss].loss, "name": loss}
-    return loss
+    """The settings that a trainer's name stands for, under that name unless some are changed; else as it is."""
+    kind = loss.get("kind") if isinstance(loss, dict) else loss
+    if not isinstance(kind, str) or kind not in TRAINERS:
+        return loss
+    changes = {name: value for name, value in loss.items() if name != "kind"} if isinstance(loss, dict) else {}
+    return {**TRAINERS[kind].loss, **(changes or {"name": kind})}

@@ -15,6 +15,15 @@ class ThreadCount(threading.local):
         """Count n more."""
         self.value += n
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Count nothing in a block, such as the test of a model."""
+        before = self.value
+        try:
+            yield
+        finally:
+            self.value = before
+
 
 SCORED = ThreadCount()
 """Tokens that went through models for scores, padding included."""

@@ -39,7 +39,7 @@ def prompt_text(prompt: Prompt, context: Context, question: Question, more: Valu
     student_text = _filled("prompt.template", prompt.template, question, question.fields)
     given = {**question.fields, **(more or {}), "prompt": student_text}
     template = context.text
-    if "right_attempt" in context.fields and "right_attempt" not in (more or {}):
+    if "otherwise" in context.templates and "right_attempt" not in given:
         template = context.otherwise
     where = f"context {context.label}"
     text = _filled(where, template, question, given)
@@ -117,9 +117,16 @@ def encode_prompt(tokenizer: Any, text: PromptText, prompt: Prompt) -> list[int]
         return [int(i) for i in tokenizer(text.user)["input_ids"]]
     if tokenizer.chat_template is None:
         raise InputError("prompt.chat", "true, but the model has no chat template; set it to false")
-    messages = [{"role": "user", "content": text.user}]
-    if text.system is not None:
-        messages.insert(0, {"role": "system", "content": text.system})
+    user = {"role": "user", "content": text.user}
+    if text.system is None:
+        return _chat(tokenizer, [user], prompt)
+    whole = _chat(tokenizer, [{"role": "system", "content": text.system}, user], prompt)
+    if whole == _chat(tokenizer, [user], prompt):
+        raise InputError("prompt", "the model's chat template leaves out system messages; put the text in the template")
+    return whole
+
+
+def _chat(tokenizer: Any, messages: list[dict[str, str]], prompt: Prompt) -> list[int]:
     with reading("it does not work with the model's chat template", partial(InputError, "prompt")):
         rendered = tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, return_dict=True, **prompt.chat_template_kwargs

@@ -1,6 +1,7 @@
 """The table of questions, read once and checked."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, time, timedelta
@@ -13,7 +14,7 @@ from fsspec.utils import get_protocol
 
 from schemas.config import RunConfig
 from schemas.config.teachers import OF_ROLLOUTS
-from schemas.config.templates import template_fields
+from schemas.config.templates import names_in
 from schemas.limits import MOST_TABLE_BYTES
 from schemas.text import id_problem, line, listed, quoted, reason
 from tasks.inputs.files import check_file, read_file
@@ -120,12 +121,20 @@ def load_questions(config: RunConfig) -> list[Question]:
         question = quoted(row[source.id])
         raise InputError("questions.answer", f"{quoted(row[source.answer])} of question {question} {problem}")
     questions = [Question(row[source.id], row[source.answer], {**row, "answer": row[source.answer]}) for row in rows]
-    _require_fields("prompt.template", template_fields(config.prompt.template), questions)
+    _require_fields("prompt.template", names_in(config.prompt.template).texts, questions)
+    _check_braces("prompt.template", config.prompt.template, questions[0])
     for t, teacher in enumerate(config.model_teachers):
         for c, context in enumerate(teacher.contexts):
-            names = [name for template in context.templates.values() for name in template_fields(template)]
-            needed = [name for name in names if name not in ("prompt", "demonstrations", *OF_ROLLOUTS)]
-            _require_fields(f"teachers[{t}].contexts[{c}] ({teacher.name}, {context.label})", needed, questions)
+            where, names = f"teachers[{t}].contexts[{c}] ({teacher.name}, {context.label})", context.names
+            taken = [name for name in names.texts if name in OF_ROLLOUTS and name in questions[0].fields]
+            if taken:
+                raise InputError(where, f"{taken[0]!r} stands for a rollout; rename the column of {path}")
+            if names.lists and len(questions) < 2:
+                raise InputError(where, "needs demonstrations, which are other questions, but there is one question")
+            for template in context.templates.values():
+                _check_braces(where, template, questions[0])
+            needed = [name for name in names.texts if name not in ("prompt", *OF_ROLLOUTS)]
+            _require_fields(where, [*needed, *names.columns], questions)
     return questions
 
 
@@ -153,3 +162,13 @@ def _require_fields(where: str, names: Sequence[str], questions: Sequence[Questi
                 f"needs {{{{ {name} }}}}, which question {quoted(incomplete.id)} lacks; "
                 f"its columns are {listed(incomplete.fields)}",
             )
+
+
+_IN_SINGLE_BRACES = re.compile(r"(?<![\w{])\{(\w+)\}(?!\})")
+
+
+def _check_braces(where: str, template: str, question: Question) -> None:
+    """Refuse a column in single braces, which would be shown as it stands; arguments of LaTeX commands are none."""
+    for name in _IN_SINGLE_BRACES.findall(template):
+        if name in question.fields or name == "prompt":
+            raise InputError(where, f"has {{{name}}}, which is text; write {{{{ {name} }}}} for the column")

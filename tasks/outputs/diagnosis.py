@@ -20,7 +20,7 @@ from tasks.stages.aggregate.questions import QuestionScores
 from tasks.stages.aggregate.selection import CHOICES, selection_rows, sum_choices, sum_predicted
 from tasks.stages.aggregate.tables import Texts, differences_table, frame, summary_table, tokens_table
 from tasks.stages.aggregate.truncation import Kept
-from tasks.stages.no_signal import why_unresolved
+from tasks.stages.no_signal import why_unresolved, without_signal
 from tasks.statistics.prior import Prior
 from tasks.statistics.streams import stream_seed
 from tasks.store.lazy import Loaded, OneQuestion
@@ -76,11 +76,13 @@ class Outputs(NamedTuple):
 
     Attributes:
         why_unresolved: why the alignment of some signal over all rollouts is unknown; None where all are known.
+        without_signal: lines on the questions that tell no direction.
         files: name and content of each file, made on demand: first the tables, then the report, so that no table is
             lost where a chart fails.
     """
 
     why_unresolved: str | None
+    without_signal: list[str]
     files: Iterator[tuple[str, bytes]]
 
 
@@ -90,16 +92,17 @@ def make_outputs(session: RunSession, ids: Sequence[str], left_out: LeftOut) -> 
     prior = Prior.of(session.store.need("prior", session.keys.key("prior", ids[0])).arrays)
     tables, facts = make_tables(session.config, scored, session.provider.texts, prior)
     why = _why_unresolved(session.config, tables["summary"], facts)
+    no_signal = without_signal({i: f.endings for i, f in zip(ids, facts, strict=True)}, session.config)
 
     def files() -> Iterator[tuple[str, bytes]]:
         for name, table in tables.items():
             yield f"{name}.parquet", parquet_bytes(table)
         yield (
             "report.html",
-            render(session.config, scored, facts, tables, session.provider.texts, left_out, why).encode(),
+            render(session.config, scored, facts, tables, session.provider.texts, left_out, why, no_signal).encode(),
         )
 
-    return Outputs(why, files())
+    return Outputs(why, no_signal, files())
 
 
 def _why_unresolved(config: RunConfig, summary: pl.DataFrame, facts: Sequence[Facts]) -> str | None:

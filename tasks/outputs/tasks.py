@@ -18,7 +18,7 @@ from tasks.outputs.files import parquet_bytes, read_run, write_files
 from tasks.run.session import open_session
 from tasks.run.shells import TaskSummary
 from tasks.stages.aggregate.tables import frame
-from tasks.stages.no_signal import why_unresolved
+from tasks.stages.no_signal import why_unresolved, without_signal
 from tasks.stages.ranking import RankedQuestion, rank
 from tasks.statistics.bootstrap import LEAST_UNITS
 from tasks.store.lazy import OneQuestion
@@ -38,13 +38,17 @@ def aggregate_task(config: RunConfig, ids: list[str], left_out: dict[str, str], 
     key = session.keys.aggregate(ids)
     run = read_run(session)
     same = run is not None and (run.get("aggregate"), run.get("left_out")) == (key, left_out)
-    if run is not None and same and "why_unresolved" in run:
+    if run is not None and same and {"why_unresolved", "without_signal"} <= run.keys():
         publish("aggregate", len(ids))
         summary = TaskSummary(cached=1, seconds=time.monotonic() - start)
-        existing = {"files": run["files"], "why_unresolved": run["why_unresolved"]}
+        existing = {name: run[name] for name in ("files", "why_unresolved", "without_signal")}
         return Completed(name="Cached", message="the outputs exist", data=(existing, summary))
     outputs = make_outputs(session, ids, left_out)
-    made = {"files": write_files(session, outputs.files), "why_unresolved": outputs.why_unresolved}
+    made = {
+        "files": write_files(session, outputs.files),
+        "why_unresolved": outputs.why_unresolved,
+        "without_signal": outputs.without_signal,
+    }
     get_run_logger().info("wrote %s", session.store.path("runs", config.name))
     return made, TaskSummary(made=1, seconds=time.monotonic() - start)
 
@@ -72,6 +76,7 @@ def rank_task(config: RunConfig, ids: list[str]) -> dict[str, Any]:
         "questions": ids,
         "settled": ranking.settled,
         "why_unresolved": why,
+        "without_signal": without_signal(dict(zip(ids, ranking.endings, strict=True)), config),
         "additional_questions": ranking.additional_questions,
         "additional_rollouts": ranking.additional_rollouts,
         "files": write_files(session, [("ranks.parquet", parquet_bytes(frame(ranking.rows, RANKS)))]),

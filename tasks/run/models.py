@@ -10,7 +10,6 @@ import numpy as np
 from schemas.arrays import Arrays
 from schemas.config import Model, RunConfig
 from schemas.config.teachers import OF_ROLLOUTS
-from schemas.config.templates import Values
 from schemas.signals import Source, model_sources
 from schemas.text import after_thinking
 from tasks.engines.choice import EngineChoice
@@ -18,12 +17,16 @@ from tasks.engines.device import resolve_device
 from tasks.engines.identity import ModelLibrary
 from tasks.engines.memory import fits, free_memory, total_memory, weights
 from tasks.engines.protocol import EngineError, Sampler
-from tasks.inputs.prompts import PLAIN, encode_prompt, prompt_text
+from tasks.inputs.prompts import PLAIN, PromptText, encode_prompt, prompt_text
 from tasks.inputs.questions import Question
 from tasks.verifiers.verifier import Verifier
 
 if TYPE_CHECKING:
     from tasks.engines.transformers.scorer import TransformersScorer
+
+
+_STANDING_IN = {name: f"({name})" for name in OF_ROLLOUTS}
+"""What stands for rollouts where there are none yet."""
 
 
 class LoadedModels:
@@ -102,17 +105,45 @@ class LoadedModels:
         return self._config.model if same else model
 
     def teacher_prompt(self, source: Source, question: str) -> list[int]:
-        """Token ids of a teacher's prompt with its context; names of rollouts stand for themselves.
+        """Token ids of a teacher's prompt with its context; where it is of rollouts, their names stand for them.
 
         Raises:
             InputError: as for the student's prompt.
         """
-        return self._teacher_prompt(source, question, {name: f"({name})" for name in OF_ROLLOUTS})
+        return self._encoded(source, self._text(source, question, _STANDING_IN))
 
-    def teacher_prompts(self, source: Source, question: str, rollouts: Arrays) -> tuple[list[int], list[list[int]]]:
+    def teacher_prompt_kinds(self, source: Source, question: str) -> list[tuple[list[int], int]]:
+        """Every form that a teacher's prompt may take: its token ids as above, and the attempts that stand in it.
+
+        They differ by what a context does with rollouts: a verdict, and whether another one is right.
+        """
+        context, kinds = self._sources[source][1], []
+        for verdict in ("right", "wrong") if "verdict" in context.names.texts else ("right",):
+            for another in (True, False) if "right_attempt" in context.names.texts else (True,):
+                names = {**_STANDING_IN, "verdict": verdict}
+                if not another:
+                    del names["right_attempt"]
+                text = self._text(source, question, names)
+                attempts = sum(f"{text.user}{text.system}".count(_STANDING_IN[n]) for n in ("attempt", "right_attempt"))
+                kinds.append((self._encoded(source, text), attempts))
+        return kinds
+
+    def named_texts(self, source: Source, question: str) -> list[Mapping[str, str]]:
+        """The columns that a context's templates name, of the question and of its demonstrations."""
+        context = self._sources[source][1]
+        rows = self._next(question, context.demonstrations) if context.names.lists else []
+        own = self._questions[question].fields
+        return [
+            {name: own[name] for name in context.names.texts if name in own},
+            *({name: row[name] for name in context.names.columns} for row in rows),
+        ]
+
+    def teacher_prompts(
+        self, source: Source, question: str, rollouts: Arrays
+    ) -> tuple[list[int], Sequence[Sequence[int]]]:
         """See the protocol: attempts are the rollouts' texts, without special tokens and thinking."""
         if not self._sources[source][1].of_rollouts:
-            return self.teacher_prompt(source, question), []
+            return self.teacher_prompt(source, question), ()
         offsets, correct = rollouts["offsets"], np.asarray(rollouts["correct"])
         completions = [rollouts["tokens"][a:b].tolist() for a, b in pairwise(offsets)]
         attempts = [_answer_of(text) for text in self.tokenizer.batch_decode(completions, skip_special_tokens=True)]
@@ -122,17 +153,19 @@ class LoadedModels:
             others = [other for other in np.flatnonzero(correct).tolist() if other != rollout]
             if others:
                 names["right_attempt"] = attempts[others[0]]
-            out.append(self._teacher_prompt(source, question, names))
-        return out[0], out
+            out.append(self._encoded(source, self._text(source, question, names)))
+        return out[0], tuple(out)
 
-    def _teacher_prompt(self, source: Source, question: str, of_rollouts: Mapping[str, str]) -> list[int]:
-        teacher, context = self._sources[source]
+    def _text(self, source: Source, question: str, of_rollouts: Mapping[str, str]) -> PromptText:
+        context, more = self._sources[source][1], dict[str, str | Sequence[Mapping[str, str]]](of_rollouts)
+        if context.names.lists:
+            more["demonstrations"] = self._next(question, context.demonstrations)
+        return prompt_text(self._config.prompt, context, self._questions[question], more)
+
+    def _encoded(self, source: Source, text: PromptText) -> list[int]:
+        teacher = self._sources[source][0]
         own = teacher.chat_template == "own" and teacher.model is not None
         tokenizer = self._library.tokenizer(teacher.model) if own and teacher.model is not None else self.tokenizer
-        more: Values = dict(of_rollouts)
-        if "demonstrations" in context.fields:
-            more = {**of_rollouts, "demonstrations": self._next(question, context.demonstrations)}
-        text = prompt_text(self._config.prompt, context, self._questions[question], more)
         return encode_prompt(tokenizer, text, self._config.prompt)
 
     def _next(self, question: str, count: int) -> list[dict[str, str]]:

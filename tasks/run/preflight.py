@@ -96,7 +96,7 @@ class ModelIdentities:
         for question in questions:
             self._prompts[question, None] = digest(self._student_prompt(question))
             for source in self._sources:
-                self._prompts[question, source] = digest(self._teacher_prompt(source, question))
+                self._prompts[question, source] = digest(self._teacher_prompts(source, question))
 
     def settings(self, stage: Stage) -> dict[str, object]:
         """The part of the configuration that enters a stage's keys."""
@@ -130,12 +130,15 @@ class ModelIdentities:
         self._engine.check_draws("student.path", config.model, len(prompt), config.sampling.max_tokens, whose)
         return prompt
 
-    def _teacher_prompt(self, source: Source, question: str) -> list[int]:
-        config, teacher = self._config, self._sources[source][0]
-        prompt, model = self._models.teacher_prompt(source, question), teacher.model or config.model
+    def _teacher_prompts(self, source: Source, question: str) -> list[object]:
+        """A teacher's prompt; where it depends on rollouts, all forms of it, and the texts that it may contain."""
+        config, (teacher, context) = self._config, self._sources[source]
+        model, kinds = teacher.model or config.model, self._models.teacher_prompt_kinds(source, question)
         field = f"teachers[{config.model_teachers.index(teacher)}].model.path"
         whose = f"question {question!r}, teacher {source.teacher!r} with context {source.context!r}"
-        attempts = sum(name in ("attempt", "right_attempt") for name in self._sources[source][1].fields)
-        longest = len(prompt) + attempts * config.sampling.max_tokens
-        self._engine.check_length(field, model, longest, config.sampling.max_tokens, whose)
-        return prompt
+        for prompt, attempts in kinds:
+            longest = len(prompt) + attempts * config.sampling.max_tokens
+            self._engine.check_length(field, model, longest, config.sampling.max_tokens, whose)
+        if not context.of_rollouts:
+            return list(kinds[0][0])
+        return [*(prompt for prompt, _ in kinds), self._models.named_texts(source, question)]

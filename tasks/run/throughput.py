@@ -5,15 +5,17 @@ import platform
 import resource
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from schemas.arrays import AnyArray
 from schemas.config import RunConfig
-from schemas.signals import Source, losses, signals, sources
+from schemas.signals import losses, signals, sources
 from tasks.engines.counts import SCORED
 from tasks.engines.device import resolve_device
 from tasks.engines.memory import weights
@@ -28,7 +30,7 @@ from tasks.stages.models import ModelProvider
 from tasks.statistics.streams import stream_seed
 from tasks.store.keys import digest
 
-_VERSION = 2
+_VERSION = 3
 _QUESTIONS = 8
 _FEW, _MANY = 16, {"cpu": 256, "cuda": 2048}
 """Rows that are decoded together in a probe."""
@@ -37,13 +39,21 @@ _BUDGET = 10.0
 """Seconds that decoding with few rows may take."""
 
 
+_MOST = 10**9
+_Amount = Annotated[float, Field(ge=0, le=_MOST)]
+_Positive = Annotated[float, Field(ge=1e-9, le=_MOST)]
+
+
 class Throughput(BaseModel):
     """Speed and memory of a run's models on this machine.
 
     Attributes:
         load_seconds: to load and to test all models.
         completion: expected tokens of a completion that no limit ends; None if none of the probe's has ended.
-        prompt, teacher_prompt: mean tokens of the student's prompts, and of the teachers'.
+        prompt: mean tokens of the student's prompts.
+        passes: passes over a question's rollouts that a pass of the student and one of each source take, as a share of
+            these; those with equal prompts are one.
+        passed_prompt: tokens of prompts in one of them.
         rows, step_seconds: rows decoded together, few and many, and what one token of each of them takes.
         context: mean tokens that these attended to.
         context_slowdown: by how much each further token attended to slows decoding, as a share.
@@ -56,20 +66,21 @@ class Throughput(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    load_seconds: float
-    completion: float | None
-    prompt: float
-    teacher_prompt: float
-    rows: tuple[int, int]
-    step_seconds: tuple[float, float]
-    context: float
-    context_slowdown: float
-    scored: float
-    cache_bytes: int
-    most_rows: int
-    cache_tokens: int
-    memory: int
-    seconds: float
+    load_seconds: _Amount
+    completion: Annotated[float, Field(ge=1, le=_MOST)] | None
+    prompt: _Amount
+    passes: Annotated[float, Field(gt=0, le=1)]
+    passed_prompt: _Amount
+    rows: tuple[Annotated[int, Field(ge=1, le=_MOST)], Annotated[int, Field(ge=1, le=_MOST)]]
+    step_seconds: tuple[_Positive, _Positive]
+    context: _Amount
+    context_slowdown: _Amount
+    scored: _Positive
+    cache_bytes: Annotated[int, Field(ge=0, le=_MOST)]
+    most_rows: Annotated[int, Field(ge=1, le=_MOST)]
+    cache_tokens: Annotated[int, Field(ge=0)]
+    memory: Annotated[int, Field(ge=0)]
+    seconds: _Amount
 
     def length(self, limit: float) -> float:
         """Expected tokens of a draw, if each of them is the last with the same probability, or the limit's."""
@@ -107,14 +118,18 @@ def throughput(session: RunSession) -> Throughput | None:
         return Throughput.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):  # none yet, or a damaged one
         measured = _Probe(config, provider, provider.models, questions).measure()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(measured.model_dump_json())
+    with suppress(OSError):  # a folder that cannot be written costs the next plan a probe
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}")
+        partial.write_text(measured.model_dump_json())
+        partial.replace(path)
     return measured
 
 
 def _folder() -> Path:
-    """Where probes are kept, for all runs of a user."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "opdscope" / "throughput"
+    """Where probes are kept, for all runs of a user; a relative `XDG_CACHE_HOME` is ignored, as its standard wants."""
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (given if given.is_absolute() else Path.home() / ".cache") / "opdscope" / "throughput"
 
 
 def _identity(config: RunConfig, keys: RunKeys, questions: Sequence[str]) -> str:
@@ -123,7 +138,8 @@ def _identity(config: RunConfig, keys: RunKeys, questions: Sequence[str]) -> str
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     wanted = [keys.key("ranking", question, signal) for question in questions for signal in signals(config)]
     machine = [name, os.cpu_count(), torch.get_num_threads()]
-    return digest([_VERSION, machine, config.engine.model_dump(mode="json"), config.sampling.keyed(), wanted])
+    engine, flight = config.engine.model_dump(mode="json"), config.execution.questions_in_flight
+    return digest([_VERSION, machine, engine, flight, config.sampling.keyed(), wanted])
 
 
 def _processor() -> str:
@@ -149,7 +165,7 @@ class _Probe:
         """Load the models, decode with few rows and with many, and score what was decoded."""
         began = time.monotonic()
         publish("probe", 0, 4)
-        self._decode(1, 1)  # loads the student, and starts the engine
+        self._decode(len(self._trunks), 1)  # loads the student, starts the engine, and computes the prompts
         loaded = time.monotonic() - began
         _, first = self._decode(1, 2)
         publish("probe", 1)
@@ -165,7 +181,7 @@ class _Probe:
             _, many = self._decode(rows, steps)
         publish("probe", 1)
         loaded += self._load_teachers()
-        scored, seconds = self._score(ends)
+        scored, seconds, passes, passed_prompt = self._score(ends)
         publish("probe", 1)
         finished = sum(not end.truncated for end in ends)
         tokens = sum(len(end.tokens) for end in ends)
@@ -174,7 +190,8 @@ class _Probe:
             load_seconds=loaded,
             completion=tokens / finished if finished else None,
             prompt=prompt,
-            teacher_prompt=self._teacher_prompt(),
+            passes=passes,
+            passed_prompt=passed_prompt,
             rows=(_FEW, rows),
             step_seconds=(few / max(len(end.tokens) for end in ends), many / steps),
             context=prompt + longest / 2,
@@ -208,23 +225,31 @@ class _Probe:
                 self._models.teacher(source)
         return time.monotonic() - began
 
-    def _score(self, ends: Sequence[Continuation]) -> tuple[int, float]:
-        """Tokens and seconds of all teachers and losses on the draws, as if they were those of one question."""
+    def _score(self, ends: Sequence[Continuation]) -> tuple[int, float, float, float]:
+        """All teachers and losses on the draws, as if they were the rollouts of one question.
+
+        Returns:
+            tokens and seconds, and what `Throughput` says of passes.
+        """
         tokens = [end.tokens for end in ends[: self._config.sampling.rollouts]]
         rollouts: dict[str, AnyArray] = {
             "prompt": np.array(self._trunks[0].prompt, dtype=np.int32),
             "tokens": np.concatenate(tokens),
             "offsets": np.cumsum([0, *map(len, tokens)]).astype(np.int64),
+            "correct": np.arange(len(tokens)) % 2 == 0,
         }
         of_run, before, began = losses(self._config), SCORED.value, time.monotonic()
         for group in self._provider.together(sources(self._config)):
             self._provider.distillation(self._questions[0], dict.fromkeys(group, of_run), rollouts, NO_NODES)
-        return SCORED.value - before, time.monotonic() - began
-
-    def _teacher_prompt(self) -> float:
-        wanted: list[Source] = sources(self._config)
-        lengths = [len(self._models.teacher_prompt(s, question)) for s in wanted for question in self._questions]
-        return float(np.mean(lengths))
+        scored, seconds = SCORED.value - before, time.monotonic() - began
+        views: set[tuple[int, tuple[tuple[int, ...], ...]]] = {(id(self._models.student), (self._trunks[0].prompt,))}
+        for source in sources(self._config):
+            prompt, by_rollout = self._models.teacher_prompts(source, self._questions[0], rollouts)
+            each = [tuple(p) for p in by_rollout or [prompt]]
+            views.add((id(self._models.teacher(source)), tuple(each)))
+        completions = sum(max(0, len(completion) - 1) for completion in tokens)
+        passes = len(views) / (1 + len(sources(self._config)))
+        return scored, seconds, passes, max(0.0, scored / len(views) - completions)
 
     def _cache_bytes(self) -> int:
         layers, heads, size = self._attention("num_key_value_heads")

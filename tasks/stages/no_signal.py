@@ -53,6 +53,45 @@ SAMPLED = Advice(
 RECORDED = Advice("record easier ones", "record harder ones", "record more questions", "record more draws per branch")
 
 
+def without_signal(questions: Mapping[str, Endings], config: RunConfig) -> list[str]:
+    """Lines on the questions whose outcomes are all alike, and on those that are mostly cut, with advice.
+
+    Args:
+        questions: how the rollouts and draws of each ended, by id.
+    """
+    advice = SAMPLED if config.tree.samples else RECORDED
+    kinds = (
+        (f"always right ({advice.harder})", [i for i, q in questions.items() if q.always_right]),
+        (f"always wrong ({advice.easier})", [i for i, q in questions.items() if q.always_wrong]),
+    )
+    asked = len(questions)
+    lines = [f"no signal: {len(ids)} of {asked} questions are {kind}: {_named(ids)}" for kind, ids in kinds if ids]
+    cut = [i for i, q in questions.items() if 2 * q.truncated >= q.rollouts]
+    if cut and config.tree.samples:
+        limit = f"raise sampling.max_tokens, now {config.sampling.max_tokens}"
+        lines.append(f"half of the rollouts of {len(cut)} of {asked} questions are cut ({limit}): {_named(cut)}")
+    return lines
+
+
+_NAMED = 5
+"""Questions that a line names."""
+
+
+def _named(ids: Sequence[str]) -> str:
+    more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
+    return ", ".join(ids[:_NAMED]) + more
+
+
+def uninformative(rollouts: Mapping[str, AnyArray]) -> str | None:
+    """Why a question's rollouts tell no direction; None if they do."""
+    endings = Endings.of(rollouts)
+    if endings.always_right:
+        return f"all {endings.rollouts} rollouts are right (questions.without_signal: leave_out)"
+    if endings.always_wrong:
+        return f"all {endings.rollouts} rollouts are wrong (questions.without_signal: leave_out)"
+    return None
+
+
 def why_unresolved(questions: Sequence[Endings], carrying: int, config: RunConfig) -> str:
     """The likeliest reason that a run's scores are unresolved, and what to change.
 

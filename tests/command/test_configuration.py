@@ -1,6 +1,7 @@
 """Configuration: every field is in the keys or listed as cosmetic; errors are one line."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ COSMETIC = {
     "questions.id",
     "questions.answer",
     "questions.limit",
+    "questions.without_signal",
     "student.path",
     "student.revision",
     "student.trust_remote_code",
@@ -103,6 +105,7 @@ CHANGES: dict[str, Any] = {
     "questions.id": "number",
     "questions.answer": "result",
     "questions.limit": 2,
+    "questions.without_signal": "leave_out",
     "student.path": "{moved}",
     "student.revision": "main",
     "student.dtype": "bfloat16",
@@ -231,8 +234,10 @@ def base(settings: dict[str, Any], questions: Path, models: Path, tmp_path: Path
     columns = [{**r, "number": r["id"], "result": r["answer"], "odd": "yes"} for r in rows]
     rich.write_text("".join(json.dumps(row) + "\n" for row in columns))
     (tmp_path / "copy.jsonl").write_text(rich.read_text())
-    (tmp_path / "moved").symlink_to(models / "student")
-    return merged(settings, {"questions": {"path": str(rich)}, "losses": LOSSES})
+    student = Path(shutil.copytree(models / "student", tmp_path / "student"))
+    (student / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }} {% endfor %}<assistant>")
+    (tmp_path / "moved").symlink_to(student)
+    return merged(settings, {"questions": {"path": str(rich)}, "student": {"path": str(student)}, "losses": LOSSES})
 
 
 @pytest.fixture

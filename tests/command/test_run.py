@@ -161,6 +161,7 @@ def outputs(store: str, **more: Any) -> dict[str, Any]:
         "left_out": {},
         "stages": {"rollouts": stage, "trees": stage},
         "why_unresolved": None,
+        "without_signal": ["no signal: 1 of 2 questions [x]"],
         **more,
     }
 
@@ -170,6 +171,7 @@ def test_scores_and_figures_of_a_run_are_shown(tmp_path: Path, capsys: pytest.Ca
     assert module._follow(lambda: result) == OK
     out = capsys.readouterr().out
     assert "90 % interval" in out and "[bold]t[/bold]" in out and ".50 [.40, .60]" in out
+    assert "no signal: 1 of 2 questions [x]\n" in out
     assert "kl looks at 90 % of the student's probability" in out
     assert "left out: question [q] :on:: cut [x]\n" in out and "unresolved: few [questions]\n" in out
     assert "2000 artefacts made, 4 from the store, 2,469,134 tokens decoded, 0 s\n" in out

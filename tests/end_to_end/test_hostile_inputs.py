@@ -25,7 +25,7 @@ from flows.cli import numbers
 from flows.command.configuration import ConfigurationError, checked, merged, parse_overrides, read_configuration
 from flows.command.guarded_yaml import RefusedError, parse, parse_value
 from schemas.config import CalibrateConfig, Context, Prompt, RunConfig
-from schemas.config.templates import rendered, template_fields
+from schemas.config.templates import names_in, rendered
 from schemas.limits import (
     INT32,
     MOST_CELL,
@@ -313,7 +313,7 @@ def test_lengths_of_a_calibration_on_the_command_line() -> None:
 
 def test_assignments_that_mean_something() -> None:
     assert parse_overrides(["name=2026-11-31"]) == {"name": "2026-11-31"}
-    for template in ("{{ question }}", "{{ question }} ;", "{{ a }}{{ b }}", "{% if a %}x{% endif %}"):
+    for template in ("{{ question }}", "{{ a }} ;", "Question: {{ a }} # 1", "- {{ a }}", "{% if a %}x{% endif %}"):
         assert parse_value(template) == template  # no YAML, so it is the text
     assert parse_value(json.dumps("s3://b/\U0001f600")) == "s3://b/\U0001f600"
 
@@ -463,26 +463,36 @@ TEMPLATES = [
     ("{{ question() }}", "has a call"),
     ("{{ question[0] }}", "has an index"),
     ("{{ question * 999999999 }}", "has a product"),
-    ("{{ question ~ question }}", "has a Concat"),
-    ("{{ [question] }}", "has a List"),
+    ("{{ question ~ question }}", "has texts joined by ~"),
+    ("{{ [question] }}", "has a list"),
+    ("{{ question < 5 }}", "compare by ==, !=, in or not in"),
+    ("{{ question == 5 }}", "has 5 in it, but all values are texts"),
+    ("{% if 1 in question %}x{% endif %}", "has 1 in it"),
+    ("{{ none }}", "has None in it"),
+    ("{{ question|length }}", "the filter length"),
+    ("{{ question" + "|upper" * 3000 + " }}", "is nested too deeply"),
+    ("{% if 'a' %}" * 120 + "{{ question|trim }}" + "{% endif %}" * 120, "is nested too deeply"),
+    ("{% for x in a %}{{ x }}{% endfor %}", "inserts x, which is no text"),
+    ("{% for x in a %}{% endfor %}{{ a }}", "inserts a, which is no text"),
+    ("{% for x in a %}{% endfor %}{{ x.id }}", "asks for .id of a text"),
     ("{{ question|replace('a', 'b') }}", "the filter"),
     ("{{ question|attr('__class__') }}", "the filter"),
-    ("{{ question|first('a') }}", "the filter first"),
+    ("{{ question|trim('a') }}", "the filter trim"),
     ("{% for x in range(10**9) %}{% endfor %}", "a loop over something else"),
     ("{% for x in question|list %}{% endfor %}", "a loop over something else"),
     ("{% for x in a %}{% for y in b %}{% endfor %}{% endfor %}", "a loop over something else"),
     ("{% for x in a recursive %}{{ loop(x) }}{% endfor %}", "has a call"),
-    ("{% set x = question %}", "has a Assign"),
-    ("{% include '/etc/passwd' %}", "has a Include"),
-    ("{% import 'x' as x %}", "has a Import"),
-    ("{% extends 'x' %}", "has a Extends"),
+    ("{% set x = question %}", "has an assignment (set)"),
+    ("{% include '/etc/passwd' %}", "has an Include"),
+    ("{% import 'x' as x %}", "has an Import"),
+    ("{% extends 'x' %}", "has an Extends"),
     ("{% macro f() %}{% endmacro %}", "has a Macro"),
     ("{% filter upper %}{% endfilter %}", "has a FilterBlock"),
     ("{% for x in questions %}{{ x.id }}{% endfor %}", "a loop over"),
     ("{{", "is not a template"),
     ("{{ question", "is not a template"),
     ("{{}}", "is not a template"),
-    ("{{ a-b }}", "has a Sub"),
+    ("{{ a-b }}", "has a difference"),
     ("{% if %}", "is not a template"),
     ("{{ " + "(" * 3000 + "a" + ")" * 3000 + " }}", "is nested too deeply"),
     ("{{ question }}" * (MOST_FIELDS + 1), "a template has at most 100"),
@@ -956,10 +966,10 @@ def test_any_table_is_read_or_refused_in_one_line(kind: str, data: bytes) -> Non
 def test_a_template_is_refused_or_takes_columns_as_they_are(parts: list[str]) -> None:
     template = "".join(parts)
     try:
-        names = template_fields(template)
+        names = names_in(template)
     except ValueError:
         return
-    filled = rendered(template, dict.fromkeys(names, "\x00" * 50))
+    filled = rendered(template, {**dict.fromkeys(names.texts, "\x00" * 50), **{name: [] for name in names.lists}})
     assert len(filled) <= len(template) + 50 * len(template)
 
 

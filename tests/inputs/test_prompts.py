@@ -68,7 +68,7 @@ def chat(template: str | None, **settings: Any) -> Any:
             raise TemplateError("System role not supported\nby this template")
         assert given.pop("add_generation_prompt") and given.pop("tokenize") and given.pop("return_dict")
         shown.append((messages, given))
-        return {"input_ids": [1, 2, 3]}
+        return {"input_ids": [1] * len(messages) if template == "x" else [1]}
 
     shown: list[Any] = []
     return SimpleNamespace(chat_template=template, apply_chat_template=render, shown=shown)
@@ -77,13 +77,20 @@ def chat(template: str | None, **settings: Any) -> Any:
 def test_a_chat_prompt_has_system_and_user_in_order() -> None:
     tokenizer = chat("x")
     prompt = Prompt(system="be brief", chat_template_kwargs={"enable_thinking": False})
-    assert encode_prompt(tokenizer, PromptText("hello", prompt.system, True), prompt) == [1, 2, 3]
-    assert encode_prompt(tokenizer, PromptText("hello", None, True), Prompt()) == [1, 2, 3]
+    assert encode_prompt(tokenizer, PromptText("hello", prompt.system, True), prompt) == [1, 1]
+    assert encode_prompt(tokenizer, PromptText("hello", None, True), Prompt()) == [1]
     user = {"role": "user", "content": "hello"}
     assert tokenizer.shown == [
         ([{"role": "system", "content": "be brief"}, user], {"enable_thinking": False}),
+        ([user], {"enable_thinking": False}),  # what it is without, to see that it is shown
         ([user], {}),
     ]
+
+
+def test_a_chat_template_that_leaves_out_system_messages() -> None:
+    prompt = Prompt(system="be brief")
+    with pytest.raises(InputError, match=r"^prompt: the model's chat template leaves out system messages; "):
+        encode_prompt(chat("y"), PromptText("hello", prompt.system, True), prompt)
 
 
 def test_a_model_without_a_chat_template_or_with_one_that_refuses() -> None:

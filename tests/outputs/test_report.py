@@ -1,6 +1,7 @@
 """The report on hostile and on empty input."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from tests.stages.test_estimators import scored
 HOSTILE = "<script>alert(1)</script>\"'&"
 
 
-def page(texts: str, left_out: dict[str, str], why: str | None = None, **names: Any) -> str:
+def page(texts: str, left_out: dict[str, str], why: str | None = None, lines: Sequence[str] = (), **names: Any) -> str:
     chain = random_chain(3, length=10)
     models = OracleModels(chain, oracle_config(chain, rollouts=6, nodes=30, head=4, tail=2, draws=40))
     rollouts = oracle_rollouts(models)
@@ -28,7 +29,7 @@ def page(texts: str, left_out: dict[str, str], why: str | None = None, **names: 
     config = models.config.model_copy(update={"scores": scores, "name": "run"})
     tables, facts = make_tables(config, [q], lambda _: by_id, fit([pool_rounds(q.tree).outcomes]))
     assert np.isfinite(tables["tokens"]["weight"].to_numpy()).all()
-    return render(config, [q], facts, tables, lambda _: by_id, left_out, why)
+    return render(config, [q], facts, tables, lambda _: by_id, left_out, why, lines)
 
 
 def test_model_output_is_escaped_and_nothing_is_fetched() -> None:
@@ -40,6 +41,7 @@ def test_model_output_is_escaped_and_nothing_is_fetched() -> None:
     for address in ("src=", 'href="http', "@import", "url(http"):
         assert address not in html.replace("xmlns", "")
     assert "1 left out" in html
+    assert "<bdi>no signal: [1] &lt;b&gt;</bdi>" in page("x", {}, lines=["no signal: [1] <b>"])
 
 
 def test_a_page_of_undefined_scores() -> None:

@@ -1,5 +1,7 @@
 """Contexts made of the student's own rollouts, of other questions, and system messages: who is shown what."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -106,8 +108,76 @@ def test_a_contexts_text_is_in_its_key_and_what_it_does_not_use_is_not(settings:
     assert keys(opened(settings, {**RIGHT, "demonstrations": 5})) == base
     assert keys(opened(settings, {**RIGHT, "otherwise": "{{ prompt }} +"})) != base
     assert keys(opened(settings, {**RIGHT, "template": "{{ prompt }} wrong {{ right_attempt }}"})) != base
-    assert keys(opened(settings, {**RIGHT, "system": "{{ answer }}"})) != base
     assert keys(opened(settings, RIGHT), "rollouts") == keys(opened(settings, "none"), "rollouts")
+
+
+def hinted(settings: dict[str, Any], tmp_path: Path, hint: str) -> dict[str, Any]:
+    """The settings, with a column more."""
+    rows = [json.loads(line) for line in Path(settings["questions"]["path"]).read_text().splitlines()]
+    path = tmp_path / f"{hint}.jsonl"
+    path.write_text("".join(json.dumps({**row, "hint": hint, "values": hint}) + "\n" for row in rows))
+    return {**settings, "questions": {"path": str(path)}}
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        {**RIGHT, "otherwise": "{{ prompt }} answer {{ hint }}"},
+        {"kind": "feedback", "template": "{{ prompt }}{% if verdict == 'right' %} answer {{ hint }}{% endif %}"},
+        {"kind": "feedback", "template": "{{ prompt }}{% if attempt == 'x' %} answer {{ hint }}{% endif %}"},
+        {
+            "kind": "feedback",
+            "template": "{{ prompt }}{% if attempt == 'x' %}"
+            "{% for d in demonstrations %}{{ d.values }}{% endfor %}{% endif %}",
+        },
+    ],
+)
+def test_every_text_that_a_prompt_may_show_is_in_its_key(
+    context: dict[str, Any], settings: dict[str, Any], tmp_path: Path
+) -> None:
+    one, other = (opened(hinted(settings, tmp_path, hint), context) for hint in ("7", "8"))
+    assert keys(one) != keys(other) and keys(one, "rollouts") == keys(other, "rollouts")
+
+
+def test_a_rows_column_is_no_method_of_it(settings: dict[str, Any], tmp_path: Path) -> None:
+    template = "{% for other in demonstrations %}{{ other.values }} {% endfor %}{{ prompt }}"
+    session = opened(hinted(settings, tmp_path, "answer"), {"kind": "demonstrations", "template": template})
+    prompt = provided(session).teacher_prompt(Source("self", "demonstrations"), session.keys.questions[0])
+    assert provided(session).tokenizer.decode(prompt).startswith("<user> answer answer start")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"contexts": [{"kind": "answer", "system": "x"}], "chat": False}, "teachers.0.contexts.0.system: given, but"),
+        ({"contexts": [RIGHT], "rollouts": 1}, "teachers.0.contexts.0: shows another rollout, but sampling.rollouts"),
+        ({"contexts": [{"kind": "answer", "template": "{{ prompt }} is {answer}"}]}, "has {answer}, which is text"),
+        ({"contexts": ["demonstrations"], "limit": 1}, "needs demonstrations, which are other questions, but there is"),
+        ({"contexts": ["feedback"], "column": "attempt"}, "'attempt' stands for a rollout; rename the column"),
+        (
+            {"contexts": [{"kind": "feedback", "template": "{{ prompt }}" + "{{ attempt }}" * 12}]},
+            "sampling.max_tokens: 24 tokens after a prompt of",
+        ),
+        (
+            {"contexts": [{**RIGHT, "otherwise": "{{ prompt }}" + " answer" * 300}]},
+            "sampling.max_tokens: 24 tokens after a prompt of",
+        ),
+    ],
+)
+def test_what_cannot_be_shown_is_refused_before_anything_is_loaded(
+    change: dict[str, Any], told: str, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LoadedModels, "_scorer", lambda *_: pytest.fail("a model was loaded"))
+    changed = hinted(settings, tmp_path, "x")
+    if "column" in change:
+        path = Path(changed["questions"]["path"])
+        path.write_text(path.read_text().replace('"hint"', f'"{change["column"]}"'))
+    changed["questions"]["limit"] = change.get("limit")
+    changed["prompt"] = {"chat": change.get("chat", True)}
+    changed["sampling"] = {**settings["sampling"], "rollouts": change.get("rollouts", 4)}
+    with pytest.raises((ConfigurationError, InputError)) as error:
+        opened(changed, *change["contexts"])
+    assert told in str(error.value)
 
 
 def test_demonstrations_are_the_questions_that_come_next(settings: dict[str, Any]) -> None:
@@ -127,7 +197,7 @@ def test_a_column_that_other_questions_lack_is_an_error_before_anything_is_loade
 ) -> None:
     monkeypatch.setattr(LoadedModels, "_scorer", lambda *_: pytest.fail("a model was loaded"))
     template = "{% for other in demonstrations %}{{ other.proof }}{% endfor %}{{ prompt }}"
-    with pytest.raises(InputError, match=r"^context demonstrations: question 'chain-001': .*proof"):
+    with pytest.raises(InputError, match=r"^teachers\[0\]\.contexts\[0\] .*: needs \{\{ proof \}\}"):
         opened(settings, {"kind": "demonstrations", "template": template})
 
 

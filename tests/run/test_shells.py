@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from flows.command.configuration import checked
+from flows.diagnose import Progressed, _without_signal
 from schemas.pipeline import PIPELINE, diagnosis_stages
 from schemas.signals import sources
 from tasks.engines.protocol import EngineError
@@ -62,7 +63,7 @@ def test_a_stage_tells_what_models_did(settings: dict[str, Any]) -> None:
         views = {(models.teacher(source), tuple(models.teacher_prompt(source, q))) for source in sources(run.config)}
         views.add((models.student, tuple(models.prompt(q))))
         needed += sum(len(prompt) + int((lengths - 1).sum()) for _, prompt in views)
-    assert needed <= done["distillation"]["scored_tokens"] < needed + 500  # the teacher's tests when it is loaded
+    assert done["distillation"]["scored_tokens"] == needed
     again = run_stage(run, "distillation", ids)
     assert again.made == again.scored_tokens == 0
 
@@ -144,3 +145,20 @@ def test_a_budget_of_seconds_is_a_questions_own(
     monkeypatch.setattr(shells, "_refused", lambda *_: {})
     run_stage(run, "trees", run.keys.questions)
     assert asked == [threads]
+
+
+def test_questions_whose_rollouts_are_all_alike_get_no_tree_where_the_settings_say_so(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = session(settings, "alike")
+    ids = run.keys.questions
+    summary = run_stage(run, "rollouts", ids)
+    alike = {i for i in ids if run.store.need("rollouts", run.keys.key("rollouts", i)).arrays["offsets"][1] % 2}
+    assert alike and alike != set(ids)
+    monkeypatch.setattr("flows.diagnose.uninformative", lambda rollouts: "odd" if rollouts["offsets"][1] % 2 else None)
+    done = Progressed(ids, stages={"rollouts": summary})
+    assert _without_signal(run, done) == {}
+    asked = {**settings["questions"], "without_signal": "leave_out"}
+    other = session({**settings, "questions": asked}, "alike")
+    assert other.keys.key("rollouts", ids[0]) == run.keys.key("rollouts", ids[0])
+    assert set(_without_signal(other, done)) == alike

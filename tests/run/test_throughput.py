@@ -1,5 +1,6 @@
 """Probes: measured once for a machine and what its models are asked; and the estimates that are made of them."""
 
+import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from flows.plan import StageCost, cost, duration, expectation, memory, seconds
 from schemas.pipeline import PIPELINE
 from tasks.run import throughput as module
 from tasks.run.session import start_session
+from tasks.run.shells import run_stage
 from tasks.run.throughput import Throughput, throughput
 from tests.helpers.sessions import provided
 
@@ -18,7 +20,8 @@ SPEED = Throughput(
     load_seconds=2.0,
     completion=20.0,
     prompt=10.0,
-    teacher_prompt=30.0,
+    passes=0.75,
+    passed_prompt=30.0,
     rows=(16, 256),
     step_seconds=(0.1, 1.3),
     context=40.0,
@@ -52,12 +55,77 @@ def test_a_probe_is_made_once(settings: dict[str, Any], cache: Path, monkeypatch
     assert throughput(again) == second
 
 
+@pytest.mark.parametrize("context", ["right_attempt", "feedback", "demonstrations"])
+def test_contexts_of_rollouts_are_probed_too(context: str, settings: dict[str, Any], cache: Path) -> None:
+    template = "{{ prompt }} {% for d in demonstrations %}{{ d.answer }}{% endfor %}"
+    chosen = {"kind": context, "template": template} if context == "demonstrations" else {"kind": context}
+    session = start_session(checked({**settings, "teachers": [{"name": "self", "contexts": ["none", chosen]}]}))
+    measured = throughput(session)
+    assert measured is not None and measured.passes == pytest.approx(2 / 3)  # the plain context is the student's pass
+    run_stage(session, "rollouts", session.keys.questions)
+    done = run_stage(session, "ranking", session.keys.questions)
+    config = session.config
+    planned = StageCost("ranking", 0, 6, 6, 0, 0, 6 * config.sampling.rollouts * 3)
+    lengths = [session.store.need("rollouts", session.keys.key("rollouts", q)) for q in session.keys.questions]
+    completion = sum(a.arrays["offsets"][-1] for a in lengths) / (6 * config.sampling.rollouts)
+    known = measured.model_copy(update={"completion": None, "scored": 1.0})
+    short = config.model_copy(
+        update={"sampling": config.sampling.model_copy(update={"max_tokens": max(2, round(completion))})}
+    )
+    assert seconds(short, known, planned) == pytest.approx(done.scored_tokens, rel=0.5)
+
+
+@pytest.mark.parametrize("kept", ["file", "folder"])
+def test_a_probe_that_cannot_be_kept_is_told_all_the_same(
+    kept: str, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "here"
+    place.write_text("x") if kept == "file" else (place / "opdscope").mkdir(parents=True)
+    if kept == "folder":
+        (place / "opdscope" / "throughput").write_text("x")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place))
+    monkeypatch.setattr(module._Probe, "measure", lambda self: SPEED)
+    assert throughput(start_session(checked(settings))) == SPEED
+
+
+def test_a_relative_cache_folder_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for given in ("", "somewhere"):
+        monkeypatch.setenv("XDG_CACHE_HOME", given)
+        assert module._folder() == tmp_path / ".cache" / "opdscope" / "throughput"
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"completion": 0},
+        {"scored": 0},
+        {"step_seconds": [0, 0]},
+        {"rows": [0, 0]},
+        {"load_seconds": -1},
+        {"load_seconds": 1e300},
+        {"completion": -3},
+        {"more": 1},
+    ],
+)
+def test_a_kept_probe_of_impossible_numbers_is_made_anew(
+    odd: dict[str, Any], settings: dict[str, Any], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module._Probe, "measure", lambda self: SPEED)
+    throughput(start_session(checked(settings)))
+    (kept,) = cache.iterdir()
+    kept.write_text(json.dumps({**json.loads(kept.read_text()), **odd}))
+    assert throughput(start_session(checked(settings))) == SPEED
+    assert Throughput.model_validate_json(kept.read_bytes()) == SPEED
+
+
 @pytest.mark.parametrize(
     "change",
     [
         {"sampling": {"rollouts": 4, "max_tokens": 24, "temperature": 0.5}},
         {"losses": ["jsd"]},
         {"engine": {"kind": "transformers", "score_rows": 7}},
+        {"execution": {"questions_in_flight": 2}},
     ],
 )
 def test_another_work_is_probed_anew(
@@ -109,7 +177,7 @@ def test_estimates_follow_from_counts_and_speed(settings: dict[str, Any]) -> Non
     config = checked(settings)
     planned = StageCost("ranking", 0, 6, 6, 0, 0, 96)
     length, rollouts = SPEED.length(config.sampling.max_tokens), config.sampling.rollouts
-    assert seconds(config, SPEED, planned) == pytest.approx(96 * (length + 30 / rollouts) / 500)
+    assert seconds(config, SPEED, planned) == pytest.approx(96 * 0.75 * (length + 30 / rollouts) / 500)
     assert seconds(config, SPEED, StageCost("ideal", 0, 6, 6, 0, 0, 0)) == 0
     drawn = StageCost("rollouts", 0, 6, 6, 24, 24 * config.sampling.max_tokens, 0)
     rate = SPEED.decoded_per_second(6 * rollouts, 10 + length / 2)

@@ -46,6 +46,8 @@ def truncated(loss: TopK, log_p: Tensor, log_t: Tensor) -> Tensor:
         p = torch.log_softmax(p, -1)
     if loss.rest in ("renormalised", "teacher_renormalised"):
         t = torch.log_softmax(t, -1)
+    if loss.rest == "zeroed" and not kept.any():
+        return 0 * log_p.sum()
     if loss.rest == "zeroed":
         inside = torch.log_softmax(log_t[:, kept], -1)
         p, t = log_p, torch.full_like(log_t, -100.0).masked_scatter(kept[None], inside)
@@ -208,10 +210,13 @@ def test_kept_probability_is_that_of_the_tokens_in_the_sum() -> None:
     assert [x.tolist() for x in kept_probability(JSD(), p.log(), t.log())] == [[1.0, 1.0]] * 2
 
 
-WHOLE = [loss for loss in LOSSES if not isinstance(loss, TopK) and loss.teacher_temperature == 1]
+NOUGHT = [loss for loss in LOSSES if loss.teacher_temperature == 1 and not isinstance(loss, TopK)]
+NOUGHT += [TopK(of=of, k=3, rest="renormalised") for of in (ReverseKL(), ForwardKL(), JSD(), MixedKL())]
+NOUGHT += [TopK(of=of, k=3, rest="bucket") for of in (ReverseKL(), ForwardKL(), JSD(), MixedKL())]
+NOUGHT += [TopK(of=JSD(beta=0.3), k=3), TopK(k=3, rest="renormalised", stop_gradient=True)]
 
 
-@pytest.mark.parametrize("loss", WHOLE, ids=loss_name)
+@pytest.mark.parametrize("loss", NOUGHT, ids=loss_name)
 def test_teacher_equal_to_student_gives_exactly_zero(loss: Settings) -> None:
     for dtype in (torch.float32, torch.float64):
         log_p = torch.log_softmax(4 * torch.randn(20, 31, dtype=dtype), -1)
@@ -238,3 +243,18 @@ def test_jsd_has_the_beta_convention_of_gkd_and_trl() -> None:
     reverse = distillation_direction(JSD(beta=1 - small), log_p, log_t) / small
     assert torch.allclose(forward, distillation_direction(ForwardKL(), log_p, log_t), rtol=1e-4, atol=1e-6)
     assert torch.allclose(reverse, distillation_direction(ReverseKL(), log_p, log_t), rtol=1e-4, atol=1e-6)
+
+
+def test_a_tempered_zero_is_still_as_good_as_none() -> None:
+    log_p = torch.log(torch.tensor([[0.5, 0.25, 0.25]], dtype=torch.float64))
+    log_t = torch.log(torch.tensor([[1.0, 0.0, 0.0]], dtype=torch.float64))
+    hot = distillation_direction(ReverseKL(teacher_temperature=100.0), log_p, log_t)
+    assert torch.equal(hot, distillation_direction(ReverseKL(), log_p, log_t))
+
+
+def test_where_no_token_is_kept_there_is_no_gradient() -> None:
+    log_p = torch.log(torch.tensor([[0.7, 0.2, 0.1]], dtype=torch.float64))
+    log_t = torch.log(torch.tensor([[0.1, 0.2, 0.7]], dtype=torch.float64))
+    for rest in ("dropped", "renormalised", "teacher_renormalised", "zeroed"):
+        loss = TopK.model_validate({"k": 1, "support": "intersection", "rest": rest})
+        assert not distillation_direction(loss, log_p, log_t).any()

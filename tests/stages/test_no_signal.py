@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from schemas.config import RunConfig
-from tasks.stages.no_signal import Endings, why_unresolved
+from tasks.stages.no_signal import Endings, uninformative, why_unresolved, without_signal
 
 WRONG, RIGHT, MIXED, CUT = Endings(4, 0, 0), Endings(4, 4, 0), Endings(4, 2, 0), Endings(4, 0, 3)
 DRAWN, SURE = Endings(4, 0, 0, 64, 3), Endings(4, 2, 0, 64, 0)  # draws tell where rollouts do not
@@ -59,3 +59,24 @@ def test_recorded_outcomes_are_not_told_to_sample_otherwise(questions: list[Endi
 def test_endings_are_counted_from_rollouts() -> None:
     arrays = {"correct": np.array([True, False, False]), "truncated": np.array([False, True, False])}
     assert Endings.of(arrays) == Endings(3, 1, 1)
+
+
+def test_questions_without_signal_are_counted_and_named_with_what_to_change() -> None:
+    names = {f"q{i}": RIGHT for i in range(7)} | {"w [b]": WRONG, "m": MIXED, "c": CUT, "d": DRAWN}
+    right, wrong, cut = without_signal(names, config())
+    assert right.startswith("no signal: 7 of 11 questions are always right (ask harder ones")
+    assert right.endswith(": q0, q1, q2, q3, q4 and 2 more")
+    assert wrong.startswith("no signal: 2 of 11 questions are always wrong (ask easier ones")
+    assert wrong.endswith(": w [b], c")
+    assert cut == "half of the rollouts of 1 of 11 questions are cut (raise sampling.max_tokens, now 24): c"
+    assert without_signal({"m": MIXED, "d": DRAWN}, config()) == []
+    assert all("record" in line for line in without_signal(names, config("recorded")))
+
+
+@pytest.mark.parametrize(
+    ("correct", "reason"),
+    [([True] * 3, "all 3 rollouts are right"), ([False] * 2, "all 2 rollouts are wrong"), ([True, False], None)],
+)
+def test_rollouts_that_are_all_alike_tell_no_direction(correct: list[bool], reason: str | None) -> None:
+    found = uninformative({"correct": np.array(correct), "truncated": np.zeros(len(correct), dtype=bool)})
+    assert found is None if reason is None else found is not None and found.startswith(reason)

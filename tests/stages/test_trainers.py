@@ -13,6 +13,7 @@ from trl.experimental.sdft.loss_utils import (
     compute_topk_self_distillation_loss,
 )
 
+from flows.command.configuration import ConfigurationError, checked
 from schemas.config import Loss, RunConfig, loss_name
 from schemas.config.trainers import TRAINERS
 from tasks.stages.distillation.losses import distillation_direction
@@ -182,4 +183,30 @@ def test_names_of_trainers_stand_for_losses_in_a_configuration(settings: dict[st
 def test_truncations_that_make_no_sense_are_refused(loss: dict[str, Any], told: str, settings: dict[str, Any]) -> None:
     with pytest.raises(ValidationError) as error:
         RunConfig.model_validate({**settings, "losses": [{"kind": "top_k", **loss}]})
+    assert told in str(error.value)
+
+
+def test_a_trainers_loss_may_be_changed(settings: dict[str, Any]) -> None:
+    losses = [{"kind": "verl_topk", "k": 5}, {"kind": "trl_sdft"}, {"kind": "top_k", "of": "jsd"}]
+    changed, named, short = RunConfig.model_validate({**settings, "losses": losses}).losses
+    assert loss_name(changed) == "top_k(of=forward_kl, k=5, floor=True)"
+    assert loss_name(named) == "trl_sdft" and loss_name(short) == "top_k(of=jsd)"
+
+
+@pytest.mark.parametrize(
+    ("losses", "told"),
+    [
+        (["trl_gdk"], "losses.0: kind 'trl_gdk' is not known; did you mean trl_gkd?"),
+        (["grpo_x"], "losses.0: kind 'grpo_x' is not known; known are reverse_kl, forward_kl, "),
+        (
+            [{"kind": "reverse_kl", "beta": 1}],
+            "losses.0.beta: unknown field, given 1; known are kind, name, teacher_temp",
+        ),
+        ([{"kind": "top_k", "tail_bucket": True}], "losses.0.tail_bucket: unknown field, given True; known are clip, "),
+        ([{"k": 5}], "losses.0: given {'k': 5} without its kind; add kind"),
+    ],
+)
+def test_wrong_losses_are_told_what_would_be_right(losses: list[Any], told: str, settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        checked({**settings, "losses": losses})
     assert told in str(error.value)

@@ -7,7 +7,7 @@ import torch
 from transformers import DynamicCache
 
 from schemas.config import TransformersEngine
-from tasks.engines.counts import ThreadCount
+from tasks.engines.counts import SCORED, ThreadCount
 from tasks.engines.memory import GIB, free_memory
 from tasks.engines.protocol import Capacity, Continuation, Draw, Trunk
 from tasks.engines.stream import Stream
@@ -45,7 +45,7 @@ class TransformersSampler:
         self._scorer, self._stop, self._device = scorer, stop, scorer.device
         self.work = Work()
         self._caches = TrunkCaches(lambda: scorer.model, scorer.device, self.work)
-        with TURN, torch.inference_mode():
+        with TURN, SCORED.paused(), torch.inference_mode():
             check_layers(scorer.model)
             probe = scorer.probe(scorer.probe_length())
             own = scorer.hidden(probe[:1], [probe[1:]])[0]

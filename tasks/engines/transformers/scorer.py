@@ -44,7 +44,8 @@ class TransformersScorer:
         self.vocabulary = vocabulary or self.rows
         self._window: int | None = getattr(self._model.config.get_text_config(), "sliding_window", None)
         self._softcap: float | None = getattr(self._model.config.get_text_config(), "final_logit_softcapping", None)
-        self._self_test()
+        with SCORED.paused():
+            self._self_test()
 
     @property
     def loaded(self) -> bool:

@@ -27,8 +27,9 @@ Weighted = Callable[[Tensor, Tensor], Tensor]
 
 
 def log_mix(log_p: Tensor, log_t: Tensor, teacher: float) -> Tensor:
-    """log(teacher T + (1 - teacher) P)."""
-    return torch.logaddexp(log_t + math.log(teacher), log_p + math.log1p(-teacher))
+    """log(teacher T + (1 - teacher) P); P itself where T = P, without rounding."""
+    mixed = torch.logaddexp(log_t + math.log(teacher), log_p + math.log1p(-teacher))
+    return torch.where(log_t == log_p, log_p, mixed)
 
 
 def reverse_kl(log_p: Tensor, log_t: Tensor) -> Tensor:
@@ -150,11 +151,10 @@ def kept_probability(loss: Settings, log_p: Tensor, log_t: Tensor) -> tuple[Tens
 
 def _compared(loss: Settings, log_p: Tensor, log_t: Tensor) -> tuple[Tensor, Tensor]:
     """The distributions that a loss compares: without exact zeros, and the teacher's at its temperature."""
-    log_p, log_t = floored(log_p), floored(log_t)
     temperature = getattr(loss, "teacher_temperature", 1.0)
     if temperature != 1.0:
-        log_t = floored(torch.log_softmax(log_t / temperature, dim=-1))
-    return log_p, log_t
+        log_t = torch.log_softmax(log_t / temperature, dim=-1)
+    return floored(log_p), floored(log_t)
 
 
 def _centred(function: Weighted, log_p: Tensor, log_t: Tensor) -> Tensor:
@@ -172,11 +172,14 @@ def _truncated(loss: TopK, log_p: Tensor, log_t: Tensor) -> Tensor:
     within_p = _within(log_p, kept) if loss.rest == "renormalised" else log_p
     within_t = log_t if loss.rest == "dropped" else _within(log_t, kept)
     if loss.rest == "zeroed":
-        within_t, kept = torch.where(kept, within_t, LOG_ZEROED), torch.ones_like(kept)
+        within_t, kept = torch.where(kept, within_t, LOG_ZEROED), kept.any(-1, keepdim=True).expand_as(kept)
     entries = terms(loss.of, within_p, within_t).masked_fill(~kept, 0.0)
     if loss.stop_gradient:
         return entries if loss.clip is None else entries.clamp(max=loss.clip)
-    pf = function(within_p, within_t).masked_fill(~kept, 0.0)
+    # where the student is renormalised a constant in f cancels, and teacher = student gives exactly 0
+    cancels = loss.rest == "renormalised" and loss.clip is None
+    pf = _centred(function, within_p, within_t) if cancels else function(within_p, within_t)
+    pf = pf.masked_fill(~kept, 0.0)
     if loss.clip is not None:
         pf, entries = pf.masked_fill(entries > loss.clip, 0.0), entries.clamp(max=loss.clip)
     if loss.floor:
