@@ -149,6 +149,11 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
+def _steps(ends: Sequence[Continuation]) -> int:
+    """Steps of decoding that draws took together."""
+    return max(len(end.tokens) for end in ends)
+
+
 class _Probe:
     """Measures a run's own models on some of its questions."""
 
@@ -174,11 +179,9 @@ class _Probe:
         ends, few = self._decode(_FEW, longest)
         publish("probe", 1)
         rows = _MANY.get(self._device.type, _MANY["cpu"])
-        steps = 2
-        _, many = self._decode(rows, steps)
+        last, many = self._decode(rows, 2)
         if many < 1.0:
-            steps = min(limit, 16)
-            _, many = self._decode(rows, steps)
+            last, many = self._decode(rows, min(limit, 16))
         publish("probe", 1)
         loaded += self._load_teachers()
         scored, seconds, passes, passed_prompt = self._score(ends)
@@ -193,7 +196,7 @@ class _Probe:
             passes=passes,
             passed_prompt=passed_prompt,
             rows=(_FEW, rows),
-            step_seconds=(few / max(len(end.tokens) for end in ends), many / steps),
+            step_seconds=(few / _steps(ends), many / _steps(last)),
             context=prompt + longest / 2,
             context_slowdown=self._context_slowdown(),
             scored=scored / seconds,
