@@ -42,10 +42,10 @@ def _rank(config: RunConfig) -> dict[str, Any]:
         publish("rank", 0, 1)
         session = open_session(config)
         with writing(session):
-            result = cast(dict[str, Any], retried(rank_task, config.execution)(config, done.ids))
+            figures = {name: summary.figures for name, summary in done.stages.items()}
+            result = cast(dict[str, Any], retried(rank_task, config.execution)(config, done.ids, figures))
             ranks = read_patiently(session, "ranks")
     run = {**result, "left_out": done.left_out, "failed": list(done.failed)}
-    run["stages"] = {name: summary.figures for name, summary in done.stages.items()}
     table_artifact(f"{config.name}-ranks", ranks, f"ranking of run {config.name}")
     output_link(session.store, config.name, "rank.json")
     summary_artifact(f"{config.name}-rank", done.stages, done.left_out, done.failed, run["why_unresolved"])

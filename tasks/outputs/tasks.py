@@ -54,8 +54,12 @@ def aggregate_task(config: RunConfig, ids: list[str], left_out: dict[str, str], 
 
 
 @task(name="rank", cache_policy=NO_CACHE, persist_result=False, task_run_name="rank")
-def rank_task(config: RunConfig, ids: list[str]) -> dict[str, Any]:
-    """Rank all signals; writes `ranks.parquet` and `rank.json`, and returns the latter's content."""
+def rank_task(config: RunConfig, ids: list[str], stages: dict[str, dict[str, int | float]]) -> dict[str, Any]:
+    """Rank all signals; writes `ranks.parquet` and `rank.json`, and returns the latter's content.
+
+    Args:
+        stages: what the stages before did (`tasks.run.shells.TaskSummary.figures`).
+    """
     session = open_session(config)
     cache, keys = OneQuestion(session.store), session.keys
     questions = [
@@ -79,6 +83,7 @@ def rank_task(config: RunConfig, ids: list[str]) -> dict[str, Any]:
         "without_signal": without_signal(dict(zip(ids, ranking.endings, strict=True)), config),
         "additional_questions": ranking.additional_questions,
         "additional_rollouts": ranking.additional_rollouts,
+        "stages": stages,
         "files": write_files(session, [("ranks.parquet", parquet_bytes(frame(ranking.rows, RANKS)))]),
     }
     session.store.put_bytes(json.dumps(result, indent=1).encode(), "runs", config.name, "rank.json")
