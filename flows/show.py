@@ -9,7 +9,7 @@ import torch
 from schemas.arrays import Arrays
 from schemas.config import RunConfig
 from schemas.signals import Source, sources
-from tasks.engines.protocol import Scorer
+from tasks.engines.protocol import EngineError, Scorer
 from tasks.engines.scoring import View, score_blocks
 from tasks.inputs.questions import InputError
 from tasks.operations.progress import publish
@@ -51,12 +51,18 @@ def asked(session: RunSession, question: str | None) -> tuple[LoadedModels, str]
 
 
 def rollouts_of(session: RunSession, question: str, *, make: bool) -> Arrays | None:
-    """The question's rollouts, from the store; where there are none, made as by a run, or None."""
+    """The question's rollouts, from the store; where there are none, made as by a run, or None.
+
+    Raises:
+        EngineError: they cannot be made.
+    """
     key = session.keys.key("rollouts", question)
     if make:
         publish("completions", 0, session.config.sampling.rollouts)
-        run_stage(session, "rollouts", [question])
+        summary = run_stage(session, "rollouts", [question])
         publish("completions", over=True)
+        if summary.failed:
+            raise EngineError(f"question {question!r} has no rollouts: {summary.failed[question]}")
         return session.store.need("rollouts", key).arrays
     stored = session.store.load("rollouts", key)
     return None if stored is None else stored.arrays
