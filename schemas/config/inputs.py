@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from schemas import limits
 from schemas.config.base import COSMETIC, Settings, checked_text, invalid
@@ -93,6 +93,17 @@ class Model(Settings):
         return {"pretrained_model_name_or_path": self.path, "revision": self.revision}
 
 
+def _true_or_false(given: dict[str, bool | int | str]) -> dict[str, bool | int | str]:
+    for name, value in given.items():
+        if isinstance(value, str) and value.lower() in ("yes", "no", "on", "off"):  # all are truthy in a template
+            raise invalid("chat_template_kwargs", f"{quoted(name)} is the text {value!r}; write true or false")
+    return given
+
+
+TemplateArguments = Annotated[dict[str, bool | int | str], AfterValidator(_true_or_false)]
+"""Arguments of a chat template."""
+
+
 class Prompt(Settings):
     """How a question becomes the student's prompt."""
 
@@ -101,7 +112,7 @@ class Prompt(Settings):
     )
     system: str | None = Field(None, description="System message, chat only")
     chat: bool = Field(True, description="Apply the model's chat template; otherwise the text is the prompt")
-    chat_template_kwargs: dict[str, bool | int | str] = Field(
+    chat_template_kwargs: TemplateArguments = Field(
         default_factory=dict, max_length=100, description="Passed to the chat template, such as enable_thinking: false"
     )
 
@@ -114,14 +125,6 @@ class Prompt(Settings):
         if not names.texts:
             raise invalid("template", f"{quoted(template)} has no column in it; write {{{{ question }}}} for one")
         return template
-
-    @field_validator("chat_template_kwargs", mode="after")
-    @classmethod
-    def _true_or_false(cls, given: dict[str, bool | int | str]) -> dict[str, bool | int | str]:
-        for name, value in given.items():
-            if isinstance(value, str) and value.lower() in ("yes", "no", "on", "off"):  # all are truthy in a template
-                raise invalid("chat_template_kwargs", f"{quoted(name)} is the text {value!r}; write true or false")
-        return given
 
     @model_validator(mode="after")
     def _system_needs_chat(self) -> Self:

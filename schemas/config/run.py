@@ -95,8 +95,9 @@ class RunConfig(Settings):
         for t, teacher in enumerate(self.teachers):
             for c, context in enumerate(teacher.contexts if isinstance(teacher, Teacher) else []):
                 where = f"teachers.{t}.contexts.{c}"
-                if context.system is not None and not self.prompt.chat:
-                    raise invalid(f"{where}.system", "given, but prompt.chat is false; put it in the template")
+                for field in ("system", "chat_template_kwargs"):
+                    if getattr(context, field) is not None and not self.prompt.chat:
+                        raise invalid(f"{where}.{field}", "given, but prompt.chat is false; put it in the template")
                 if "right_attempt" in context.names.texts and self.sampling.rollouts < 2:
                     raise invalid(where, "shows another rollout, but sampling.rollouts is 1; raise that")
         for i, loss in enumerate(self.losses):

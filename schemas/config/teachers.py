@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from schemas import limits
 from schemas.config.base import COSMETIC, Settings, check_unique, invalid, with_kinds
-from schemas.config.inputs import Model, Name, Url
+from schemas.config.inputs import Model, Name, TemplateArguments, Url
 from schemas.config.templates import Names, names_in
 from schemas.text import quoted
 
@@ -62,6 +62,9 @@ class Context(Settings):
         "kind but custom has a default",
     )
     system: str | None = Field(None, description="System message in place of the student's, a template too; chat only")
+    chat_template_kwargs: TemplateArguments | None = Field(
+        None, description="In place of the student's, such as enable_thinking: true; chat only"
+    )
     otherwise: str = Field(
         "{{ prompt }}", description="Template where right_attempt is used and no other rollout of the question is right"
     )
@@ -102,9 +105,9 @@ class Context(Settings):
     def _template(self) -> Self:
         if self.kind == "custom" and (self.template is None or self.name is None):
             raise invalid("template", "a custom context needs a template and a name")
-        if self.kind == "none" and (self.template is not None or self.system is not None):
-            field = "template" if self.template is not None else "system"
-            raise invalid(field, f"{quoted(getattr(self, field))} given to context none; use kind: custom")
+        for field in ("template", "system", "chat_template_kwargs"):
+            if self.kind == "none" and getattr(self, field) is not None:
+                raise invalid(field, f"{quoted(getattr(self, field))} given to context none; use kind: custom")
         for field, template in self.templates.items():
             names = names_in(template)
             if field != "system" and "prompt" not in names.texts:
@@ -119,7 +122,9 @@ class Context(Settings):
 
     def keyed(self) -> dict[str, Any]:
         """The effective templates; the kind is a name for them."""
-        used = {"demonstrations": self.demonstrations} if self.names.lists else {}
+        used: dict[str, Any] = {"demonstrations": self.demonstrations} if self.names.lists else {}
+        if self.chat_template_kwargs is not None:
+            used["chat_template_kwargs"] = self.chat_template_kwargs
         return {**self.templates, **used}
 
 

@@ -1,5 +1,6 @@
 """Prompts of student and teachers, as token ids."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,11 +20,12 @@ _TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 
 @dataclass(frozen=True)
 class PromptText:
-    """The text of a prompt before tokenization, and how it is wrapped."""
+    """The text of a prompt before tokenization, and how it is wrapped: `arguments` are those of a chat template."""
 
     user: str
     system: str | None
     chat: bool
+    arguments: Mapping[str, bool | int | str]
 
 
 def prompt_text(prompt: Prompt, context: Context, question: Question, more: Values | None = None) -> PromptText:
@@ -46,7 +48,8 @@ def prompt_text(prompt: Prompt, context: Context, question: Question, more: Valu
     system = prompt.system
     if context.system is not None:
         system = _filled(f"{where}, system", context.system, question, {"right_attempt": "", **given})
-    return PromptText(text, system, prompt.chat)
+    own = context.chat_template_kwargs
+    return PromptText(text, system, prompt.chat, prompt.chat_template_kwargs if own is None else own)
 
 
 def _filled(field: str, template: str, question: Question, values: Values) -> str:
@@ -107,7 +110,7 @@ def check_same_tokenizer(field: str, path: str, student: Any, teacher: Any) -> N
     )
 
 
-def encode_prompt(tokenizer: Any, text: PromptText, prompt: Prompt) -> list[int]:
+def encode_prompt(tokenizer: Any, text: PromptText) -> list[int]:
     """Token ids of a prompt.
 
     Raises:
@@ -119,16 +122,16 @@ def encode_prompt(tokenizer: Any, text: PromptText, prompt: Prompt) -> list[int]
         raise InputError("prompt.chat", "true, but the model has no chat template; set it to false")
     user = {"role": "user", "content": text.user}
     if text.system is None:
-        return _chat(tokenizer, [user], prompt)
-    whole = _chat(tokenizer, [{"role": "system", "content": text.system}, user], prompt)
-    if whole == _chat(tokenizer, [user], prompt):
+        return _chat(tokenizer, [user], text)
+    whole = _chat(tokenizer, [{"role": "system", "content": text.system}, user], text)
+    if whole == _chat(tokenizer, [user], text):
         raise InputError("prompt", "the model's chat template leaves out system messages; put the text in the template")
     return whole
 
 
-def _chat(tokenizer: Any, messages: list[dict[str, str]], prompt: Prompt) -> list[int]:
+def _chat(tokenizer: Any, messages: list[dict[str, str]], text: PromptText) -> list[int]:
     with reading("it does not work with the model's chat template", partial(InputError, "prompt")):
         rendered = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=True, **prompt.chat_template_kwargs
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True, **text.arguments
         )
     return [int(i) for i in rendered["input_ids"]]

@@ -75,8 +75,7 @@ class LoadedModels:
         Raises:
             InputError: the model's chat template rejects it, or it is longer than any model can process.
         """
-        prompt = self._config.prompt
-        return encode_prompt(self.tokenizer, prompt_text(prompt, PLAIN, self._questions[question]), prompt)
+        return encode_prompt(self.tokenizer, prompt_text(self._config.prompt, PLAIN, self._questions[question]))
 
     def teacher(self, source: Source) -> "TransformersScorer":
         """The model of a teacher; the student itself if both have the same content."""
@@ -166,7 +165,7 @@ class LoadedModels:
         teacher = self._sources[source][0]
         own = teacher.chat_template == "own" and teacher.model is not None
         tokenizer = self._library.tokenizer(teacher.model) if own and teacher.model is not None else self.tokenizer
-        return encode_prompt(tokenizer, text, self._config.prompt)
+        return encode_prompt(tokenizer, text)
 
     def _next(self, question: str, count: int) -> list[dict[str, str]]:
         """Columns of the questions that come after one, from the first on after the last."""

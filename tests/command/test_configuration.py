@@ -154,6 +154,7 @@ CHANGES: dict[str, Any] = {
     "teachers.name": "bigger",
     "teachers.chat_template": "own",
     "teachers.contexts.name": "hint",
+    "teachers.contexts.chat_template_kwargs": {"enable_thinking": True},
     "teachers.contexts.system": "{{ answer }}",
     "teachers.contexts.otherwise": "{{ prompt }} no {{ answer }}",
     "teachers.contexts.demonstrations": 3,

@@ -77,8 +77,8 @@ def chat(template: str | None, **settings: Any) -> Any:
 def test_a_chat_prompt_has_system_and_user_in_order() -> None:
     tokenizer = chat("x")
     prompt = Prompt(system="be brief", chat_template_kwargs={"enable_thinking": False})
-    assert encode_prompt(tokenizer, PromptText("hello", prompt.system, True), prompt) == [1, 1]
-    assert encode_prompt(tokenizer, PromptText("hello", None, True), Prompt()) == [1]
+    assert encode_prompt(tokenizer, PromptText("hello", prompt.system, True, prompt.chat_template_kwargs)) == [1, 1]
+    assert encode_prompt(tokenizer, PromptText("hello", None, True, {})) == [1]
     user = {"role": "user", "content": "hello"}
     assert tokenizer.shown == [
         ([{"role": "system", "content": "be brief"}, user], {"enable_thinking": False}),
@@ -90,21 +90,21 @@ def test_a_chat_prompt_has_system_and_user_in_order() -> None:
 def test_a_chat_template_that_leaves_out_system_messages() -> None:
     prompt = Prompt(system="be brief")
     with pytest.raises(InputError, match=r"^prompt: the model's chat template leaves out system messages; "):
-        encode_prompt(chat("y"), PromptText("hello", prompt.system, True), prompt)
+        encode_prompt(chat("y"), PromptText("hello", prompt.system, True, prompt.chat_template_kwargs))
 
 
 def test_a_model_without_a_chat_template_or_with_one_that_refuses() -> None:
     with pytest.raises(InputError, match=r"^prompt\.chat: true, but the model has no chat template; set it to false$"):
-        encode_prompt(chat(None), PromptText("x", None, True), Prompt())
+        encode_prompt(chat(None), PromptText("x", None, True, {}))
     prompt = Prompt(chat_template_kwargs={"bad": True})
     with pytest.raises(InputError, match=r"^prompt: .* chat template: System role not supported$"):
-        encode_prompt(chat("x"), PromptText("x", None, True), prompt)
+        encode_prompt(chat("x"), PromptText("x", None, True, prompt.chat_template_kwargs))
 
 
 def test_a_text_prompt_is_the_text_alone(tokenizer: PreTrainedTokenizerFast) -> None:
-    found = encode_prompt(tokenizer, PromptText("start 3 add 4", None, False), Prompt(chat=False))
+    found = encode_prompt(tokenizer, PromptText("start 3 add 4", None, False, {}))
     assert tokenizer.decode(found) == "start 3 add 4" and all(type(i) is int for i in found)
-    assert encode_prompt(tokenizer, PromptText("", None, False), Prompt(chat=False)) == []
+    assert encode_prompt(tokenizer, PromptText("", None, False, {})) == []
 
 
 def of(vocabulary: dict[str, int], end: str = "</s>", pipeline: str | None = None) -> Any:

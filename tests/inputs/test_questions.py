@@ -56,10 +56,10 @@ def test_prompts() -> None:
 
 def test_chat_and_plain_prompts(models: Path) -> None:
     tokenizer = load_tokenizer(Model(path=str(models / "student")))
-    chat = encode_prompt(tokenizer, prompt_text(Prompt(), PLAIN, QUESTION), Prompt())
+    chat = encode_prompt(tokenizer, prompt_text(Prompt(), PLAIN, QUESTION))
     assert tokenizer.decode(chat) == "<user> start 3 add 4 <assistant>"
     plain = Prompt(chat=False)
-    assert tokenizer.decode(encode_prompt(tokenizer, prompt_text(plain, PLAIN, QUESTION), plain)) == "start 3 add 4"
+    assert tokenizer.decode(encode_prompt(tokenizer, prompt_text(plain, PLAIN, QUESTION))) == "start 3 add 4"
 
 
 def test_another_tokenizer_of_the_same_size_is_refused(models: Path) -> None:

@@ -1,6 +1,7 @@
 """Contexts made of the student's own rollouts, of other questions, and system messages: who is shown what."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,7 @@ def test_a_rows_column_is_no_method_of_it(settings: dict[str, Any], tmp_path: Pa
     ("change", "told"),
     [
         ({"contexts": [{"kind": "answer", "system": "x"}], "chat": False}, "teachers.0.contexts.0.system: given, but"),
+        ({"contexts": [{"kind": "answer", "chat_template_kwargs": {}}], "chat": False}, "chat_template_kwargs: given"),
         ({"contexts": [RIGHT], "rollouts": 1}, "teachers.0.contexts.0: shows another rollout, but sampling.rollouts"),
         ({"contexts": [{"kind": "answer", "template": "{{ prompt }} is {answer}"}]}, "has {answer}, which is text"),
         ({"contexts": ["demonstrations"], "limit": 1}, "needs demonstrations, which are other questions, but there is"),
@@ -210,6 +212,21 @@ def test_a_system_message_takes_the_place_of_the_students() -> None:
     assert prompt_text(prompt, plain, QUESTION).system == "be brief"
     assert prompt_text(prompt, hinted, QUESTION).system == "it is 7"
     assert prompt_text(prompt, hinted, QUESTION).user == "1 + 6"
+
+
+def test_a_teacher_may_think_where_the_student_does_not(settings: dict[str, Any], models: Path, tmp_path: Path) -> None:
+    student = Path(shutil.copytree(models / "student", tmp_path / "student"))
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}{% if enable_thinking %} +{% endif %}"
+    (student / "chat_template.jinja").write_text(template)
+    thinking = {"kind": "answer", "template": "{{ prompt }}", "chat_template_kwargs": {"enable_thinking": True}}
+    prompt = {"chat_template_kwargs": {"enable_thinking": False}}
+    session = opened({**settings, "student": {"path": str(student)}, "prompt": prompt}, "none", thinking)
+    found, question = provided(session), session.keys.questions[0]
+    plain, thought = (found.teacher_prompt(Source("self", name), question) for name in ("none", "answer"))
+    assert found.tokenizer.decode(thought) == f"{found.tokenizer.decode(plain)} +" and plain == found.prompt(question)
+    none = {**thinking, "chat_template_kwargs": {}}
+    other = opened({**settings, "student": {"path": str(student)}, "prompt": prompt}, "none", none)
+    assert keys(other)[:2] == keys(session)[:2] and keys(other)[2:] != keys(session)[2:]
 
 
 @pytest.mark.parametrize("text", ["{{ answer }}", "{% for x in y %}", "{{ 7 * 7 }}", "{# no #}", "<b>&amp;"])
