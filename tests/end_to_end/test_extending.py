@@ -45,7 +45,7 @@ def test_a_stage_is_its_module_and_one_declaration(settings: dict[str, Any], mon
     session = start_session(config)
     assert {c.stage: c.missing for c in cost(session)}["toy"] == len(session.keys.questions)
     session = ran(config, diagnosis_stages())
-    assert all(c.missing == 0 for c in cost(session))
+    assert all(c.missing == 0 for c in cost(session) if c.stage in diagnosis_stages())
     for question in session.keys.questions:
         made = session.store.need("toy", session.keys.key("toy", question))
         rollouts = session.store.need("rollouts", session.keys.key("rollouts", question))
