@@ -24,6 +24,7 @@ from scipy.stats import chi2_contingency
 from transformers import PreTrainedTokenizerFast
 
 from schemas.config import Model, TransformersEngine, VLLMEngine, VLLMServerEngine
+from schemas.tables import RUN_TABLES
 from tasks.engines.protocol import Continuation, Draw, EngineError, Sampler, Trunk
 from tasks.engines.transformers.loading import load_transformers, stop_tokens
 from tasks.engines.transformers.sampler import TransformersSampler
@@ -352,7 +353,7 @@ def outputs(store: Path) -> dict[str, bytes]:
 def test_a_whole_run_on_vllm(run: Callable[..., "subprocess.Popen[str]"], tmp_path: Path) -> None:
     engine = {"kind": "vllm", "device": "cpu", "cache": 1.0}
     out = finished(run("offline", engine))
-    assert ", 0 from the store" in out and len(outputs(tmp_path / "offline")) == 5
+    assert ", 0 from the store" in out and len(outputs(tmp_path / "offline")) == len(RUN_TABLES)
     again = finished(run("offline", {**engine, "max_num_seqs": 7}))
     assert "0 artefacts made" in again and ", 0 tokens decoded" in again
 
