@@ -33,9 +33,10 @@ def recorded(folder: Path, questions: int) -> dict[str, Any]:
     def probabilities() -> Any:
         return rng.dirichlet(np.full(BRANCHES, 0.5), nodes).reshape(-1) * 0.98
 
+    rollout = row // (NODES * BRANCHES) % ROLLOUTS
     places = {
         "question_id": [f"q{i}" for i in row // (ROLLOUTS * NODES * BRANCHES)],
-        "rollout_id": row // (NODES * BRANCHES) % ROLLOUTS,
+        "rollout_id": rollout,
         "position": row // BRANCHES % NODES * 20,
         "token_id": row % BRANCHES,
     }
@@ -43,7 +44,7 @@ def recorded(folder: Path, questions: int) -> dict[str, Any]:
         "student_prob": probabilities(),
         "successes": rng.binomial(32, rng.beta(1, 1, len(row))),
         "draws": 32,
-        "correct": places["rollout_id"] % 2 == 0,
+        "correct": rollout % 2 == 0,
     }
     pl.DataFrame({**places, **outcomes}).write_parquet(folder / "outcomes.parquet")
     teachers = [f"t{t}" for t in range(TEACHERS)]
