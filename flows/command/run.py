@@ -168,16 +168,16 @@ def plan_file(path: Path, assignments: list[str], *, probe: bool) -> int:
         from tasks.run.throughput import throughput
 
         session = open_session(config)
-        costs = cost(session)
-        speed = None
-        if probe and any(c.tokens or c.forwards for c in costs):
+        costs, speed = cost(session), None
+        probe_wanted = probe and any(c.tokens or c.forwards for c in costs)
+        if probe_wanted:
             try:
                 with progress(ERRORS):
                     speed = throughput(session)
             finally:
                 close_sessions()
         show_table(CONSOLE, cost_table(costs, config, speed))
-        if speed is None and probe and config.tree.samples and any(c.tokens or c.forwards for c in costs):
+        if probe_wanted and speed is None:
             CONSOLE.print("no estimate of time and memory: the weights of a model are not on this machine")
         if speed is not None:
             CONSOLE.print(expectation(costs, config, speed), soft_wrap=True)

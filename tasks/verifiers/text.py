@@ -6,7 +6,7 @@ completion passes only where text after its answer shows that the answer was com
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar
 
 import regex
@@ -73,31 +73,47 @@ def numeric(settings: NumericVerifier) -> Check:
     return check
 
 
+def _words(words: Iterable[str], *, ignore_case: bool) -> re.Pattern[str]:
+    """Matches some words where they stand alone.
+
+    Letters written without spaces between words, such as Chinese ones, and markup do not join a word to another.
+    """
+    any_of = "|".join(map(re.escape, words))
+    return re.compile(rf"(?<!{_WORD})(?:{any_of})(?!{_WORD})", re.IGNORECASE if ignore_case else 0)
+
+
+def _last_word(pattern: re.Pattern[str], completion: str, marker: str | None, truncated: bool) -> str | None:
+    """The last match after the marker; None without one, or where a truncated completion may go on."""
+    found = after_marker(completion, marker)
+    if found is None or (truncated and marker is None):
+        return None
+    found = plain_characters(found)
+    matches = list(pattern.finditer(found))
+    if not matches or (truncated and matches[-1].end() == len(found)):
+        return None
+    return matches[-1].group()
+
+
 def choice(settings: ChoiceVerifier) -> Check:
     """The last stand-alone label equals the answer.
 
-    Letters written without spaces between words, such as Chinese ones, and markup do not join a label to a word. A
-    label that is also a word, such as the article A, is a label wherever it occurs.
+    A label that is also a word, such as the article A, is a label wherever it occurs.
     """
-    labels = "|".join(re.escape(plain_characters(label)) for label in sorted(settings.labels, key=len, reverse=True))
-    pattern = re.compile(rf"(?<!{_WORD})(?:{labels})(?!{_WORD})", re.IGNORECASE if settings.ignore_case else 0)
+    longest_first = sorted(settings.labels, key=len, reverse=True)
+    pattern = _words(map(plain_characters, longest_first), ignore_case=settings.ignore_case)
 
     def check(completion: str, answer: str, truncated: bool) -> bool:
-        found = after_marker(completion, settings.marker)
-        if found is None or (truncated and settings.marker is None):
+        text = _last_word(pattern, completion, settings.marker, truncated)
+        if text is None:
             return False
-        found = plain_characters(found)
-        matches = list(pattern.finditer(found))
-        if not matches or (truncated and matches[-1].end() == len(found)):
-            return False
-        text, label = matches[-1].group(), plain_characters(label_of(settings, answer) or answer)
+        label = plain_characters(label_of(settings, answer) or answer)
         return text.casefold() == label.casefold() if settings.ignore_case else text == label
 
     return check
 
 
 _YES_NO = {"yes": True, "true": True, "no": False, "false": False}
-_LAST_YES_NO = re.compile(rf"(?<!{_WORD})(?:{'|'.join(_YES_NO)})(?!{_WORD})", re.IGNORECASE)
+_YES_NO_WORDS = _words(_YES_NO, ignore_case=True)
 
 
 def yes_or_no(text: str) -> bool | None:
@@ -109,14 +125,8 @@ def yes_no(settings: YesNoVerifier) -> Check:
     """The last yes, no, true or false means the same as the answer."""
 
     def check(completion: str, answer: str, truncated: bool) -> bool:
-        found = after_marker(completion, settings.marker)
-        if found is None or (truncated and settings.marker is None):
-            return False
-        found = plain_characters(found)
-        matches = list(_LAST_YES_NO.finditer(found))
-        if not matches or (truncated and matches[-1].end() == len(found)):
-            return False
-        return yes_or_no(matches[-1].group()) == yes_or_no(answer)
+        word = _last_word(_YES_NO_WORDS, completion, settings.marker, truncated)
+        return word is not None and yes_or_no(word) == yes_or_no(answer)
 
     return check
 
