@@ -113,21 +113,22 @@ def _causal(
 ) -> torch.Tensor:
     """Outputs of queries at the end of the keys, [B, H, Q, E] -> [B, Q, H, E]."""
     queries, keys = query.shape[2], key.shape[2]
+    windowed = window is not None and window < keys
     mask: torch.Tensor | None = None
-    if softcap is None and queries != keys and (window is None or window >= keys):
-        mask = causal_lower_right(queries, keys)  # of which a GPU has fused kernels
-    elif softcap is not None or (window is not None and window < keys):
+    if softcap is not None or windowed:
         query_position = torch.arange(keys - queries, keys, device=query.device)[:, None]
         key_position = torch.arange(keys, device=query.device)[None]
-        mask = key_position <= query_position
+        visible = key_position <= query_position
         if window is not None:
-            mask &= key_position > query_position - window
-        mask = mask[None, None]
-    if softcap is not None and mask is not None:
-        groups = query.shape[1] // key.shape[1]
-        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
-        out = attend(query, key, value, scale, bias=hidden_as_bias(mask[0, 0]), softcap=softcap).out
-        return out.transpose(1, 2).contiguous()
+            visible &= key_position > query_position - window
+        if softcap is not None:
+            groups = query.shape[1] // key.shape[1]
+            key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+            out = attend(query, key, value, scale, bias=hidden_as_bias(visible), softcap=softcap).out
+            return out.transpose(1, 2).contiguous()
+        mask = visible[None, None]
+    elif queries != keys:
+        mask = causal_lower_right(queries, keys)  # of which a GPU has fused kernels
     out, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=scale, is_causal=mask is None)
     return torch.as_tensor(out)
 
