@@ -10,6 +10,7 @@ from prefect.server.api.server import create_app
 from prefect.settings import get_current_settings
 
 from flows.service.guard import guarded
+from flows.service.retries import keep_retries
 
 
 def main() -> None:
@@ -20,6 +21,7 @@ def main() -> None:
     parser.add_argument("names", nargs="+", help="host names under which it answers")
     given = parser.parse_args()
     settings = get_current_settings().server
+    keep_retries()
     uvicorn.run(
         guarded(create_app(final=True), given.names),
         host=given.host,

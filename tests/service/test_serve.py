@@ -217,6 +217,19 @@ def is_refused_from_elsewhere(served: Served) -> None:
     assert [run["name"] for run in found if not run["auto_scheduled"]] == []
 
 
+def is_kept_waiting(served: Served) -> None:
+    """A late report of a crash does not take back a retry, but ends a run that is only scheduled."""
+    place = f"/deployments/{served.deployment('diagnose')['id']}/create_flow_run"
+    for name, status in (("AwaitingRetry", "ABORT"), ("Scheduled", "ACCEPT")):
+        details = {"scheduled_time": "2100-01-01T00:00:00Z"}
+        state = {"type": "SCHEDULED", "name": name, "state_details": details}
+        run = served.api.post(place, json={"state": state}).raise_for_status().json()["id"]
+        crash = {"state": {"type": "CRASHED", "name": "Crashed"}, "force": False}
+        answer = served.api.post(f"/flow_runs/{run}/set_state", json=crash).raise_for_status().json()
+        assert answer["status"] == status
+        served.api.delete(f"/flow_runs/{run}").raise_for_status()
+
+
 def test_a_run_from_the_ui_and_one_that_is_killed_and_retried(served: Served, folder: Path) -> None:
     assert len(served.children) == 2  # a server and a worker, and nothing that was started by mistake
     is_refused_from_elsewhere(served)
@@ -255,6 +268,7 @@ def test_a_run_from_the_ui_and_one_that_is_killed_and_retried(served: Served, fo
     assert served.wait(run, "CRASHED", "FAILED", "COMPLETED")["type"] == "CRASHED"
     served.retry(run)
     served.wait(run, "COMPLETED")
+    is_kept_waiting(served)
     assert tables(folder / "other", "killed") == tables(folder / "store", "whole")
     stages = json.loads((folder / "other" / "runs" / "killed" / "run.json").read_text())["stages"]
     assert stages["rollouts"]["made"] == 0
