@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from flows.diagnose import QuestionsFailedError
     from tasks.engines.protocol import EngineError
-    from tasks.inputs.questions import InputError
+    from tasks.inputs.errors import InputError
     from tasks.store.store import StoreError
 
 __all__ = [
@@ -41,7 +41,7 @@ __all__ = [
 
 _ERRORS = {
     "EngineError": "tasks.engines.protocol",
-    "InputError": "tasks.inputs.questions",
+    "InputError": "tasks.inputs.errors",
     "QuestionsFailedError": "flows.diagnose",
     "StoreError": "tasks.store.store",
 }

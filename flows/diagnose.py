@@ -13,7 +13,7 @@ from flows.orchestration.runner import retried, task_runner
 from schemas.config import Execution, RunConfig
 from schemas.pipeline import PIPELINE, Scope, diagnosis_stages
 from schemas.signals import sources
-from tasks.inputs.questions import InputError
+from tasks.inputs.errors import InputError
 from tasks.operations.progress import publish
 from tasks.outputs.files import read_patiently, write_run
 from tasks.outputs.names import add_references, named, write_references, writing

@@ -16,7 +16,7 @@ from flows.orchestration.artifacts import markdown_artifact, plain, table_artifa
 from schemas.config import Execution, NightlyConfig, RunConfig
 from tasks.calibration.judge import figures, judged_as
 from tasks.engines.protocol import EngineError
-from tasks.inputs.questions import InputError
+from tasks.inputs.errors import InputError
 from tasks.operations.errors import patiently
 from tasks.outputs.files import parquet_bytes, parsed, read_run, read_table
 from tasks.outputs.history import MOVED, compared, no_history, slower, tonight, unchanged

@@ -11,7 +11,7 @@ from schemas.config import RunConfig
 from schemas.signals import Source, sources
 from tasks.engines.protocol import EngineError, Scorer
 from tasks.engines.scoring import View, score_blocks
-from tasks.inputs.questions import InputError
+from tasks.inputs.errors import InputError
 from tasks.operations.progress import publish
 from tasks.run.models import LoadedModels
 from tasks.run.session import RunSession

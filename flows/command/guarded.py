@@ -34,7 +34,7 @@ def guarded(action: Callable[[], int]) -> int:
         _refuse(error)
         return BAD_INPUT
     from tasks.engines.protocol import EngineError
-    from tasks.inputs.questions import InputError
+    from tasks.inputs.errors import InputError
     from tasks.store.outages import LASTING
     from tasks.store.store import StoreError
 

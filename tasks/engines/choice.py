@@ -9,7 +9,7 @@ from tasks.engines.backend import Backend
 from tasks.engines.device import resolve_device
 from tasks.engines.positions import Limit, model_limit
 from tasks.engines.protocol import EngineError, Sampler
-from tasks.inputs.questions import InputError
+from tasks.inputs.errors import InputError
 from tasks.operations.implementations import implementation
 from tasks.store.keys import engine_fingerprint
 

@@ -9,8 +9,9 @@ from typing import Any
 from schemas.config import Context, Model, Prompt, is_local_folder
 from schemas.config.templates import TooLongError, Values, rendered
 from schemas.text import quoted
+from tasks.inputs.errors import InputError
 from tasks.inputs.foreign import reading
-from tasks.inputs.questions import InputError, Question
+from tasks.inputs.questions import Question
 from tasks.store.keys import digest
 
 PLAIN = Context()

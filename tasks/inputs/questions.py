@@ -16,17 +16,11 @@ from schemas.config import RunConfig
 from schemas.config.teachers import OF_ROLLOUTS
 from schemas.config.templates import names_in
 from schemas.limits import MOST_TABLE_BYTES
-from schemas.text import id_problem, line, listed, quoted, reason
+from schemas.text import id_problem, listed, quoted, reason
+from tasks.inputs.errors import InputError
 from tasks.inputs.files import check_file, read_file
 from tasks.inputs.tables import parse_table
 from tasks.verifiers.verifier import find_bad_answer
-
-
-class InputError(ValueError):
-    """Unusable input, in one line: the field, the value and what would be right."""
-
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(f"{field}: {line(message)}")
 
 
 @dataclass(frozen=True)

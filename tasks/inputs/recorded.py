@@ -14,7 +14,7 @@ import numpy as np
 from schemas.arrays import AnyArray
 from schemas.config import RecordedTeacher, RecordedTree
 from schemas.text import quoted
-from tasks.inputs.questions import InputError
+from tasks.inputs.errors import InputError
 from tasks.inputs.recorded_rows import OUTCOMES, TEACHER, Key, RecordedTable, branch_key
 from tasks.statistics.csr import Floats, owners, row_sums
 from tasks.store.keys import digest

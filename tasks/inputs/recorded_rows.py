@@ -8,7 +8,8 @@ from typing import Any
 
 from schemas.limits import INT32, LEAST_INCLUSION, MOST_POSITIONS, MOST_TOKENS
 from schemas.text import id_problem, listed, quoted
-from tasks.inputs.questions import InputError, read_rows
+from tasks.inputs.errors import InputError
+from tasks.inputs.questions import read_rows
 from tasks.statistics.csr import Ints
 
 _OVER_ONE = 1e-6

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from tasks.engines.protocol import EngineAwayError, EngineError
-from tasks.inputs.questions import InputError
+from tasks.inputs.errors import InputError
 from tasks.store.outages import LASTING
 from tasks.store.store import StoreError
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from prefect.logging import get_run_logger
 
 from schemas.config import RunConfig
-from tasks.inputs.questions import InputError
+from tasks.inputs.errors import InputError
 from tasks.outputs.files import read_json
 from tasks.run.session import RunSession, open_session
 from tasks.store.keys import digest

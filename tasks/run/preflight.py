@@ -15,8 +15,8 @@ from tasks.engines.identity import ModelLibrary
 from tasks.engines.memory import check_size, check_weights
 from tasks.engines.positions import model_limit
 from tasks.engines.protocol import EngineError
+from tasks.inputs.errors import InputError
 from tasks.inputs.prompts import check_same_tokenizer
-from tasks.inputs.questions import InputError
 from tasks.run.models import LoadedModels
 from tasks.store.keys import digest
 from tasks.verifiers.verifier import fingerprint as verifier_fingerprint

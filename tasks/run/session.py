@@ -6,7 +6,8 @@ from typing import NamedTuple, TypeVar
 from schemas.config import RecordedTree, RunConfig
 from tasks.engines.choice import EngineChoice, choose
 from tasks.engines.identity import ModelLibrary
-from tasks.inputs.questions import InputError, load_questions
+from tasks.inputs.errors import InputError
+from tasks.inputs.questions import load_questions
 from tasks.inputs.recorded import read_recorded
 from tasks.operations.errors import patiently
 from tasks.run.keys import RunKeys

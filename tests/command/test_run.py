@@ -20,7 +20,7 @@ from flows.command.run import load, plan_file, rank_file, run_demo, run_file
 from flows.command.terminal import number, rank_table, score, show_table, what_losses_keep, what_would_settle
 from flows.diagnose import QuestionsFailedError
 from tasks.engines.protocol import EngineAwayError, EngineError
-from tasks.inputs.questions import InputError
+from tasks.inputs.errors import InputError
 from tasks.outputs.files import parquet_bytes
 from tasks.store.outages import StoreAwayError
 from tasks.store.store import Store, StoreError

@@ -43,9 +43,10 @@ from schemas.pipeline import diagnosis_stages
 from schemas.tables import RUN_TABLES
 from schemas.text import id_problem, name_problem, quoted, reason, visible, without_user
 from schemas.urls import url_problem
+from tasks.inputs.errors import InputError
 from tasks.inputs.files import NotAFileError, read_file
 from tasks.inputs.prompts import PLAIN, prompt_text
-from tasks.inputs.questions import InputError, Question, load_questions
+from tasks.inputs.questions import Question, load_questions
 from tasks.inputs.recorded import read_recorded
 from tasks.inputs.tables import parse_table
 from tasks.outputs.diagnosis import make_outputs

@@ -23,7 +23,7 @@ from tasks.engines.positions import Limit
 from tasks.engines.protocol import Continuation, Draw, EngineError, Trunk, ended
 from tasks.engines.transformers.backend import TransformersBackend
 from tasks.engines.transformers.sampler import TransformersSampler
-from tasks.inputs.questions import InputError
+from tasks.inputs.errors import InputError
 
 CPU = torch.device("cpu")
 

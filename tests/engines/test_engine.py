@@ -20,7 +20,7 @@ from tasks.engines.transformers.kernels import Part, attend
 from tasks.engines.transformers.loading import load_transformers
 from tasks.engines.transformers.sampler import TransformersSampler
 from tasks.engines.transformers.scorer import TransformersScorer
-from tasks.inputs.questions import InputError
+from tasks.inputs.errors import InputError
 from tasks.run.session import start_session
 from tasks.statistics.streams import stream_seed, uniforms
 from tests.helpers.sessions import provided

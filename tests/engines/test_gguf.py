@@ -17,8 +17,8 @@ from tasks.engines.positions import model_limit
 from tasks.engines.protocol import Draw, EngineError, Trunk
 from tasks.engines.transformers.loading import load_transformers, stop_tokens, vocabulary_size
 from tasks.engines.transformers.sampler import TransformersSampler
+from tasks.inputs.errors import InputError
 from tasks.inputs.prompts import load_tokenizer
-from tasks.inputs.questions import InputError
 from tasks.run.preflight import check_models
 from tasks.run.session import start_session
 from tasks.run.shells import run_stage

@@ -16,7 +16,7 @@ from tasks.engines.protocol import Draw, EngineError, Trunk
 from tasks.engines.transformers.sampler import TransformersSampler
 from tasks.engines.transformers.scorer import TransformersScorer
 from tasks.engines.vllm.offline import _context_length
-from tasks.inputs.questions import InputError
+from tasks.inputs.errors import InputError
 from tasks.run.session import start_session
 from tests.helpers.families import tiny
 from tests.helpers.sessions import provided

@@ -10,6 +10,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
 from schemas.config import Context, Model, Prompt
+from tasks.inputs.errors import InputError
 from tasks.inputs.prompts import (
     PLAIN,
     PromptText,
@@ -19,7 +20,7 @@ from tasks.inputs.prompts import (
     prompt_text,
     tokenizer_fingerprint,
 )
-from tasks.inputs.questions import InputError, Question
+from tasks.inputs.questions import Question
 
 FIELD = st.text(max_size=30)
 

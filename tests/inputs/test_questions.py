@@ -12,8 +12,9 @@ import pytest
 
 from flows.command.configuration import checked, merged
 from schemas.config import Context, Model, Prompt
+from tasks.inputs.errors import InputError
 from tasks.inputs.prompts import PLAIN, check_same_tokenizer, encode_prompt, load_tokenizer, prompt_text
-from tasks.inputs.questions import InputError, Question, load_questions
+from tasks.inputs.questions import Question, load_questions
 
 
 def test_the_same_questions_from_every_kind_of_file(settings: dict[str, Any], questions: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from schemas.pipeline import diagnosis_stages
 from tasks.calibration.chain import directions
 from tasks.calibration.simulate import Rolled, draw, roll
 from tasks.calibration.suite import Family, OracleQuestion, make_question
-from tasks.inputs.questions import InputError
+from tasks.inputs.errors import InputError
 from tasks.run.keys import RunKeys
 from tasks.run.session import start_session
 from tasks.stages.trees.design import assemble, design_round

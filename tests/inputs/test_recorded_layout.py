@@ -16,7 +16,7 @@ from schemas.arrays import ROLLOUTS, TREES, check_layout
 from schemas.config import RecordedTeacher, RecordedTree, ReverseKL
 from schemas.pipeline import PIPELINE
 from schemas.signals import Signal, Source
-from tasks.inputs.questions import InputError
+from tasks.inputs.errors import InputError
 from tasks.inputs.recorded import RecordedQuestion, read_recorded
 from tasks.inputs.recorded_rows import RecordedTable
 from tasks.run.recorded import RecordedProvider

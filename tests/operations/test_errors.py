@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.engines.protocol import EngineAwayError, EngineError
+from tasks.inputs.errors import InputError
 from tasks.inputs.files import NotAFileError
-from tasks.inputs.questions import InputError
 from tasks.operations.errors import is_fatal, is_transient, patiently
 from tasks.operations.implementations import implementation
 from tasks.operations.processes import is_gone, this_process

@@ -12,7 +12,7 @@ from prefect.states import Completed, Crashed, Failed
 from flows.orchestration.runner import retried, task_runner
 from schemas.config import Execution
 from tasks.engines.protocol import EngineAwayError, EngineError
-from tasks.inputs.questions import InputError
+from tasks.inputs.errors import InputError
 from tasks.store.outages import StoreAwayError
 from tasks.store.store import StoreError
 

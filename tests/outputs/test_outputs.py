@@ -12,7 +12,7 @@ from prefect.logging import disable_run_logger
 from flows.command.configuration import checked
 from schemas.config import RunConfig
 from schemas.pipeline import diagnosis_stages
-from tasks.inputs.questions import InputError
+from tasks.inputs.errors import InputError
 from tasks.outputs import names as outputs
 from tasks.outputs.files import parquet_bytes, read_run, read_table, write_files, write_run
 from tasks.outputs.names import add_references, named, write_references, writing

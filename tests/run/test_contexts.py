@@ -12,8 +12,9 @@ from flows.command.configuration import ConfigurationError, checked
 from schemas.config import Context, Prompt
 from schemas.signals import Source, losses, sources
 from tasks.engines.scoring import View
+from tasks.inputs.errors import InputError
 from tasks.inputs.prompts import prompt_text
-from tasks.inputs.questions import InputError, Question
+from tasks.inputs.questions import Question
 from tasks.run.models import LoadedModels, _answer_of
 from tasks.run.session import RunSession, start_session
 from tasks.run.shells import run_stage

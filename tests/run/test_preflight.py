@@ -17,7 +17,8 @@ from tasks.engines import memory
 from tasks.engines.choice import EngineChoice, choose
 from tasks.engines.identity import ModelLibrary
 from tasks.engines.protocol import EngineError
-from tasks.inputs.questions import InputError, load_questions
+from tasks.inputs.errors import InputError
+from tasks.inputs.questions import load_questions
 from tasks.run.models import LoadedModels
 from tasks.run.preflight import ModelIdentities, check_models
 from tasks.run.reads import StoredReads
