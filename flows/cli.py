@@ -148,6 +148,9 @@ def serve(
         typer.Option(help="Host name for users and workers, also used in links. May be repeated.", metavar="NAME"),
     ] = None,
     runs: Annotated[int, typer.Option(min=1, help="Concurrent runs; more than one needs Prefect on PostgreSQL.")] = 1,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Let runs execute code that their configuration names.")
+    ] = False,
 ) -> None:
     """Serve the UI: Prefect's server (unless PREFECT_API_URL names one), deployments, schedule, reports, a worker."""
     from flows.command.suite import serve_all
@@ -164,6 +167,7 @@ def serve(
             host=host,
             public_hosts=public_host or [],
             runs=runs,
+            allow_code=allow_code,
         )
     )
 

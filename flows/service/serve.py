@@ -43,6 +43,7 @@ class ServeSettings:
         suite: fields of a nightly suite that fill the form.
         cron: schedule of the suite, in `timezone`.
         runs: concurrent runs.
+        allow_code: whether runs may execute code that their configuration names.
     """
 
     host: str
@@ -55,6 +56,7 @@ class ServeSettings:
     cron: str | None
     timezone: str
     runs: int
+    allow_code: bool
 
 
 def serve(settings: ServeSettings, say: Callable[[str], None]) -> None:
@@ -155,9 +157,11 @@ def _started_server(
 def _started_worker(settings: ServeSettings, home: Path, stack: ExitStack) -> _Part:
     """Start a worker of the pool until the stack closes."""
     from flows.orchestration.deployments import POOL
+    from tasks.operations.user_code import ALLOW_CODE
 
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
     command += ["--limit", str(settings.runs), "--name", f"{socket.gethostname()}-{os.getpid()}"]
+    os.environ[ALLOW_CODE] = "1" if settings.allow_code else "0"  # whatever allows it to commands
     return _Part("the worker", *stack.enter_context(child(home, "worker", command, {})))
 
 

@@ -28,7 +28,9 @@ from schemas.config.losses import AlphaDivergence as AlphaDivergence
 from schemas.config.losses import ForwardKL as ForwardKL
 from schemas.config.losses import Loss as Loss
 from schemas.config.losses import MixedKL as MixedKL
+from schemas.config.losses import PythonLoss as PythonLoss
 from schemas.config.losses import ReverseKL as ReverseKL
+from schemas.config.losses import SampledToken as SampledToken
 from schemas.config.losses import SkewKL as SkewKL
 from schemas.config.losses import SkewReverseKL as SkewReverseKL
 from schemas.config.losses import TopK as TopK
@@ -57,6 +59,7 @@ from schemas.config.verifiers import ChoiceVerifier as ChoiceVerifier
 from schemas.config.verifiers import ExactVerifier as ExactVerifier
 from schemas.config.verifiers import MathVerifier as MathVerifier
 from schemas.config.verifiers import NumericVerifier as NumericVerifier
+from schemas.config.verifiers import PythonVerifier as PythonVerifier
 from schemas.config.verifiers import RegexVerifier as RegexVerifier
 from schemas.config.verifiers import Verifier as Verifier
 from schemas.config.verifiers import YesNoVerifier as YesNoVerifier

@@ -28,6 +28,16 @@ Name = Annotated[str, checked_text(name_problem)]
 """A label in tables and charts: printable, at most 100 characters."""
 
 
+Function = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$",
+        description="A Python function, as module:function; runs only where OPDSCOPE_ALLOW_CODE=1 is set",
+    ),
+]
+"""Code of the user's own: `tasks.operations.user_code`."""
+
+
 class Questions(Settings):
     """Where the questions are and which columns hold what."""
 

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from schemas import limits
 from schemas.config.base import COSMETIC, Settings, invalid
 from schemas.config.forms import ByKind
-from schemas.config.inputs import Name
+from schemas.config.inputs import Function, Name
 
 _ELEMENTWISE = "tasks.stages.distillation.losses"
 
@@ -91,6 +91,13 @@ class MixedKL(Divergence):
     weight: float = Field(0.5, gt=0, lt=1, description="Of the reverse divergence")
 
 
+def check_inner(loss: Divergence, of: Divergence) -> None:
+    """Refuse settings of an inner divergence that are those of the loss that it is in."""
+    for name in ("name", "teacher_temperature"):
+        if getattr(of, name) != type(of).model_fields[name].default:
+            raise invalid(f"of.{name}", f"given; it is a setting of {getattr(loss, 'kind')} itself")  # noqa: B009
+
+
 class TopK(Divergence):
     """A divergence of few tokens, as trainers truncate it."""
 
@@ -123,9 +130,7 @@ class TopK(Divergence):
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        for name in ("name", "teacher_temperature"):
-            if getattr(self.of, name) != type(self.of).model_fields[name].default:
-                raise invalid(f"of.{name}", "given; it is a setting of top_k itself")
+        check_inner(self, self.of)
         for name in ("clip", "floor", "stop_gradient"):
             if self.rest == "bucket" and getattr(self, name):
                 raise invalid(name, "given with rest: bucket, which no trainer combines")
@@ -134,8 +139,51 @@ class TopK(Divergence):
         return self
 
 
+class SampledToken(Divergence):
+    """A divergence of which each position sees the sampled token y only: f_y (e_y - P), whose mean is its gradient.
+
+    |d| is the root mean square over y, so that scores count the variance of the sample as a longer step for the same
+    gain. Policy gradients with the advantage log T(y) - log P(y), and the single-sample estimator of GKD.
+    """
+
+    kind: Literal["sampled_token"] = "sampled_token"
+    of: Annotated[ReverseKL | ForwardKL | JSD | MixedKL, Field(discriminator="kind"), ByKind(flat=True)] = Field(
+        default_factory=ReverseKL, description="The divergence that is sampled"
+    )
+
+    @field_validator("of", mode="before")
+    @classmethod
+    def _short_form(cls, of: object) -> object:
+        return {"kind": of} if isinstance(of, str) else of
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        check_inner(self, self.of)
+        return self
+
+
+class PythonLoss(Divergence):
+    """A function of the user's own: log-probabilities of student and teacher, [n, V] each, to the losses, [n].
+
+    It is differentiated by autograd through the student's log-probabilities, in float32.
+    """
+
+    kind: Literal["python"] = "python"
+    function: Function
+
+
 Loss = Annotated[
-    ReverseKL | ForwardKL | JSD | MixedKL | SkewKL | SkewReverseKL | TotalVariation | AlphaDivergence | TopK,
+    ReverseKL
+    | ForwardKL
+    | JSD
+    | MixedKL
+    | SkewKL
+    | SkewReverseKL
+    | TotalVariation
+    | AlphaDivergence
+    | TopK
+    | SampledToken
+    | PythonLoss,
     Field(discriminator="kind"),
     ByKind(flat=True),
 ]

@@ -10,7 +10,7 @@ from schemas.config.engines import AutoEngine, Engine
 from schemas.config.execution import Execution
 from schemas.config.forms import ByKind
 from schemas.config.inputs import Model, Prompt, Questions, Url
-from schemas.config.losses import Loss, TopK, default_losses, loss_name
+from schemas.config.losses import Loss, PythonLoss, SampledToken, TopK, default_losses, loss_name
 from schemas.config.scores import Ranking, Scores
 from schemas.config.teachers import RecordedTeacher, Teacher
 from schemas.config.trainers import expanded
@@ -35,6 +35,10 @@ class Sampling(Settings):
         description="A completion ends with the first token whose text contains one of these, besides the model's own "
         "end: such as a line's end for a base model",
     )
+
+
+_WHOLE = (TopK, SampledToken, PythonLoss)
+"""Losses that need whole distributions."""
 
 
 class RunConfig(Settings):
@@ -101,7 +105,7 @@ class RunConfig(Settings):
                 if "right_attempt" in context.names.texts and self.sampling.rollouts < 2:
                     raise invalid(where, "shows another rollout, but sampling.rollouts is 1; raise that")
         for i, loss in enumerate(self.losses):
-            if recorded and (isinstance(loss, TopK) or loss.teacher_temperature != 1):
+            if recorded and (isinstance(loss, _WHOLE) or loss.teacher_temperature != 1):
                 raise invalid(
                     f"losses.{i}", f"{loss_name(loss)!r} needs whole distributions; a recorded table has branches"
                 )

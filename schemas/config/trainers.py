@@ -35,9 +35,8 @@ TRAINERS: dict[str, Trainer] = {
         "with distillation_add_tail, rest is bucket",
     ),
     "trl_sdpo": Trainer(
-        {"kind": "reverse_kl"},
+        {"kind": "sampled_token"},
         "TRL 1.16, experimental.sdpo.loss_utils.compute_sampled_token_self_distillation_loss",
-        "in expectation over the sampled token",
     ),
     "verl_topk": Trainer(
         {
@@ -51,7 +50,7 @@ TRAINERS: dict[str, Trainer] = {
         "verl, trainer/distillation/losses.py:compute_forward_kl_topk (August 2026)",
     ),
     "verl_k3": Trainer(
-        {"kind": "forward_kl"}, "verl, kl_penalty k3 (August 2026)", "back-propagated, in expectation over the token"
+        {"kind": "sampled_token", "of": {"kind": "forward_kl"}}, "verl, kl_penalty k3 (August 2026)", "back-propagated"
     ),
     "nemo_rl": Trainer(
         {"kind": "top_k", "of": {"kind": "mixed_kl"}, "k": 64, "support": "teacher", "rest": "renormalised"},
@@ -68,9 +67,8 @@ TRAINERS: dict[str, Trainer] = {
     ),
     "thunlp": Trainer(_POLICY_GRADIENT, "thunlp/OPD (August 2026)"),
     "miles": Trainer(_POLICY_GRADIENT, "miles, OPD (August 2026)", "its option clips a forward KL at .05 a token"),
-    "slime": Trainer(
-        {"kind": "reverse_kl"}, "slime, OPD advantage log T - log P (August 2026)", "in expectation over the token"
-    ),
+    "slime": Trainer({"kind": "sampled_token"}, "slime, OPD advantage log T - log P (August 2026)"),
+    "prime_rl": Trainer({"kind": "sampled_token"}, "prime-rl, ref_kl advantage log T - log P (August 2026)"),
 }
 """By name, which stands for the loss in `losses`, alone or as `kind` with some settings changed."""
 

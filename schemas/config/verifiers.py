@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from schemas.config.base import COSMETIC, Settings, check_unique, invalid
 from schemas.config.forms import ByKind
+from schemas.config.inputs import Function
 from schemas.text import quoted, reason
 
 
@@ -86,8 +87,18 @@ class MathVerifier(Settings):
     workers: int = Field(2, ge=1, description="Worker processes", json_schema_extra=COSMETIC)
 
 
+class PythonVerifier(Settings):
+    """A function of the user's own, of completion and answer, true where they agree; in worker processes."""
+
+    kind: Literal["python"] = "python"
+    implementation: ClassVar[str] = "tasks.verifiers.python:PythonFunction"
+    function: Function
+    seconds: float = Field(5.0, gt=0, description="Time limit of one check; beyond it the completion is wrong")
+    workers: int = Field(2, ge=1, description="Worker processes", json_schema_extra=COSMETIC)
+
+
 Verifier = Annotated[
-    MathVerifier | ExactVerifier | NumericVerifier | ChoiceVerifier | YesNoVerifier | RegexVerifier,
+    MathVerifier | ExactVerifier | NumericVerifier | ChoiceVerifier | YesNoVerifier | RegexVerifier | PythonVerifier,
     Field(discriminator="kind"),
     ByKind(),
 ]

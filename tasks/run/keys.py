@@ -6,6 +6,7 @@ from typing import Protocol
 from schemas.config import RunConfig
 from schemas.pipeline import AGGREGATE_VERSION, PIPELINE, ROUNDS_VERSION, Scope, Stage, diagnosis_stages
 from schemas.signals import Signal, Source, losses, signals
+from tasks.operations.user_code import keyed_with_code
 from tasks.store.keys import Recipe
 
 
@@ -106,7 +107,7 @@ class RunKeys:
         settings = self._identities.settings(stage)
         if stage.of_source and signal is not None:
             teacher = self._identities.of_teacher(signal.source, question)
-            settings = {**settings, **teacher, "loss": self._losses[signal.loss].keyed()}
+            settings = {**settings, **teacher, "loss": keyed_with_code(self._losses[signal.loss])}
         fingerprints = {} if stage.reads else self._identities.of_question(question)
         inputs = self._inputs(stage, question, signal)
         return self._register(Recipe(stage.name, stage.version, settings, inputs, fingerprints))

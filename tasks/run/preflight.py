@@ -18,6 +18,7 @@ from tasks.engines.protocol import EngineError
 from tasks.inputs.errors import InputError
 from tasks.inputs.prompts import check_same_tokenizer
 from tasks.run.models import LoadedModels
+from tasks.stages.distillation.user import check_user_losses
 from tasks.store.keys import digest
 from tasks.verifiers.verifier import fingerprint as verifier_fingerprint
 
@@ -32,6 +33,7 @@ def check_models(config: RunConfig, library: ModelLibrary) -> None:
         resolve_device(config.engine.device)
     except EngineError as error:
         raise InputError("engine.device", str(error)) from error
+    check_user_losses(config)
     check = partial(_check_model, config, library)
     check("student.path", config.model)
     if config.model.is_gguf and config.engine.kind == "vllm":

@@ -10,6 +10,7 @@ from tasks.inputs.errors import InputError
 from tasks.inputs.questions import load_questions
 from tasks.inputs.recorded import read_recorded
 from tasks.operations.errors import patiently
+from tasks.operations.user_code import check_code
 from tasks.run.keys import RunKeys
 from tasks.run.models import LoadedModels
 from tasks.run.preflight import ModelIdentities, check_models
@@ -64,6 +65,7 @@ def _from_tables(config: RunConfig) -> RunSession:
 
 
 def _from_models(config: RunConfig) -> RunSession:
+    check_code(config)
     settings, _ = choose(config)
     config = config.model_copy(update={"engine": settings})
     engine, library = EngineChoice(settings), ModelLibrary()

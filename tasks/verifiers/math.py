@@ -1,32 +1,20 @@
 """math-verify in worker processes, with time and memory limits enforced from outside.
 
-math-verify's own time limit is a signal, which works only on a main thread, and sympy can hang in C code, so each
-check runs in a process that is killed when its time is up (pebble's pool). A completion is model output, so one that
-exhausts time, memory or stack is wrong, as is one that math-verify fails on (it then parses nothing, without an
-error). Any other error of a worker is this project's own and ends the run.
+math-verify's own time limit is a signal, which works only on a main thread, and sympy can hang in C code. A completion
+that math-verify fails on is wrong: it then parses nothing, without an error.
 """
 
 import logging
-import multiprocessing
 import re
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import TimeoutError as CheckTimeout
-from contextlib import suppress
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import psutil
-from pebble import ProcessExpired, ProcessPool
-
 from schemas.config import MathVerifier
-from tasks.engines.stopping import POLL_SECONDS, check_stopped
 from tasks.verifiers.expressions import answer_text, last_box, read_answer, read_completion, read_expression, same_text
+from tasks.verifiers.processes import MEMORY, CheckPool
 from tasks.verifiers.protocol import Attempt
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that the caller must limit time, which it does
-
-MEMORY = 2 << 30
-"""Bytes that a worker may use beyond its use at the start."""
 
 SMALL, RELATIVE = 1e-3, 2e-3
 """Numbers below the first must agree to the second, relative to the answer: the precision of six decimals there."""
@@ -77,54 +65,9 @@ def _same_size(answer: Any, found: Any) -> bool:
     return bool(abs(a) >= SMALL or abs(a - b) <= RELATIVE * abs(a))
 
 
-class MathPool:
-    """A pool of checking processes, started on first use and stopped by `close`."""
-
-    def __init__(self, settings: MathVerifier) -> None:
-        self._settings = settings
-        self._pool = ProcessPool(
-            max_workers=settings.workers, context=multiprocessing.get_context("spawn"), initializer=warm_up
-        )
-
-    def check_all(self, attempts: Sequence[tuple[str, str, bool]]) -> list[bool]:
-        """Verdicts on (completion, answer, truncated), in order."""
-        return [verdict is True for verdict in self._results(check_math, attempts)]
-
-    def readable(self, answers: Iterable[str]) -> Iterator[bool | None]:
-        """Whether each reference answer can be read, in order; None where that exhausts time, memory or stack."""
-        return self._results(is_readable, ((answer,) for answer in answers))
-
-    def _results(self, function: Callable[..., bool], calls: Iterable[Sequence[object]]) -> Iterator[bool | None]:
-        """Result of each call, in order; None where it exhausted time, memory or stack."""
-        futures = [self._pool.schedule(function, args=list(call), timeout=self._settings.seconds) for call in calls]
-        try:
-            for future in futures:
-                while not future.done():
-                    with suppress(CheckTimeout):  # of this wait
-                        future.exception(POLL_SECONDS)
-                    check_stopped()
-                try:
-                    yield bool(future.result())
-                except (CheckTimeout, ProcessExpired, MemoryError, RecursionError):
-                    yield None
-        finally:  # what an error or an interrupt leaves undone
-            for future in futures:
-                future.cancel()
-
-    def close(self) -> None:
-        """End the processes."""
-        self._pool.stop()
-        self._pool.join()
-
-
 def warm_up() -> None:
-    """Import math-verify before the first check, so that no check's time limit includes it, and limit memory."""
+    """Import math-verify before the first check, so that no check's time limit includes it."""
     check_math(r"\boxed{\sqrt{2}}", "3", False)
-    if sys.platform == "linux":
-        import resource
-
-        limit = psutil.Process().memory_info().vms + MEMORY
-        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
 class MathEquivalence:
@@ -135,11 +78,11 @@ class MathEquivalence:
 
     def __init__(self, settings: MathVerifier) -> None:
         self._settings = settings
-        self._pool: MathPool | None = None
+        self._pool: CheckPool | None = None
 
     def check_all(self, attempts: Sequence[Attempt]) -> list[bool]:
         """Verdicts, in order."""
-        return self._started().check_all(attempts)
+        return [verdict is True for verdict in self._started().results(check_math, attempts)]
 
     def problem(self, answers: Sequence[str]) -> tuple[int, str] | None:
         """The first reference answer that math-verify does not read within the time limit, and why."""
@@ -147,7 +90,8 @@ class MathEquivalence:
         if empty is not None:
             return empty, "is empty"
         uncertain = [a for a in dict.fromkeys(answers) if not _PLAIN_NUMBER.fullmatch(a)]
-        for answer, readable in zip(uncertain, self._started().readable(uncertain) if uncertain else (), strict=True):
+        found = self._started().results(is_readable, ((answer,) for answer in uncertain)) if uncertain else ()
+        for answer, readable in zip(uncertain, found, strict=True):
             if readable is None:
                 limits = f"verifier.seconds ({self._settings.seconds:g} s) and {MEMORY >> 30} GiB"
                 why = f"cannot be read by math-verify within {limits}; simplify it, or choose another verifier"
@@ -163,7 +107,7 @@ class MathEquivalence:
             self._pool.close()
             self._pool = None
 
-    def _started(self) -> MathPool:
+    def _started(self) -> CheckPool:
         if self._pool is None:
-            self._pool = MathPool(self._settings)
+            self._pool = CheckPool(self._settings.workers, self._settings.seconds, warm_up)
         return self._pool

@@ -6,6 +6,7 @@ from importlib.metadata import version
 from schemas.config import Verifier as VerifierSettings
 from schemas.text import after_thinking
 from tasks.operations.implementations import implementation
+from tasks.operations.user_code import code_fingerprint
 from tasks.verifiers.protocol import Attempt, VerifierKind
 
 _VERSION = 2
@@ -40,7 +41,8 @@ def fingerprint(settings: VerifierSettings) -> str:
     """Versions of everything that determines verdicts: this project's verifier, and the packages it calls."""
     kind = kind_of(settings)
     packages = [f"{name} {version(name)}" for name in kind.packages]
-    return " ".join([f"{settings.kind} {kind.version}, {_VERSION}", *packages])
+    code = [code_fingerprint(settings.function)] if settings.kind == "python" else []
+    return " ".join([f"{settings.kind} {kind.version}, {_VERSION}", *packages, *code])
 
 
 def find_bad_answer(settings: VerifierSettings, answers: Sequence[str]) -> tuple[int, str] | None:

@@ -13,6 +13,7 @@ from schemas import config as schema
 from schemas.config import RecordedTeacher, RunConfig, Settings, is_cosmetic, settings_in
 from schemas.pipeline import diagnosis_stages
 from tasks.engines.vllm.served import Served
+from tasks.operations.user_code import ALLOW_CODE
 from tasks.run.session import start_session
 from tasks.statistics.streams import stream_seed
 
@@ -50,6 +51,8 @@ LOSSES: list[dict[str, Any]] = [
     {"kind": "skew_reverse_kl", "alpha": 0.2},
     {"kind": "total_variation"},
     {"kind": "alpha_divergence", "alpha": 0.3},
+    {"kind": "sampled_token"},
+    {"kind": "python", "function": "tests.helpers.users:reverse_kl"},
     {"kind": "top_k", "k": 5},
 ]
 
@@ -65,6 +68,7 @@ COSMETIC = {
     "student.revision",
     "student.trust_remote_code",
     "verifier.math.workers",
+    "verifier.python.workers",
     "teachers.name",
     "teachers.contexts.name",
     "teachers.recorded.name",
@@ -126,6 +130,9 @@ CHANGES: dict[str, Any] = {
     "verifier.choice.labels": [str(i) for i in range(9, -1, -1)],
     "verifier.math.seconds": 1.0,
     "verifier.math.workers": 1,
+    "verifier.python.function": "tests.helpers.users:always",
+    "verifier.python.seconds": 1.0,
+    "verifier.python.workers": 1,
     "sampling.rollouts": 5,
     "sampling.max_tokens": 25,
     "sampling.stop": ["1"],
@@ -167,6 +174,8 @@ CHANGES: dict[str, Any] = {
     "losses.skew_reverse_kl.alpha": 0.7,
     "losses.alpha_divergence.alpha": 0.7,
     "losses.top_k.of": {"kind": "jsd"},
+    "losses.sampled_token.of": {"kind": "jsd"},
+    "losses.python.function": "tests.helpers.users:forward_kl",
     "losses.top_k.k": 6,
     "losses.top_k.support": "union",
     "losses.top_k.rest": "renormalised",
@@ -205,10 +214,10 @@ def fields(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
             continue  # the member of a union, walked below
         inner = settings_in(field.annotation)
         place = f"{prefix}{name}"
-        if not inner or place in ("teachers.model", "losses.top_k.of"):
+        if not inner or place in ("teachers.model", "losses.top_k.of", "losses.sampled_token.of"):
             out[place] = field
         for m in inner:
-            if place in ("teachers.model", "losses.top_k.of"):
+            if place in ("teachers.model", "losses.top_k.of", "losses.sampled_token.of"):
                 continue  # the same class as `student`, and losses that are walked by themselves
             several = len(inner) > 1 and place != "teachers"
             kind = f".{m.model_fields['kind'].default}" if several or m is RecordedTeacher else ""
@@ -229,7 +238,10 @@ def artefact_keys(settings: dict[str, Any]) -> set[tuple[str, str]]:
 
 
 @pytest.fixture
-def base(settings: dict[str, Any], questions: Path, models: Path, tmp_path: Path) -> dict[str, Any]:
+def base(
+    settings: dict[str, Any], questions: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
+    monkeypatch.setenv(ALLOW_CODE, "1")
     rows = [json.loads(line) for line in questions.read_text().splitlines()]
     rich = tmp_path / "rich.jsonl"
     columns = [{**r, "number": r["id"], "result": r["answer"], "odd": "yes"} for r in rows]
@@ -278,6 +290,8 @@ def test_every_field_changes_the_keys_or_is_listed_as_cosmetic(base: dict[str, A
             kind = parts.pop(1)
             choice: dict[str, Any] = {"labels": [str(i) for i in range(10)]} if kind == "choice" else {}
             start = {**base, "verifier": {"kind": kind, **choice}}
+            if kind == "python":
+                start["verifier"]["function"] = "tests.helpers.users:last_word"
             if kind == "yes_no":
                 start = merged(start, {"questions": {"answer": "odd"}})
         elif parts[0] == "tree":

@@ -15,6 +15,7 @@ from schemas.config import (
     ForwardKL,
     MixedKL,
     ReverseKL,
+    SampledToken,
     Settings,
     SkewKL,
     SkewReverseKL,
@@ -23,7 +24,7 @@ from schemas.config import (
     loss_name,
 )
 from schemas.config.losses import Divergence
-from tasks.stages.distillation.losses import distillation_direction, kept_probability, support
+from tasks.stages.distillation.losses import distillation_direction, kept_probability, squared_norm, support
 
 ROUNDING = 4e-15
 """Autograd's own: it adds terms of size 1 that cancel."""
@@ -258,3 +259,27 @@ def test_where_no_token_is_kept_there_is_no_gradient() -> None:
     for rest in ("dropped", "renormalised", "teacher_renormalised", "zeroed"):
         loss = TopK.model_validate({"k": 1, "support": "intersection", "rest": rest})
         assert not distillation_direction(loss, log_p, log_t).any()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("of", [ReverseKL(), ForwardKL(), JSD(beta=0.3), MixedKL()], ids=loss_name)
+def test_a_sampled_token_has_the_mean_and_the_squared_norm_of_all_its_samples(
+    of: Divergence, temperature: float
+) -> None:
+    """Each sample is a policy gradient whose advantage is the derivative of the divergence, by autograd."""
+    loss, generator = SampledToken.model_validate({"of": of}), torch.Generator().manual_seed(3)
+    z, zt = (2 * torch.randn(1, 9, dtype=torch.float64, generator=generator) for _ in range(2))
+    log_p, log_t = torch.log_softmax(z, -1), torch.log_softmax(zt, -1)
+    policy = torch.softmax(log_p / temperature, -1)
+    p = log_p.exp().requires_grad_()
+    (f,) = torch.autograd.grad(value(of, p.log(), log_t).sum(), p)
+    (at_student,) = torch.autograd.grad(value(of, p.log(), log_p).sum(), p)
+    samples = -(f - at_student)[0][:, None] * (torch.eye(9, dtype=torch.float64) - log_p.exp())
+    weights = policy[0][:, None]
+    d = distillation_direction(loss, log_p, log_t, policy)
+    assert_close(d, (weights * samples).sum(0, keepdim=True))
+    expected = (weights * samples.square().sum(-1, keepdim=True)).sum()
+    assert float(squared_norm(loss, d, log_p, log_t, policy)) == pytest.approx(float(expected), rel=1e-9)
+    assert float(squared_norm(of, d, log_p, log_t, policy)) == pytest.approx(float(d.square().sum()), rel=1e-12)
+    if temperature == 1.0:
+        assert_close(d, distillation_direction(of, log_p, log_t))

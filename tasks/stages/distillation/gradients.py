@@ -12,7 +12,7 @@ from schemas.config import Settings
 from schemas.signals import Signal, Source
 from tasks.engines.scoring import View, score_blocks, tempered
 from tasks.stages.distillation.directions import divergences, head_direction
-from tasks.stages.distillation.losses import distillation_direction, kept_probability
+from tasks.stages.distillation.losses import distillation_direction, kept_probability, squared_norm
 from tasks.statistics.csr import Floats, Ints, owners
 
 
@@ -78,13 +78,13 @@ class _Gradients:
         p_branches, t_branches = log_p[at.row, at.token], log_t[at.row, at.token]
         self._shared["teacher_prob"][at.branches] = t_branches.double().exp().cpu().numpy()
         for name, loss in self._losses.items():
-            d = distillation_direction(loss, log_p, log_t)
+            d = distillation_direction(loss, log_p, log_t, policy)
             d_bar = (policy * d).sum(-1, dtype=torch.float64)
             out = self._by_loss[name]
             student_kept, teacher_kept = kept_probability(loss, log_p, log_t)
             out["student_kept"][positions] = student_kept.cpu().numpy()
             out["teacher_kept"][positions] = teacher_kept.cpu().numpy()
-            out["d_sq"][positions] = d.square().sum(-1, dtype=torch.float64).cpu().numpy()
+            out["d_sq"][positions] = squared_norm(loss, d, log_p, log_t, policy).cpu().numpy()
             out["d_token"][positions] = (d.gather(-1, sampled)[:, 0].double() - d_bar).cpu().numpy()
             out["d_bar"][at.nodes] = d_bar[at.node].cpu().numpy()
             out["d"][at.branches] = d[at.row, at.token].double().cpu().numpy()

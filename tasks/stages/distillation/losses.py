@@ -13,9 +13,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from schemas.config import JSD, ForwardKL, MixedKL, ReverseKL, Settings, TopK
+from schemas.config import JSD, ForwardKL, MixedKL, PythonLoss, ReverseKL, SampledToken, Settings, TopK
 from schemas.config.losses import Divergence
 from tasks.operations.implementations import implementation
+from tasks.stages.distillation.user import user_direction
 
 LOG_ZEROED = -100.0
 """The log-probability that NeMo-RL gives the teacher outside of the kept tokens."""
@@ -124,19 +125,51 @@ def bucket(log_probs: Tensor, kept: Tensor) -> Tensor:
     return floored(log_probs.masked_fill(kept, -torch.inf).logsumexp(-1, keepdim=True))
 
 
-def distillation_direction(loss: Settings, log_p: Tensor, log_t: Tensor) -> Tensor:
+def distillation_direction(loss: Settings, log_p: Tensor, log_t: Tensor, policy: Tensor | None = None) -> Tensor:
     """The distillation direction d = -dL/dz at each node.
 
     Args:
         loss: its settings.
         log_p, log_t: log-probabilities of student and teacher, [n, V].
+        policy: probabilities with which tokens are sampled, [n, V]; those of the student unless given. A loss of the
+            sampled token depends on them.
 
     Returns:
         d, [n, V]; each row sums to 0.
     """
     log_p, log_t = _compared(loss, log_p, log_t)
-    pf = _truncated(loss, log_p, log_t) if isinstance(loss, TopK) else _centred(weighted(loss), log_p, log_t)
+    match loss:
+        case PythonLoss():
+            return user_direction(loss.function, log_p, log_t)
+        case TopK():
+            pf = _truncated(loss, log_p, log_t)
+        case SampledToken():
+            pf = _centred(weighted(loss.of), log_p, log_t)
+            if policy is not None:
+                pf = policy * _quotient(pf, log_p)
+        case _:
+            pf = _centred(weighted(loss), log_p, log_t)
     return log_p.exp() * pf.sum(-1, keepdim=True) - pf
+
+
+def squared_norm(loss: Settings, d: Tensor, log_p: Tensor, log_t: Tensor, policy: Tensor) -> Tensor:
+    """|d|^2, [n]; of a sampled token y its mean: sum_y policy_y f_y^2 |e_y - P|^2, |e_y - P|^2 = 1 - 2 P_y + |P|^2.
+
+    Args:
+        d: the direction, [n, V].
+        log_p, log_t, policy: as for the direction, [n, V].
+    """
+    if not isinstance(loss, SampledToken):
+        return d.square().sum(-1, dtype=torch.float64)
+    log_p, log_t = _compared(loss, log_p, log_t)
+    p, f = log_p.exp(), _quotient(_centred(weighted(loss.of), log_p, log_t), log_p)
+    of_token = 1 - 2 * p + p.square().sum(-1, keepdim=True)
+    return (policy * f.square() * of_token).sum(-1, dtype=torch.float64)
+
+
+def _quotient(pf: Tensor, log_p: Tensor) -> Tensor:
+    """f; 0 where P f is, as where P is too small for a number."""
+    return torch.where(pf == 0, 0.0, pf / log_p.exp().clamp(min=torch.finfo(pf.dtype).tiny))
 
 
 def kept_probability(loss: Settings, log_p: Tensor, log_t: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,15 @@
+"""The error of unusable input."""
+
+from schemas.text import line
+
+
+class InputError(ValueError):
+    """Unusable input, in one line: the field, the value and what would be right."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {line(message)}")
+        self._given = field, message
+
+    def __reduce__(self) -> tuple[type["InputError"], tuple[str, str]]:
+        """It passes between processes."""
+        return InputError, self._given

@@ -1,0 +1,106 @@
+"""Functions of the user's own, named in a configuration as `module:function`.
+
+Whoever can fill in a configuration could have any code run by naming it, so code is run only where this process
+allows it: `OPDSCOPE_ALLOW_CODE=1` in its environment, which no configuration can set.
+"""
+
+import hashlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from schemas.config import RunConfig, Settings
+from schemas.text import quoted, reason
+from tasks.inputs.errors import InputError
+
+ALLOW_CODE = "OPDSCOPE_ALLOW_CODE"
+"""Variable of the environment; `1` allows code that a configuration names."""
+
+
+def check_allowed(field: str, value: object) -> None:
+    """Refuse code where it may not run.
+
+    Raises:
+        InputError: this process does not allow it.
+    """
+    if os.environ.get(ALLOW_CODE) != "1":
+        raise InputError(
+            field,
+            f"{quoted(value)} runs code that the configuration names, which this process does not allow; where you "
+            f"trust the configuration, set {ALLOW_CODE}=1 (opdscope serve: --allow-code)",
+        )
+
+
+def check_code(config: RunConfig) -> None:
+    """Refuse every field that would run code where that is not allowed, or that names no function.
+
+    Raises:
+        InputError: names the first such field.
+    """
+    models = [("student", config.student)] if config.student is not None else []
+    models += [(f"teachers[{i}].model", t.model) for i, t in enumerate(config.model_teachers) if t.model is not None]
+    for field, model in models:
+        if model.trust_remote_code:
+            check_allowed(f"{field}.trust_remote_code", True)
+    for field, settings in [("verifier", config.verifier), *((f"losses[{i}]", x) for i, x in enumerate(config.losses))]:
+        function = getattr(settings, "function", None)
+        if function is not None:
+            user_function(f"{field}.function", function)
+
+
+def user_function(field: str, place: str) -> Callable[..., Any]:
+    """The function that `module:function` names; modules of the current folder are found.
+
+    Raises:
+        InputError: code is not allowed here, or there is no such function.
+    """
+    check_allowed(field, place)
+    module, _, name = place.partition(":")
+    _find_here()
+    try:
+        found = getattr(import_module(module), name)
+    except Exception as error:  # importing runs the user's code
+        why = f"{type(error).__name__}: {reason(error)}"
+        raise InputError(field, f"{quoted(place)} cannot be imported: {why}") from error
+    if not callable(found):
+        raise InputError(field, f"{quoted(place)} is a {type(found).__name__}, not a function")
+    return found  # type: ignore[no-any-return]
+
+
+def keyed_with_code(settings: Settings) -> dict[str, Any]:
+    """Settings that can change a number, with the code that they name."""
+    function = getattr(settings, "function", None)
+    return settings.keyed() if function is None else {**settings.keyed(), "code": code_fingerprint(function)}
+
+
+@cache
+def code_fingerprint(place: str) -> str:
+    """SHA-256 of the Python files of the module that a function is in, or of its whole package.
+
+    Raises:
+        InputError: the module has no files.
+    """
+    top = place.partition(":")[0].partition(".")[0]
+    _find_here()
+    spec = importlib.util.find_spec(top)
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        raise InputError("function", f"{quoted(place)} is not in a Python file")
+    folders = [Path(folder) for folder in spec.submodule_search_locations or []]
+    files = [(path, path.relative_to(folder)) for folder in folders for path in sorted(folder.rglob("*.py"))]
+    found = hashlib.sha256()
+    for path, name in files or [(Path(spec.origin), Path(Path(spec.origin).name))]:
+        content = path.read_bytes()
+        found.update(f"{name} {len(content)} ".encode() + content)
+    return found.hexdigest()
+
+
+def _find_here() -> None:
+    """Let modules of the current folder be found, after all others."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
