@@ -120,6 +120,7 @@ THEIRS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "thunlp": policy_gradient,
     "miles": policy_gradient,
     "slime": over_sampled_tokens(advantage),
+    "prime_rl": over_sampled_tokens(advantage),
 }
 
 
