@@ -118,6 +118,20 @@ def show(
 
 
 @app.command()
+def verify(
+    config: Configuration,
+    set_: Set = None,
+    store: StoreUrl = None,
+    name: Name = None,
+    questions: Annotated[int, typer.Option(min=1, max=1000, help="Questions whose rollouts are judged.")] = 5,
+) -> None:
+    """Show what the verifier reads in rollouts, and where another kind of verifier would judge otherwise."""
+    from flows.command.verify import verify_file
+
+    raise typer.Exit(verify_file(config, overrides(set_, store, name), questions=questions))
+
+
+@app.command()
 def nightly(suite: Annotated[Path, typer.Argument(help="YAML file of a suite.", metavar="SUITE.yaml")]) -> None:
     """Execute every run of a suite that has something new, and mark scores that moved since previous nights."""
     from flows.command.suite import run_nightly

@@ -50,22 +50,21 @@ def asked(session: RunSession, question: str | None) -> tuple[LoadedModels, str]
     return provider.models, question or known[0]
 
 
-def rollouts_of(session: RunSession, question: str, *, make: bool) -> Arrays | None:
-    """The question's rollouts, from the store; where there are none, made as by a run, or None.
+def rollouts_of(session: RunSession, questions: Sequence[str], *, make: bool) -> dict[str, Arrays]:
+    """The rollouts of some questions that are in the store; the others, where wanted, made as by a run.
 
     Raises:
         EngineError: they cannot be made.
     """
-    key = session.keys.key("rollouts", question)
+    keys = {question: session.keys.key("rollouts", question) for question in questions}
     if make:
-        publish("completions", 0, session.config.sampling.rollouts)
-        summary = run_stage(session, "rollouts", [question])
+        publish("completions", 0, len(questions) * session.config.sampling.rollouts)
+        summary = run_stage(session, "rollouts", questions)
         publish("completions", over=True)
-        if summary.failed:
-            raise EngineError(f"question {question!r} has no rollouts: {summary.failed[question]}")
-        return session.store.need("rollouts", key).arrays
-    stored = session.store.load("rollouts", key)
-    return None if stored is None else stored.arrays
+        for question, why in summary.failed.items():
+            raise EngineError(f"question {question!r} has no rollouts: {why}")
+    found = {question: session.store.load("rollouts", key) for question, key in keys.items()}
+    return {question: stored.arrays for question, stored in found.items() if stored is not None}
 
 
 def prompts(config: RunConfig, models: LoadedModels, question: str, rollouts: Arrays | None) -> dict[str, str]:

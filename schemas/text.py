@@ -13,8 +13,8 @@ BETWEEN = " / "
 _QUOTED = 80
 _REASON = 200
 _LINE = 400
-_USER = re.compile(r"(?<=://)[^\s'\"]*@")
-_WHOLE_USER = re.compile(r"://.*@", re.DOTALL)
+_USER = re.compile(r"(?<=://)(?<!\bhf://)[^\s'\"]*@")  # the hub's URLs have a revision after it
+_WHOLE_USER = re.compile(r"(?<!\bhf)://.*@", re.DOTALL)
 _QUERY = re.compile(r"(://[^\s'\"?#]*[?#])[^\s'\"]*")
 _TURNING = {chr(c) for c in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 _INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}

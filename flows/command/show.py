@@ -30,7 +30,7 @@ def show_file(path: Path, assignments: list[str], *, question: str | None, score
         try:
             models, chosen = asked(session, question)
             with progress(ERRORS):
-                rollouts = rollouts_of(session, chosen, make=score)
+                rollouts = rollouts_of(session, [chosen], make=score).get(chosen)
             for name, text in prompts(config, models, chosen, rollouts).items():
                 CONSOLE.rule(escape(f"{name}, question {chosen}"), align="left", characters="-")
                 CONSOLE.print(escape("\n".join(map(visible, text.split("\n")))), soft_wrap=True)

@@ -42,8 +42,16 @@ class Questions(Settings):
     """Where the questions are and which columns hold what."""
 
     path: Url = Field(description="JSONL, parquet or CSV file; a path or any fsspec URL", json_schema_extra=COSMETIC)
-    id: str = Field("id", description="Column with a unique id", json_schema_extra=COSMETIC)
+    id: str | None = Field(
+        "id", description="Column with a unique id; null: the number of the row", json_schema_extra=COSMETIC
+    )
     answer: str = Field("answer", description="Column with the reference answer", json_schema_extra=COSMETIC)
+    layout: Literal["plain", "boolq", "mmlu", "gsm8k"] = Field(
+        "plain",
+        description="Data set whose rows become questions: boolq has answers true and false, mmlu a list of choices "
+        "with the place of the right one, gsm8k the solution before the answer",
+        json_schema_extra=COSMETIC,
+    )
     limit: int | None = Field(
         None,
         ge=1,

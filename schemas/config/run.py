@@ -12,6 +12,7 @@ from schemas.config.forms import ByKind
 from schemas.config.inputs import Model, Prompt, Questions, Url
 from schemas.config.losses import Loss, PythonLoss, SampledToken, TopK, default_losses, loss_name
 from schemas.config.scores import Ranking, Scores
+from schemas.config.tasks import Task, with_task
 from schemas.config.teachers import RecordedTeacher, Teacher
 from schemas.config.trainers import expanded
 from schemas.config.trees import AdaptiveTree, RecordedTree, Tree
@@ -54,7 +55,12 @@ class RunConfig(Settings):
         ".opdscope", description="Where everything is cached; any fsspec URL", json_schema_extra=COSMETIC
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of every draw and every bootstrap")
-    questions: Questions | None = Field(None, description="Needed unless the tree is recorded")
+    task: Task | None = Field(
+        None,
+        description="A ready-made task, by its name alone or with a folder: questions, prompt and verifier",
+        json_schema_extra=COSMETIC,
+    )
+    questions: Questions | None = Field(None, description="Needed unless the tree is recorded, or there is a task")
     student: Model | None = Field(None, description="Needed unless the tree is recorded")
     prompt: Prompt = Field(default_factory=Prompt)
     verifier: Verifier = Field(default_factory=MathVerifier)
@@ -68,6 +74,11 @@ class RunConfig(Settings):
     ranking: Ranking = Field(default_factory=Ranking)
     engine: Engine = Field(default_factory=AutoEngine)
     execution: Execution = Field(default_factory=Execution)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_task(cls, settings: object) -> object:
+        return with_task(settings) if isinstance(settings, dict) else settings
 
     @field_validator("losses", mode="before")
     @classmethod

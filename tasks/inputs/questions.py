@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, time, timedelta
 from decimal import Decimal
@@ -12,13 +12,15 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import get_protocol
 
-from schemas.config import RunConfig
+from schemas.config import Questions, RunConfig
 from schemas.config.teachers import OF_ROLLOUTS
 from schemas.config.templates import names_in
 from schemas.limits import MOST_TABLE_BYTES
 from schemas.text import id_problem, listed, quoted, reason
 from tasks.inputs.errors import InputError
 from tasks.inputs.files import check_file, read_file
+from tasks.inputs.hub import hub_file
+from tasks.inputs.layouts import LAYOUTS
 from tasks.inputs.tables import parse_table
 from tasks.verifiers.verifier import find_bad_answer
 
@@ -72,6 +74,9 @@ def read_rows(url: str, field: str = "questions.path", *, texts: Sequence[str] |
 
 def _read(url: str, most: int) -> bytes:
     """The first bytes at any fsspec URL."""
+    path = hub_file(url)
+    if path is not None:
+        return read_file(str(path), most)
     last = url.rpartition("::")[2]
     if get_protocol(last) in ("file", "local") and last not in fsspec.available_protocols():
         path = LocalFileSystem._strip_protocol(last)
@@ -90,31 +95,32 @@ def load_questions(config: RunConfig) -> list[Question]:
             verified.
     """
     source = config.asked
-    table = read_rows(source.path)[: source.limit]
+    table = _laid_out(source, read_rows(source.path)[: source.limit])
     path = quoted(source.path)
     if not table:
         raise InputError("questions.path", f"{path} has no rows; it needs at least one question")
-    for name, column in (("questions.id", source.id), ("questions.answer", source.answer)):
-        if not any(column in row for row in table):
+    for name, column in ((f"questions.{n}", getattr(source, n)) for n in ("id", "answer")):
+        if column is not None and not any(column in row for row in table):
             raise InputError(name, f"{quoted(column)} is not a column of {path}; it has {listed(table[0])}")
+    id_column = "id" if source.id is None else source.id
     rows = [{name: _text(value) for name, value in row.items() if value is not None} for row in table]
     seen: set[str] = set()
     for number, row in enumerate(rows, 1):
-        if source.id not in row or source.answer not in row:
-            column = source.id if source.id not in row else source.answer
-            raise InputError("questions.path", f"row {number} of {path} has no {quoted(column)}")
-        problem = id_problem(row[source.id])
+        for column in (id_column, source.answer):
+            if column not in row:
+                raise InputError("questions.path", f"row {number} of {path} has no {quoted(column)}")
+        problem = id_problem(row[id_column])
         if problem is not None:
-            raise InputError("questions.id", f"{quoted(row[source.id])} in row {number} of {path} {problem}")
-        if row[source.id] in seen:
-            raise InputError("questions.id", f"{quoted(row[source.id])} appears twice in {path}; ids must be unique")
-        seen.add(row[source.id])
+            raise InputError("questions.id", f"{quoted(row[id_column])} in row {number} of {path} {problem}")
+        if row[id_column] in seen:
+            raise InputError("questions.id", f"{quoted(row[id_column])} appears twice in {path}; ids must be unique")
+        seen.add(row[id_column])
     bad = find_bad_answer(config.verifier, [row[source.answer] for row in rows])
     if bad is not None:
         row, problem = rows[bad[0]], bad[1]
-        question = quoted(row[source.id])
+        question = quoted(row[id_column])
         raise InputError("questions.answer", f"{quoted(row[source.answer])} of question {question} {problem}")
-    questions = [Question(row[source.id], row[source.answer], {**row, "answer": row[source.answer]}) for row in rows]
+    questions = [Question(row[id_column], row[source.answer], {**row, "answer": row[source.answer]}) for row in rows]
     _require_fields("prompt.template", names_in(config.prompt.template).texts, questions)
     _check_braces("prompt.template", config.prompt.template, questions[0])
     for t, teacher in enumerate(config.model_teachers):
@@ -130,6 +136,19 @@ def load_questions(config: RunConfig) -> list[Question]:
             needed = [name for name in names.texts if name not in ("prompt", *OF_ROLLOUTS)]
             _require_fields(where, [*needed, *names.columns], questions)
     return questions
+
+
+def _laid_out(source: Questions, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows in the layout of questions; without a column of ids, their numbers."""
+    out = []
+    for number, row in enumerate(rows, 1):
+        try:
+            made = LAYOUTS[source.layout](row)
+        except ValueError as error:
+            what = f"row {number} of {quoted(source.path)} is not one of {source.layout}"
+            raise InputError("questions.layout", f"{what}: {error}") from error
+        out.append({**made, "id": str(number)} if source.id is None else made)
+    return out
 
 
 def _text(value: object) -> str:

@@ -34,6 +34,15 @@ def check_math(completion: str, answer: str, truncated: bool) -> bool:
     return same_text(box, answer_text(answer)) or _equal(read_answer(answer), read_expression(box))
 
 
+def shown_answer(completion: str, truncated: bool) -> str | None:
+    """The completion's last box, else its final expression; None without one. Runs in a worker."""
+    box = last_box(completion)
+    if box is not None:
+        return box
+    found = [] if truncated else read_completion(completion)
+    return str(found[-1]) if found else None  # math-verify gives an expression, then its text
+
+
 def is_readable(answer: str) -> bool:
     """True where math-verify reads the reference answer. Runs in a worker.
 
@@ -83,6 +92,11 @@ class MathEquivalence:
     def check_all(self, attempts: Sequence[Attempt]) -> list[bool]:
         """Verdicts, in order."""
         return [verdict is True for verdict in self._started().results(check_math, attempts)]
+
+    def read_all(self, attempts: Sequence[Attempt]) -> list[str | None]:
+        """The last box of each completion, else its final expression."""
+        calls = [(attempt.completion, attempt.truncated) for attempt in attempts]
+        return list(self._started().results(shown_answer, calls))
 
     def problem(self, answers: Sequence[str]) -> tuple[int, str] | None:
         """The first reference answer that math-verify does not read within the time limit, and why."""

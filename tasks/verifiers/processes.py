@@ -39,7 +39,7 @@ class CheckPool:
             initargs=(start, arguments),
         )
 
-    def results(self, function: Callable[..., Any], calls: Iterable[Sequence[object]]) -> Iterator[bool | None]:
+    def results(self, function: Callable[..., Any], calls: Iterable[Sequence[object]]) -> Iterator[Any]:
         """Result of each call, in order; None where it exhausted time, memory or stack."""
         futures = [self._pool.schedule(function, args=list(call), timeout=self._seconds) for call in calls]
         try:
@@ -49,7 +49,7 @@ class CheckPool:
                         future.exception(POLL_SECONDS)
                     check_stopped()
                 try:
-                    yield bool(future.result())
+                    yield future.result()
                 except (CheckTimeout, ProcessExpired, MemoryError, RecursionError):
                     yield None
         finally:  # what an error or an interrupt leaves undone

@@ -27,6 +27,10 @@ class VerifierKind(Protocol):
         """Verdicts, in order."""
         ...
 
+    def read_all(self, attempts: Sequence[Attempt]) -> list[str | None]:
+        """What it takes for the answer of each completion, in order; None where it finds none, or does not tell."""
+        ...
+
     def problem(self, answers: Sequence[str]) -> tuple[int, str] | None:
         """The first reference answer that it could never accept, as index and reason; None where all are fine."""
         ...

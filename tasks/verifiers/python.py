@@ -50,6 +50,10 @@ class PythonFunction:
         calls = [(self._settings.function, a.completion, a.answer) for a in attempts]
         return [verdict is True for verdict in self._started().results(check, calls)]
 
+    def read_all(self, attempts: Sequence[Attempt]) -> list[str | None]:
+        """A function gives a verdict, and does not tell what it reads."""
+        return [None] * len(attempts)
+
     def problem(self, answers: Sequence[str]) -> tuple[int, str] | None:
         """An answer that the function fails on, with an empty completion, ends the run with its error."""
         calls = [(self._settings.function, "", answer) for answer in dict.fromkeys(answers)]

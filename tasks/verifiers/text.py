@@ -7,6 +7,8 @@ completion passes only where text after its answer shows that the answer was com
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import regex
@@ -16,7 +18,24 @@ from tasks.verifiers.characters import UNSPACED, plain_characters
 from tasks.verifiers.numbers import find_numbers, parse_number
 from tasks.verifiers.protocol import Attempt
 
-Check = Callable[[str, str, bool], bool]
+
+@dataclass(frozen=True)
+class Check:
+    """How one kind judges: what it reads in a completion, and whether that agrees with the answer.
+
+    Attributes:
+        read: of a completion, and whether it was truncated: what is its answer; None where it has none.
+        agrees: of what was read, and the reference answer.
+    """
+
+    read: Callable[[str, bool], str | None]
+    agrees: Callable[[str, str], bool]
+
+    def __call__(self, completion: str, answer: str, truncated: bool) -> bool:
+        """The verdict."""
+        found = self.read(completion, truncated)
+        return found is not None and self.agrees(found, answer)
+
 
 _WORD = rf"(?![{UNSPACED}_])\w"  # a letter or digit that forms a word with the letter beside it
 _MAY_CONTINUE = re.compile(r"[ \t.,/^\\]*")
@@ -33,13 +52,10 @@ def after_marker(text: str, marker: str | None) -> str | None:
 def exact(settings: ExactVerifier) -> Check:
     """Equal texts, ignoring white space, the composition of accents (Unicode NFC) and, optionally, case."""
 
-    def check(completion: str, answer: str, truncated: bool) -> bool:
-        found = after_marker(completion, settings.marker)
-        if found is None or truncated:
-            return False
-        return _same_text(found, answer, ignore_case=settings.ignore_case)
+    def read(completion: str, truncated: bool) -> str | None:
+        return None if truncated else after_marker(completion, settings.marker)
 
-    return check
+    return Check(read, partial(_same_text, ignore_case=settings.ignore_case))
 
 
 def _same_text(one: str, other: str, *, ignore_case: bool) -> bool:
@@ -53,24 +69,24 @@ def numeric(settings: NumericVerifier) -> Check:
     A last number that is not finite, such as 1/0 or 1e999, is wrong.
     """
 
-    def check(completion: str, answer: str, truncated: bool) -> bool:
+    def read(completion: str, truncated: bool) -> str | None:
         found = after_marker(completion, settings.marker)
         if found is None or (truncated and settings.marker is None):
-            return False
+            return None
         found = plain_characters(found)
         numbers = list(find_numbers(found))
-        if not numbers:
-            return False
-        text, end = numbers[-1]
-        if truncated and _MAY_CONTINUE.fullmatch(found, end):
-            return False
+        if not numbers or (truncated and _MAY_CONTINUE.fullmatch(found, numbers[-1][1])):
+            return None
+        return numbers[-1][0]
+
+    def agrees(found: str, answer: str) -> bool:
         try:
-            value = parse_number(text)
+            value = parse_number(found)
         except ValueError:
             return False
         return value.equals(parse_number(answer), settings.tolerance)
 
-    return check
+    return Check(read, agrees)
 
 
 def _words(words: Iterable[str], *, ignore_case: bool) -> re.Pattern[str]:
@@ -82,7 +98,7 @@ def _words(words: Iterable[str], *, ignore_case: bool) -> re.Pattern[str]:
     return re.compile(rf"(?<!{_WORD})(?:{any_of})(?!{_WORD})", re.IGNORECASE if ignore_case else 0)
 
 
-def _last_word(pattern: re.Pattern[str], completion: str, marker: str | None, truncated: bool) -> str | None:
+def _last_word(pattern: re.Pattern[str], marker: str | None, completion: str, truncated: bool) -> str | None:
     """The last match after the marker; None without one, or where a truncated completion may go on."""
     found = after_marker(completion, marker)
     if found is None or (truncated and marker is None):
@@ -102,14 +118,11 @@ def choice(settings: ChoiceVerifier) -> Check:
     longest_first = sorted(settings.labels, key=len, reverse=True)
     pattern = _words(map(plain_characters, longest_first), ignore_case=settings.ignore_case)
 
-    def check(completion: str, answer: str, truncated: bool) -> bool:
-        text = _last_word(pattern, completion, settings.marker, truncated)
-        if text is None:
-            return False
+    def agrees(found: str, answer: str) -> bool:
         label = plain_characters(label_of(settings, answer) or answer)
-        return text.casefold() == label.casefold() if settings.ignore_case else text == label
+        return found.casefold() == label.casefold() if settings.ignore_case else found == label
 
-    return check
+    return Check(partial(_last_word, pattern, settings.marker), agrees)
 
 
 _YES_NO = {"yes": True, "true": True, "no": False, "false": False}
@@ -124,11 +137,9 @@ def yes_or_no(text: str) -> bool | None:
 def yes_no(settings: YesNoVerifier) -> Check:
     """The last yes, no, true or false means the same as the answer."""
 
-    def check(completion: str, answer: str, truncated: bool) -> bool:
-        word = _last_word(_YES_NO_WORDS, completion, settings.marker, truncated)
-        return word is not None and yes_or_no(word) == yes_or_no(answer)
-
-    return check
+    return Check(
+        partial(_last_word, _YES_NO_WORDS, settings.marker), lambda word, answer: yes_or_no(word) == yes_or_no(answer)
+    )
 
 
 _MOST_SECONDS = 0.2
@@ -139,19 +150,18 @@ def matching(settings: RegexVerifier) -> Check:
     """The last match's first group, or the last match, equals the answer; a search that is too long finds nothing."""
     pattern = regex.compile(settings.pattern)
 
-    def check(completion: str, answer: str, truncated: bool) -> bool:
+    def read(completion: str, truncated: bool) -> str | None:
         last = None
         try:
             for match in pattern.finditer(completion, timeout=_MOST_SECONDS):
                 last = match
         except TimeoutError:
-            return False
+            return None
         if last is None or (truncated and last.end() == len(completion)):
-            return False
-        shown = last.group(1) if pattern.groups else last.group()
-        return _same_text(shown or "", answer, ignore_case=settings.ignore_case)
+            return None
+        return (last.group(1) if pattern.groups else last.group()) or ""
 
-    return check
+    return Check(read, partial(_same_text, ignore_case=settings.ignore_case))
 
 
 def label_of(settings: ChoiceVerifier, answer: str) -> str | None:
@@ -175,6 +185,10 @@ class _TextVerifier:
     def check_all(self, attempts: Sequence[Attempt]) -> list[bool]:
         """Verdicts, in order."""
         return [self._check(*attempt) for attempt in attempts]
+
+    def read_all(self, attempts: Sequence[Attempt]) -> list[str | None]:
+        """What it reads, in order."""
+        return [self._check.read(attempt.completion, attempt.truncated) for attempt in attempts]
 
     def problem(self, answers: Sequence[str]) -> tuple[int, str] | None:
         """The first reference answer that it could never accept, as index and reason."""

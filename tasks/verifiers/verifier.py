@@ -26,6 +26,10 @@ class Verifier:
         known = dict(zip(distinct, self._kind.check_all(distinct), strict=True))
         return [known[a] for a in attempts]
 
+    def read_all(self, attempts: Sequence[Attempt]) -> list[str | None]:
+        """What it takes for the answer of each attempt, in order; None where it finds none, or does not tell."""
+        return self._kind.read_all([a._replace(completion=after_thinking(a.completion)) for a in attempts])
+
     def close(self) -> None:
         """End worker processes, if any."""
         self._kind.close()

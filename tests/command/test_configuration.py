@@ -59,8 +59,11 @@ LOSSES: list[dict[str, Any]] = [
 COSMETIC = {
     "name",
     "store",
+    "task.name",
+    "task.folder",
     "questions.path",
     "questions.id",
+    "questions.layout",
     "questions.answer",
     "questions.limit",
     "questions.without_signal",
@@ -105,6 +108,9 @@ CHANGES: dict[str, Any] = {
     "name": "other",
     "store": "{tmp}/elsewhere",
     "seed": 1,
+    "task.name": "gsm8k",
+    "task.folder": "{tmp}/elsewhere",
+    "questions.layout": "plain",
     "questions.path": "{copy}",
     "questions.id": "number",
     "questions.answer": "result",
@@ -294,6 +300,8 @@ def test_every_field_changes_the_keys_or_is_listed_as_cosmetic(base: dict[str, A
                 start["verifier"]["function"] = "tests.helpers.users:last_word"
             if kind == "yes_no":
                 start = merged(start, {"questions": {"answer": "odd"}})
+        elif parts[0] == "task":  # beside which everything that it sets is set
+            start = {**checked(base).model_dump(mode="json"), "task": {"name": "boolq"}}
         elif parts[0] == "tree":
             kind = parts.pop(1)
             start = base if kind == "forced" else {**base, "tree": {"kind": kind}}

@@ -33,8 +33,8 @@ def test_prompts_are_those_that_are_scored(settings: dict[str, Any]) -> None:
 def test_tokens_are_the_runs_own_and_probabilities_those_of_whole_passes(settings: dict[str, Any]) -> None:
     session = start_session(checked(settings))
     question = session.keys.questions[0]
-    arrays = rollouts_of(session, question, make=True)
-    assert arrays is not None and rollouts_of(session, session.keys.questions[1], make=False) is None
+    arrays = rollouts_of(session, [question], make=True)[question]
+    assert list(rollouts_of(session, session.keys.questions[:2], make=False)) == [question]
     assert run_stage(session, "rollouts", [question]).cached == 1
     drawn = scored(session.config, provided(session), question, arrays, 5)
     tokens = arrays["tokens"][: min(5, int(arrays["offsets"][1]))]

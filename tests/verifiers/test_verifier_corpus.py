@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -10,7 +10,7 @@ import pytest
 from schemas.config import ChoiceVerifier, MathVerifier, NumericVerifier
 from tasks.verifiers.expressions import last_box
 from tasks.verifiers.math import check_math
-from tasks.verifiers.text import Check, choice, numeric
+from tasks.verifiers.text import choice, numeric
 from tasks.verifiers.verifier import find_bad_answer
 
 
@@ -187,7 +187,7 @@ def completions(case: Case) -> Iterator[tuple[str, bool]]:
     yield from ((text, False) for text in case.missed)
 
 
-def mistakes(check: Check, case: Case) -> list[str]:
+def mistakes(check: Callable[[str, str, bool], bool], case: Case) -> list[str]:
     """Every verdict that is not as it should be."""
     return [
         f"{case.answer!r}: {text!r} {'rejected' if right else 'accepted'}"
