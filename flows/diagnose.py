@@ -145,7 +145,7 @@ def run_stages(config: RunConfig, flow_name: str, wanted: Sequence[str]) -> Prog
             stage = PIPELINE[name]
             done.stages[name] = TaskSummary()
             labels = {name: len(done.ids) * (len(sources(config)) if stage.of_source else 1)}
-            if session.config.tree.samples and stage.draws is not None:
+            if session.config.tree.samples and stage.draws is not None and stage.draws.most(config):
                 labels[stage.draws.label] = len(done.ids) * stage.draws.most(config)
             for label, total in labels.items():
                 publish(label, 0, total)

@@ -32,6 +32,7 @@ ROLLOUTS = {
     "offsets": Array(("R+1",), "int64", "where each completion starts", "index into T"),
     "correct": Array(("R",), "bool", "the verifier's verdict"),
     "truncated": Array(("R",), "bool", "stopped by the length limit"),
+    "reward": Array(("R",), "float64", "1 where correct, else 0; of rollouts from a table, what that says"),
 }
 
 TREES = {

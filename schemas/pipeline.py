@@ -22,7 +22,7 @@ from schemas.arrays import (
     VALUES,
     Array,
 )
-from schemas.config import RunConfig
+from schemas.config import RolloutTable, RunConfig
 from schemas.signals import Signal
 
 
@@ -64,7 +64,8 @@ class Stage:
 
     Attributes:
         name: name of its folder in the store.
-        version: raised whenever its code gives other numbers or another layout; part of its keys.
+        version: raised whenever its code gives other numbers; part of its keys. An artefact of another layout does not
+            verify, and is made again.
         arrays: layout of its artefacts.
         make: `module:function`, which takes a `tasks.stages.protocol.Work` and returns the requested arrays.
         scope: what there is one artefact for.
@@ -104,10 +105,12 @@ class Stage:
 
 
 def _rollouts(config: RunConfig) -> int:
-    return config.sampling.rollouts
+    return 0 if isinstance(config.rollouts, RolloutTable) else config.sampling.rollouts
 
 
 def _rollouts_cost(config: RunConfig) -> Cost:
+    if isinstance(config.rollouts, RolloutTable):
+        return Cost()
     return Cost(config.sampling.rollouts, config.sampling.rollouts * config.sampling.max_tokens)
 
 
@@ -132,6 +135,7 @@ _STAGES = (
             "prompt": config.prompt.keyed(),
             "sampling": config.sampling.keyed(),
             "verifier": config.verifier.keyed(),
+            **({"rollouts": config.rollouts.keyed()} if isinstance(config.rollouts, RolloutTable) else {}),
         },
         with_model=True,
         draws=Draws("completions", _rollouts, _rollouts),
@@ -223,9 +227,9 @@ def diagnosis_stages() -> tuple[str, ...]:
 
 
 def ranking_stages(config: RunConfig) -> tuple[str, ...]:
-    """The stages of a ranking; those that sample are included only where they have something to draw."""
+    """The stages of a ranking; later ones that sample are included only where they have something to draw."""
     stages = (stage for stage in PIPELINE.values() if "rank" in stage.flows)
-    return tuple(stage.name for stage in stages if stage.draws is None or stage.draws.most(config) > 0)
+    return tuple(s.name for s in stages if not s.reads or s.draws is None or s.draws.most(config) > 0)
 
 
 def versions() -> dict[str, int]:

@@ -37,6 +37,7 @@ from schemas.config.losses import TopK as TopK
 from schemas.config.losses import TotalVariation as TotalVariation
 from schemas.config.losses import default_losses as default_losses
 from schemas.config.losses import loss_name as loss_name
+from schemas.config.rollouts import RolloutTable as RolloutTable
 from schemas.config.run import RunConfig as RunConfig
 from schemas.config.run import Sampling as Sampling
 from schemas.config.scores import Grouping as Grouping

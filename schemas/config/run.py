@@ -11,6 +11,7 @@ from schemas.config.execution import Execution
 from schemas.config.forms import ByKind
 from schemas.config.inputs import Model, Prompt, Questions, Url
 from schemas.config.losses import Loss, PythonLoss, SampledToken, TopK, default_losses, loss_name
+from schemas.config.rollouts import Rollouts, RolloutTable, SampledRollouts
 from schemas.config.scores import Ranking, Scores
 from schemas.config.tasks import Task, with_task
 from schemas.config.teachers import RecordedTeacher, Teacher
@@ -65,6 +66,7 @@ class RunConfig(Settings):
     prompt: Prompt = Field(default_factory=Prompt)
     verifier: Verifier = Field(default_factory=MathVerifier)
     sampling: Sampling = Field(default_factory=Sampling)
+    rollouts: Rollouts = Field(default_factory=SampledRollouts)
     tree: Tree = Field(default_factory=AdaptiveTree)
     teachers: list[Annotated[Teacher | RecordedTeacher, Field(discriminator="kind"), ByKind(flat=True)]] = Field(
         min_length=1, max_length=limits.MOST_SIGNALS
@@ -85,10 +87,10 @@ class RunConfig(Settings):
     def _short_form(cls, losses: object) -> object:
         return with_kinds([expanded(loss) for loss in losses] if isinstance(losses, list) else losses)
 
-    @field_validator("teachers", "tree", "engine", mode="before")
+    @field_validator("teachers", "tree", "engine", "rollouts", mode="before")
     @classmethod
     def _default_kind(cls, value: object, info: ValidationInfo) -> object:
-        kind = {"teachers": "model", "tree": "adaptive", "engine": "auto"}[str(info.field_name)]
+        kind = {"teachers": "model", "tree": "adaptive", "engine": "auto", "rollouts": "table"}[str(info.field_name)]
         if isinstance(value, list):
             return [{"kind": kind, **v} if isinstance(v, dict) else v for v in value]
         return {"kind": kind, **value} if isinstance(value, dict) and info.field_name != "teachers" else value
@@ -115,6 +117,8 @@ class RunConfig(Settings):
                         raise invalid(f"{where}.{field}", "given, but prompt.chat is false; put it in the template")
                 if "right_attempt" in context.names.texts and self.sampling.rollouts < 2:
                     raise invalid(where, "shows another rollout, but sampling.rollouts is 1; raise that")
+        if recorded and isinstance(self.rollouts, RolloutTable):
+            raise invalid("rollouts", "a table, but the tree is recorded, whose table has the rollouts; leave it out")
         for i, loss in enumerate(self.losses):
             if recorded and (isinstance(loss, _WHOLE) or loss.teacher_temperature != 1):
                 raise invalid(

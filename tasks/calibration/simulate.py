@@ -67,6 +67,7 @@ def roll(chain: Chain, question: str, rollouts: int, seed: int, rng: np.random.G
         "offsets": offsets,
         "correct": correct,
         "truncated": np.zeros(rollouts, dtype=bool),
+        "reward": correct.astype(np.float64),
     }
     frame = SamplingFrame(seed, question, arrays["tokens"], offsets, correct, by_position, distributions)
     return Rolled(chain, arrays, state, frame)

@@ -122,6 +122,7 @@ def _question(table: RecordedTable, question: str, rows: Sequence[NumberedRow]) 
         "offsets": offsets,
         "correct": np.array(verdicts, dtype=bool),
         "truncated": np.zeros(len(verdicts), dtype=bool),
+        "reward": np.array(verdicts, dtype=np.float64),
     }
     tree: dict[str, AnyArray] = {
         "token_prob": token_prob,

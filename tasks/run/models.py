@@ -40,6 +40,7 @@ class LoadedModels:
         self._sources = model_sources(config)
         self._scorers: dict[Model, TransformersScorer] = {}
         self._sampler: Sampler | None = None
+        self._given: Mapping[str, Arrays] = {}
 
     @property
     def student(self) -> "TransformersScorer":
@@ -76,6 +77,14 @@ class LoadedModels:
             InputError: the model's chat template rejects it, or it is longer than any model can process.
         """
         return encode_prompt(self.tokenizer, prompt_text(self._config.prompt, PLAIN, self._questions[question]))
+
+    def give_rollouts(self, of_question: Mapping[str, Arrays]) -> None:
+        """Let questions have the rollouts of a table."""
+        self._given = of_question
+
+    def given_rollouts(self, question: str) -> Arrays | None:
+        """See the protocol."""
+        return self._given.get(question)
 
     def teacher(self, source: Source) -> "TransformersScorer":
         """The model of a teacher; the student itself if both have the same content."""

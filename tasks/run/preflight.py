@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
-from schemas.config import Model, RunConfig, is_local_folder
+from schemas.config import Model, RolloutTable, RunConfig, is_local_folder
 from schemas.pipeline import Stage
 from schemas.signals import Source, model_sources
 from tasks.engines.choice import EngineChoice
@@ -17,6 +17,7 @@ from tasks.engines.positions import model_limit
 from tasks.engines.protocol import EngineError
 from tasks.inputs.errors import InputError
 from tasks.inputs.prompts import check_same_tokenizer
+from tasks.inputs.rollouts import GivenRollouts
 from tasks.run.models import LoadedModels
 from tasks.stages.distillation.user import check_user_losses
 from tasks.store.keys import digest
@@ -95,10 +96,29 @@ class ModelIdentities:
         self._config, self._library, self._engine, self._models = config, library, engine, models
         self._sources = model_sources(config)
         self._prompts: dict[tuple[str, Source | None], str] = {}
+        self._given: dict[str, str] = {}
         for question in questions:
             self._prompts[question, None] = digest(self._student_prompt(question))
             for source in self._sources:
                 self._prompts[question, source] = digest(self._teacher_prompts(source, question))
+
+    def with_rollouts(self) -> list[str]:
+        """The questions that have rollouts: all, or those that a table has rollouts of, which the models then give.
+
+        Raises:
+            InputError: names the table's row.
+        """
+        table, questions = self._config.rollouts, [question for question, source in self._prompts if source is None]
+        if not isinstance(table, RolloutTable):
+            return questions
+        prompts = {question: self._models.prompt(question) for question in questions}
+        given = GivenRollouts(table, prompts, self._models.tokenizer, self._config.sampling.max_tokens)
+        if self._config.ranking.segments > 1 and not given.of_success:
+            why = "but values along rollouts are of success, and the table's rewards are not all 0 or 1; set it to 1"
+            raise InputError("ranking.segments", f"{self._config.ranking.segments}, {why}")
+        self._models.give_rollouts({question: given.arrays(question) for question in given.of_question})
+        self._given = {question: digest(rollouts) for question, rollouts in given.of_question.items()}
+        return [question for question in questions if question in given.of_question]
 
     def settings(self, stage: Stage) -> dict[str, object]:
         """The part of the configuration that enters a stage's keys."""
@@ -112,6 +132,7 @@ class ModelIdentities:
             "verifier": verifier_fingerprint(self._config.verifier),
             "student": self._library.fingerprint(self._config.model),
             "engine": self._engine.fingerprint,
+            **({"rollouts": self._given[question]} if question in self._given else {}),
         }
 
     def of_teacher(self, source: Source, question: str) -> dict[str, object]:

@@ -73,7 +73,8 @@ def _from_models(config: RunConfig) -> RunSession:
     store = _writable(config.store)
     check_models(config, library)
     models = LoadedModels(config, library, engine, questions)
-    keys = RunKeys(config, ModelIdentities(config, library, engine, models, questions), questions)
+    identities = ModelIdentities(config, library, engine, models, questions)
+    keys = RunKeys(config, identities, identities.with_rollouts())
     checkpoints = StoreCheckpoints(store, keys, config)
     return _session(config, store, keys, ModelProvider(models, config, checkpoints), checkpoints)
 

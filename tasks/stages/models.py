@@ -27,6 +27,9 @@ class ModelProvider:
 
     def rollouts(self, question: str) -> Arrays:
         """Stage 1."""
+        given = self.models.given_rollouts(question)
+        if given is not None:
+            return given
         with TURN:
             return make_rollouts(self.models, self._config, question, self._checkpoints)
 

@@ -62,6 +62,10 @@ class Models(Protocol):
         """The student's prompt, token ids."""
         ...
 
+    def given_rollouts(self, question: str) -> Arrays | None:
+        """Rollouts that a table has; None where the student samples them."""
+        ...
+
     def answer(self, question: str) -> str:
         """The reference answer."""
         ...

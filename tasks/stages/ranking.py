@@ -31,10 +31,10 @@ class RankedQuestion:
     values: Mapping[str, AnyArray] | None = None
 
 
-def advantages(correct: AnyArray) -> Floats:
+def advantages(reward: AnyArray) -> Floats:
     """R - b of each rollout, b the mean of the others, [R]; 0 for a single one, which is uninformative."""
-    n, wins = len(correct), np.asarray(correct, dtype=np.float64)
-    return wins - (wins.sum() - wins) / (n - 1) if n > 1 else np.zeros(1)
+    n, R = len(reward), np.asarray(reward, dtype=np.float64)
+    return R - (R.sum() - R) / (n - 1) if n > 1 else np.zeros(1)
 
 
 def token_advantages(q: RankedQuestion) -> Floats:
@@ -43,16 +43,16 @@ def token_advantages(q: RankedQuestion) -> Floats:
     The first segment starts with the mean of the other rollouts, the last one ends with the outcome. However noisy the
     values are, the one at the end is unbiased and the one at the start is independent of the segment's tokens.
     """
-    offsets, correct = np.asarray(q.rollouts["offsets"], dtype=np.int64), np.asarray(q.rollouts["correct"])
-    starts = correct - advantages(correct)
+    offsets, reward = np.asarray(q.rollouts["offsets"], dtype=np.int64), np.asarray(q.rollouts["reward"])
+    starts = reward - advantages(reward)
     if q.values is None:
-        return np.repeat(correct - starts, np.diff(offsets))
+        return np.repeat(reward - starts, np.diff(offsets))
     ends = np.asarray(q.values["boundary"], dtype=np.int64)
     value = np.asarray(q.values["successes"] / q.values["draws"], dtype=np.float64)
     out = np.empty(int(offsets[-1]))
     for r, (first, last) in enumerate(pairwise(offsets.tolist())):
         inside = (ends > first) & (ends < last)
-        steps = np.diff([starts[r], *value[inside], float(correct[r])])
+        steps = np.diff([starts[r], *value[inside], float(reward[r])])
         out[first:last] = np.repeat(steps, np.diff([first, *ends[inside], last]))
     return out
 

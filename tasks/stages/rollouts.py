@@ -44,6 +44,7 @@ def make_rollouts(models: Models, config: RunConfig, question: str, checkpoints:
         "offsets": rollouts["offsets"],
         "correct": rollouts["success"],
         "truncated": rollouts["truncated"],
+        "reward": rollouts["success"].astype(np.float64),
     }
 
 

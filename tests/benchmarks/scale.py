@@ -218,6 +218,7 @@ def write_long(url: str, question: int, rollouts: int, tokens: int) -> dict[str,
             "offsets": np.arange(rollouts + 1) * tokens,
             "correct": rng.random(rollouts) < 0.5,
             "truncated": np.zeros(rollouts, dtype=bool),
+            "reward": np.ones(rollouts),
         },
     )
     distillation = {

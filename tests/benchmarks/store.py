@@ -32,6 +32,7 @@ def main(artefacts: int) -> None:
             "offsets": np.arange(0, 2049, 256),
             "correct": np.zeros(8, dtype=bool),
             "truncated": np.zeros(8, dtype=bool),
+            "reward": np.zeros(8),
         }
         data = encode("rollouts", "0" * 64, arrays, {})  # its key is not looked at here
         keys = [digest(i) for i in range(artefacts)]

@@ -70,6 +70,9 @@ COSMETIC = {
     "student.path",
     "student.revision",
     "student.trust_remote_code",
+    "rollouts.table.path",
+    "rollouts.table.format",
+    "rollouts.table.reward",
     "verifier.math.workers",
     "verifier.python.workers",
     "teachers.name",
@@ -94,6 +97,9 @@ COSMETIC = {
     "execution.storage_block",
 }
 """Every field that cannot change a number. Of paths and columns the content counts, not the name."""
+
+TABLE = {f"rollouts.table.{name}" for name in ("path", "format", "reward", "correct_from")}
+"""Fields of rollouts from a table, whose keys `tests.inputs.test_rollouts` looks at."""
 
 RECORDED = {"tree.recorded.path", "tree.recorded.tail_limit", "teachers.recorded.name", "teachers.recorded.path"}
 """Fields of recorded runs, whose keys `test_recorded` looks at."""
@@ -280,7 +286,7 @@ def test_each_engine_has_keys_of_its_own(base: dict[str, Any]) -> None:
 @pytest.mark.usefixtures("engines_at_hand")
 def test_every_field_changes_the_keys_or_is_listed_as_cosmetic(base: dict[str, Any], tmp_path: Path) -> None:
     walked = fields(RunConfig)
-    known = set(CHANGES) | {"teachers.model", "teachers.contexts.kind"} | RECORDED
+    known = set(CHANGES) | {"teachers.model", "teachers.contexts.kind"} | RECORDED | TABLE
     assert set(walked) - known == set(), "new fields: say here how a change of each shows"
     assert {name for name, field in walked.items() if is_cosmetic(field.json_schema_extra)} == COSMETIC
 

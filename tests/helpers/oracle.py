@@ -141,6 +141,9 @@ class OracleModels:
     def prompt(self, question: str) -> list[int]:
         return PROMPT
 
+    def given_rollouts(self, question: str) -> None:
+        return None
+
     def answer(self, question: str) -> str:
         return str(self.student.chain.passes)
 

@@ -244,6 +244,7 @@ def test_artefacts_of_all_questions_come_in_the_order_of_their_keys(settings: di
             "offsets": np.zeros(2, dtype=np.int64),
             "correct": np.zeros(1, dtype=bool),
             "truncated": np.zeros(1, dtype=bool),
+            "reward": np.zeros(1),
         }
 
     ids = session.keys.questions

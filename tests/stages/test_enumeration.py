@@ -52,6 +52,9 @@ class SmallModels:
     def prompt(self, question: str) -> list[int]:
         return PROMPT
 
+    def given_rollouts(self, question: str) -> None:
+        return None
+
     def answer(self, question: str) -> str:
         return "A"
 

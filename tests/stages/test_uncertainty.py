@@ -317,7 +317,9 @@ def test_a_ranking_of_nothing_is_not_settled() -> None:
 
 
 def outcomes_all(questions: list[RankedQuestion], won: bool) -> list[RankedQuestion]:
-    return [replace(q, rollouts={**q.rollouts, "correct": np.full(len(q.rollouts["correct"]), won)}) for q in questions]
+    n = [len(q.rollouts["correct"]) for q in questions]
+    alike = [{"correct": np.full(k, won), "reward": np.full(k, float(won))} for k in n]
+    return [replace(q, rollouts={**q.rollouts, **same}) for q, same in zip(questions, alike, strict=True)]
 
 
 @pytest.mark.parametrize("won", [True, False])

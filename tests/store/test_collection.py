@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from flows.command.guarded import guarded
+from schemas.arrays import ROLLOUTS
 from tasks.store.garbage import remove, sweep, unreachable
 from tasks.store.keys import digest
 from tasks.store.listing import Stored, damaged, holdings, stored
@@ -26,9 +27,15 @@ KEPT, MADE, FREE, COMING = (digest(name) for name in ("kept", "made", "free", "t
 
 
 def commit(store: Store, key: str) -> None:
-    arrays = {"prompt": [5], "tokens": [7, 1], "offsets": [0, 2], "correct": [True], "truncated": [False]}
-    types = {"prompt": "int32", "tokens": "int32", "offsets": "int64", "correct": "bool", "truncated": "bool"}
-    store.commit("rollouts", key, {n: np.array(a, dtype=types[n]) for n, a in arrays.items()}, {})
+    made = {
+        "prompt": [5],
+        "tokens": [7, 1],
+        "offsets": [0, 2],
+        "correct": [True],
+        "truncated": [False],
+        "reward": [1.0],
+    }
+    store.commit("rollouts", key, {n: np.array(a, dtype=ROLLOUTS[n].dtype) for n, a in made.items()}, {})
 
 
 @pytest.fixture(params=["local", "memory"])
