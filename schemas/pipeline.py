@@ -64,8 +64,7 @@ class Stage:
 
     Attributes:
         name: name of its folder in the store.
-        version: raised whenever its code gives other numbers; part of its keys. An artefact of another layout does not
-            verify, and is made again.
+        version: raised whenever its code gives other numbers or another layout; part of its keys.
         arrays: layout of its artefacts.
         make: `module:function`, which takes a `tasks.stages.protocol.Work` and returns the requested arrays.
         scope: what there is one artefact for.
@@ -127,7 +126,7 @@ def _value_draws(config: RunConfig) -> int:
 _STAGES = (
     Stage(
         "rollouts",
-        3,
+        4,
         ROLLOUTS,
         "tasks.stages.rollouts:make",
         settings=lambda config: {
