@@ -143,6 +143,8 @@ def run_stages(config: RunConfig, flow_name: str, wanted: Sequence[str]) -> Prog
     with task_runner(config.execution) as start:
         for name in wanted:
             stage = PIPELINE[name]
+            if not any(session.keys.of_stage(name, question) for question in done.ids):
+                continue
             done.stages[name] = TaskSummary()
             labels = {name: len(done.ids) * (len(sources(config)) if stage.of_source else 1)}
             if session.config.tree.samples and stage.draws is not None and stage.draws.most(config):

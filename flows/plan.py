@@ -49,6 +49,8 @@ def cost(session: RunSession) -> list[StageCost]:
         stage = PIPELINE[name]
         existing = {item.key for item in stored(session.store, name) if item.name == OBJECT}
         wanted = {(q, s): key for q in keys.questions for s, key in keys.of_stage(name, q).items()}
+        if not wanted:
+            continue
         absent = {place: key for place, key in wanted.items() if key not in existing}
         # all losses of one teacher with one context are computed together, and what they are compared with once for all
         units = {(question, signal.source if signal is not None else None) for question, signal in absent}

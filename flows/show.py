@@ -1,6 +1,6 @@
 """What student and teachers are shown for one question, and what they make of its first tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 
 from schemas.arrays import Arrays
 from schemas.config import RunConfig
-from schemas.signals import Source, sources
+from schemas.signals import Source, sources, written_sources
 from tasks.engines.protocol import EngineError, Scorer
 from tasks.engines.scoring import View, score_blocks
 from tasks.inputs.errors import InputError
@@ -67,30 +67,60 @@ def rollouts_of(session: RunSession, questions: Sequence[str], *, make: bool) ->
     return {question: stored.arrays for question, stored in found.items() if stored is not None}
 
 
-def prompts(config: RunConfig, models: LoadedModels, question: str, rollouts: Arrays | None) -> dict[str, str]:
-    """The prompts of student and teachers as their tokenizers read them back, special tokens included, by name.
+def texts_of(session: RunSession, question: str, *, make: bool) -> dict[Source, Arrays]:
+    """The generated texts of a question's contexts that are in the store; the others, where wanted, made as by a run.
 
-    Where a teacher's prompt depends on the rollout, it is that for the first one; without rollouts, names stand for
-    them.
+    Raises:
+        EngineError: they cannot be made.
+    """
+    if make:
+        summary = run_stage(session, "texts", [question])
+        for why in summary.failed.values():
+            raise EngineError(f"question {question!r} has no generated texts: {why}")
+    keys = session.keys.of_stage("texts", question)
+    found = {signal.source: session.store.load("texts", key) for signal, key in keys.items() if signal is not None}
+    return {source: stored.arrays for source, stored in found.items() if stored is not None}
+
+
+def prompts(
+    config: RunConfig,
+    models: LoadedModels,
+    question: str,
+    rollouts: Arrays | None,
+    texts: Mapping[Source, Arrays],
+) -> dict[str, str]:
+    """The prompts of student, teachers and writers by name, as their tokenizers read them back, with special tokens.
+
+    Where a prompt depends on the rollout, it is that for the first one; names stand for rollouts and generated texts
+    that there are none of.
     """
     ids: dict[str, Sequence[int]] = {"student": models.prompt(question)}
     for source in sources(config):
-        name = f"{source.teacher} / {source.context}"
-        ids[name] = (
-            models.teacher_prompt(source, question)
-            if rollouts is None
-            else models.teacher_prompts(source, question, rollouts)[0]
-        )
-    texts = models.tokenizer.batch_decode([list(prompt) for prompt in ids.values()], skip_special_tokens=False)
-    return dict(zip(ids, texts, strict=True))
+        name, written = f"{source.teacher} / {source.context}", source in written_sources(config)
+        if written:
+            ids[f"{name}, writer"] = models.prompts.writer(source, question, rollouts)[0]
+        if rollouts is None or (written and source not in texts):
+            ids[name] = models.prompts.teacher(source, question)
+        else:
+            ids[name] = models.teacher_prompts(source, question, rollouts, texts.get(source))[0]
+    read = models.tokenizer.batch_decode([list(prompt) for prompt in ids.values()], skip_special_tokens=False)
+    return dict(zip(ids, read, strict=True))
 
 
-def scored(config: RunConfig, models: LoadedModels, question: str, rollouts: Arrays, most: int) -> Scored:
+def scored(
+    config: RunConfig,
+    models: LoadedModels,
+    question: str,
+    rollouts: Arrays,
+    texts: Mapping[Source, Arrays],
+    most: int,
+) -> Scored:
     """The first `most` tokens of the first rollout."""
     prompt, tokens = models.prompt(question), np.asarray(rollouts["tokens"][: rollouts["offsets"][1]])
     wanted = sources(config)
     views = [View(models.student, prompt)]
-    views += [View(models.teacher(s), models.teacher_prompts(s, question, rollouts)[0]) for s in wanted]
+    asked = {s: models.teacher_prompts(s, question, rollouts, texts.get(s))[0] for s in wanted}
+    views += [View(models.teacher(s), asked[s]) for s in wanted]
     rows = np.arange(min(most, len(tokens)), dtype=np.int64)
     found: list[list[float]] = [[] for _ in views]
     for positions, log_probs in score_blocks(views, tokens, np.array([0, len(tokens)]), rows=rows):

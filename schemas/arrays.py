@@ -35,6 +35,16 @@ ROLLOUTS = {
     "reward": Array(("R",), "float64", "1 where correct, else 0; of rollouts from a table, what that says"),
 }
 
+TEXTS = {
+    "tokens": Array(("K",), "int32", "generated texts as sampled", "token id"),
+    "offsets": Array(("D+1",), "int64", "where each text starts", "index into K"),
+    "place": Array(("D",), "int32", "the rollout that it is written for; 0 where it is for the question"),
+    "verdict": Array(("D",), "int8", "0: it passes the screen; else why not", "index into schemas.arrays.SCREEN"),
+}
+
+SCREEN = ("kept", "cut by the length limit", "too short", "states the answer", "lacks the answer", "in another script")
+"""What a screen says of a generated text."""
+
 TREES = {
     "token_prob": Array(("T",), "float64", "student's probability of the sampled token", "probability"),
     "entropy": Array(("T",), "float64", "entropy of the student's next-token distribution", "nat"),

@@ -18,18 +18,20 @@ from schemas.arrays import (
     RANKING,
     ROLLOUTS,
     ROUNDS,
+    TEXTS,
     TREES,
     VALUES,
     Array,
 )
-from schemas.config import RolloutTable, RunConfig
-from schemas.signals import Signal
+from schemas.config import Context, RolloutTable, RunConfig
+from schemas.signals import Signal, model_sources
 
 
 class Scope(Enum):
     """What a stage makes one artefact for."""
 
     QUESTION = "question"
+    SOURCE = "question and teacher with a generated context"
     SIGNAL = "question and signal"
     RUN = "run"
 
@@ -70,7 +72,8 @@ class Stage:
         scope: what there is one artefact for.
         reads: stages whose artefacts it reads; their keys are part of its own, in this order.
         settings: the part of a configuration that is in its keys.
-        of_source: its artefacts are of a teacher with a context; both are in their keys, and so is the loss.
+        of_source: its artefacts are of a teacher with a context; both are in their keys, so is the loss if there is one
+            for each, and so are the texts of a generated context.
         with_model: it samples from a model or scores with one.
         draws: what it samples, if anything.
         round_settings: settings in the keys of its rounds, where the stage can reuse them under other settings; else
@@ -98,9 +101,16 @@ class Stage:
     flows: tuple[str, ...] = ("diagnose",)
 
     def place(self, question: str, signal: Signal | None) -> tuple[str, str, Signal | None]:
-        """Stage, question and signal of the artefact for a question and signal; those beyond the scope are left out."""
+        """Stage, question and signal of the artefact for a question and signal, without what is beyond the scope."""
         of_signal = signal if self.scope is Scope.SIGNAL else None
+        if self.scope is Scope.SOURCE and signal is not None:
+            of_signal = signal.source.every_loss
         return self.name, "" if self.scope is Scope.RUN else question, of_signal
+
+    @property
+    def keeps_draws(self) -> bool:
+        """Whether draws are saved while the stage samples."""
+        return self.draws is not None and self.scope is not Scope.SOURCE
 
 
 def _rollouts(config: RunConfig) -> int:
@@ -111,6 +121,25 @@ def _rollouts_cost(config: RunConfig) -> Cost:
     if isinstance(config.rollouts, RolloutTable):
         return Cost()
     return Cost(config.sampling.rollouts, config.sampling.rollouts * config.sampling.max_tokens)
+
+
+def _texts(config: RunConfig) -> int:
+    return sum(_tries(config, context) for _, context in model_sources(config).values())
+
+
+def _tries(config: RunConfig, context: Context) -> int:
+    if context.generate is None:
+        return 0
+    return context.generate.tries * (config.sampling.rollouts if context.written_for_rollouts else 1)
+
+
+def _texts_cost(config: RunConfig) -> Cost:
+    """For each of the sources that have generated texts, on the average."""
+    written = [context for _, context in model_sources(config).values() if context.generate is not None]
+    if not written:
+        return Cost()
+    tokens = sum(_tries(config, c) * c.generate.max_tokens for c in written if c.generate is not None)
+    return Cost(_texts(config) // len(written), tokens // len(written))
 
 
 def _trees_cost(config: RunConfig) -> Cost:
@@ -140,6 +169,20 @@ _STAGES = (
         draws=Draws("completions", _rollouts, _rollouts),
         refuse="tasks.stages.rollouts:refusal",
         cost=_rollouts_cost,
+        flows=("diagnose", "rank"),
+    ),
+    Stage(
+        "texts",
+        1,
+        TEXTS,
+        "tasks.stages.texts:make",
+        Scope.SOURCE,
+        reads=("rollouts",),
+        settings=lambda config: {"seed": config.seed},
+        of_source=True,
+        with_model=True,
+        draws=Draws("generated texts", _texts, _texts),
+        cost=_texts_cost,
         flows=("diagnose", "rank"),
     ),
     Stage(

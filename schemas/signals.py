@@ -11,6 +11,11 @@ class Source(NamedTuple):
     teacher: str
     context: str
 
+    @property
+    def every_loss(self) -> "Signal":
+        """Stands for all its signals, in places of artefacts that do not depend on a loss."""
+        return Signal(*self, "")
+
 
 class Signal(NamedTuple):
     """One distillation signal: teacher, context and loss, by their names."""
@@ -34,6 +39,11 @@ def sources(config: RunConfig) -> list[Source]:
 def model_sources(config: RunConfig) -> dict[Source, tuple[Teacher, Context]]:
     """Teachers that are models, with contexts, in the order of the configuration."""
     return {Source(t.name, c.label): (t, c) for t in config.model_teachers for c in t.contexts}
+
+
+def written_sources(config: RunConfig) -> list[Source]:
+    """Teachers with contexts that contain generated text."""
+    return [source for source, (_, context) in model_sources(config).items() if context.generate is not None]
 
 
 def losses(config: RunConfig) -> dict[str, Settings]:

@@ -60,7 +60,7 @@ def rank_file(path: Path, assignments: list[str]) -> int:
             show_table(CONSOLE, rank_table(ranks, config.scores.level))
             _print_lines(what_losses_keep(ranks))
             CONSOLE.print(what_would_settle(ranks, result), soft_wrap=True)
-            _print_lines([escape(line) for line in result["without_signal"]])
+            _print_lines([escape(line) for line in (*result["without_signal"], *result["generated_texts"])])
             return "ranks.parquet"
 
         return _run_and_show(lambda: rank(config), show)
@@ -102,7 +102,7 @@ def _follow(run: Callable[[], dict[str, Any]]) -> int:
         _print_lines(what_losses_keep(read_table(store, result["name"], "losses")))
         if result["why_unresolved"] is not None:
             CONSOLE.print(escape(f"unresolved: {result['why_unresolved']}"), soft_wrap=True)
-        _print_lines([escape(line) for line in result["without_signal"]])
+        _print_lines([escape(line) for line in (*result["without_signal"], *result["generated_texts"])])
         return "report.html"
 
     return _run_and_show(run, show)

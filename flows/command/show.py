@@ -23,7 +23,7 @@ def show_file(path: Path, assignments: list[str], *, question: str | None, score
         config = load(path, assignments)
         from flows.command.live import progress
         from flows.command.terminal import show_table
-        from flows.show import asked, by_name, prompts, rollouts_of, scored
+        from flows.show import asked, by_name, prompts, rollouts_of, scored, texts_of
         from tasks.run.session import close_sessions, open_session
 
         session = open_session(config)
@@ -31,11 +31,12 @@ def show_file(path: Path, assignments: list[str], *, question: str | None, score
             models, chosen = asked(session, question)
             with progress(ERRORS):
                 rollouts = rollouts_of(session, [chosen], make=score).get(chosen)
-            for name, text in prompts(config, models, chosen, rollouts).items():
+                texts = texts_of(session, chosen, make=score)
+            for name, text in prompts(config, models, chosen, rollouts, texts).items():
                 CONSOLE.rule(escape(f"{name}, question {chosen}"), align="left", characters="-")
                 CONSOLE.print(escape("\n".join(map(visible, text.split("\n")))), soft_wrap=True)
             if rollouts is not None and score:
-                found = scored(config, models, chosen, rollouts, _TOKENS)
+                found = scored(config, models, chosen, rollouts, texts, _TOKENS)
                 for columns in fitting(by_name(found), CONSOLE.width if CONSOLE.is_terminal else None):
                     show_table(CONSOLE, token_table(found.tokens, columns))
                 CONSOLE.print(

@@ -48,6 +48,7 @@ from schemas.config.suites import DemoConfig as DemoConfig
 from schemas.config.suites import NightlyConfig as NightlyConfig
 from schemas.config.teachers import CONTEXT_TEMPLATES as CONTEXT_TEMPLATES
 from schemas.config.teachers import Context as Context
+from schemas.config.teachers import Generation as Generation
 from schemas.config.teachers import RecordedTeacher as RecordedTeacher
 from schemas.config.teachers import Teacher as Teacher
 from schemas.config.trees import AdaptiveTree as AdaptiveTree

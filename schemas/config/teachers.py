@@ -26,6 +26,11 @@ CONTEXT_TEMPLATES = {
         "{{ prompt }}\n\nHere is a correct solution:\n{{ solution }}\n\nHere is an attempt that is wrong:\n"
         "{{ wrong_attempt }}\n\nNow solve it yourself."
     ),
+    "rationale": ("{{ prompt }}\n\nHere is how one finds a solution:\n{{ rationale }}\n\nNow solve it yourself."),
+    "critique": (
+        "{{ prompt }}\n\nHere is an earlier attempt:\n{{ attempt }}\n\nA critique of it:\n{{ critique }}\n\n"
+        "Now solve it again."
+    ),
     "feedback": (
         "{{ prompt }}\n\nHere is an earlier attempt:\n{{ attempt }}\n\nIt is {{ verdict }}. Now solve it again."
     ),
@@ -34,9 +39,44 @@ CONTEXT_TEMPLATES = {
     ),
 }
 
+WRITER_TEMPLATES = {
+    "summary": (
+        "{{ prompt }}\n\nHere is a correct solution:\n{{ solution }}\n\n"
+        "Do not solve it again. Summarise the solution's ideas in a few sentences."
+    ),
+    "rationale": (
+        "{{ prompt }}\n\nHere is a correct solution:\n{{ solution }}\n\n"
+        "Explain how one finds this solution, step by step, in your own words."
+    ),
+    "critique": (
+        "{{ prompt }}\n\nHere is an attempt:\n{{ attempt }}\n\nIt is {{ verdict }}. "
+        "Do not solve it again. Say which steps are right, and where and why it goes wrong, if it does."
+    ),
+}
+"""What a writer is asked for, by the kind of context."""
+
 OF_ROLLOUTS = ("right_attempt", "attempt", "verdict")
 """Names that stand for the student's own rollouts: one of the question that is right, other than the one that is
 scored; the one that is scored, and whether it is `right` or `wrong`."""
+
+
+class Generation(Settings):
+    """A text that a model writes for a context; of several tries, the first that passes the screen is shown."""
+
+    by: Literal["teacher", "student"] = Field("teacher", description="Who writes it; the teacher without its context")
+    template: str | None = Field(
+        None,
+        description="What the writer is asked, a template over prompt, columns and, for a text on each rollout, "
+        "attempt and verdict; summary, rationale and critique have a default",
+    )
+    max_tokens: int = Field(512, ge=1, le=limits.MOST_TOKENS, description="Longest text, tokens; a cut one is dropped")
+    temperature: float = Field(1.0, ge=0.001, le=4)
+    tries: int = Field(4, ge=1, le=100, description="Texts written for each one that is shown")
+    shortest: int = Field(5, ge=0, le=limits.MOST_TOKENS, description="Fewest words; a shorter text is dropped")
+    answer: Literal["any", "absent", "present"] = Field(
+        "any", description="Whether the reference answer must be in the text, or must not"
+    )
+    same_script: bool = Field(True, description="Drop a text that is mostly in another script than its prompt")
 
 
 class Context(Settings):
@@ -50,6 +90,8 @@ class Context(Settings):
         "wrong_attempt",
         "right_attempt",
         "contrastive",
+        "rationale",
+        "critique",
         "feedback",
         "demonstrations",
         "custom",
@@ -66,7 +108,13 @@ class Context(Settings):
         None, description="In place of the student's, such as enable_thinking: true; chat only"
     )
     otherwise: str = Field(
-        "{{ prompt }}", description="Template where right_attempt is used and no other rollout of the question is right"
+        "{{ prompt }}",
+        description="Template where right_attempt is used and no other rollout is right, or no generated text passes",
+    )
+    generate: Generation | None = Field(
+        None,
+        description="Text that is written by a model and screened: of rationale and critique always, of summary in "
+        "place of the column, of other kinds as {{ written }}",
     )
     demonstrations: int = Field(2, ge=1, le=100, description="Other questions in demonstrations: those that come next")
 
@@ -86,9 +134,27 @@ class Context(Settings):
         out = {"template": self.text}
         if self.system is not None:
             out["system"] = self.system
-        if any("right_attempt" in names_in(template).texts for template in out.values()):
+        if self.generate is not None or any("right_attempt" in names_in(t).texts for t in out.values()):
             out["otherwise"] = self.otherwise
         return out
+
+    @property
+    def written(self) -> str:
+        """The name that stands for the generated text."""
+        return self.kind if self.kind in WRITER_TEMPLATES else "written"
+
+    @property
+    def writer_template(self) -> str:
+        """What the writer of the generated text is asked."""
+        given = self.generate.template if self.generate is not None else None
+        return given if given is not None else WRITER_TEMPLATES[self.kind]
+
+    @property
+    def needed_columns(self) -> list[str]:
+        """Columns of the questions file that its texts name."""
+        made = ("prompt", *OF_ROLLOUTS, *([self.written] if self.generate is not None else []))
+        writers = names_in(self.writer_template).texts if self.generate is not None else []
+        return [name for name in dict.fromkeys([*self.names.texts, *writers]) if name not in made]
 
     @property
     def names(self) -> Names:
@@ -99,7 +165,19 @@ class Context(Settings):
     @property
     def of_rollouts(self) -> bool:
         """True where the teacher's prompt depends on the student's rollouts."""
-        return any(name in OF_ROLLOUTS for name in self.names.texts)
+        return self.written_for_rollouts or any(name in OF_ROLLOUTS for name in self.names.texts)
+
+    @property
+    def written_for_rollouts(self) -> bool:
+        """True where a text is generated for each rollout."""
+        return self.generate is not None and any(n in OF_ROLLOUTS for n in names_in(self.writer_template).texts)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _always_written(cls, settings: object) -> object:
+        if isinstance(settings, dict) and settings.get("kind") in ("rationale", "critique"):
+            return {**settings, "generate": settings.get("generate") or {}}
+        return settings
 
     @model_validator(mode="after")
     def _template(self) -> Self:
@@ -108,6 +186,7 @@ class Context(Settings):
         for field in ("template", "system", "chat_template_kwargs"):
             if self.kind == "none" and getattr(self, field) is not None:
                 raise invalid(field, f"{quoted(getattr(self, field))} given to context none; use kind: custom")
+        self._check_generation()
         for field, template in self.templates.items():
             names = names_in(template)
             if field != "system" and "prompt" not in names.texts:
@@ -120,11 +199,32 @@ class Context(Settings):
                 raise invalid(field, f"{quoted(template)} contains right_attempt, which there is none of then")
         return self
 
+    def _check_generation(self) -> None:
+        if self.generate is None:
+            return
+        where = "generate.template"
+        if self.generate.template is None and self.kind not in WRITER_TEMPLATES:
+            kinds = ", ".join(WRITER_TEMPLATES)
+            raise invalid(where, f"missing; only {kinds} have a default for what a writer is asked")
+        asked = names_in(self.writer_template)
+        if asked.lists or "right_attempt" in asked.texts:
+            raise invalid(
+                where, f"{quoted(self.writer_template)} names {[*asked.lists, 'right_attempt'][0]}, which is not there"
+            )
+        if not asked.texts:
+            raise invalid(where, f"{quoted(self.writer_template)} names nothing of the question")
+        if self.written not in self.names.texts:
+            raise invalid("template", f"does not show the generated text; write {{{{ {self.written} }}}}")
+        if self.written in names_in(self.otherwise).texts:
+            raise invalid("otherwise", f"{quoted(self.otherwise)} contains {self.written}, which there is none of then")
+
     def keyed(self) -> dict[str, Any]:
         """The effective templates; the kind is a name for them."""
         used: dict[str, Any] = {"demonstrations": self.demonstrations} if self.names.lists else {}
         if self.chat_template_kwargs is not None:
             used["chat_template_kwargs"] = self.chat_template_kwargs
+        if self.generate is not None:
+            used["generate"] = {**self.generate.keyed(), "template": self.writer_template, "name": self.written}
         return {**self.templates, **used}
 
 

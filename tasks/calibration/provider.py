@@ -49,7 +49,12 @@ class OracleProvider:
         return grow_tree(planner, rolled.frame, draw_round)
 
     def distillation(
-        self, question: str, losses: Mapping[Source, Mapping[str, Settings]], rollouts: Arrays, tree: Arrays
+        self,
+        question: str,
+        losses: Mapping[Source, Mapping[str, Settings]],
+        rollouts: Arrays,
+        tree: Arrays,
+        texts: Mapping[Source, Arrays],
     ) -> Mapping[Signal, Arrays]:
         """Stage 4."""
         rolled, teachers = self.rolled[question], self._chains[question].teachers
@@ -58,6 +63,10 @@ class OracleProvider:
             for source, of_source in losses.items()
             for name, loss in of_source.items()
         }
+
+    def write(self, question: str, sources: Sequence[Source], rollouts: Arrays) -> Mapping[Source, Arrays]:
+        """Nothing: a chain reads no text."""
+        return {}
 
     def together(self, sources: Sequence[Source]) -> list[list[Source]]:
         """All of them."""

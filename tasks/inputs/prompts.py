@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.config import Context, Model, Prompt, is_local_folder
-from schemas.config.templates import TooLongError, Values, rendered
+from schemas.config.templates import TooLongError, Values, names_in, rendered
 from schemas.text import quoted
 from tasks.inputs.errors import InputError
 from tasks.inputs.foreign import reading
@@ -42,15 +42,35 @@ def prompt_text(prompt: Prompt, context: Context, question: Question, more: Valu
     student_text = _filled("prompt.template", prompt.template, question, question.fields)
     given = {**question.fields, **(more or {}), "prompt": student_text}
     template = context.text
-    if "otherwise" in context.templates and "right_attempt" not in given:
-        template = context.otherwise
+    if "otherwise" in context.templates:
+        may_lack = ["right_attempt", *([context.written] if context.generate is not None else [])]
+        used = names_in(f"{template}{context.system or ''}").texts
+        if any(name in used and name not in (more or {}) for name in may_lack):
+            template = context.otherwise
     where = f"context {context.label}"
     text = _filled(where, template, question, given)
     system = prompt.system
     if context.system is not None:
-        system = _filled(f"{where}, system", context.system, question, {"right_attempt": "", **given})
+        system = _filled(
+            f"{where}, system", context.system, question, {"right_attempt": "", context.written: "", **given}
+        )
     own = context.chat_template_kwargs
     return PromptText(text, system, prompt.chat, prompt.chat_template_kwargs if own is None else own)
+
+
+def writer_text(prompt: Prompt, context: Context, question: Question, of_rollout: Values) -> PromptText:
+    """What the writer of a context's text is asked, as the student is asked: without a system message of its own.
+
+    Args:
+        of_rollout: what the template may name of a rollout.
+
+    Raises:
+        InputError: as for `prompt_text`.
+    """
+    own = _filled("prompt.template", prompt.template, question, question.fields)
+    values = {**question.fields, **of_rollout, "prompt": own}
+    text = _filled(f"context {context.label}, generate", context.writer_template, question, values)
+    return PromptText(text, None, prompt.chat, prompt.chat_template_kwargs)
 
 
 def _filled(field: str, template: str, question: Question, values: Values) -> str:

@@ -129,12 +129,13 @@ def load_questions(config: RunConfig) -> list[Question]:
             taken = [name for name in names.texts if name in OF_ROLLOUTS and name in questions[0].fields]
             if taken:
                 raise InputError(where, f"{taken[0]!r} stands for a rollout; rename the column of {path}")
+            if context.generate is not None:
+                _check_braces(where, context.writer_template, questions[0])
             if names.lists and len(questions) < 2:
                 raise InputError(where, "needs demonstrations, which are other questions, but there is one question")
             for template in context.templates.values():
                 _check_braces(where, template, questions[0])
-            needed = [name for name in names.texts if name not in ("prompt", *OF_ROLLOUTS)]
-            _require_fields(where, [*needed, *names.columns], questions)
+            _require_fields(where, [*context.needed_columns, *names.columns], questions)
     return questions
 
 

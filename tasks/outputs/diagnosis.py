@@ -11,6 +11,7 @@ from schemas.signals import Signal, signals
 from schemas.tables import LOSSES, PREDICTORS, SELECTION
 from tasks.operations.progress import publish
 from tasks.outputs.files import parquet_bytes
+from tasks.outputs.generated import generated_texts
 from tasks.outputs.report.page import Facts, LeftOut, render
 from tasks.run.session import RunSession
 from tasks.stages.aggregate.groups import all_bins
@@ -77,12 +78,14 @@ class Outputs(NamedTuple):
     Attributes:
         why_unresolved: why the alignment of some signal over all rollouts is unknown; None where all are known.
         without_signal: lines on the questions that tell no direction.
+        generated_texts: lines on what was written for contexts.
         files: name and content of each file, made on demand: first the tables, then the report, so that no table is
             lost where a chart fails.
     """
 
     why_unresolved: str | None
     without_signal: list[str]
+    generated_texts: list[str]
     files: Iterator[tuple[str, bytes]]
 
 
@@ -92,17 +95,17 @@ def make_outputs(session: RunSession, ids: Sequence[str], left_out: LeftOut) -> 
     prior = Prior.of(session.store.need("prior", session.keys.key("prior", ids[0])).arrays)
     tables, facts = make_tables(session.config, scored, session.provider.texts, prior)
     why = _why_unresolved(session.config, tables["summary"], facts)
+    written = generated_texts(session, ids)
     no_signal = without_signal({i: f.endings for i, f in zip(ids, facts, strict=True)}, session.config)
 
     def files() -> Iterator[tuple[str, bytes]]:
         for name, table in tables.items():
             yield f"{name}.parquet", parquet_bytes(table)
-        yield (
-            "report.html",
-            render(session.config, scored, facts, tables, session.provider.texts, left_out, why, no_signal).encode(),
-        )
+        notes = [*no_signal, *written]
+        page = render(session.config, scored, facts, tables, session.provider.texts, left_out, why, notes)
+        yield "report.html", page.encode()
 
-    return Outputs(why, no_signal, files())
+    return Outputs(why, no_signal, written, files())
 
 
 def _why_unresolved(config: RunConfig, summary: pl.DataFrame, facts: Sequence[Facts]) -> str | None:

@@ -15,6 +15,7 @@ from schemas.tables import RANKS
 from tasks.operations.progress import publish
 from tasks.outputs.diagnosis import make_outputs
 from tasks.outputs.files import parquet_bytes, read_run, write_files
+from tasks.outputs.generated import generated_texts
 from tasks.run.session import open_session
 from tasks.run.shells import TaskSummary
 from tasks.stages.aggregate.tables import frame
@@ -22,6 +23,9 @@ from tasks.stages.no_signal import why_unresolved, without_signal
 from tasks.stages.ranking import RankedQuestion, rank
 from tasks.statistics.bootstrap import LEAST_UNITS
 from tasks.store.lazy import OneQuestion
+
+_TOLD = ("why_unresolved", "without_signal", "generated_texts")
+"""What `run.json` says in words."""
 
 
 @task(name="aggregate", cache_policy=NO_CACHE, persist_result=False, task_run_name="aggregate and report")
@@ -38,16 +42,17 @@ def aggregate_task(config: RunConfig, ids: list[str], left_out: dict[str, str], 
     key = session.keys.aggregate(ids)
     run = read_run(session)
     same = run is not None and (run.get("aggregate"), run.get("left_out")) == (key, left_out)
-    if run is not None and same and {"why_unresolved", "without_signal"} <= run.keys():
+    if run is not None and same and set(_TOLD) <= run.keys():
         publish("aggregate", len(ids))
         summary = TaskSummary(cached=1, seconds=time.monotonic() - start)
-        existing = {name: run[name] for name in ("files", "why_unresolved", "without_signal")}
+        existing = {name: run[name] for name in ("files", *_TOLD)}
         return Completed(name="Cached", message="the outputs exist", data=(existing, summary))
     outputs = make_outputs(session, ids, left_out)
     made = {
         "files": write_files(session, outputs.files),
         "why_unresolved": outputs.why_unresolved,
         "without_signal": outputs.without_signal,
+        "generated_texts": outputs.generated_texts,
     }
     get_run_logger().info("wrote %s", session.store.path("runs", config.name))
     return made, TaskSummary(made=1, seconds=time.monotonic() - start)
@@ -81,6 +86,7 @@ def rank_task(config: RunConfig, ids: list[str], stages: dict[str, dict[str, int
         "settled": ranking.settled,
         "why_unresolved": why,
         "without_signal": without_signal(dict(zip(ids, ranking.endings, strict=True)), config),
+        "generated_texts": generated_texts(session, ids),
         "additional_questions": ranking.additional_questions,
         "additional_rollouts": ranking.additional_rollouts,
         "stages": stages,

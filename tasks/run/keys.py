@@ -5,7 +5,7 @@ from typing import Protocol
 
 from schemas.config import RunConfig
 from schemas.pipeline import AGGREGATE_VERSION, PIPELINE, ROUNDS_VERSION, Scope, Stage, diagnosis_stages
-from schemas.signals import Signal, Source, losses, signals
+from schemas.signals import Signal, Source, losses, signals, written_sources
 from tasks.operations.user_code import keyed_with_code
 from tasks.store.keys import Recipe
 
@@ -25,6 +25,10 @@ class Identities(Protocol):
         """Identity of a teacher with its context, for one question."""
         ...
 
+    def of_writer(self, source: Source, question: str) -> dict[str, object]:
+        """Identity of the model that writes a context's text for one question, and of what it is asked."""
+        ...
+
 
 class RunKeys:
     """The keys of a run, computed on demand, and the recipe of each."""
@@ -36,6 +40,7 @@ class RunKeys:
         self._left_out: frozenset[str] = frozenset()
         self._losses = losses(config)
         self._signals = signals(config)
+        self._written = written_sources(config)
         self._known: dict[tuple[str, str, Signal | None], str] = {}
 
     @property
@@ -62,6 +67,8 @@ class RunKeys:
 
     def of_stage(self, stage: str, question: str) -> dict[Signal | None, str]:
         """Keys of one stage for one question, by signal if the stage has an artefact per signal."""
+        if PIPELINE[stage].scope is Scope.SOURCE:
+            return {source.every_loss: self.key(stage, question, source.every_loss) for source in self._written}
         if PIPELINE[stage].scope is Scope.SIGNAL:
             return {signal: self.key(stage, question, signal) for signal in self._signals}
         return {None: self.key(stage, question)}
@@ -85,7 +92,7 @@ class RunKeys:
         for question in self.questions:
             for stage in stages:
                 found += [(stage, key) for key in self.of_stage(stage, question).values()]
-                if self._config.tree.samples and PIPELINE[stage].draws is not None:
+                if self._config.tree.samples and PIPELINE[stage].keeps_draws:
                     found.append(("rounds", self.rounds(stage, question)))
         return list(dict.fromkeys(found))
 
@@ -105,7 +112,9 @@ class RunKeys:
 
     def _compute(self, stage: Stage, question: str, signal: Signal | None) -> str:
         settings = self._identities.settings(stage)
-        if stage.of_source and signal is not None:
+        if stage.scope is Scope.SOURCE and signal is not None:
+            settings = {**settings, **self._identities.of_writer(signal.source, question)}
+        elif stage.of_source and signal is not None:
             teacher = self._identities.of_teacher(signal.source, question)
             settings = {**settings, **teacher, "loss": keyed_with_code(self._losses[signal.loss])}
         fingerprints = {} if stage.reads else self._identities.of_question(question)
@@ -115,7 +124,10 @@ class RunKeys:
     def _inputs(self, stage: Stage, question: str, signal: Signal | None) -> list[str]:
         if stage.scope is Scope.RUN:
             return sorted(self.key(read, q) for read in stage.reads for q in self.questions)
-        return [self.key(read, question, signal) for read in stage.reads]
+        reads = [self.key(read, question, signal) for read in stage.reads]
+        if stage.scope is Scope.SIGNAL and stage.of_source and signal is not None and signal.source in self._written:
+            reads.append(self.key("texts", question, signal))
+        return reads
 
     def _register(self, recipe: Recipe) -> str:
         self.recipes[recipe.key] = recipe

@@ -2,31 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from schemas.arrays import Arrays
-from schemas.config import Model, RunConfig
-from schemas.config.teachers import OF_ROLLOUTS
+from schemas.config import Model, RunConfig, ScoringSettings, TransformersEngine
 from schemas.signals import Source, model_sources
-from schemas.text import after_thinking
 from tasks.engines.choice import EngineChoice
 from tasks.engines.device import resolve_device
 from tasks.engines.identity import ModelLibrary
 from tasks.engines.memory import fits, free_memory, total_memory, weights
 from tasks.engines.protocol import EngineError, Sampler
-from tasks.inputs.prompts import PLAIN, PromptText, encode_prompt, prompt_text
 from tasks.inputs.questions import Question
+from tasks.run.contexts import Prompts
 from tasks.verifiers.verifier import Verifier
 
 if TYPE_CHECKING:
     from tasks.engines.transformers.scorer import TransformersScorer
-
-
-_STANDING_IN = {name: f"({name})" for name in OF_ROLLOUTS}
-"""What stands for rollouts where there are none yet."""
 
 
 class LoadedModels:
@@ -40,6 +31,7 @@ class LoadedModels:
         self._sources = model_sources(config)
         self._scorers: dict[Model, TransformersScorer] = {}
         self._sampler: Sampler | None = None
+        self._writers: dict[Model, Sampler] = {}
         self._given: Mapping[str, Arrays] = {}
 
     @property
@@ -71,12 +63,13 @@ class LoadedModels:
         return self._questions[question].answer
 
     def prompt(self, question: str) -> list[int]:
-        """Token ids of the student's prompt.
+        """Token ids of the student's prompt."""
+        return self.prompts.student(question)
 
-        Raises:
-            InputError: the model's chat template rejects it, or it is longer than any model can process.
-        """
-        return encode_prompt(self.tokenizer, prompt_text(self._config.prompt, PLAIN, self._questions[question]))
+    @cached_property
+    def prompts(self) -> Prompts:
+        """The prompts of student, teachers and writers."""
+        return Prompts(self._config, self._library, self._questions)
 
     def give_rollouts(self, of_question: Mapping[str, Arrays]) -> None:
         """Let questions have the rollouts of a table."""
@@ -112,88 +105,49 @@ class LoadedModels:
         same = self._library.fingerprint(model) == self._library.fingerprint(self._config.model)
         return self._config.model if same else model
 
-    def teacher_prompt(self, source: Source, question: str) -> list[int]:
-        """Token ids of a teacher's prompt with its context; where it is of rollouts, their names stand for them.
-
-        Raises:
-            InputError: as for the student's prompt.
-        """
-        return self._encoded(source, self._text(source, question, _STANDING_IN))
-
-    def teacher_prompt_kinds(self, source: Source, question: str) -> list[tuple[list[int], int]]:
-        """Every form that a teacher's prompt may take: its token ids as above, and the attempts that stand in it.
-
-        They differ by what a context does with rollouts: a verdict, and whether another one is right.
-        """
-        context, kinds = self._sources[source][1], []
-        for verdict in ("right", "wrong") if "verdict" in context.names.texts else ("right",):
-            for another in (True, False) if "right_attempt" in context.names.texts else (True,):
-                names = {**_STANDING_IN, "verdict": verdict}
-                if not another:
-                    del names["right_attempt"]
-                text = self._text(source, question, names)
-                attempts = sum(f"{text.user}{text.system}".count(_STANDING_IN[n]) for n in ("attempt", "right_attempt"))
-                kinds.append((self._encoded(source, text), attempts))
-        return kinds
-
-    def named_texts(self, source: Source, question: str) -> list[Mapping[str, str]]:
-        """The columns that a context's templates name, of the question and of its demonstrations."""
-        context = self._sources[source][1]
-        rows = self._next(question, context.demonstrations) if context.names.lists else []
-        own = self._questions[question].fields
-        return [
-            {name: own[name] for name in context.names.texts if name in own},
-            *({name: row[name] for name in context.names.columns} for row in rows),
-        ]
-
     def teacher_prompts(
-        self, source: Source, question: str, rollouts: Arrays
+        self, source: Source, question: str, rollouts: Arrays, texts: Arrays | None = None
     ) -> tuple[list[int], Sequence[Sequence[int]]]:
-        """See the protocol: attempts are the rollouts' texts, without special tokens and thinking."""
-        if not self._sources[source][1].of_rollouts:
-            return self.teacher_prompt(source, question), ()
-        offsets, correct = rollouts["offsets"], np.asarray(rollouts["correct"])
-        completions = [rollouts["tokens"][a:b].tolist() for a, b in pairwise(offsets)]
-        attempts = [_answer_of(text) for text in self.tokenizer.batch_decode(completions, skip_special_tokens=True)]
-        out = []
-        for rollout, attempt in enumerate(attempts):
-            names = {"attempt": attempt, "verdict": "right" if correct[rollout] else "wrong"}
-            others = [other for other in np.flatnonzero(correct).tolist() if other != rollout]
-            if others:
-                names["right_attempt"] = attempts[others[0]]
-            out.append(self._encoded(source, self._text(source, question, names)))
-        return out[0], tuple(out)
+        """See the protocol."""
+        return self.prompts.after_rollouts(source, question, rollouts, texts)
 
-    def _text(self, source: Source, question: str, of_rollouts: Mapping[str, str]) -> PromptText:
-        context, more = self._sources[source][1], dict[str, str | Sequence[Mapping[str, str]]](of_rollouts)
-        if context.names.lists:
-            more["demonstrations"] = self._next(question, context.demonstrations)
-        return prompt_text(self._config.prompt, context, self._questions[question], more)
+    def writer_prompts(self, source: Source, question: str, rollouts: Arrays) -> list[list[int]]:
+        """See the protocol."""
+        return self.prompts.writer(source, question, rollouts)
 
-    def _encoded(self, source: Source, text: PromptText) -> list[int]:
-        teacher = self._sources[source][0]
-        own = teacher.chat_template == "own" and teacher.model is not None
-        tokenizer = self._library.tokenizer(teacher.model) if own and teacher.model is not None else self.tokenizer
-        return encode_prompt(tokenizer, text)
+    def writer(self, source: Source) -> Sampler:
+        """See the protocol: another model than the student samples with transformers, whatever the engine."""
+        model = self.writer_model(source)
+        if model == self._config.model:
+            return self.sampler
+        if model not in self._writers:
+            from tasks.engines.transformers.loading import stop_tokens
+            from tasks.engines.transformers.sampler import TransformersSampler
 
-    def _next(self, question: str, count: int) -> list[dict[str, str]]:
-        """Columns of the questions that come after one, from the first on after the last."""
-        ids = list(self._questions)
-        place = ids.index(question)
-        others = [*ids[place + 1 :], *ids[:place]]
-        return [self._questions[other].fields for other in others[:count]]
+            stop = stop_tokens(model, self._library.tokenizer(model))
+            shared = self._config.engine.model_dump(include=set(ScoringSettings.model_fields))
+            self._writers = {model: TransformersSampler(self._scorer(model), stop, TransformersEngine(**shared))}
+        return self._writers[model]
+
+    def writer_model(self, source: Source) -> Model:
+        """The model that writes the text of a context."""
+        generation = self._sources[source][1].generate
+        by_teacher = generation is not None and generation.by == "teacher"
+        return self._teacher_model(source) if by_teacher else self._config.model
 
     @property
     def decoded(self) -> int:
         """Tokens sampled so far for the calling thread."""
-        return 0 if self._sampler is None else self._sampler.decoded
+        samplers = [sampler for sampler in (self._sampler, *self._writers.values()) if sampler is not None]
+        return sum(sampler.decoded for sampler in samplers)
 
     def close(self) -> None:
         """End worker processes and release the sampler."""
         if "verifier" in self.__dict__:
             self.verifier.close()
-        if self._sampler is not None:
-            self._sampler.release()
+        for sampler in (self._sampler, *self._writers.values()):
+            if sampler is not None:
+                sampler.release()
 
     def _scorer(self, model: Model) -> "TransformersScorer":
         """A loaded model; besides the student, as many teachers are kept as fit in memory."""
@@ -227,8 +181,3 @@ class LoadedModels:
         for other in [s for m, s in self._scorers.items() if m != model]:
             if not fits(model, device):
                 other.unload()
-
-
-def _answer_of(completion: str) -> str:
-    """What a model says after its thinking, where it thinks."""
-    return after_thinking(completion).strip()

@@ -120,6 +120,15 @@ class ModelIdentities:
         self._given = {question: digest(rollouts) for question, rollouts in given.of_question.items()}
         return [question for question in questions if question in given.of_question]
 
+    def of_writer(self, source: Source, question: str) -> dict[str, object]:
+        """The model that writes a context's text, and what it is asked, with names in place of rollouts."""
+        _, context = self._sources[source]
+        return {
+            "generate": context.keyed()["generate"],
+            "writer": self._library.fingerprint(self._models.writer_model(source)),
+            "prompt": digest(self._models.prompts.writer(source, question, None)),
+        }
+
     def settings(self, stage: Stage) -> dict[str, object]:
         """The part of the configuration that enters a stage's keys."""
         return stage.settings(self._config)
@@ -156,12 +165,16 @@ class ModelIdentities:
     def _teacher_prompts(self, source: Source, question: str) -> list[object]:
         """A teacher's prompt; where it depends on rollouts, all forms of it, and the texts that it may contain."""
         config, (teacher, context) = self._config, self._sources[source]
-        model, kinds = teacher.model or config.model, self._models.teacher_prompt_kinds(source, question)
+        model, forms = teacher.model or config.model, self._models.prompts.forms(source, question)
         field = f"teachers[{config.model_teachers.index(teacher)}].model.path"
         whose = f"question {question!r}, teacher {source.teacher!r} with context {source.context!r}"
-        for prompt, attempts in kinds:
-            longest = len(prompt) + attempts * config.sampling.max_tokens
-            self._engine.check_length(field, model, longest, config.sampling.max_tokens, whose)
-        if not context.of_rollouts:
-            return list(kinds[0][0])
-        return [*(prompt for prompt, _ in kinds), self._models.named_texts(source, question)]
+        for prompt, more in forms:
+            self._engine.check_length(field, model, len(prompt) + more, config.sampling.max_tokens, whose)
+        if context.generate is not None:
+            asked = max(len(prompt) for prompt in self._models.prompts.writer(source, question, None))
+            asked += config.sampling.max_tokens if context.written_for_rollouts else 0
+            writer = self._models.writer_model(source)
+            self._engine.check_length(field, writer, asked, context.generate.max_tokens, f"{whose}, its writer")
+        if not context.of_rollouts and context.generate is None:
+            return list(forms[0].prompt)
+        return [*(prompt for prompt, _ in forms), self._models.prompts.named_texts(source, question)]

@@ -49,7 +49,12 @@ class RecordedProvider:
         return self._questions[question].tree
 
     def distillation(
-        self, question: str, losses: Mapping[Source, Mapping[str, Settings]], rollouts: Arrays, tree: Arrays
+        self,
+        question: str,
+        losses: Mapping[Source, Mapping[str, Settings]],
+        rollouts: Arrays,
+        tree: Arrays,
+        texts: Mapping[Source, Arrays],
     ) -> Mapping[Signal, Arrays]:
         """Stage 4."""
         teachers = self._questions[question].teachers
@@ -60,6 +65,18 @@ class RecordedProvider:
                 rollouts["tokens"], tree, teachers[source.teacher].prob, of_source
             ).items()
         }
+
+    def of_writer(self, source: Source, question: str) -> dict[str, object]:
+        """Not available: a recorded teacher has no context.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError("recorded teachers have no contexts")
+
+    def write(self, question: str, sources: Sequence[Source], rollouts: Arrays) -> Mapping[Source, Arrays]:
+        """Nothing: a recorded teacher has no context."""
+        return {}
 
     def together(self, sources: Sequence[Source]) -> list[list[Source]]:
         """All of them."""

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from schemas.arrays import AnyArray
 from schemas.config import RunConfig
-from schemas.signals import losses, signals, sources
+from schemas.signals import losses, signals, sources, written_sources
 from tasks.engines.counts import SCORED
 from tasks.engines.device import resolve_device
 from tasks.engines.memory import weights
@@ -241,13 +241,16 @@ class _Probe:
             "offsets": np.cumsum([0, *map(len, tokens)]).astype(np.int64),
             "correct": np.arange(len(tokens)) % 2 == 0,
         }
+        # what is written for contexts stands for it here: texts as long as completions
+        text = {**rollouts, "place": np.arange(len(tokens)), "verdict": np.zeros(len(tokens), dtype=np.int8)}
+        texts = dict.fromkeys(written_sources(self._config), text)
         of_run, before, began = losses(self._config), SCORED.value, time.monotonic()
         for group in self._provider.together(sources(self._config)):
-            self._provider.distillation(self._questions[0], dict.fromkeys(group, of_run), rollouts, NO_NODES)
+            self._provider.distillation(self._questions[0], dict.fromkeys(group, of_run), rollouts, NO_NODES, texts)
         scored, seconds = SCORED.value - before, time.monotonic() - began
         views: set[tuple[int, tuple[tuple[int, ...], ...]]] = {(id(self._models.student), (self._trunks[0].prompt,))}
         for source in sources(self._config):
-            prompt, by_rollout = self._models.teacher_prompts(source, self._questions[0], rollouts)
+            prompt, by_rollout = self._models.teacher_prompts(source, self._questions[0], rollouts, texts.get(source))
             each = [tuple(p) for p in by_rollout or [prompt]]
             views.add((id(self._models.teacher(source)), tuple(each)))
         completions = sum(max(0, len(completion) - 1) for completion in tokens)

@@ -10,6 +10,7 @@ from tasks.engines.turn import TURN
 from tasks.stages.distillation.gradients import distill
 from tasks.stages.protocol import Checkpoints, Models
 from tasks.stages.rollouts import make_rollouts
+from tasks.stages.texts import make_texts
 from tasks.stages.trees.stage import make_tree
 from tasks.stages.values import make_values
 
@@ -38,13 +39,23 @@ class ModelProvider:
         with TURN:
             return make_tree(self.models, self._config, question, rollouts, self._checkpoints)
 
+    def write(self, question: str, sources: Sequence[Source], rollouts: Arrays) -> Mapping[Source, Arrays]:
+        """Texts that contexts show."""
+        with TURN:
+            return {s: make_texts(self.models, self._config, s, question, rollouts) for s in sources}
+
     def distillation(
-        self, question: str, losses: Mapping[Source, Mapping[str, Settings]], rollouts: Arrays, tree: Arrays
+        self,
+        question: str,
+        losses: Mapping[Source, Mapping[str, Settings]],
+        rollouts: Arrays,
+        tree: Arrays,
+        texts: Mapping[Source, Arrays],
     ) -> Mapping[Signal, Arrays]:
         """Stage 4 for some losses of each source, from one pass over the student and each teacher."""
         return distill(
             View(self.models.student, rollouts["prompt"].tolist()),
-            {s: self._teacher(s, question, rollouts) for s in losses},
+            {s: self._teacher(s, question, rollouts, texts.get(s)) for s in losses},
             rollouts["tokens"],
             rollouts["offsets"],
             tree,
@@ -54,8 +65,8 @@ class ModelProvider:
             group_tokens=self._config.engine.batch_tokens,
         )
 
-    def _teacher(self, source: Source, question: str, rollouts: Arrays) -> View:
-        prompt, by_rollout = self.models.teacher_prompts(source, question, rollouts)
+    def _teacher(self, source: Source, question: str, rollouts: Arrays, texts: Arrays | None) -> View:
+        prompt, by_rollout = self.models.teacher_prompts(source, question, rollouts, texts)
         return View(self.models.teacher(source), prompt, by_rollout)
 
     def together(self, sources: Sequence[Source]) -> list[list[Source]]:

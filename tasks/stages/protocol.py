@@ -79,9 +79,21 @@ class Models(Protocol):
         ...
 
     def teacher_prompts(
-        self, source: Source, question: str, rollouts: Arrays
+        self, source: Source, question: str, rollouts: Arrays, texts: Arrays | None = None
     ) -> tuple[Sequence[int], Sequence[Sequence[int]]]:
-        """A teacher's prompt with its context, token ids; and one for each rollout where they differ, else none."""
+        """A teacher's prompt with its context, token ids; and one for each rollout where they differ, else none.
+
+        Args:
+            texts: the generated texts of the context, if it has some.
+        """
+        ...
+
+    def writer(self, source: Source) -> Sampler:
+        """The model that writes the text of a context, as a sampler."""
+        ...
+
+    def writer_prompts(self, source: Source, question: str, rollouts: Arrays) -> Sequence[Sequence[int]]:
+        """What it is asked, token ids: for the question, or for each rollout."""
         ...
 
     def close(self) -> None:
@@ -134,10 +146,23 @@ class Provider(Protocol):
         """Stage 2."""
         ...
 
+    def write(self, question: str, sources: Sequence[Source], rollouts: Arrays) -> Mapping[Source, Arrays]:
+        """Texts that contexts show, for some sources whose contexts have generated ones."""
+        ...
+
     def distillation(
-        self, question: str, losses: Mapping[Source, Mapping[str, Settings]], rollouts: Arrays, tree: Arrays
+        self,
+        question: str,
+        losses: Mapping[Source, Mapping[str, Settings]],
+        rollouts: Arrays,
+        tree: Arrays,
+        texts: Mapping[Source, Arrays],
     ) -> Mapping[Signal, Arrays]:
-        """Stage 4 for some losses of each source."""
+        """Stage 4 for some losses of each source.
+
+        Args:
+            texts: what was written for those whose contexts have generated texts.
+        """
         ...
 
     def together(self, sources: Sequence[Source]) -> list[list[Source]]:

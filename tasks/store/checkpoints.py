@@ -72,7 +72,7 @@ class StoreCheckpoints:
 
     def clear(self, stage: str, question: str) -> None:
         """Remove draws that a finished artefact no longer needs; keep rounds that larger settings can extend."""
-        if PIPELINE[stage].draws is not None:
+        if PIPELINE[stage].keeps_draws:
             extends = PIPELINE[stage].keeps_rounds(self._config)
             self._remove(self._keys.rounds(stage, question), "part-" if extends else "")
 

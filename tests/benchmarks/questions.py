@@ -125,7 +125,7 @@ def by_hand(model: Any, session: RunSession, models: LoadedModels) -> dict[tuple
         at = torch.from_numpy(tokens).long()[:, None]
         policy = torch.softmax(log_p / TEMPERATURE, dim=-1)
         for source in sources(session.config):
-            log_t = rows_of(model, models.teacher_prompt(source, question), completions, models.student.vocabulary)
+            log_t = rows_of(model, models.prompts.teacher(source, question), completions, models.student.vocabulary)
             p, t = log_p.exp(), log_t.exp()
             gap = log_p - log_t
             for name, d in (("reverse_kl", -p * (gap - (p * gap).sum(-1, keepdim=True))), ("forward_kl", t - p)):
@@ -140,7 +140,7 @@ def distinct_tokens(session: RunSession, models: LoadedModels) -> int:
     for question in session.keys.questions:
         lengths = np.diff(session.store.need("rollouts", session.keys.key("rollouts", question)).arrays["offsets"])
         prompts = {tuple(models.prompt(question))}
-        prompts |= {tuple(models.teacher_prompt(source, question)) for source in sources(session.config)}
+        prompts |= {tuple(models.prompts.teacher(source, question)) for source in sources(session.config)}
         total += sum(len(prompt) + int((lengths - 1).clip(0).sum()) for prompt in prompts)
     return total
 

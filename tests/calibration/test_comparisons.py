@@ -283,7 +283,7 @@ def test_the_oracle_gives_what_stages_declare_and_counts_its_tokens(tree: Any) -
     check_layout("trees", PIPELINE["trees"].arrays, made)
     assert oracle.decoded > 3 * (Q.student.length + 1) and (made["successes"] <= made["draws"]).all()
     good = Source("good", "none")
-    shown = oracle.distillation("q", {good: {"a": ReverseKL(), "b": ReverseKL()}}, rollouts, made)
+    shown = oracle.distillation("q", {good: {"a": ReverseKL(), "b": ReverseKL()}}, rollouts, made, {})
     a, b = (Signal(*good, name) for name in "ab")
     assert list(shown) == [a, b] and np.array_equal(shown[a]["d"], shown[b]["d"])
     check_layout("distillation", PIPELINE["distillation"].arrays, shown[a])
@@ -295,7 +295,7 @@ def test_what_the_oracle_was_not_asked_before_it_does_not_know() -> None:
         oracle.tree("q", {})
     rollouts = oracle.rollouts("q")
     with pytest.raises(KeyError):
-        oracle.distillation("q", {Source("nobody", "none"): {"a": ReverseKL()}}, rollouts, {})
+        oracle.distillation("q", {Source("nobody", "none"): {"a": ReverseKL()}}, rollouts, {}, {})
     with pytest.raises(NotImplementedError, match="does not estimate values"):
         oracle.values("q", rollouts)
     assert oracle.texts([3, 1]) == {3: "#3", 1: "#1"} and set(FAMILY) < set(rows().columns)

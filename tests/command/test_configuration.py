@@ -107,6 +107,7 @@ RECORDED = {"tree.recorded.path", "tree.recorded.tail_limit", "teachers.recorded
 USING = {
     "right_attempt": "{{ prompt }} {{ right_attempt }}",
     "demonstrations": "{% for d in demonstrations %}{{ d.question }}{% endfor %}{{ prompt }}",
+    "rationale": "{{ prompt }} solution {{ rationale }}",
 }
 """Templates in which a setting of contexts is used."""
 
@@ -177,6 +178,14 @@ CHANGES: dict[str, Any] = {
     "teachers.contexts.system": "{{ answer }}",
     "teachers.contexts.otherwise": "{{ prompt }} no {{ answer }}",
     "teachers.contexts.demonstrations": 3,
+    "teachers.contexts.generate.by": "student",
+    "teachers.contexts.generate.template": "{{ prompt }} {{ answer }}",
+    "teachers.contexts.generate.max_tokens": 7,
+    "teachers.contexts.generate.temperature": 0.5,
+    "teachers.contexts.generate.tries": 2,
+    "teachers.contexts.generate.shortest": 0,
+    "teachers.contexts.generate.answer": "absent",
+    "teachers.contexts.generate.same_script": False,
     "teachers.contexts.template": "{{ prompt }} solution {{ answer }}",
     **{f"losses.{loss['kind']}.name": "mine" for loss in LOSSES},
     **{f"losses.{loss['kind']}.teacher_temperature": 0.5 for loss in LOSSES},
@@ -320,10 +329,14 @@ def test_every_field_changes_the_keys_or_is_listed_as_cosmetic(base: dict[str, A
         elif parts[0] == "losses":
             parts[1] = str([loss["kind"] for loss in LOSSES].index(parts[1]))
         elif parts[:2] == ["teachers", "contexts"]:
-            used = {"otherwise": "right_attempt", "demonstrations": "demonstrations"}.get(parts[2])
+            of_kind = {"otherwise": "right_attempt", "demonstrations": "demonstrations", "generate": "rationale"}
+            used = of_kind.get(parts[2])
             if used is not None:
-                start = merged(base, {"teachers": {"1": {"contexts": {"1": {"kind": used, "template": USING[used]}}}}})
-            parts = ["teachers", "1", "contexts", "1", parts[2]]
+                writing = {"template": "{{ prompt }} {{ solution }}", "max_tokens": 12}
+                written = {"generate": writing} if used == "rationale" else {}
+                using = {"kind": used, "template": USING[used], **written}
+                start = merged(base, {"teachers": {"1": {"contexts": {"1": using}}}})
+            parts = ["teachers", "1", "contexts", "1", *parts[2:]]
         elif parts[0] == "teachers":
             parts.insert(1, "0")
         elif parts[:2] == ["scores", "groupings"]:

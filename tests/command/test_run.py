@@ -162,6 +162,7 @@ def outputs(store: str, **more: Any) -> dict[str, Any]:
         "stages": {"rollouts": stage, "trees": stage},
         "why_unresolved": None,
         "without_signal": ["no signal: 1 of 2 questions [x]"],
+        "generated_texts": ["self / summary: 1 of 2 generated texts are kept"],
         **more,
     }
 

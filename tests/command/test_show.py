@@ -22,10 +22,10 @@ from tests.helpers.sessions import provided
 def test_prompts_are_those_that_are_scored(settings: dict[str, Any]) -> None:
     session = start_session(checked(settings))
     models, question = provided(session), session.keys.questions[1]
-    shown = prompts(session.config, models, question, None)
+    shown = prompts(session.config, models, question, None, {})
     assert list(shown) == ["student", "large / none", "self / none", "self / answer"]
     read_back = models.tokenizer(list(shown.values()), add_special_tokens=False)["input_ids"]
-    teachers = [models.teacher_prompt(source, question) for source in sources(session.config)]
+    teachers = [models.prompts.teacher(source, question) for source in sources(session.config)]
     assert read_back == [models.prompt(question), *teachers]
     assert shown["self / answer"] != shown["student"] == shown["self / none"]
 
@@ -36,7 +36,7 @@ def test_tokens_are_the_runs_own_and_probabilities_those_of_whole_passes(setting
     arrays = rollouts_of(session, [question], make=True)[question]
     assert list(rollouts_of(session, session.keys.questions[:2], make=False)) == [question]
     assert run_stage(session, "rollouts", [question]).cached == 1
-    drawn = scored(session.config, provided(session), question, arrays, 5)
+    drawn = scored(session.config, provided(session), question, arrays, {}, 5)
     tokens = arrays["tokens"][: min(5, int(arrays["offsets"][1]))]
     models = provided(session)
     assert drawn.tokens == models.tokenizer.batch_decode([[int(t)] for t in tokens])
@@ -44,7 +44,7 @@ def test_tokens_are_the_runs_own_and_probabilities_those_of_whole_passes(setting
     for name, values in by_name(drawn).items():
         source = next((s for s in drawn.teachers if f"{s.teacher} / {s.context}" == name), None)
         scorer = models.student if source is None else models.teacher(source)
-        prompt = models.prompt(question) if source is None else models.teacher_prompt(source, question)
+        prompt = models.prompt(question) if source is None else models.prompts.teacher(source, question)
         with torch.inference_mode():
             logits = scorer.model(input_ids=torch.tensor([[*prompt, *tokens.tolist()]])).logits[0, len(prompt) - 1 : -1]
         expected = torch.softmax(logits[:, : scorer.vocabulary].float(), -1).numpy()[np.arange(len(tokens)), tokens]

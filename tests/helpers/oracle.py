@@ -153,8 +153,16 @@ class OracleModels:
     def teacher(self, source: Source) -> OracleEngine:
         return self._teachers[source.teacher]
 
-    def teacher_prompts(self, source: Source, question: str, rollouts: Arrays) -> tuple[list[int], list[list[int]]]:
+    def teacher_prompts(
+        self, source: Source, question: str, rollouts: Arrays, texts: Arrays | None = None
+    ) -> tuple[list[int], list[list[int]]]:
         return PROMPT, []
+
+    def writer(self, source: Source) -> "OracleEngine":
+        return self.sampler
+
+    def writer_prompts(self, source: Source, question: str, rollouts: Arrays) -> list[list[int]]:
+        return [PROMPT]
 
     def close(self) -> None:
         self.verifier.close()
@@ -182,8 +190,16 @@ class GivenProvider:
     def tree(self, question: str, rollouts: Arrays) -> Arrays:
         return self._given[question].tree
 
+    def write(self, question: str, sources: Sequence[Source], rollouts: Arrays) -> Mapping[Source, Arrays]:
+        return {}
+
     def distillation(
-        self, question: str, losses: Mapping[Source, Mapping[str, Settings]], rollouts: Arrays, tree: Arrays
+        self,
+        question: str,
+        losses: Mapping[Source, Mapping[str, Settings]],
+        rollouts: Arrays,
+        tree: Arrays,
+        texts: Mapping[Source, Arrays],
     ) -> Mapping[Signal, Arrays]:
         wanted = [Signal(*source, name) for source, of_source in losses.items() for name in of_source]
         return {signal: self._given[question].distillation[signal] for signal in wanted}

@@ -158,7 +158,7 @@ def test_recorded_evidence_is_looked_up(provider: RecordedProvider) -> None:
     assert provider.questions == ["q", "سؤال"] and provider.decoded == 0
     rollouts = provider.rollouts("q")
     tree = provider.tree("q", rollouts)
-    made = provider.distillation("q", {Source("t", "none"): {"kl": ReverseKL()}}, rollouts, tree)
+    made = provider.distillation("q", {Source("t", "none"): {"kl": ReverseKL()}}, rollouts, tree, {})
     (arrays,) = made.values()
     check_layout("distillation", PIPELINE["distillation"].arrays, arrays)
     assert list(made) == [Signal("t", "none", "kl")] and arrays["teacher_prob"].tolist() == [0.1] * 4

@@ -15,7 +15,8 @@ from tasks.engines.scoring import View
 from tasks.inputs.errors import InputError
 from tasks.inputs.prompts import prompt_text
 from tasks.inputs.questions import Question
-from tasks.run.models import LoadedModels, _answer_of
+from tasks.run.contexts import answer_of
+from tasks.run.models import LoadedModels
 from tasks.run.session import RunSession, start_session
 from tasks.run.shells import run_stage
 from tasks.stages.distillation.gradients import distill
@@ -144,7 +145,7 @@ def test_every_text_that_a_prompt_may_show_is_in_its_key(
 def test_a_rows_column_is_no_method_of_it(settings: dict[str, Any], tmp_path: Path) -> None:
     template = "{% for other in demonstrations %}{{ other.values }} {% endfor %}{{ prompt }}"
     session = opened(hinted(settings, tmp_path, "answer"), {"kind": "demonstrations", "template": template})
-    prompt = provided(session).teacher_prompt(Source("self", "demonstrations"), session.keys.questions[0])
+    prompt = provided(session).prompts.teacher(Source("self", "demonstrations"), session.keys.questions[0])
     assert provided(session).tokenizer.decode(prompt).startswith("<user> answer answer start")
 
 
@@ -189,7 +190,7 @@ def test_demonstrations_are_the_questions_that_come_next(settings: dict[str, Any
     session = opened(settings, {"kind": "demonstrations", "template": template, "demonstrations": 2})
     models, ids, source = provided(session), session.keys.questions, Source("self", "demonstrations")
     for n, question in enumerate(ids):
-        shown = models.tokenizer.decode(models.teacher_prompt(source, question))
+        shown = models.tokenizer.decode(models.prompts.teacher(source, question))
         others = [models._questions[ids[(n + k) % len(ids)]] for k in (1, 2)]
         expected = "".join(f"{o.fields['question']} answer {o.answer} ; " for o in others)
         assert shown == f"<user> {expected}{models._questions[question].fields['question']} <assistant>"
@@ -223,7 +224,7 @@ def test_a_teacher_may_think_where_the_student_does_not(settings: dict[str, Any]
     prompt = {"chat_template_kwargs": {"enable_thinking": False}}
     session = opened({**settings, "student": {"path": str(student)}, "prompt": prompt}, "none", thinking)
     found, question = provided(session), session.keys.questions[0]
-    plain, thought = (found.teacher_prompt(Source("self", name), question) for name in ("none", "answer"))
+    plain, thought = (found.prompts.teacher(Source("self", name), question) for name in ("none", "answer"))
     assert found.tokenizer.decode(thought) == f"{found.tokenizer.decode(plain)} +" and plain == found.prompt(question)
     none = {**thinking, "chat_template_kwargs": {}}
     other = opened({**settings, "student": {"path": str(student)}, "prompt": prompt}, "none", none)
@@ -255,4 +256,4 @@ def test_contexts_that_cannot_be_are_refused(context: dict[str, Any], told: str,
 
 
 def test_thinking_is_not_shown() -> None:
-    assert _answer_of("<think>long\n</think>\n\nanswer 7 ") == "answer 7" and _answer_of(" answer 7") == "answer 7"
+    assert answer_of("<think>long\n</think>\n\nanswer 7 ") == "answer 7" and answer_of(" answer 7") == "answer 7"

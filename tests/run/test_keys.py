@@ -50,6 +50,9 @@ class Named:
     def of_teacher(self, source: Source, question: str) -> dict[str, object]:
         return {"teacher": f"{source.teacher}{'!' if source.teacher == self.other else ''}", "context": source.context}
 
+    def of_writer(self, source: Source, question: str) -> dict[str, object]:
+        return {"writer": list(source), "question": question}
+
 
 def keys(config: RunConfig = CONFIG, questions: list[str] | None = None, other: str = "") -> RunKeys:
     return RunKeys(config, Named(config, other), QUESTIONS if questions is None else questions)
@@ -101,10 +104,11 @@ def test_one_artefact_of_all_questions_has_one_key_and_each_signal_its_own() -> 
     found = keys()
     for name, stage in PIPELINE.items():
         of = [found.of_stage(name, q) for q in QUESTIONS]
-        assert [*of[0]] == (SIGNALS if stage.scope is Scope.SIGNAL else [None])
+        of_scope: list[Any] = {Scope.SIGNAL: [*SIGNALS], Scope.SOURCE: []}.get(stage.scope, [None])
+        assert [*of[0]] == of_scope
         every = [key for one in of for key in one.values()]
         assert len(set(every)) == (1 if stage.scope is Scope.RUN else len(every))
-        if stage.scope is not Scope.SIGNAL:  # the signal does not matter
+        if stage.scope not in (Scope.SIGNAL, Scope.SOURCE):  # the signal does not matter
             assert found.key(name, "a", SIGNALS[1]) == found.key(name, "a")
 
 

@@ -64,8 +64,16 @@ class SmallModels:
     def teacher(self, source: Source) -> TransformersScorer:
         return self._teacher
 
-    def teacher_prompts(self, source: Source, question: str, rollouts: Arrays) -> tuple[list[int], list[list[int]]]:
+    def teacher_prompts(
+        self, source: Source, question: str, rollouts: Arrays, texts: Arrays | None = None
+    ) -> tuple[list[int], list[list[int]]]:
         return PROMPT, []
+
+    def writer(self, source: Source) -> Any:
+        return self.sampler
+
+    def writer_prompts(self, source: Source, question: str, rollouts: Arrays) -> list[list[int]]:
+        return []
 
     def close(self) -> None:
         self.verifier.close()
@@ -150,7 +158,7 @@ def scores(engines: Any, seed: int, draws: int, rollouts: Arrays) -> QuestionSco
     given = config(seed, draws)
     provider = ModelProvider(SmallModels(engines, given), given, NoCheckpoints())
     tree = provider.tree(QUESTION, rollouts)
-    d = provider.distillation(QUESTION, {SIGNAL.source: {SIGNAL.loss: ReverseKL()}}, rollouts, tree)
+    d = provider.distillation(QUESTION, {SIGNAL.source: {SIGNAL.loss: ReverseKL()}}, rollouts, tree, {})
     return scored_tree(Given(rollouts, tree, d), seed=seed, tail_limit=0.0)
 
 

@@ -60,7 +60,7 @@ def scored(models: OracleModels, teacher: Chain, rollouts: Arrays, tree: Arrays)
     config = models.config
     taught = OracleModels(models.student.chain, config, {"teacher": teacher})
     provider = ModelProvider(taught, config, NoCheckpoints())
-    made = provider.distillation(QUESTION, {SIGNAL.source: {SIGNAL.loss: LOSS}}, rollouts, tree)
+    made = provider.distillation(QUESTION, {SIGNAL.source: {SIGNAL.loss: LOSS}}, rollouts, tree, {})
     given = Given(rollouts, tree, made)
     return scored_tree(given, seed=config.seed, tail_limit=config.tree.tail_limit)
 

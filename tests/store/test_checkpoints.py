@@ -38,6 +38,9 @@ class Named:
     def of_teacher(self, source: Source, question: str) -> dict[str, object]:
         return {"teacher": source.teacher}
 
+    def of_writer(self, source: Source, question: str) -> dict[str, object]:
+        return {"writer": list(source), "question": question}
+
 
 def config(tree: str = "adaptive", seconds: float = 0.0) -> RunConfig:
     return checked(

@@ -101,7 +101,7 @@ def render(
     texts: Texts,
     left_out: LeftOut,
     why_unresolved: str | None,
-    without_signal: Sequence[str],
+    notes: Sequence[str],
 ) -> str:
     """The page.
 
@@ -112,7 +112,7 @@ def render(
         texts: gives the text of token ids.
         left_out: questions that were left out, with the reason.
         why_unresolved: why the alignment of some signal is unknown; None where all are known.
-        without_signal: lines on the questions that tell no direction.
+        notes: lines on questions that tell no direction, and on generated texts.
     """
     tokens, summary = tables["tokens"], tables["summary"]
     environment = Environment(
@@ -136,7 +136,7 @@ def render(
         tail_missing=max(f.tail_missing for f in facts),
         left_out=left_out,
         why_unresolved=why_unresolved,
-        without_signal=without_signal,
+        notes=notes,
         table=headline(summary),
         gaps=_gaps(tables["differences"]),
         selection=_by_source(tables["selection"], loss, "tokens"),

@@ -4,7 +4,7 @@ import numpy as np
 
 from schemas.arrays import RANKING, AnyArray, Arrays
 from schemas.config import Settings
-from schemas.signals import Source, losses
+from schemas.signals import Source, losses, written_sources
 from tasks.stages.protocol import Made, Work
 
 NO_NODES: dict[str, AnyArray] = {
@@ -31,5 +31,7 @@ def _made(work: Work, tree: Arrays) -> Made:
     wanted: dict[Source, dict[str, Settings]] = {}
     for signal in work.signals:
         wanted.setdefault(signal.source, {})[signal.loss] = of_run[signal.loss]
-    made = work.provider.distillation(work.question, wanted, work.read("rollouts"), tree)
+    written = [source for source in written_sources(work.config) if source in wanted]
+    texts = {source: work.read("texts", source.every_loss) for source in written}
+    made = work.provider.distillation(work.question, wanted, work.read("rollouts"), tree, texts)
     return {signal: arrays for signal, arrays in made.items()}  # noqa: C416 - a mapping's type of keys is invariant
