@@ -10,21 +10,22 @@ from schemas.arrays import Arrays
 from schemas.config import RunConfig
 from schemas.signals import Source, sources, written_sources
 from tasks.engines.protocol import EngineError, Scorer
-from tasks.engines.scoring import View, score_blocks
+from tasks.engines.scoring import Scored, View, score_blocks
 from tasks.inputs.errors import InputError
 from tasks.operations.progress import publish
 from tasks.run.models import LoadedModels
 from tasks.run.session import RunSession
 from tasks.run.shells import run_stage
-from tasks.stages.models import ModelProvider
+from tasks.stages.models import ModelProvider, teacher_view
 
 
-class Scored(NamedTuple):
+class FirstTokens(NamedTuple):
     """The first tokens of a rollout.
 
     Attributes:
         tokens: their texts.
-        student, teachers: probabilities of them, [n]; teachers in the order of the configuration.
+        student, teachers: probabilities of them, [n]; teachers in the order of the configuration. NaN: a teacher with a
+            tokenizer of its own does not tell.
         own: largest difference of the student's log-probabilities, over the whole rollout, to those of the student as
             its own teacher: scored again, among other completions.
     """
@@ -94,17 +95,18 @@ def prompts(
     Where a prompt depends on the rollout, it is that for the first one; names stand for rollouts and generated texts
     that there are none of.
     """
-    ids: dict[str, Sequence[int]] = {"student": models.prompt(question)}
+    read: dict[str, str] = {"student": models.tokenizer.decode(models.prompt(question))}
     for source in sources(config):
         name, written = f"{source.teacher} / {source.context}", source in written_sources(config)
         if written:
-            ids[f"{name}, writer"] = models.prompts.writer(source, question, rollouts)[0]
+            asked = models.prompts.writer(source, question, rollouts)[0]
+            read[f"{name}, writer"] = models.writer_tokenizer(source).decode(asked)
         if rollouts is None or (written and source not in texts):
-            ids[name] = models.prompts.teacher(source, question)
+            prompt = models.prompts.teacher(source, question)
         else:
-            ids[name] = models.teacher_prompts(source, question, rollouts, texts.get(source))[0]
-    read = models.tokenizer.batch_decode([list(prompt) for prompt in ids.values()], skip_special_tokens=False)
-    return dict(zip(ids, read, strict=True))
+            prompt = models.teacher_prompts(source, question, rollouts, texts.get(source))[0]
+        read[name] = models.prompts.tokenizer(source).decode(prompt)
+    return read
 
 
 def scored(
@@ -114,21 +116,21 @@ def scored(
     rollouts: Arrays,
     texts: Mapping[Source, Arrays],
     most: int,
-) -> Scored:
+) -> FirstTokens:
     """The first `most` tokens of the first rollout."""
     prompt, tokens = models.prompt(question), np.asarray(rollouts["tokens"][: rollouts["offsets"][1]])
     wanted = sources(config)
-    views = [View(models.student, prompt)]
-    asked = {s: models.teacher_prompts(s, question, rollouts, texts.get(s))[0] for s in wanted}
-    views += [View(models.teacher(s), asked[s]) for s in wanted]
+    views: list[Scored] = [View(models.student, prompt)]
+    views += [teacher_view(models, s, question, rollouts, texts.get(s)) for s in wanted]
     rows = np.arange(min(most, len(tokens)), dtype=np.int64)
     found: list[list[float]] = [[] for _ in views]
     for positions, log_probs in score_blocks(views, tokens, np.array([0, len(tokens)]), rows=rows):
         sampled = torch.from_numpy(tokens[positions]).long()[:, None]
         for probabilities, of_view in zip(found, log_probs, strict=True):
-            probabilities += of_view.gather(-1, sampled.to(of_view.device))[:, 0].exp().tolist()
+            given = of_view.gather(-1, sampled.to(of_view.device))[:, 0]
+            probabilities += given.masked_fill(given == -torch.inf, torch.nan).exp().tolist()
     student, *teachers = found
-    return Scored(
+    return FirstTokens(
         models.tokenizer.batch_decode([[int(t)] for t in tokens[rows]]),
         student,
         dict(zip(wanted, teachers, strict=True)),
@@ -145,7 +147,7 @@ def _own_difference(student: Scorer, prompt: Sequence[int], completion: Sequence
     return float((one - other).abs().max())
 
 
-def by_name(scored: Scored) -> dict[str, list[float]]:
+def by_name(scored: FirstTokens) -> dict[str, list[float]]:
     """The columns of the table of tokens: student first, then the teachers with their contexts."""
     teachers = {f"{source.teacher} / {source.context}": values for source, values in scored.teachers.items()}
     return {"student": scored.student, **teachers}

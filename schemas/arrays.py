@@ -74,11 +74,15 @@ IDEAL = {
 
 DISTILLATION = {
     "d_sq": Array(("T",), "float64", "|d|^2 over the whole vocabulary"),
-    "student_kept": Array(("T",), "float64", "P of the tokens in the loss; 1 unless truncated", "probability"),
+    "student_kept": Array(
+        ("T",), "float64", "P of the tokens in the loss; 1 unless truncated; NaN = no distribution", "probability"
+    ),
     "teacher_kept": Array(("T",), "float64", "T of these", "probability"),
-    "kl": Array(("T",), "float64", "KL(P || T)", "nat"),
-    "js": Array(("T",), "float64", "Jensen-Shannon divergence", "nat"),
-    "teacher_token_prob": Array(("T",), "float64", "teacher's probability of the sampled token", "probability"),
+    "kl": Array(("T",), "float64", "KL(P || T); NaN = the teacher has no distribution there", "nat"),
+    "js": Array(("T",), "float64", "Jensen-Shannon divergence; NaN likewise", "nat"),
+    "teacher_token_prob": Array(
+        ("T",), "float64", "teacher's probability of the sampled token; NaN = it does not tell", "probability"
+    ),
     "d_token": Array(("T",), "float64", "d at the sampled token, minus sum_j P_j d_j"),
     "d_bar": Array(("N",), "float64", "sum_j P_j d_j, P as sampled"),
     "d": Array(("B",), "float64", "d at the branches"),

@@ -143,7 +143,8 @@ SELECTION: dict[str, Column] = {
 
 KEPT: dict[str, Column] = {
     "positions": Column("Int64", "positions of all rollouts"),
-    "student_kept": Column("Float64", "mean student's probability of the tokens that the loss looks at"),
+    "covered": Column("Float64", "share of them where the teacher has a distribution: with its own tokenizer, not all"),
+    "student_kept": Column("Float64", "mean student's probability, there, of the tokens that the loss looks at"),
     "teacher_kept": Column("Float64", "mean teacher's probability of these"),
     "without_gradient": Column(
         "Float64", "share of positions without a gradient, by a floor or a clip, or where teacher and student agree"

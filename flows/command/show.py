@@ -70,5 +70,9 @@ def token_table(tokens: list[str], columns: dict[str, list[float]]) -> Table:
     for name in columns:
         table.add_column(escape(name), justify="right")
     for i, token in enumerate(tokens):
-        table.add_row(str(i), escape(repr(token)), *(f"{values[i]:.3f}" for values in columns.values()))
+        table.add_row(str(i), escape(repr(token)), *(_probability(values[i]) for values in columns.values()))
     return table
+
+
+def _probability(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"

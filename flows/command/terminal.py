@@ -155,6 +155,9 @@ def what_losses_keep(kept: pl.DataFrame) -> list[str]:
     for loss in kept["loss"].unique(maintain_order=True):
         rows = kept.filter(pl.col("loss") == loss)
         shares = {name: rows[name].drop_nulls().to_list() for name in KEPT if name != "positions"}
+        if min(shares["covered"], default=1.0) < 1 - 1e-9:
+            covered = f"cover {_percent(shares['covered'])} of the positions"
+            lines.append(f"{escape(loss)}: with tokenizers of their own, teachers {covered}")
         if min(shares["student_kept"], default=1.0) < 1 - 1e-9:
             lines.append(
                 f"{escape(loss)} looks at {_percent(shares['student_kept'])} of the student's probability and "

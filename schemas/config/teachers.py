@@ -237,8 +237,13 @@ class Teacher(Settings):
     )
     model: Model | None = Field(None, description="null: the student itself (self-distillation)")
     contexts: list[Context] = Field(default_factory=lambda: [Context()], min_length=1, max_length=limits.MOST_SIGNALS)
-    chat_template: Literal["student", "own"] = Field(
-        "student", description="Whose chat template renders the teacher's prompt"
+    chat_template: Literal["student", "own", "none"] = Field(
+        "student", description="Whose chat template renders the teacher's prompt; none: the text alone is the prompt"
+    )
+    tokenizer: Literal["student", "own"] = Field(
+        "student",
+        description="own: the teacher has another tokenizer, and is compared where texts of tokens agree; its "
+        "chat_template is then own or none",
     )
 
     @field_validator("contexts", mode="before")
@@ -249,6 +254,14 @@ class Teacher(Settings):
     @model_validator(mode="after")
     def _unique_labels(self) -> Self:
         check_unique("contexts", [c.label for c in self.contexts])
+        return self
+
+    @model_validator(mode="after")
+    def _own_tokenizer(self) -> Self:
+        if self.tokenizer == "own" and self.model is None:
+            raise invalid("tokenizer", "'own', but the teacher is the student itself; leave it out")
+        if self.tokenizer == "own" and self.chat_template == "student":
+            raise invalid("chat_template", "'student', but the tokenizer is the teacher's own; set it to own or none")
         return self
 
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from schemas.config import Model
+from tasks.engines.translation import Translation
 from tasks.inputs.prompts import load_tokenizer, tokenizer_fingerprint
 from tasks.store.keys import digest, model_fingerprint
 
@@ -13,6 +14,7 @@ class ModelLibrary:
     def __init__(self) -> None:
         self._fingerprints: dict[Model, str] = {}
         self._tokenizers: dict[Model, Any] = {}
+        self._translations: dict[tuple[Model, Model], Translation] = {}
 
     def tokenizer(self, model: Model) -> Any:
         """A model's tokenizer.
@@ -23,6 +25,16 @@ class ModelLibrary:
         if model not in self._tokenizers:
             self._tokenizers[model] = load_tokenizer(model)
         return self._tokenizers[model]
+
+    def translation(self, student: Model, teacher: Model) -> Translation:
+        """Between the tokenizers of two models.
+
+        Raises:
+            ValueError: the teacher's does not tell enough.
+        """
+        if (student, teacher) not in self._translations:
+            self._translations[student, teacher] = Translation(self.tokenizer(student), self.tokenizer(teacher))
+        return self._translations[student, teacher]
 
     def fingerprint(self, model: Model) -> str:
         """Digest of the content of model and tokenizer, and of the dtype the model runs in.

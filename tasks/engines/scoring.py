@@ -1,7 +1,7 @@
 """Streams vocabulary rows at completion positions, for one or several views in lockstep; never all rows at once."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,28 @@ from tasks.engines.stopping import check_stopped
 
 DOUBLE_UP_TO = 4096
 """Largest vocabulary for which rows are double; float32 above, with sums in double."""
+
+
+class Scored(Protocol):
+    """A model with its prompts, as a source of rows over the student's vocabulary at the student's positions."""
+
+    @property
+    def vocabulary(self) -> int:
+        """V, the number of token ids that rows range over."""
+        ...
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        ...
+
+    def hidden(self, rollouts: Sequence[int], completions: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        """States from which rows are computed, [T_i, ...] for each completion."""
+        ...
+
+    def rows(self, hidden: torch.Tensor, vocabulary: int) -> torch.Tensor:
+        """Log-probabilities over the first `vocabulary` tokens, [n, ...] -> [n, vocabulary]."""
+        ...
 
 
 class View(NamedTuple):
@@ -33,13 +55,25 @@ class View(NamedTuple):
         return [states[i] for i in range(len(completions))]
 
     @property
+    def vocabulary(self) -> int:
+        """That of the model."""
+        return self.scorer.vocabulary
+
+    @property
     def longest(self) -> int:
         """Tokens of the longest prompt."""
         return max(map(len, self.by_rollout or [self.prompt]))
 
+    def rows(self, hidden: torch.Tensor, vocabulary: int) -> torch.Tensor:
+        """Log-probabilities, renormalised where the model has more tokens."""
+        log_probs = self.scorer.log_probs(hidden)
+        if log_probs.shape[-1] == vocabulary:
+            return log_probs
+        return torch.log_softmax(_wide(log_probs, vocabulary)[..., :vocabulary], dim=-1)
+
 
 def score_blocks(
-    views: Sequence[View],
+    views: Sequence[Scored],
     tokens: npt.NDArray[np.int32],
     offsets: npt.NDArray[np.int64],
     *,
@@ -60,7 +94,7 @@ def score_blocks(
         positions [n <= block] and, for each view, their log-probabilities [n, V]; V is the smallest vocabulary.
     """
     wanted = np.arange(len(tokens), dtype=np.int64) if rows is None else rows
-    vocabulary = min(view.scorer.vocabulary for view in views)
+    vocabulary = min(view.vocabulary for view in views)
     distinct = [views.index(view) for view in views]
     owner = np.searchsorted(offsets, wanted, side="right") - 1
     needed = np.unique(owner)
@@ -80,7 +114,7 @@ def score_blocks(
         for start in range(0, len(positions), block):
             check_stopped()
             part = slice(start, start + block)
-            scored = {i: _checked(views[i].scorer.log_probs(h[part]), vocabulary) for i, h in states.items()}
+            scored = {i: _checked(views[i].rows(h[part], vocabulary), vocabulary) for i, h in states.items()}
             yield positions[part], [scored[i] for i in distinct]
 
 
@@ -90,15 +124,18 @@ def tempered(log_probs: torch.Tensor, temperature: float) -> torch.Tensor:
 
 
 def _checked(log_probs: torch.Tensor, vocabulary: int) -> torch.Tensor:
-    """Log-probabilities over the first `vocabulary` tokens only, in double where that is cheap.
+    """Log-probabilities in double where that is cheap.
 
     Raises:
         EngineError: a value is NaN or +infinity.
     """
     if not bool((log_probs < torch.inf).all()):
         raise EngineError("the model returns log-probabilities that are not numbers; try dtype float32 or bfloat16")
-    wide = log_probs.double() if vocabulary <= DOUBLE_UP_TO else log_probs
-    return wide if wide.shape[-1] == vocabulary else torch.log_softmax(wide[..., :vocabulary], dim=-1)
+    return _wide(log_probs, vocabulary)
+
+
+def _wide(log_probs: torch.Tensor, vocabulary: int) -> torch.Tensor:
+    return log_probs.double() if vocabulary <= DOUBLE_UP_TO else log_probs
 
 
 def _groups(rollouts: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64], limit: int) -> Iterator[list[int]]:

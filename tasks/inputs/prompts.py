@@ -127,7 +127,8 @@ def check_same_tokenizer(field: str, path: str, student: Any, teacher: Any) -> N
     raise InputError(
         field,
         f"{quoted(path)} has a different tokenizer from the student: {len(differing)} tokens differ, "
-        f"such as {token!r} (id {other.get(token)}, the student's {own.get(token)}); a teacher must share it",
+        f"such as {token!r} (id {other.get(token)}, the student's {own.get(token)}); "
+        "set the teacher's tokenizer to own to compare texts of tokens",
     )
 
 

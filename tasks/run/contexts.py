@@ -1,8 +1,9 @@
 """The prompts of student, teachers and writers of generated texts, as token ids."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -93,7 +94,7 @@ class Prompts:
             texts: the generated texts of a context that has some, `schemas.arrays.TEXTS`.
         """
         context = self._context(source)
-        written = {} if texts is None else shown(texts, self._tokenizer)
+        written = {} if texts is None else shown(texts, self.writer_tokenizer(source))
         if not context.of_rollouts:
             names = {context.written: written[0]} if 0 in written else {}
             return self._encoded(source, self._text(source, question, names)), ()
@@ -116,8 +117,23 @@ class Prompts:
         else:
             names = self._attempts(rollouts)
         asked = (writer_text(self._config.prompt, context, self._questions[question], of_one) for of_one in names)
-        prompts = [self._encoded(source, text) for text in asked]
+        by_student = context.generate is not None and context.generate.by == "student"
+        if by_student:
+            prompts = [encode_prompt(self._tokenizer, text) for text in asked]
+        else:
+            prompts = [self._encoded(source, text) for text in asked]
         return prompts if context.written_for_rollouts else prompts[:1]
+
+    def tokenizer(self, source: Source) -> Any:
+        """The tokenizer of a teacher's prompts."""
+        teacher = self._sources[source][0]
+        own = teacher.chat_template == "own" or teacher.tokenizer == "own"
+        return self._library.tokenizer(teacher.model) if own and teacher.model is not None else self._tokenizer
+
+    def writer_tokenizer(self, source: Source) -> Any:
+        """The tokenizer of generated texts."""
+        generation = self._context(source).generate
+        return self._tokenizer if generation is None or generation.by == "student" else self.tokenizer(source)
 
     def _context(self, source: Source) -> Context:
         return self._sources[source][1]
@@ -142,9 +158,9 @@ class Prompts:
 
     def _encoded(self, source: Source, text: PromptText) -> list[int]:
         teacher = self._sources[source][0]
-        own = teacher.chat_template == "own" and teacher.model is not None
-        tokenizer = self._library.tokenizer(teacher.model) if own and teacher.model is not None else self._tokenizer
-        return encode_prompt(tokenizer, text)
+        if teacher.chat_template == "none":
+            text = replace(text, chat=False)
+        return encode_prompt(self.tokenizer(source), text)
 
     def _more(self, context: Context, text: str) -> int:
         """Most tokens of the attempts and generated texts that will stand in a text."""

@@ -12,6 +12,7 @@ from tasks.engines.device import resolve_device
 from tasks.engines.identity import ModelLibrary
 from tasks.engines.memory import fits, free_memory, total_memory, weights
 from tasks.engines.protocol import EngineError, Sampler
+from tasks.engines.translation import Translation
 from tasks.inputs.questions import Question
 from tasks.run.contexts import Prompts
 from tasks.verifiers.verifier import Verifier
@@ -83,6 +84,13 @@ class LoadedModels:
         """The model of a teacher; the student itself if both have the same content."""
         return self._scorer(self._teacher_model(source))
 
+    def translation(self, source: Source) -> Translation | None:
+        """See the protocol."""
+        teacher = self._sources[source][0]
+        if teacher.tokenizer != "own" or teacher.model is None:
+            return None
+        return self._library.translation(self._config.model, teacher.model)
+
     def together(self, sources: Sequence[Source]) -> list[list[Source]]:
         """Sources in groups, in their order, whose models fit in memory together, with the student."""
         device, models = resolve_device(self._config.engine.device), [self._teacher_model(s) for s in sources]
@@ -128,6 +136,10 @@ class LoadedModels:
             shared = self._config.engine.model_dump(include=set(ScoringSettings.model_fields))
             self._writers = {model: TransformersSampler(self._scorer(model), stop, TransformersEngine(**shared))}
         return self._writers[model]
+
+    def writer_tokenizer(self, source: Source) -> Any:
+        """See the protocol."""
+        return self.prompts.writer_tokenizer(source)
 
     def writer_model(self, source: Source) -> Model:
         """The model that writes the text of a context."""

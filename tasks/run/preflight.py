@@ -44,6 +44,12 @@ def check_models(config: RunConfig, library: ModelLibrary) -> None:
         if teacher.model is not None:
             field = f"teachers[{i}].model.path"
             check(field, teacher.model)
+            if teacher.tokenizer == "own":
+                try:
+                    library.translation(config.model, teacher.model)
+                except ValueError as error:
+                    raise InputError(f"teachers[{i}].tokenizer", f"'own', but {error}") from error
+                continue
             student, other = library.tokenizer(config.model), library.tokenizer(teacher.model)
             check_same_tokenizer(field, teacher.model.path, student, other)
 
@@ -150,6 +156,7 @@ class ModelIdentities:
         return {
             "context": context.keyed(),
             "chat_template": teacher.chat_template,
+            **({"tokenizer": "own"} if teacher.tokenizer == "own" else {}),
             "teacher": self._library.fingerprint(teacher.model or self._config.model),
             "prompt": self._prompts[question, source],
         }

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from schemas.arrays import Arrays
 from schemas.config import RunConfig, Settings
 from schemas.signals import Signal, Source
-from tasks.engines.scoring import View
+from tasks.engines.scoring import Scored, View
+from tasks.engines.translation import TranslatedView
 from tasks.engines.turn import TURN
 from tasks.stages.distillation.gradients import distill
 from tasks.stages.protocol import Checkpoints, Models
@@ -55,7 +56,7 @@ class ModelProvider:
         """Stage 4 for some losses of each source, from one pass over the student and each teacher."""
         return distill(
             View(self.models.student, rollouts["prompt"].tolist()),
-            {s: self._teacher(s, question, rollouts, texts.get(s)) for s in losses},
+            {s: teacher_view(self.models, s, question, rollouts, texts.get(s)) for s in losses},
             rollouts["tokens"],
             rollouts["offsets"],
             tree,
@@ -64,10 +65,6 @@ class ModelProvider:
             block=self._config.engine.score_rows,
             group_tokens=self._config.engine.batch_tokens,
         )
-
-    def _teacher(self, source: Source, question: str, rollouts: Arrays, texts: Arrays | None) -> View:
-        prompt, by_rollout = self.models.teacher_prompts(source, question, rollouts, texts)
-        return View(self.models.teacher(source), prompt, by_rollout)
 
     def together(self, sources: Sequence[Source]) -> list[list[Source]]:
         """Sources whose models fit in memory together."""
@@ -87,3 +84,16 @@ class ModelProvider:
     def close(self) -> None:
         """Stop worker processes and the sampler."""
         self.models.close()
+
+
+def teacher_view(models: Models, source: Source, question: str, rollouts: Arrays, texts: Arrays | None) -> Scored:
+    """A teacher with its prompts for a question, as a source of rows over the student's vocabulary.
+
+    Args:
+        texts: the generated texts of its context, if that has some.
+    """
+    prompt, by_rollout = models.teacher_prompts(source, question, rollouts, texts)
+    translation = models.translation(source)
+    if translation is None:
+        return View(models.teacher(source), prompt, by_rollout)
+    return TranslatedView(models.teacher(source), prompt, by_rollout, translation, models.student.vocabulary)

@@ -11,6 +11,7 @@ from schemas.config import RunConfig, Settings
 from schemas.pipeline import layout_of
 from schemas.signals import Signal, Source
 from tasks.engines.protocol import Sampler, Scorer
+from tasks.engines.translation import Translation
 from tasks.verifiers.protocol import Attempt
 
 
@@ -78,6 +79,10 @@ class Models(Protocol):
         """A teacher's scorer."""
         ...
 
+    def translation(self, source: Source) -> Translation | None:
+        """From the student's tokens to a teacher's; None where they are the same."""
+        ...
+
     def teacher_prompts(
         self, source: Source, question: str, rollouts: Arrays, texts: Arrays | None = None
     ) -> tuple[Sequence[int], Sequence[Sequence[int]]]:
@@ -90,6 +95,10 @@ class Models(Protocol):
 
     def writer(self, source: Source) -> Sampler:
         """The model that writes the text of a context, as a sampler."""
+        ...
+
+    def writer_tokenizer(self, source: Source) -> Tokenizer:
+        """Its tokenizer."""
         ...
 
     def writer_prompts(self, source: Source, question: str, rollouts: Arrays) -> Sequence[Sequence[int]]:

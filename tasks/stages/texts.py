@@ -43,7 +43,7 @@ def make_texts(
         for n in range(generation.tries)
     ]
     ends = models.writer(source).continue_prefixes(trunks, draws, generation.temperature)
-    texts = [text_of(end.tokens.tolist(), models.tokenizer) for end in ends]
+    texts = [text_of(end.tokens.tolist(), models.writer_tokenizer(source)) for end in ends]
     asked = models.tokenizer.batch_decode([models.prompt(question)], skip_special_tokens=True)[0]
     verdicts = [
         screen(text, generation, asked, models.answer(question), truncated=end.truncated)

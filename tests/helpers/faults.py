@@ -4,7 +4,7 @@
 
 FAULT is `trees:ID` or another stage's (that stage of question ID raises an error), `disk:N` (from the twentieth write
 on, N writes find no space),
-`meet:FOLDER` (before its first work, waits until another process with the same fault is there), or `none`.
+`meet:FOLDER` (with its first work in hand, waits until another process has some too), or `none`.
 """
 
 import errno
@@ -53,16 +53,16 @@ def full_disk(writes: int, patch: Patch) -> None:
 
 
 def meeting(folder: Path, patch: Patch) -> None:
-    run: Callable[..., Any] = vars(tasks.run.shells)["run_stage"]
+    commit: Callable[..., Any] = vars(tasks.run.shells)["_commit"]
 
     def meet(*args: Any) -> Any:
         folder.mkdir(exist_ok=True)
         (folder / str(os.getpid())).touch()
         while len(list(folder.iterdir())) < 2:
             time.sleep(0.01)
-        return run(*args)
+        return commit(*args)
 
-    patch(tasks.run.shells, "run_stage", meet)
+    patch(tasks.run.shells, "_commit", meet)
 
 
 def put_in(fault: str, patch: Patch = setattr) -> None:

@@ -158,8 +158,14 @@ class OracleModels:
     ) -> tuple[list[int], list[list[int]]]:
         return PROMPT, []
 
+    def translation(self, source: Source) -> None:
+        return None
+
     def writer(self, source: Source) -> "OracleEngine":
         return self.sampler
+
+    def writer_tokenizer(self, source: Source) -> Any:
+        return self.tokenizer
 
     def writer_prompts(self, source: Source, question: str, rollouts: Arrays) -> list[list[int]]:
         return [PROMPT]

@@ -69,8 +69,14 @@ class SmallModels:
     ) -> tuple[list[int], list[list[int]]]:
         return PROMPT, []
 
+    def translation(self, source: Source) -> None:
+        return None
+
     def writer(self, source: Source) -> Any:
         return self.sampler
+
+    def writer_tokenizer(self, source: Source) -> Any:
+        return self.tokenizer
 
     def writer_prompts(self, source: Source, question: str, rollouts: Arrays) -> list[list[int]]:
         return []

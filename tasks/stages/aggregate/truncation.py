@@ -12,11 +12,13 @@ class Kept(NamedTuple):
     """Sums over positions.
 
     Attributes:
-        student, teacher: probability of the tokens that the loss keeps.
+        covered: positions where the teacher has a distribution.
+        student, teacher: probability of the tokens that the loss keeps, where it has one.
         without_gradient: positions where d is exactly 0.
     """
 
     positions: int = 0
+    covered: int = 0
     student: float = 0.0
     teacher: float = 0.0
     without_gradient: int = 0
@@ -24,19 +26,22 @@ class Kept(NamedTuple):
     def plus(self, distillation: Mapping[str, AnyArray]) -> "Kept":
         """With the positions of one more question, by its arrays of stage 4 or of a ranking."""
         known = np.isfinite(distillation["d_sq"])
+        covered = known & np.isfinite(distillation["student_kept"])
         return Kept(
             self.positions + int(known.sum()),
-            self.student + float(distillation["student_kept"][known].sum()),
-            self.teacher + float(distillation["teacher_kept"][known].sum()),
+            self.covered + int(covered.sum()),
+            self.student + float(distillation["student_kept"][covered].sum()),
+            self.teacher + float(distillation["teacher_kept"][covered].sum()),
             self.without_gradient + int((distillation["d_sq"][known] == 0).sum()),
         )
 
     def shares(self) -> dict[str, float | int]:
         """The columns of `schemas.tables.KEPT`."""
-        n = self.positions or np.nan
+        n, covered = self.positions or np.nan, self.covered or np.nan
         return {
             "positions": self.positions,
-            "student_kept": self.student / n,
-            "teacher_kept": self.teacher / n,
+            "covered": self.covered / n,
+            "student_kept": self.student / covered,
+            "teacher_kept": self.teacher / covered,
             "without_gradient": self.without_gradient / n,
         }

@@ -10,15 +10,16 @@ import torch
 from schemas.arrays import AnyArray
 from schemas.config import Settings
 from schemas.signals import Signal, Source
-from tasks.engines.scoring import View, score_blocks, tempered
+from tasks.engines.scoring import Scored, score_blocks, tempered
+from tasks.engines.translation import TranslatedView
 from tasks.stages.distillation.directions import divergences, head_direction
-from tasks.stages.distillation.losses import distillation_direction, kept_probability, squared_norm
+from tasks.stages.distillation.losses import LOG_ZERO, distillation_direction, kept_probability, squared_norm
 from tasks.statistics.csr import Floats, Ints, owners
 
 
 def distill(
-    student: View,
-    teachers: Mapping[Source, View],
+    student: Scored,
+    teachers: Mapping[Source, Scored],
     tokens: npt.NDArray[np.int32],
     offsets: Ints,
     tree: Mapping[str, AnyArray],
@@ -31,7 +32,8 @@ def distill(
     """Distillation gradients of several teachers with their contexts, from one pass over each and over the student.
 
     Args:
-        student, teachers: models with their prompts; equal ones are computed once.
+        student, teachers: models with their prompts; equal ones are computed once. What a teacher with a tokenizer of
+            its own does not tell is filled in (`complete`).
         tokens, offsets: completions, CSR.
         tree: a tree's arrays: the nodes and branches at which d is returned.
         losses: settings by name, for each teacher.
@@ -45,9 +47,28 @@ def distill(
     for positions, (log_p, *of_teachers) in stream:
         sampled = torch.from_numpy(tokens[positions]).long().to(log_p.device)[:, None]
         policy, at = tempered(log_p, temperature), _places(tree, positions, log_p.device)
-        for gradients, log_t in zip(by_source.values(), of_teachers, strict=True):
+        for (source, gradients), log_t in zip(by_source.items(), of_teachers, strict=True):
+            known = None
+            if isinstance(teachers[source], TranslatedView):
+                known, log_t = log_t.isfinite(), complete(log_t, log_p)
             gradients.add(positions, sampled, at, policy, log_p, log_t)
+            if known is not None:
+                gradients.mark(positions, sampled, at, log_p, log_t, known)
     return {Signal(*source, name): arrays for source, g in by_source.items() for name, arrays in g.by_loss().items()}
+
+
+def complete(log_t: torch.Tensor, log_p: torch.Tensor) -> torch.Tensor:
+    """A teacher's distribution where it is known for some tokens only, -inf elsewhere: [n, V], [n, V] -> [n, V].
+
+    Its probability of all the others is divided among them as the student's is: then every divergence of ratios is that
+    of the known tokens and one more that stands for the rest. Where nothing is known it is the student's.
+    """
+    known = log_t.isfinite()
+    total = log_t.double().logsumexp(-1, keepdim=True).exp().clamp(max=1.0)
+    rest_t = torch.log1p(-total).clamp(min=LOG_ZERO).to(log_t.dtype)
+    rest_p = log_p.masked_fill(known, -torch.inf).logsumexp(-1, keepdim=True).clamp(min=LOG_ZERO)
+    filled = torch.where(known, log_t, log_p - rest_p + rest_t)
+    return torch.where(known.any(-1, keepdim=True), filled, log_p)
 
 
 class _Gradients:
@@ -90,6 +111,29 @@ class _Gradients:
             out["d"][at.branches] = d[at.row, at.token].double().cpu().numpy()
             tail = self._tail[at.branches]
             out["d_head"][at.branches] = head_direction(loss, p_branches, t_branches, at.starts, tail)
+
+    def mark(
+        self,
+        positions: Ints,
+        sampled: torch.Tensor,
+        at: "_Places",
+        log_p: torch.Tensor,
+        log_t: torch.Tensor,
+        known: torch.Tensor,
+    ) -> None:
+        """Note in a block what the teacher tells: nothing at some positions, and there of known tokens only."""
+        covered = known.any(-1)
+        untold = ~covered.cpu().numpy()
+        for name in ("kl", "js", "teacher_token_prob"):
+            self._shared[name][positions[untold]] = np.nan
+        self._shared["teacher_token_prob"][positions[~known.gather(-1, sampled)[:, 0].cpu().numpy()]] = np.nan
+        self._shared["teacher_prob"][np.arange(at.branches.start, at.branches.stop)[untold[at.row.cpu().numpy()]]] = (
+            np.nan
+        )
+        for name, log_probs in (("student_kept", log_p), ("teacher_kept", log_t)):
+            share = log_probs.exp().masked_fill(~known, 0.0).sum(-1, dtype=torch.float64).cpu().numpy()
+            for out in self._by_loss.values():
+                out[name][positions] = np.where(untold, np.nan, share)
 
     def by_loss(self) -> dict[str, dict[str, AnyArray]]:
         """The arrays of each loss."""

@@ -1,0 +1,169 @@
+"""A model with another tokenizer scores the student's completions: which of its tokens and positions are the student's.
+
+Two tokens are the same where their texts are. A position of the student's is covered where a token of the other model
+starts there too, in the other tokenizer's own encoding of the whole text; there the other model's probability of a
+token is that of writing its text in one token. What it gives to texts that are no token of the student's is known only
+as a sum.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tasks.engines.protocol import Scorer
+from tasks.engines.scoring import View
+
+_BROKEN = "\ufffd"
+"""What a part of a character is decoded to."""
+_STEP = 4096
+
+
+class Aligned(NamedTuple):
+    """A completion in the other model's tokens.
+
+    Attributes:
+        tokens: of the other model, its end included where the student's is.
+        rows: for each of the student's tokens, the place before which the other model's distribution is its own; -1
+            where it is not covered; [T].
+    """
+
+    tokens: list[int]
+    rows: npt.NDArray[np.int64]
+
+
+class Translation:
+    """Between the tokenizers of student and teacher.
+
+    Attributes:
+        student, teacher: ids of the tokens that both have, [n] each, every one once.
+    """
+
+    def __init__(self, student: Any, teacher: Any) -> None:
+        """Compare the texts of all tokens.
+
+        Raises:
+            ValueError: the teacher's tokenizer does not tell where its tokens are in a text, or has no end.
+        """
+        if not teacher.is_fast:
+            raise ValueError("its tokenizer does not tell where tokens are in a text (it is no fast tokenizer)")
+        if teacher.eos_token_id is None or student.eos_token_id is None:
+            raise ValueError("its tokenizer, or the student's, has no end-of-sequence token")
+        self._student, self._teacher = student, teacher
+        self._texts = token_texts(student)
+        of_teacher: dict[str, int] = {}
+        for token, text in token_texts(teacher).items():
+            of_teacher.setdefault(text, token)
+        pairs = {int(student.eos_token_id): int(teacher.eos_token_id)}
+        for token, text in self._texts.items():
+            if text in of_teacher and token not in pairs:
+                pairs[token] = of_teacher.pop(text)
+        self.student = torch.tensor(list(pairs), dtype=torch.long)
+        self.teacher = torch.tensor(list(pairs.values()), dtype=torch.long)
+
+    def align(self, completion: Sequence[int]) -> Aligned:
+        """A completion of the student's in the other model's tokens."""
+        end = int(self._student.eos_token_id)
+        ended = bool(len(completion)) and int(completion[-1]) == end
+        body = [int(token) for token in (completion[:-1] if ended else completion)]
+        starts, text = self._starts(body)
+        encoded = self._teacher(text, add_special_tokens=False, return_offsets_mapping=True)
+        rows: dict[int, int] = {}
+        before = 0
+        for place, (first, last) in enumerate(encoded["offset_mapping"]):
+            if first == before:  # not a part of a character that has begun
+                rows.setdefault(first, place)
+            before = max(before, last)
+        tokens = [int(token) for token in encoded["input_ids"]]
+        if ended:
+            tokens.append(int(self._teacher.eos_token_id))
+            rows[len(text)] = len(tokens) - 1
+            starts.append(len(text))
+        return Aligned(tokens, np.array([rows.get(start, -1) for start in starts], dtype=np.int64))
+
+    def _starts(self, tokens: Sequence[int]) -> tuple[list[int], str]:
+        """Where each token starts in the text of all, -1 within a character; and that text."""
+        starts, parts, length = list[int](), list[str](), 0
+        waiting: list[int] = []
+        for token in tokens:
+            starts.append(-1 if waiting else length)
+            waiting.append(token)
+            text = self._texts.get(token) if len(waiting) == 1 else None
+            if text is None:
+                text = decoded_after(self._student, [waiting])[0]
+            if _BROKEN in text and len(waiting) < _LONGEST_CHARACTER:
+                continue
+            parts.append(text)
+            length += len(text)
+            waiting = []
+        return starts, "".join(parts)
+
+
+_LONGEST_CHARACTER = 4
+"""Most tokens of one character, a byte each."""
+
+
+class TranslatedView:
+    """A teacher with a tokenizer of its own, as a view of the student's completions.
+
+    Its rows are over the student's vocabulary: -inf for tokens that the teacher does not have, and for all of them
+    where a position is not covered.
+    """
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        prompt: Sequence[int],
+        by_rollout: Sequence[Sequence[int]],
+        translation: Translation,
+        vocabulary: int,
+    ) -> None:
+        self.scorer, self.prompt, self.by_rollout = scorer, prompt, by_rollout
+        self.vocabulary, self._translation = vocabulary, translation
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        return max(map(len, self.by_rollout or [self.prompt]))
+
+    def hidden(self, rollouts: Sequence[int], completions: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        """Final hidden states with a column more, 1 where the position is covered, else 0: [T_i, H + 1] each."""
+        aligned = [self._translation.align(completion) for completion in completions]
+        own = View(self.scorer, self.prompt, self.by_rollout)
+        out = []
+        for states, of_one in zip(own.hidden(rollouts, [a.tokens or [0] for a in aligned]), aligned, strict=True):
+            rows = torch.from_numpy(of_one.rows).to(states.device)
+            covered = (rows >= 0).to(states.dtype)[:, None]
+            out.append(torch.cat([states[rows.clamp(min=0)], covered], dim=1))
+        return out
+
+    def rows(self, hidden: torch.Tensor, vocabulary: int) -> torch.Tensor:
+        """Log-probabilities, [n, H + 1] -> [n, vocabulary]."""
+        log_t = self.scorer.log_probs(hidden[:, :-1])
+        student, teacher = (ids.to(log_t.device) for ids in (self._translation.student, self._translation.teacher))
+        within = (student < vocabulary) & (teacher < log_t.shape[-1])
+        out = log_t.new_full((len(log_t), vocabulary), -torch.inf)
+        out[:, student[within]] = log_t[:, teacher[within]]
+        return out.masked_fill(hidden[:, -1:] == 0, -torch.inf)
+
+
+def token_texts(tokenizer: Any) -> dict[int, str]:
+    """The text of every token that is one by itself: no special token, and no part of a character."""
+    special = set(tokenizer.all_special_ids)
+    ids = [i for i in sorted(tokenizer.get_vocab().values()) if i not in special]
+    out: dict[int, str] = {}
+    for start in range(0, len(ids), _STEP):
+        part = ids[start : start + _STEP]
+        out |= zip(part, decoded_after(tokenizer, [[i] for i in part]), strict=True)
+    return {token: text for token, text in out.items() if text and _BROKEN not in text}
+
+
+def decoded_after(tokenizer: Any, tokens: Sequence[Sequence[int]]) -> list[str]:
+    """Texts of tokens in the middle of a text, where a decoder does not leave out a leading space."""
+    anchor = tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
+    options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+    (before,) = tokenizer.batch_decode([anchor], **options)
+    texts = tokenizer.batch_decode([[*anchor, *row] for row in tokens], **options)
+    return [text[len(before) :] for text in texts]
