@@ -45,11 +45,12 @@ def demo(
     name: Name = None,
     questions: Annotated[int, typer.Option(min=5, max=1000, help="Number of questions.")] = 24,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of questions, training and draws.")] = 0,
+    width: Annotated[int, typer.Option(min=16, max=512, help="Hidden size of the student, a multiple of 16.")] = 64,
 ) -> None:
     """Train a small student and a larger teacher here, then run the whole pipeline on them."""
     from flows.command.run import run_demo
 
-    raise typer.Exit(run_demo(overrides(set_, store, name), questions=questions, seed=seed))
+    raise typer.Exit(run_demo(overrides(set_, store, name), questions=questions, seed=seed, width=width))
 
 
 @app.command()

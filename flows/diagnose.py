@@ -12,7 +12,6 @@ from flows.orchestration.artifacts import output_link, progress_artifacts, score
 from flows.orchestration.runner import retried, task_runner
 from schemas.config import Execution, RunConfig
 from schemas.pipeline import PIPELINE, Scope, diagnosis_stages
-from schemas.signals import sources
 from tasks.inputs.errors import InputError
 from tasks.operations.progress import publish
 from tasks.outputs.files import read_patiently, write_run
@@ -20,7 +19,7 @@ from tasks.outputs.names import add_references, named, write_references, writing
 from tasks.outputs.tasks import aggregate_task
 from tasks.run.reads import StoredReads
 from tasks.run.session import RunSession, close_sessions, open_session
-from tasks.run.shells import TaskSummary, stage_task
+from tasks.run.shells import TaskSummary, sources_of, stage_task
 from tasks.stages.no_signal import uninformative
 
 MOST_BATCHES = 25
@@ -146,7 +145,7 @@ def run_stages(config: RunConfig, flow_name: str, wanted: Sequence[str]) -> Prog
             if not any(session.keys.of_stage(name, question) for question in done.ids):
                 continue
             done.stages[name] = TaskSummary()
-            labels = {name: len(done.ids) * (len(sources(config)) if stage.of_source else 1)}
+            labels = {name: len(done.ids) * (len(sources_of(stage, config)) if stage.of_source else 1)}
             if session.config.tree.samples and stage.draws is not None and stage.draws.most(config):
                 labels[stage.draws.label] = len(done.ids) * stage.draws.most(config)
             for label, total in labels.items():

@@ -5,12 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from rich.markup import escape
 
 from flows.command.configuration import (
+    ConfigurationError,
     check_execution,
     check_ranked,
     checked,
+    explain,
     merged,
     parse_overrides,
     read_configuration,
@@ -68,7 +71,7 @@ def rank_file(path: Path, assignments: list[str]) -> int:
     return guarded(action)
 
 
-def run_demo(assignments: list[str], *, questions: int, seed: int) -> int:
+def run_demo(assignments: list[str], **size: int) -> int:
     """`opdscope demo`."""
 
     def action() -> int:
@@ -81,7 +84,10 @@ def run_demo(assignments: list[str], *, questions: int, seed: int) -> int:
         from schemas.config import DemoConfig
         from tasks.demo.models import demo_configuration
 
-        settings = DemoConfig(questions=questions, seed=seed)
+        try:
+            settings = DemoConfig(**size)
+        except ValidationError as error:
+            raise ConfigurationError("\n".join(explain(error, DemoConfig))) from error
         checked(merged(demo_configuration(root, settings), fields))  # rejects wrong overrides before any training
         from flows.demo import demo
 

@@ -14,7 +14,7 @@ from schemas.config.losses import Loss, PythonLoss, SampledToken, TopK, default_
 from schemas.config.rollouts import Rollouts, RolloutTable, SampledRollouts
 from schemas.config.scores import Ranking, Scores
 from schemas.config.tasks import Task, with_task
-from schemas.config.teachers import RecordedTeacher, Teacher
+from schemas.config.teachers import OTHER_ROLLOUTS, RecordedTeacher, Teacher
 from schemas.config.trainers import expanded
 from schemas.config.trees import AdaptiveTree, RecordedTree, Tree
 from schemas.config.verifiers import MathVerifier, Verifier
@@ -115,7 +115,7 @@ class RunConfig(Settings):
                 for field in ("system", "chat_template_kwargs"):
                     if getattr(context, field) is not None and not self.prompt.chat:
                         raise invalid(f"{where}.{field}", "given, but prompt.chat is false; put it in the template")
-                if "right_attempt" in context.names.texts and self.sampling.rollouts < 2:
+                if set(OTHER_ROLLOUTS) & set(context.names.texts) and self.sampling.rollouts < 2:
                     raise invalid(where, "shows another rollout, but sampling.rollouts is 1; raise that")
         if recorded and isinstance(self.rollouts, RolloutTable):
             raise invalid("rollouts", "a table, but the tree is recorded, whose table has the rollouts; leave it out")

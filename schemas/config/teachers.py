@@ -55,9 +55,11 @@ WRITER_TEMPLATES = {
 }
 """What a writer is asked for, by the kind of context."""
 
-OF_ROLLOUTS = ("right_attempt", "attempt", "verdict")
-"""Names that stand for the student's own rollouts: one of the question that is right, other than the one that is
-scored; the one that is scored, and whether it is `right` or `wrong`."""
+OTHER_ROLLOUTS = ("right_attempt", "failed_attempt")
+"""Names of another rollout of the question than the one that is scored: one that is right, one that is wrong."""
+OF_ROLLOUTS = (*OTHER_ROLLOUTS, "attempt", "verdict")
+"""Names that stand for the student's own rollouts: other ones; the one that is scored, and whether it is `right` or
+`wrong`."""
 
 
 class Generation(Settings):
@@ -99,9 +101,9 @@ class Context(Settings):
     name: Name | None = Field(None, description="Name in tables; the kind where null", json_schema_extra=COSMETIC)
     template: str | None = Field(
         None,
-        description="User text, a Jinja template: prompt is the student's own, right_attempt, attempt and verdict are "
-        "of its rollouts, demonstrations are other questions, and other names are columns of the questions file; each "
-        "kind but custom has a default",
+        description="User text, a Jinja template: prompt is the student's own, right_attempt, failed_attempt, attempt "
+        "and verdict are of its rollouts, demonstrations are other questions, and other names are columns of the "
+        "questions file; each kind but custom has a default",
     )
     system: str | None = Field(None, description="System message in place of the student's, a template too; chat only")
     chat_template_kwargs: TemplateArguments | None = Field(
@@ -109,7 +111,7 @@ class Context(Settings):
     )
     otherwise: str = Field(
         "{{ prompt }}",
-        description="Template where right_attempt is used and no other rollout is right, or no generated text passes",
+        description="Template where there is no other rollout as the template shows one, or no generated text passes",
     )
     generate: Generation | None = Field(
         None,
@@ -134,7 +136,7 @@ class Context(Settings):
         out = {"template": self.text}
         if self.system is not None:
             out["system"] = self.system
-        if self.generate is not None or any("right_attempt" in names_in(t).texts for t in out.values()):
+        if self.generate is not None or any(name in names_in(t).texts for name in OTHER_ROLLOUTS for t in out.values()):
             out["otherwise"] = self.otherwise
         return out
 
@@ -195,8 +197,8 @@ class Context(Settings):
                 raise invalid(field, f"{quoted(template)} has a loop over {wrong[0]}; the only list is demonstrations")
             if "demonstrations" in names.texts:
                 raise invalid(field, f"{quoted(template)} inserts demonstrations, which are a list: go over them")
-            if field == "otherwise" and "right_attempt" in names.texts:
-                raise invalid(field, f"{quoted(template)} contains right_attempt, which there is none of then")
+            if field == "otherwise" and (lacking := [n for n in names.texts if n in OTHER_ROLLOUTS]):
+                raise invalid(field, f"{quoted(template)} contains {lacking[0]}, which there is none of then")
         return self
 
     def _check_generation(self) -> None:
@@ -207,10 +209,9 @@ class Context(Settings):
             kinds = ", ".join(WRITER_TEMPLATES)
             raise invalid(where, f"missing; only {kinds} have a default for what a writer is asked")
         asked = names_in(self.writer_template)
-        if asked.lists or "right_attempt" in asked.texts:
-            raise invalid(
-                where, f"{quoted(self.writer_template)} names {[*asked.lists, 'right_attempt'][0]}, which is not there"
-            )
+        if unseen := [*asked.lists, *(name for name in asked.texts if name in OTHER_ROLLOUTS)]:
+            what = f"names {unseen[0]}, which a writer is not shown"
+            raise invalid(where, f"{quoted(self.writer_template)} {what}")
         if not asked.texts:
             raise invalid(where, f"{quoted(self.writer_template)} names nothing of the question")
         if self.written not in self.names.texts:

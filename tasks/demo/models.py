@@ -33,7 +33,8 @@ _steps: "SimpleQueue[int] | None" = None
 
 def models_key(demo: DemoConfig) -> str:
     """Content key of the demo's models."""
-    training = [{k: v for k, v in asdict(r).items() if k not in ("seconds", "steps")} for r in recipes(demo.seed, 1.0)]
+    every = [asdict(recipe) for recipe in recipes(demo.seed, 1.0, demo.width)]
+    training = [{k: v for k, v in recipe.items() if k not in ("seconds", "steps")} for recipe in every]
     settings: dict[str, object] = {"seed": demo.seed, "recipes": training}
     return Recipe("models", VERSION, settings, [], {"engine": engine_fingerprint("transformers")}).key
 
@@ -97,7 +98,7 @@ def make_models(demo: DemoConfig, folder: Path) -> None:
     work = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     work.mkdir(parents=True)
     try:
-        trained = _train_all(recipes(demo.seed, demo.seconds), work)
+        trained = _train_all(recipes(demo.seed, demo.seconds, demo.width), work)
         files = {p.relative_to(work).as_posix(): _digest(p) for p in sorted(work.rglob("*")) if p.is_file()}
         (work / MANIFEST).write_text(json.dumps({"files": files, "trained": trained}, indent=1))
         shutil.rmtree(folder, ignore_errors=True)  # of models that did not verify

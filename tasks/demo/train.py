@@ -50,10 +50,10 @@ class Recipe:
     seed: int
 
 
-def recipes(seed: int, seconds: float) -> list[Recipe]:
-    """The demo's student and teacher."""
+def recipes(seed: int, seconds: float, width: int) -> list[Recipe]:
+    """The demo's student, of a hidden size, and teacher."""
     return [
-        Recipe("student", 64, 2, 0.2, 4e-3, plain=0.35, hinted=0.85, steps=700, seconds=seconds, seed=seed),
+        Recipe("student", width, 2, 0.2, 4e-3, plain=0.35, hinted=0.85, steps=700, seconds=seconds, seed=seed),
         Recipe("teacher", 96, 3, 0.0, 3e-3, plain=0.95, hinted=0.9, steps=500, seconds=seconds, seed=seed),
     ]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.config import Context, Model, Prompt, is_local_folder
+from schemas.config.teachers import OTHER_ROLLOUTS
 from schemas.config.templates import TooLongError, Values, names_in, rendered
 from schemas.text import quoted
 from tasks.inputs.errors import InputError
@@ -43,7 +44,7 @@ def prompt_text(prompt: Prompt, context: Context, question: Question, more: Valu
     given = {**question.fields, **(more or {}), "prompt": student_text}
     template = context.text
     if "otherwise" in context.templates:
-        may_lack = ["right_attempt", *([context.written] if context.generate is not None else [])]
+        may_lack = [*OTHER_ROLLOUTS, *([context.written] if context.generate is not None else [])]
         used = names_in(f"{template}{context.system or ''}").texts
         if any(name in used and name not in (more or {}) for name in may_lack):
             template = context.otherwise
@@ -51,9 +52,8 @@ def prompt_text(prompt: Prompt, context: Context, question: Question, more: Valu
     text = _filled(where, template, question, given)
     system = prompt.system
     if context.system is not None:
-        system = _filled(
-            f"{where}, system", context.system, question, {"right_attempt": "", context.written: "", **given}
-        )
+        lacking = dict.fromkeys((*OTHER_ROLLOUTS, context.written), "")
+        system = _filled(f"{where}, system", context.system, question, {**lacking, **given})
     own = context.chat_template_kwargs
     return PromptText(text, system, prompt.chat, prompt.chat_template_kwargs if own is None else own)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from schemas.arrays import Arrays
 from schemas.config import Context, RunConfig
-from schemas.config.teachers import OF_ROLLOUTS
+from schemas.config.teachers import OF_ROLLOUTS, OTHER_ROLLOUTS
 from schemas.signals import Source, model_sources
 from schemas.text import after_thinking
 from tasks.engines.identity import ModelLibrary
@@ -64,7 +64,7 @@ class Prompts:
         context, out = self._context(source), []
         known = _standing_in(context)
         may_lack = [
-            name for name in ("right_attempt", context.written) if name in known and name in context.names.texts
+            name for name in (*OTHER_ROLLOUTS, context.written) if name in known and name in context.names.texts
         ]
         for verdict in ("right", "wrong") if "verdict" in context.names.texts else ("right",):
             for lacking in (None, *may_lack):
@@ -140,14 +140,16 @@ class Prompts:
 
     def _attempts(self, rollouts: Arrays) -> list[dict[str, str]]:
         """What templates may name of each rollout."""
-        offsets, correct = rollouts["offsets"], np.asarray(rollouts["correct"])
+        offsets, correct = rollouts["offsets"], np.asarray(rollouts["correct"], dtype=bool)
         completions = [rollouts["tokens"][a:b].tolist() for a, b in pairwise(offsets)]
         texts = [answer_of(text) for text in self._tokenizer.batch_decode(completions, skip_special_tokens=True)]
-        right, out = np.flatnonzero(correct).tolist(), []
+        right, wrong, out = np.flatnonzero(correct).tolist(), np.flatnonzero(~correct).tolist(), []
         for rollout, attempt in enumerate(texts):
             names = {"attempt": attempt, "verdict": "right" if correct[rollout] else "wrong"}
-            other = next((texts[r] for r in right if r != rollout), None)
-            out.append(names if other is None else {**names, "right_attempt": other})
+            for name, others in zip(OTHER_ROLLOUTS, (right, wrong), strict=True):
+                other = next((texts[r] for r in others if r != rollout), None)
+                names |= {} if other is None else {name: other}
+            out.append(names)
         return out
 
     def _text(self, source: Source, question: str, made: Mapping[str, str]) -> PromptText:
@@ -164,7 +166,7 @@ class Prompts:
 
     def _more(self, context: Context, text: str) -> int:
         """Most tokens of the attempts and generated texts that will stand in a text."""
-        attempts = sum(text.count(f"({name})") for name in ("attempt", "right_attempt"))
+        attempts = sum(text.count(f"({name})") for name in ("attempt", *OTHER_ROLLOUTS))
         longest = 0 if context.generate is None else context.generate.max_tokens
         return attempts * self._config.sampling.max_tokens + text.count(f"({context.written})") * longest
 

@@ -15,7 +15,7 @@ from prefect.states import Completed
 
 from schemas.config import RunConfig
 from schemas.pipeline import PIPELINE, Scope, Stage
-from schemas.signals import Signal, Source, sources
+from schemas.signals import Signal, Source, sources, written_sources
 from tasks.engines.counts import MODEL_TIME, SCORED
 from tasks.operations.errors import is_fatal
 from tasks.operations.implementations import implementation
@@ -97,7 +97,7 @@ def run_stage(session: RunSession, name: str, ids: Sequence[str]) -> TaskSummary
     stage, summary = PIPELINE[name], TaskSummary()
     started, with_model = time.monotonic(), MODEL_TIME.seconds
     questions = [list(ids)] if stage.scope is Scope.RUN else [[i] for i in ids]
-    groups = session.provider.together(sources(session.config)) if stage.of_source else [None]
+    groups = session.provider.together(sources_of(stage, session.config)) if stage.of_source else [None]
     parts = [_Part(of_part, group) for group in groups for of_part in questions]
     tree = session.config.tree
     together = stage.draws is not None and tree.samples and not tree.timed
@@ -125,6 +125,11 @@ def run_stage(session: RunSession, name: str, ids: Sequence[str]) -> TaskSummary
         summary.waiting_seconds = summary.seconds - summary.model_seconds
     summary.left_out = _refused(session, stage, [i for i in ids if i not in summary.failed])
     return summary
+
+
+def sources_of(stage: Stage, config: RunConfig) -> list[Source]:
+    """The sources that a stage has artefacts of."""
+    return written_sources(config) if stage.scope is Scope.SOURCE else sources(config)
 
 
 class _Part(NamedTuple):

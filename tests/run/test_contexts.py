@@ -66,6 +66,20 @@ def test_an_attempt_that_is_right_is_another_rollout(
     assert prompts_of(session, "right_attempt", correct, TEXTS) == expected
 
 
+def test_an_attempt_that_failed_is_another_rollout_too(settings: dict[str, Any]) -> None:
+    template = "{{ prompt }} solution {{ right_attempt }} wrong {{ failed_attempt }}"
+    contrast = {"kind": "custom", "name": "contrast", "template": template, "otherwise": "{{ prompt }} +"}
+    session = opened(settings, contrast)
+    found = prompts_of(session, "contrast", [True, False, False, True], TEXTS)
+    assert found == [
+        "solution answer 4 wrong answer 2",
+        "solution answer 1 wrong answer 3",
+        "solution answer 1 wrong answer 2",
+        "solution answer 1 wrong answer 2",
+    ]
+    assert prompts_of(session, "contrast", [True, False, True, True], TEXTS)[1] == "+"
+
+
 def test_feedback_is_of_the_very_rollout_that_is_scored(settings: dict[str, Any]) -> None:
     session = opened(settings, FEEDBACK)
     found = prompts_of(session, "feedback", [True, False, False, True], TEXTS)
