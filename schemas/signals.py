@@ -46,6 +46,14 @@ def written_sources(config: RunConfig) -> list[Source]:
     return [source for source, (_, context) in model_sources(config).items() if context.generate is not None]
 
 
+def not_ranked(config: RunConfig) -> list[Source]:
+    """Teachers whose context shows the very rollout that is scored.
+
+    A ranking takes each token as a draw that the teacher's distribution does not depend on, which it does there.
+    """
+    return [source for source, (_, context) in model_sources(config).items() if context.shows_scored]
+
+
 def losses(config: RunConfig) -> dict[str, Settings]:
     """Losses by name, in the order of the configuration."""
     return {loss_name(loss): loss for loss in config.losses}

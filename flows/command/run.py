@@ -54,7 +54,13 @@ def rank_file(path: Path, assignments: list[str]) -> int:
         from tasks.run.session import open_session
 
         open_session(config)
-        from flows.command.terminal import rank_table, show_table, what_losses_keep, what_would_settle
+        from flows.command.terminal import (
+            rank_table,
+            show_table,
+            what_is_not_ranked,
+            what_losses_keep,
+            what_would_settle,
+        )
         from flows.rank import rank
         from tasks.outputs.files import read_table
 
@@ -62,6 +68,7 @@ def rank_file(path: Path, assignments: list[str]) -> int:
             ranks = read_table(store, config.name, "ranks")
             show_table(CONSOLE, rank_table(ranks, config.scores.level))
             _print_lines(what_losses_keep(ranks))
+            _print_lines(what_is_not_ranked(result["not_ranked"]))
             CONSOLE.print(what_would_settle(ranks, result), soft_wrap=True)
             _print_lines([escape(line) for line in (*result["without_signal"], *result["generated_texts"])])
             return "ranks.parquet"

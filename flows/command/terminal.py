@@ -145,6 +145,14 @@ def what_would_settle(ranks: pl.DataFrame, result: dict[str, Any]) -> str:
     return f"{unsettled}, or about {result['additional_rollouts']:,} more rollouts of each question here"
 
 
+def what_is_not_ranked(sources: Sequence[Sequence[str]]) -> list[str]:
+    """A line where contexts show the very rollout that is scored."""
+    if not sources:
+        return []
+    names = ", ".join(f"{teacher}/{context}" for teacher, context in sources)
+    return [f"not ranked: {escape(names)} show the rollout that is scored, which only trees can judge (opdscope run)"]
+
+
 def what_losses_keep(kept: pl.DataFrame) -> list[str]:
     """A line for each truncated loss: what it looks at, over all teachers with their contexts.
 

@@ -170,6 +170,11 @@ class Context(Settings):
         return self.written_for_rollouts or any(name in OF_ROLLOUTS for name in self.names.texts)
 
     @property
+    def shows_scored(self) -> bool:
+        """True where the teacher's prompt depends on the very rollout that is scored, and so on what comes later."""
+        return self.written_for_rollouts or any(name in ("attempt", "verdict") for name in self.names.texts)
+
+    @property
     def written_for_rollouts(self) -> bool:
         """True where a text is generated for each rollout."""
         return self.generate is not None and any(n in OF_ROLLOUTS for n in names_in(self.writer_template).texts)

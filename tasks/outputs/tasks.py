@@ -10,7 +10,7 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed
 
 from schemas.config import RunConfig
-from schemas.signals import signals
+from schemas.signals import not_ranked, signals
 from schemas.tables import RANKS
 from tasks.operations.progress import publish
 from tasks.outputs.diagnosis import make_outputs
@@ -75,7 +75,7 @@ def rank_task(config: RunConfig, ids: list[str], stages: dict[str, dict[str, int
         )
         for i in ids
     ]
-    ranking = rank(questions, config.sampling.temperature, config.scores, config.seed)
+    ranking = rank(questions, config.sampling.temperature, config.scores, config.seed, not_ranked(config))
     carrying = int(ranking.rows[0]["carrying"])
     why = why_unresolved(ranking.endings, carrying, config) if carrying < LEAST_UNITS else None
     publish("rank", 1)
@@ -87,6 +87,7 @@ def rank_task(config: RunConfig, ids: list[str], stages: dict[str, dict[str, int
         "why_unresolved": why,
         "without_signal": without_signal(dict(zip(ids, ranking.endings, strict=True)), config),
         "generated_texts": generated_texts(session, ids),
+        "not_ranked": [list(source) for source in not_ranked(config)],
         "additional_questions": ranking.additional_questions,
         "additional_rollouts": ranking.additional_rollouts,
         "stages": stages,

@@ -5,7 +5,7 @@ sum_t (R - b) (d_{y_t} - dbar_t) has the expectation of the pooled <g, d>. |d| i
 signals, so gains rank them as alignments do.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 
 from schemas.arrays import AnyArray
 from schemas.config import Scores
-from schemas.signals import Signal
+from schemas.signals import Signal, Source
 from tasks.stages.aggregate.pooling import gain
 from tasks.stages.aggregate.truncation import Kept
 from tasks.stages.no_signal import Endings
@@ -61,14 +61,20 @@ _SUMS = ("inner", "d_sq", "open", "rollouts")
 """The summed quantities: `open` counts rollouts with a nonzero advantage; only these are informative."""
 
 
-def contributions(q: RankedQuestion, temperature: float) -> Floats:
-    """Unbiased contributions to <g, d>, |d|^2 and counts of each rollout by signal: [R, signals, len(_SUMS)]."""
+def contributions(q: RankedQuestion, temperature: float, undefined: Collection[Source] = ()) -> Floats:
+    """Unbiased contributions to <g, d>, |d|^2 and counts of each rollout by signal: [R, signals, len(_SUMS)].
+
+    Args:
+        undefined: teachers whose distributions depend on what comes after a token: their <g, d> is NaN.
+    """
     offsets = np.asarray(q.rollouts["offsets"], dtype=np.int64)
     advantage = token_advantages(q) / temperature
     informative = row_sums(np.abs(advantage), offsets) > 0
     out = []
-    for arrays in q.signals.values():
+    for signal, arrays in q.signals.items():
         inner, d_sq = (row_sums(np.asarray(x), offsets) for x in (advantage * arrays["d_token"], arrays["d_sq"]))
+        if signal.source in undefined:
+            inner = np.full_like(inner, np.nan)
         out.append(np.stack([inner, d_sq, informative, np.ones(len(informative))], axis=1))
     return np.stack(out, axis=1)
 
@@ -96,12 +102,22 @@ class Ranking:
     endings: list[Endings]
 
 
-def rank(questions: Sequence[RankedQuestion], temperature: float, scores: Scores, seed: int) -> Ranking:
-    """Rank the signals of some questions; those whose gain is unknown come last, without a rank."""
+def rank(
+    questions: Sequence[RankedQuestion],
+    temperature: float,
+    scores: Scores,
+    seed: int,
+    undefined: Collection[Source] = (),
+) -> Ranking:
+    """Rank the signals of some questions; those whose gain is unknown come last, without a rank.
+
+    Args:
+        undefined: teachers that cannot be ranked: see `schemas.signals.not_ranked`.
+    """
     signals = list(questions[0].signals)
     by_rollout, endings, kept = [], [], dict.fromkeys(signals, Kept())
     for q in questions:  # one by one, as questions may be read lazily
-        by_rollout.append(contributions(q, temperature))
+        by_rollout.append(contributions(q, temperature, undefined))
         endings.append(Endings.of(q.rollouts))
         kept = {signal: of_signal.plus(q.signals[signal]) for signal, of_signal in kept.items()}
     tokens = kept[signals[0]].positions

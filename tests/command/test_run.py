@@ -145,9 +145,8 @@ SUMMARY = pl.DataFrame(
 )
 
 
-KEPT = pl.DataFrame(
-    [("kl", 0.9, 0.8, 0.25)], schema=["loss", "student_kept", "teacher_kept", "without_gradient"], orient="row"
-)
+NAMES = ["loss", "covered", "student_kept", "teacher_kept", "without_gradient"]
+KEPT = pl.DataFrame([("kl", 1.0, 0.9, 0.8, 0.25)], schema=NAMES, orient="row")
 
 
 def outputs(store: str, **more: Any) -> dict[str, Any]:
@@ -252,15 +251,17 @@ def test_numbers_are_whole_however_long_the_names_are(terminal: bool) -> None:
 
 
 def test_truncated_losses_say_what_they_look_at() -> None:
-    rows = [("jsd", 1.0, 1.0, 0.0), ("[b]k[/b]", 0.9, 0.8, 0.25), ("[b]k[/b]", 0.9, 0.954, 0.25), ("k", 0.5, None, 0.0)]
-    names = ["loss", "student_kept", "teacher_kept", "without_gradient"]
-    kept = pl.DataFrame(rows, schema=names, orient="row")
+    all_of_it = ("jsd", 1.0, 1.0, 1.0, 0.0)
+    some = [("[b]k[/b]", 1.0, 0.9, share, 0.25) for share in (0.8, 0.954)]
+    kept = pl.DataFrame([all_of_it, *some, ("k", 1.0, 0.5, None, 0.0)], schema=NAMES, orient="row")
     first, second = what_losses_keep(kept)
     assert first == (
         "\\[b]k\\[/b] looks at 90 % of the student's probability and 80-95.4 % of the teachers', "
         "and has no gradient at 25 % of the positions"
     )
     assert second.startswith("k looks at 50 % of the student's probability and an unknown part of the teachers'")
+    apart = pl.DataFrame([("kl", 0.75, 1.0, 1.0, 0.0), all_of_it], schema=NAMES, orient="row")
+    assert what_losses_keep(apart) == ["kl: with tokenizers of their own, teachers cover 75 % of the positions"]
 
 
 @pytest.mark.parametrize(

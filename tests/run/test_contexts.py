@@ -10,7 +10,7 @@ import pytest
 
 from flows.command.configuration import ConfigurationError, checked
 from schemas.config import Context, Prompt
-from schemas.signals import Source, losses, sources
+from schemas.signals import Source, losses, not_ranked, sources
 from tasks.engines.scoring import View
 from tasks.inputs.errors import InputError
 from tasks.inputs.prompts import prompt_text
@@ -78,6 +78,13 @@ def test_an_attempt_that_failed_is_another_rollout_too(settings: dict[str, Any])
         "solution answer 1 wrong answer 2",
     ]
     assert prompts_of(session, "contrast", [True, False, True, True], TEXTS)[1] == "+"
+
+
+def test_only_trees_judge_a_context_that_shows_what_is_scored(settings: dict[str, Any]) -> None:
+    writing = {"template": "{{ prompt }} {{ attempt }}", "max_tokens": 8}
+    critique = {"kind": "critique", "template": "{{ prompt }} {{ critique }}", "generate": writing}
+    session = opened(settings, "none", RIGHT, FEEDBACK, critique)
+    assert not_ranked(session.config) == [Source("self", "feedback"), Source("self", "critique")]
 
 
 def test_feedback_is_of_the_very_rollout_that_is_scored(settings: dict[str, Any]) -> None:

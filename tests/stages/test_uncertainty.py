@@ -303,6 +303,28 @@ def test_a_teacher_equal_to_the_student_has_no_rank() -> None:
     assert np.isnan(ranking.rows[1]["gain"]) and ranking.settled is None
 
 
+def test_a_teacher_that_knows_what_comes_next_is_not_ranked() -> None:
+    """Were it, its gain would be that of copying: here of a direction towards whatever token was sampled."""
+    questions = ranked(population(8), 8, 0, ["good", "wrong"])
+    knowing = [
+        replace(
+            q,
+            signals={
+                signal: {**arrays, "d_token": np.abs(arrays["d_token"])} if signal.teacher == "wrong" else arrays
+                for signal, arrays in q.signals.items()
+            },
+        )
+        for q in questions
+    ]
+    (source,) = {s.source for s in questions[0].signals if s.teacher == "wrong"}
+    honest = rank(knowing, 1.0, SCORES, 0, [source])
+    assert [(row["teacher"], row["rank"]) for row in honest.rows] == [("good", 1), ("wrong", None)]
+    assert np.isnan(honest.rows[1]["gain"]) and np.isnan(honest.rows[1]["p_best"]) and honest.settled is None
+    alone = rank([replace(q, signals={s: a for s, a in q.signals.items() if s.teacher == "good"}) for q in questions],
+                 1.0, SCORES, 0)  # fmt: skip
+    assert honest.rows[0]["gain"] == alone.rows[0]["gain"] and honest.rows[0]["p_best"] == 1.0
+
+
 def test_advantages_leave_the_rollout_out() -> None:
     assert advantages(np.array([True, False, True, True])) == pytest.approx([1 / 3, -1, 1 / 3, 1 / 3])
     assert advantages(np.array([True])).tolist() == [0]
