@@ -11,6 +11,7 @@ from schemas.config.engines import AutoEngine as AutoEngine
 from schemas.config.engines import Engine as Engine
 from schemas.config.engines import SamplingEngine as SamplingEngine
 from schemas.config.engines import ScoringSettings as ScoringSettings
+from schemas.config.engines import TeacherServer as TeacherServer
 from schemas.config.engines import TransformersEngine as TransformersEngine
 from schemas.config.engines import VLLMEngine as VLLMEngine
 from schemas.config.engines import VLLMServerEngine as VLLMServerEngine

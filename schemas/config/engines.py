@@ -144,16 +144,57 @@ class VLLMServerEngine(ScoringSettings):
     @field_validator("urls", mode="after")
     @classmethod
     def _addresses(cls, urls: list[str]) -> list[str]:
-        for url in urls:
-            parts = urlsplit(url)
-            if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
-                raise invalid("urls", f"{quoted(url)} is not a server address; write http://host:port")
-            if parts.username or parts.password:
-                raise invalid(
-                    "urls", "an address contains a password; put it in the variable that api_key_variable names"
-                )
         check_unique("urls", urls)
-        return [url.rstrip("/").removesuffix("/v1") for url in urls]
+        return [server_address("urls", url) for url in urls]
+
+
+def server_address(field: str, url: str) -> str:
+    """The address of a server, without /v1.
+
+    Raises:
+        PydanticCustomError: it is none, or contains a password.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
+        raise invalid(field, f"{quoted(url)} is not a server address; write http://host:port")
+    if parts.username or parts.password:
+        raise invalid(field, "an address contains a password; put it in the variable that api_key_variable names")
+    return url.rstrip("/").removesuffix("/v1")
+
+
+class TeacherServer(Settings):
+    """A vLLM server with a teacher that shares the student's tokenizer, for models that do not fit here."""
+
+    url: str = Field(description="Address, such as http://127.0.0.1:8000", json_schema_extra=COSMETIC)
+    model: str | None = Field(
+        None, description="Name of the teacher on the server; the only model that it serves where null"
+    )
+    top: int = Field(
+        20,
+        ge=1,
+        le=1000,
+        description="Likeliest tokens whose probabilities it tells; start it with --max-logprobs of at least as many",
+    )
+    concurrency: int = Field(
+        8, ge=1, le=limits.MOST_AT_ONCE, description="Maximum concurrent requests", json_schema_extra=COSMETIC
+    )
+    timeout: float = Field(
+        600.0,
+        gt=0,
+        le=limits.MOST_SECONDS,
+        description="Seconds that one completion may take to be scored",
+        json_schema_extra=COSMETIC,
+    )
+    api_key_variable: Name = Field(
+        "VLLM_API_KEY",
+        description="Environment variable with the API key, if the server requires one",
+        json_schema_extra=COSMETIC,
+    )
+
+    @field_validator("url", mode="after")
+    @classmethod
+    def _address(cls, url: str) -> str:
+        return server_address("url", url)
 
 
 SamplingEngine = TransformersEngine | VLLMEngine | VLLMServerEngine

@@ -121,9 +121,10 @@ class RunConfig(Settings):
             raise invalid("rollouts", "a table, but the tree is recorded, whose table has the rollouts; leave it out")
         for i, loss in enumerate(self.losses):
             if (isinstance(loss, _WHOLE) and not isinstance(loss, SampledToken)) or loss.teacher_temperature != 1:
-                foreign = next((t.name for t in self.model_teachers if t.tokenizer == "own"), None)
-                if foreign is not None:
-                    why = f"needs whole distributions, and teacher {foreign!r} has a tokenizer of its own"
+                partial = next((t for t in self.model_teachers if t.partial), None)
+                if partial is not None:
+                    what = "is on a server" if partial.server is not None else "has a tokenizer of its own"
+                    why = f"needs whole distributions, and teacher {partial.name!r} {what}"
                     raise invalid(f"losses.{i}", f"{loss_name(loss)!r} {why}; leave one of them out")
             if recorded and (isinstance(loss, _WHOLE) or loss.teacher_temperature != 1):
                 raise invalid(

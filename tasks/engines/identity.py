@@ -1,11 +1,14 @@
 """Identity of a model, independent of its location: its tokenizer, and a fingerprint of its content."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from schemas.config import Model
+from schemas.config import Model, TeacherServer
 from tasks.engines.translation import Translation
 from tasks.inputs.prompts import load_tokenizer, tokenizer_fingerprint
 from tasks.store.keys import digest, model_fingerprint
+
+if TYPE_CHECKING:
+    from tasks.engines.vllm.teacher import ServedTeacher
 
 
 class ModelLibrary:
@@ -14,6 +17,7 @@ class ModelLibrary:
     def __init__(self) -> None:
         self._fingerprints: dict[Model, str] = {}
         self._tokenizers: dict[Model, Any] = {}
+        self._served: dict[TeacherServer, ServedTeacher] = {}
         self._translations: dict[tuple[Model, Model], Translation] = {}
 
     def tokenizer(self, model: Model) -> Any:
@@ -35,6 +39,18 @@ class ModelLibrary:
         if (student, teacher) not in self._translations:
             self._translations[student, teacher] = Translation(self.tokenizer(student), self.tokenizer(teacher))
         return self._translations[student, teacher]
+
+    def served(self, server: TeacherServer, tokenizer: Any) -> "ServedTeacher":
+        """A teacher on a server, which is asked once.
+
+        Raises:
+            EngineError: it cannot be used.
+        """
+        from tasks.engines.vllm.teacher import ServedTeacher
+
+        if server not in self._served:
+            self._served[server] = ServedTeacher(server, tokenizer)
+        return self._served[server]
 
     def fingerprint(self, model: Model) -> str:
         """Digest of the content of model and tokenizer, and of the dtype the model runs in.

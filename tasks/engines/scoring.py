@@ -18,6 +18,11 @@ class Scored(Protocol):
     """A model with its prompts, as a source of rows over the student's vocabulary at the student's positions."""
 
     @property
+    def partial(self) -> bool:
+        """True where rows are -inf for tokens that the model does not tell the probability of."""
+        ...
+
+    @property
     def vocabulary(self) -> int:
         """V, the number of token ids that rows range over."""
         ...
@@ -42,6 +47,11 @@ class View(NamedTuple):
     scorer: Scorer
     prompt: Sequence[int]
     by_rollout: Sequence[Sequence[int]] = ()
+
+    @property
+    def partial(self) -> bool:
+        """Whole distributions are known."""
+        return False
 
     def hidden(self, rollouts: Sequence[int], completions: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         """Final hidden states of completions of some rollouts, [T_i, H] each; those with one prompt go together."""

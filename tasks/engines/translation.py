@@ -112,6 +112,8 @@ class TranslatedView:
     where a position is not covered.
     """
 
+    partial = True
+
     def __init__(
         self,
         scorer: Scorer,

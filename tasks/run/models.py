@@ -19,6 +19,7 @@ from tasks.verifiers.verifier import Verifier
 
 if TYPE_CHECKING:
     from tasks.engines.transformers.scorer import TransformersScorer
+    from tasks.engines.vllm.teacher import ServedTeacher, ServedView
 
 
 class LoadedModels:
@@ -83,6 +84,27 @@ class LoadedModels:
     def teacher(self, source: Source) -> "TransformersScorer":
         """The model of a teacher; the student itself if both have the same content."""
         return self._scorer(self._teacher_model(source))
+
+    def served_view(
+        self, source: Source, prompt: Sequence[int], by_rollout: Sequence[Sequence[int]]
+    ) -> "ServedView | None":
+        """See the protocol."""
+        if self._sources[source][0].server is None:
+            return None
+        from tasks.engines.vllm.teacher import ServedView
+
+        return ServedView(self.served(source), prompt, by_rollout, self.student.vocabulary)
+
+    def served(self, source: Source) -> "ServedTeacher":
+        """The server of a teacher.
+
+        Raises:
+            EngineError: it cannot be used.
+        """
+        server = self._sources[source][0].server
+        if server is None:
+            raise ValueError(f"teacher {source.teacher} is on no server")
+        return self._library.served(server, self.tokenizer)
 
     def translation(self, source: Source) -> Translation | None:
         """See the protocol."""

@@ -41,6 +41,11 @@ def check_models(config: RunConfig, library: ModelLibrary) -> None:
         raise InputError("engine.kind", "'vllm' does not sample from a GGUF file; use transformers")
     _check_stop(config, library)
     for i, teacher in enumerate(config.model_teachers):
+        if teacher.server is not None:
+            try:
+                library.served(teacher.server, library.tokenizer(config.model))
+            except EngineError as error:
+                raise InputError(f"teachers[{i}].server", str(error)) from error
         if teacher.model is not None:
             field = f"teachers[{i}].model.path"
             check(field, teacher.model)
@@ -157,7 +162,11 @@ class ModelIdentities:
             "context": context.keyed(),
             "chat_template": teacher.chat_template,
             **({"tokenizer": "own"} if teacher.tokenizer == "own" else {}),
-            "teacher": self._library.fingerprint(teacher.model or self._config.model),
+            "teacher": (
+                self._library.fingerprint(teacher.model or self._config.model)
+                if teacher.server is None
+                else self._models.served(source).identity
+            ),
             "prompt": self._prompts[question, source],
         }
 
@@ -175,7 +184,13 @@ class ModelIdentities:
         model, forms = teacher.model or config.model, self._models.prompts.forms(source, question)
         field = f"teachers[{config.model_teachers.index(teacher)}].model.path"
         whose = f"question {question!r}, teacher {source.teacher!r} with context {source.context!r}"
-        for prompt, more in forms:
+        if teacher.server is not None:
+            longest = max(len(prompt) + more for prompt, more in forms) + config.sampling.max_tokens
+            try:
+                self._models.served(source).check_length(longest)
+            except EngineError as error:
+                raise InputError("sampling.max_tokens", f"{whose}: {error}; lower it") from error
+        for prompt, more in forms if teacher.server is None else ():
             self._engine.check_length(field, model, len(prompt) + more, config.sampling.max_tokens, whose)
         if context.generate is not None:
             asked = max(len(prompt) for prompt in self._models.prompts.writer(source, question, None))

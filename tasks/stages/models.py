@@ -93,7 +93,9 @@ def teacher_view(models: Models, source: Source, question: str, rollouts: Arrays
         texts: the generated texts of its context, if that has some.
     """
     prompt, by_rollout = models.teacher_prompts(source, question, rollouts, texts)
-    translation = models.translation(source)
+    translation, view = models.translation(source), models.served_view(source, prompt, by_rollout)
+    if view is not None:
+        return view
     if translation is None:
         return View(models.teacher(source), prompt, by_rollout)
     return TranslatedView(models.teacher(source), prompt, by_rollout, translation, models.student.vocabulary)

@@ -11,6 +11,7 @@ from schemas.config import RunConfig, Settings
 from schemas.pipeline import layout_of
 from schemas.signals import Signal, Source
 from tasks.engines.protocol import Sampler, Scorer
+from tasks.engines.scoring import Scored
 from tasks.engines.translation import Translation
 from tasks.verifiers.protocol import Attempt
 
@@ -77,6 +78,10 @@ class Models(Protocol):
 
     def teacher(self, source: Source) -> Scorer:
         """A teacher's scorer."""
+        ...
+
+    def served_view(self, source: Source, prompt: Sequence[int], by_rollout: Sequence[Sequence[int]]) -> Scored | None:
+        """A teacher on a server with its prompts; None where it is here."""
         ...
 
     def translation(self, source: Source) -> Translation | None:

@@ -70,6 +70,7 @@ COSMETIC = {
     "student.path",
     "student.revision",
     "student.trust_remote_code",
+    *(f"teachers.server.{name}" for name in ("url", "concurrency", "timeout", "api_key_variable")),
     "rollouts.table.path",
     "rollouts.table.format",
     "rollouts.table.reward",
@@ -97,6 +98,9 @@ COSMETIC = {
     "execution.storage_block",
 }
 """Every field that cannot change a number. Of paths and columns the content counts, not the name."""
+
+SERVER = {f"teachers.server.{n}" for n in ("url", "model", "top", "concurrency", "timeout", "api_key_variable")}
+"""Fields of teachers on servers, whose keys `tests.engines.test_served_teacher` looks at."""
 
 TABLE = {f"rollouts.table.{name}" for name in ("path", "format", "reward", "correct_from")}
 """Fields of rollouts from a table, whose keys `tests.inputs.test_rollouts` looks at."""
@@ -295,7 +299,9 @@ def test_each_engine_has_keys_of_its_own(base: dict[str, Any]) -> None:
 @pytest.mark.usefixtures("engines_at_hand")
 def test_every_field_changes_the_keys_or_is_listed_as_cosmetic(base: dict[str, Any], tmp_path: Path) -> None:
     walked = fields(RunConfig)
-    known = set(CHANGES) | {"teachers.model", "teachers.contexts.kind", "teachers.tokenizer"} | RECORDED | TABLE
+    known = (
+        set(CHANGES) | {"teachers.model", "teachers.contexts.kind", "teachers.tokenizer"} | RECORDED | TABLE | SERVER
+    )
     assert set(walked) - known == set(), "new fields: say here how a change of each shows"
     assert {name for name, field in walked.items() if is_cosmetic(field.json_schema_extra)} == COSMETIC
 

@@ -158,6 +158,9 @@ class OracleModels:
     ) -> tuple[list[int], list[list[int]]]:
         return PROMPT, []
 
+    def served_view(self, source: Source, prompt: Any, by_rollout: Any) -> None:
+        return None
+
     def translation(self, source: Source) -> None:
         return None
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from tasks.engines.vllm.bounds import NoAnswerError
 from tasks.engines.vllm.connection import Answer
@@ -84,6 +85,43 @@ def prompt_log_probs(answer: Answer, prompt: Sequence[int]) -> list[float]:
     if not isinstance(steps, list) or len(steps) != len(prompt):
         raise answer.wrong(f"gives no prompt_logprobs of the probe's {len(prompt)} tokens", steps)
     return [_log_prob(answer, step, token) for token, step in zip(prompt[1:], steps[1:], strict=True)]
+
+
+class Step(NamedTuple):
+    """What a server tells of one position of a prompt.
+
+    Attributes:
+        log_probs: of its likeliest tokens and of the one that stands there, by id.
+        texts: of these tokens, where it tells them.
+    """
+
+    log_probs: dict[int, float]
+    texts: dict[int, str]
+
+
+def prompt_steps(answer: Answer, prompt: Sequence[int]) -> list[Step]:
+    """What a server tells of every position of a prompt; nothing of the first.
+
+    Raises:
+        EngineError: a position is missing, its own token is, or a number is none.
+    """
+    steps = _choice(answer).get("prompt_logprobs")
+    if not isinstance(steps, list) or len(steps) != len(prompt):
+        raise answer.wrong(f"gives no prompt_logprobs of the {len(prompt)} tokens", type(steps).__name__)
+    out = [Step({}, {})]
+    for token, step in zip(prompt[1:], steps[1:], strict=True):
+        if not isinstance(step, dict) or str(token) not in step:
+            raise answer.wrong(f"gives no log-probability of token {token}", step)
+        log_probs, texts = dict[int, float](), dict[int, str]()
+        for name, value in step.items():
+            text = _field(value, "decoded_token")
+            if not name.isdigit():
+                raise answer.wrong("names a token that is no number", name)
+            log_probs[int(name)] = min(_log_prob(answer, step, int(name)), 0.0)
+            if isinstance(text, str):
+                texts[int(name)] = text
+        out.append(Step(log_probs, texts))
+    return out
 
 
 def _log_prob(answer: Answer, step: object, token: int) -> float:

@@ -42,6 +42,16 @@ def look_up(settings: VLLMServerEngine) -> list[Served]:
     return found
 
 
+def look_up_one(url: str, model: str | None, api_key_variable: str) -> Served:
+    """Ask one server what it serves.
+
+    Raises:
+        EngineError: it cannot be reached within 10 s, or does not serve the model.
+    """
+    with Connection(url, api_key(api_key_variable)) as connection:
+        return _served(connection, model)
+
+
 def _served(connection: Connection, wanted: str | None) -> Served:
     end = time.monotonic() + _LOOK_UP_SECONDS
     try:

@@ -11,7 +11,6 @@ from schemas.arrays import AnyArray
 from schemas.config import Settings
 from schemas.signals import Signal, Source
 from tasks.engines.scoring import Scored, score_blocks, tempered
-from tasks.engines.translation import TranslatedView
 from tasks.stages.distillation.directions import divergences, head_direction
 from tasks.stages.distillation.losses import LOG_ZERO, distillation_direction, kept_probability, squared_norm
 from tasks.statistics.csr import Floats, Ints, owners
@@ -32,8 +31,8 @@ def distill(
     """Distillation gradients of several teachers with their contexts, from one pass over each and over the student.
 
     Args:
-        student, teachers: models with their prompts; equal ones are computed once. What a teacher with a tokenizer of
-            its own does not tell is filled in (`complete`).
+        student, teachers: models with their prompts; equal ones are computed once. What a teacher does not
+            tell is filled in (`complete`).
         tokens, offsets: completions, CSR.
         tree: a tree's arrays: the nodes and branches at which d is returned.
         losses: settings by name, for each teacher.
@@ -49,7 +48,7 @@ def distill(
         policy, at = tempered(log_p, temperature), _places(tree, positions, log_p.device)
         for (source, gradients), log_t in zip(by_source.items(), of_teachers, strict=True):
             known = None
-            if isinstance(teachers[source], TranslatedView):
+            if teachers[source].partial:
                 known, log_t = log_t.isfinite(), complete(log_t, log_p)
             gradients.add(positions, sampled, at, policy, log_p, log_t)
             if known is not None:
