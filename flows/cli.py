@@ -97,7 +97,7 @@ def plan(
         typer.Option(help="Estimate seconds and memory from a short probe, kept for later; else no model is loaded."),
     ] = True,
 ) -> None:
-    """Show what a run would cost, in time and memory too, and how much of it is cached."""
+    """Show what a run, or each run of a suite, would cost, in time and memory too, and how much of it is cached."""
     from flows.command.run import plan_file
 
     raise typer.Exit(plan_file(config, overrides(set_, store, name), probe=probe))

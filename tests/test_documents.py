@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from flows.command.configuration import checked, read_configuration
+from flows.command.suite import checked_suite, read_suite
 from schemas.reference import reference, written_into
 from tests.helpers.places import ROOT
 
@@ -68,8 +69,10 @@ def test_the_readmes_reference_is_that_of_the_settings() -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "infra" / "configs").glob("*.yaml")), ids=lambda p: p.name)
 def test_example_configurations_validate(path: Path) -> None:
-    config = checked(read_configuration(path))
-    assert config.name == path.stem
+    if "runs" in read_configuration(path):
+        assert checked_suite(read_suite(path)).name == path.stem
+    else:
+        assert checked(read_configuration(path)).name == path.stem
 
 
 def test_rooms_import_what_they_may() -> None:

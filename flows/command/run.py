@@ -169,34 +169,46 @@ def _report(result: dict[str, Any], output: str, start: float) -> None:
 
 
 def plan_file(path: Path, assignments: list[str], *, probe: bool) -> int:
-    """`opdscope plan`; with a probe, models are loaded."""
+    """`opdscope plan`, of a run or of each run of a suite; with a probe, models are loaded."""
 
     def action() -> int:
-        config = load(path, assignments)
-        from flows.command.live import progress
-        from flows.command.terminal import show_table
-        from flows.plan import cost, cost_table, expectation
-        from tasks.engines.choice import choose
-        from tasks.run.session import close_sessions, open_session
-        from tasks.run.throughput import throughput
+        from flows.command.suite import checked_suite, read_suite
 
-        session = open_session(config)
-        costs, speed = cost(session), None
-        probe_wanted = probe and any(c.tokens or c.forwards for c in costs)
-        if probe_wanted:
-            try:
-                with progress(ERRORS):
-                    speed = throughput(session)
-            finally:
-                close_sessions()
-        show_table(CONSOLE, cost_table(costs, config, speed))
-        if probe_wanted and speed is None:
-            CONSOLE.print("no estimate of time and memory: the weights of a model are not on this machine")
-        if speed is not None:
-            CONSOLE.print(expectation(costs, config, speed), soft_wrap=True)
-        if config.tree.samples:
-            engine, why = choose(config)
-            CONSOLE.print(f"engine: {engine.kind} ({why})")
+        suite = "runs" in read_configuration(path)
+        if suite and assignments:
+            raise ConfigurationError(f"--set: {assignments[0]!r} given, but {str(path)!r} is a suite; change its runs")
+        configs = checked_suite(read_suite(path)).runs if suite else [load(path, assignments)]
+        for config in configs:
+            if suite:
+                CONSOLE.rule(escape(config.name), align="left", characters="-")
+            _plan(config, probe=probe)
         return OK
 
     return guarded(action)
+
+
+def _plan(config: RunConfig, *, probe: bool) -> None:
+    from flows.command.live import progress
+    from flows.command.terminal import show_table
+    from flows.plan import cost, cost_table, expectation
+    from tasks.engines.choice import choose
+    from tasks.run.session import close_sessions, open_session
+    from tasks.run.throughput import throughput
+
+    session = open_session(config)
+    costs, speed = cost(session), None
+    probe_wanted = probe and any(c.tokens or c.forwards for c in costs)
+    if probe_wanted:
+        try:
+            with progress(ERRORS):
+                speed = throughput(session)
+        finally:
+            close_sessions()
+    show_table(CONSOLE, cost_table(costs, config, speed))
+    if probe_wanted and speed is None:
+        CONSOLE.print("no estimate of time and memory: the weights of a model are not on this machine")
+    if speed is not None:
+        CONSOLE.print(expectation(costs, config, speed), soft_wrap=True)
+    if config.tree.samples:
+        engine, why = choose(config)
+        CONSOLE.print(f"engine: {engine.kind} ({why})")

@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+import yaml
 from rich.console import Console
 
 from flows.command import guarded as guarded_module
@@ -306,3 +307,16 @@ def test_a_store_that_is_not_there_is_not_made(tmp_path: Path, capsys: pytest.Ca
         assert told in capsys.readouterr().err.replace("\n", " ")
     assert not gone.exists()
     assert on_store(str(tmp_path), lambda store, console: 5 if store.url == str(tmp_path) else 0) == 5
+
+
+def test_each_run_of_a_suite_is_planned(
+    settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [{**settings, "name": name} for name in ("first", "second")]
+    path = tmp_path / "suite.yaml"
+    path.write_text(yaml.safe_dump({"name": "both", "store": settings["store"], "runs": runs}))
+    assert plan_file(path, [], probe=False) == OK
+    said = capsys.readouterr().out
+    assert said.index("first") < said.index("second") and said.count("what this run would cost") == 2
+    assert plan_file(path, ["seed=1"], probe=False) == BAD_INPUT
+    assert "is a suite; change its runs" in capsys.readouterr().err
