@@ -91,20 +91,30 @@ class MixedKL(Divergence):
     weight: float = Field(0.5, gt=0, lt=1, description="Of the reverse divergence")
 
 
-def check_inner(loss: Divergence, of: Divergence) -> None:
-    """Refuse settings of an inner divergence that are those of the loss that it is in."""
-    for name in ("name", "teacher_temperature"):
-        if getattr(of, name) != type(of).model_fields[name].default:
-            raise invalid(f"of.{name}", f"given; it is a setting of {getattr(loss, 'kind')} itself")  # noqa: B009
+class AroundDivergence(Divergence):
+    """What losses have that are made of a divergence, which may be given by its kind alone."""
+
+    of: Annotated[ReverseKL | ForwardKL | JSD | MixedKL, Field(discriminator="kind"), ByKind(flat=True)] = Field(
+        default_factory=ReverseKL, description="The divergence that is truncated, or sampled"
+    )
+
+    @field_validator("of", mode="before")
+    @classmethod
+    def _short_form(cls, of: object) -> object:
+        return {"kind": of} if isinstance(of, str) else of
+
+    @model_validator(mode="after")
+    def _settings_of_its_own(self) -> Self:
+        for name in ("name", "teacher_temperature"):
+            if getattr(self.of, name) != type(self.of).model_fields[name].default:
+                raise invalid(f"of.{name}", "given; it is a setting of the loss around it")
+        return self
 
 
-class TopK(Divergence):
+class TopK(AroundDivergence):
     """A divergence of few tokens, as trainers truncate it."""
 
     kind: Literal["top_k"] = "top_k"
-    of: Annotated[ReverseKL | ForwardKL | JSD | MixedKL, Field(discriminator="kind"), ByKind(flat=True)] = Field(
-        default_factory=ReverseKL, description="The divergence that is truncated"
-    )
     k: int = Field(20, ge=1, le=limits.MOST_NODE_DRAWS)
     support: Literal["student", "teacher", "union", "intersection"] = Field(
         "teacher", description="Whose k likeliest tokens are kept"
@@ -123,14 +133,8 @@ class TopK(Divergence):
         False, description="The terms are the weights of a policy gradient, which do not depend on the student"
     )
 
-    @field_validator("of", mode="before")
-    @classmethod
-    def _short_form(cls, of: object) -> object:
-        return {"kind": of} if isinstance(of, str) else of
-
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        check_inner(self, self.of)
         for name in ("clip", "floor", "stop_gradient"):
             if self.rest == "bucket" and getattr(self, name):
                 raise invalid(name, "given with rest: bucket, which no trainer combines")
@@ -139,7 +143,7 @@ class TopK(Divergence):
         return self
 
 
-class SampledToken(Divergence):
+class SampledToken(AroundDivergence):
     """A divergence of which each position sees the sampled token y only: f_y (e_y - P), whose mean is its gradient.
 
     |d| is the root mean square over y, so that scores count the variance of the sample as a longer step for the same
@@ -147,19 +151,6 @@ class SampledToken(Divergence):
     """
 
     kind: Literal["sampled_token"] = "sampled_token"
-    of: Annotated[ReverseKL | ForwardKL | JSD | MixedKL, Field(discriminator="kind"), ByKind(flat=True)] = Field(
-        default_factory=ReverseKL, description="The divergence that is sampled"
-    )
-
-    @field_validator("of", mode="before")
-    @classmethod
-    def _short_form(cls, of: object) -> object:
-        return {"kind": of} if isinstance(of, str) else of
-
-    @model_validator(mode="after")
-    def _whole(self) -> Self:
-        check_inner(self, self.of)
-        return self
 
 
 class PythonLoss(Divergence):

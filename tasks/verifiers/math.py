@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from schemas.config import MathVerifier
 from tasks.verifiers.expressions import answer_text, last_box, read_answer, read_completion, read_expression, same_text
-from tasks.verifiers.processes import MEMORY, CheckPool
+from tasks.verifiers.processes import MEMORY, CheckPool, Pooled
 from tasks.verifiers.protocol import Attempt
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that the caller must limit time, which it does
@@ -79,7 +79,7 @@ def warm_up() -> None:
     check_math(r"\boxed{\sqrt{2}}", "3", False)
 
 
-class MathEquivalence:
+class MathEquivalence(Pooled):
     """A `tasks.verifiers.protocol.VerifierKind` of a pool of checking processes."""
 
     version: ClassVar[int] = 2
@@ -87,16 +87,15 @@ class MathEquivalence:
 
     def __init__(self, settings: MathVerifier) -> None:
         self._settings = settings
-        self._pool: CheckPool | None = None
 
     def check_all(self, attempts: Sequence[Attempt]) -> list[bool]:
         """Verdicts, in order."""
-        return [verdict is True for verdict in self._started().results(check_math, attempts)]
+        return [verdict is True for verdict in self.started().results(check_math, attempts)]
 
     def read_all(self, attempts: Sequence[Attempt]) -> list[str | None]:
         """The last box of each completion, else its final expression."""
         calls = [(attempt.completion, attempt.truncated) for attempt in attempts]
-        return list(self._started().results(shown_answer, calls))
+        return list(self.started().results(shown_answer, calls))
 
     def problem(self, answers: Sequence[str]) -> tuple[int, str] | None:
         """The first reference answer that math-verify does not read within the time limit, and why."""
@@ -104,7 +103,7 @@ class MathEquivalence:
         if empty is not None:
             return empty, "is empty"
         uncertain = [a for a in dict.fromkeys(answers) if not _PLAIN_NUMBER.fullmatch(a)]
-        found = self._started().results(is_readable, ((answer,) for answer in uncertain)) if uncertain else ()
+        found = self.started().results(is_readable, ((answer,) for answer in uncertain)) if uncertain else ()
         for answer, readable in zip(uncertain, found, strict=True):
             if readable is None:
                 limits = f"verifier.seconds ({self._settings.seconds:g} s) and {MEMORY >> 30} GiB"
@@ -115,13 +114,6 @@ class MathEquivalence:
                 return answers.index(answer), why
         return None
 
-    def close(self) -> None:
-        """End the worker processes."""
-        if self._pool is not None:
-            self._pool.close()
-            self._pool = None
-
-    def _started(self) -> CheckPool:
-        if self._pool is None:
-            self._pool = CheckPool(self._settings.workers, self._settings.seconds, warm_up)
-        return self._pool
+    def make_pool(self) -> CheckPool:
+        """See `Pooled`."""
+        return CheckPool(self._settings.workers, self._settings.seconds, warm_up)

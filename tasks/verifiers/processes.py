@@ -69,3 +69,25 @@ def _start(start: Callable[..., None], arguments: Sequence[object]) -> None:
 
         limit = psutil.Process().memory_info().vms + MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
+class Pooled:
+    """What verifiers have that check in processes, which are started on first use."""
+
+    _pool: CheckPool | None = None
+
+    def make_pool(self) -> CheckPool:
+        """The pool, as its settings want it."""
+        raise NotImplementedError
+
+    def started(self) -> CheckPool:
+        """The pool."""
+        if self._pool is None:
+            self._pool = self.make_pool()
+        return self._pool
+
+    def close(self) -> None:
+        """End the worker processes."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None

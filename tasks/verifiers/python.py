@@ -7,7 +7,7 @@ from schemas.config import PythonVerifier
 from schemas.text import quoted, reason
 from tasks.inputs.errors import InputError
 from tasks.operations.user_code import user_function
-from tasks.verifiers.processes import CheckPool
+from tasks.verifiers.processes import CheckPool, Pooled
 from tasks.verifiers.protocol import Attempt
 
 _FIELD = "verifier.function"
@@ -35,7 +35,7 @@ def _import(place: str) -> None:
     user_function(_FIELD, place)
 
 
-class PythonFunction:
+class PythonFunction(Pooled):
     """A `tasks.verifiers.protocol.VerifierKind` of a pool of checking processes."""
 
     version: ClassVar[int] = 1
@@ -43,12 +43,11 @@ class PythonFunction:
 
     def __init__(self, settings: PythonVerifier) -> None:
         self._settings = settings
-        self._pool: CheckPool | None = None
 
     def check_all(self, attempts: Sequence[Attempt]) -> list[bool]:
         """Verdicts, in order; a completion that the length limit cut is judged as it is."""
         calls = [(self._settings.function, a.completion, a.answer) for a in attempts]
-        return [verdict is True for verdict in self._started().results(check, calls)]
+        return [verdict is True for verdict in self.started().results(check, calls)]
 
     def read_all(self, attempts: Sequence[Attempt]) -> list[str | None]:
         """A function gives a verdict, and does not tell what it reads."""
@@ -57,19 +56,12 @@ class PythonFunction:
     def problem(self, answers: Sequence[str]) -> tuple[int, str] | None:
         """An answer that the function fails on, with an empty completion, ends the run with its error."""
         calls = [(self._settings.function, "", answer) for answer in dict.fromkeys(answers)]
-        for _ in self._started().results(check, calls):
+        for _ in self.started().results(check, calls):
             pass
         return None
 
-    def close(self) -> None:
-        """End the worker processes."""
-        if self._pool is not None:
-            self._pool.close()
-            self._pool = None
-
-    def _started(self) -> CheckPool:
-        if self._pool is None:
-            settings = self._settings
-            user_function(_FIELD, settings.function)  # here first: an error of a worker's start says little
-            self._pool = CheckPool(settings.workers, settings.seconds, _import, settings.function)
-        return self._pool
+    def make_pool(self) -> CheckPool:
+        """See `Pooled`."""
+        settings = self._settings
+        user_function(_FIELD, settings.function)  # here first: an error of a worker's start says little
+        return CheckPool(settings.workers, settings.seconds, _import, settings.function)
