@@ -50,10 +50,17 @@ class GivenRollouts:
         prompts: the student's prompt of each question, token ids.
         tokenizer: the student's.
         max_tokens: length limit of a completion.
+        limited: whether there are fewer questions than in their file; then rollouts of others are left out.
     """
 
     def __init__(
-        self, table: RolloutTable, prompts: Mapping[str, Sequence[int]], tokenizer: Any, max_tokens: int
+        self,
+        table: RolloutTable,
+        prompts: Mapping[str, Sequence[int]],
+        tokenizer: Any,
+        max_tokens: int,
+        *,
+        limited: bool = False,
     ) -> None:
         """Read and check every row.
 
@@ -64,15 +71,21 @@ class GivenRollouts:
         self._tokenizer, self._most, self._vocabulary = tokenizer, max_tokens, len(tokenizer)
         by_prompt = self._forms(prompts)
         self.of_question: dict[str, list[GivenRollout]] = {}
+        unknown: str | None = None
         for number, row in enumerate(read_rows(table.path, _FIELD), 1):
             try:
                 read = FORMATS[table.format](row, table.reward)
                 question = read.question if read.question is not None else by_prompt.get(_form(read.prompt))
                 if question not in prompts:
+                    unknown = unknown or f"row {number} of {quoted(table.path)}: {_unknown(read, prompts)}"
+                    if limited:
+                        continue
                     raise ValueError(_unknown(read, prompts))
                 self.of_question.setdefault(str(question), []).append(self._rollout(read))
             except ValueError as error:
                 raise InputError(_FIELD, f"row {number} of {quoted(table.path)}: {error}") from error
+        if unknown is not None and not self.of_question:
+            raise InputError(_FIELD, unknown)
         for question, rollouts in self.of_question.items():
             if len(rollouts) > MOST_ROLLOUTS:
                 many = f"{len(rollouts):,} rollouts of question {quoted(question)}"

@@ -123,7 +123,8 @@ class ModelIdentities:
         if not isinstance(table, RolloutTable):
             return questions
         prompts = {question: self._models.prompt(question) for question in questions}
-        given = GivenRollouts(table, prompts, self._models.tokenizer, self._config.sampling.max_tokens)
+        limited, most = self._config.asked.limit is not None, self._config.sampling.max_tokens
+        given = GivenRollouts(table, prompts, self._models.tokenizer, most, limited=limited)
         if self._config.ranking.segments > 1 and not given.of_success:
             why = "but values along rollouts are of success, and the table's rewards are not all 0 or 1; set it to 1"
             raise InputError("ranking.segments", f"{self._config.ranking.segments}, {why}")

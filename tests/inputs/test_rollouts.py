@@ -191,6 +191,17 @@ def test_a_bad_row_is_named_before_any_model_is_loaded(
         given(settings, table, form, tmp_path)
 
 
+def test_rollouts_of_questions_beyond_a_limit_are_left_out(
+    settings: dict[str, Any], drawn: tuple[RunSession, dict[str, Arrays]], tmp_path: Path
+) -> None:
+    table = rows(drawn, "trl")
+    one = given(settings, table, "trl", tmp_path, questions={"limit": 1})
+    assert one.keys.questions == list(drawn[1])[:1]
+    with pytest.raises(InputError, match=r"row 1 .* is that of none of the 1 questions"):
+        given(settings, [row for row in table if row["prompt"] != table[0]["prompt"]], "trl", tmp_path,
+              questions={"limit": 1})  # fmt: skip
+
+
 def test_several_turns_are_no_rollout(
     settings: dict[str, Any], drawn: tuple[RunSession, dict[str, Arrays]], tmp_path: Path
 ) -> None:
