@@ -10,7 +10,7 @@ import pytest
 
 from flows.command.configuration import ConfigurationError, checked, merged
 from schemas.arrays import Arrays
-from schemas.signals import signals
+from schemas.signals import Signal, signals
 from tasks.inputs.errors import InputError
 from tasks.run.session import RunSession, start_session
 from tasks.run.shells import run_stage
@@ -119,7 +119,7 @@ def test_rewards_between_and_beyond_nought_and_one_rank_as_they_are() -> None:
     found = []
     for reward in ([0.0, 1.0, 0.25], [0.0, 3.0, 0.75], [-2.0, 1.0, -1.25]):
         rollouts = {"offsets": arrays["offsets"], "reward": np.array(reward)}
-        q = RankedQuestion(rollouts, {("t", "c", "l"): signal})  # type: ignore[dict-item]
+        q = RankedQuestion(rollouts, {Signal("t", "c", "l"): signal})
         found.append(float(gains(contributions(q, 1.0).sum(axis=0))[0]))
         assert advantages(np.array(reward))[0] == pytest.approx(reward[0] - np.mean(reward[1:]))
     assert found[1] == pytest.approx(3 * found[0]) and found[2] == pytest.approx(3 * found[0])
