@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from flows.command.guarded_yaml import RefusedError, parse, parse_value
-from schemas.config import Execution, RunConfig, settings_in
+from schemas.config import Execution, RolloutTable, RunConfig, settings_in
 from schemas.config.trainers import TRAINERS
 from schemas.limits import MOST_CONFIGURATION_BYTES, MOST_ERRORS, MOST_NESTING
 from schemas.text import listed, quoted, reason, visible
@@ -128,7 +128,7 @@ def check_ranked(config: RunConfig) -> None:
         raise ConfigurationError(
             "tree.kind: 'recorded', but a ranking needs rollouts of a model; give questions and student"
         )
-    if config.sampling.rollouts < 2:
+    if config.sampling.rollouts < 2 and not isinstance(config.rollouts, RolloutTable):
         raise ConfigurationError(
             f"sampling.rollouts: {config.sampling.rollouts}, but a ranking needs at least two rollouts per question"
         )

@@ -147,10 +147,22 @@ class SampledToken(AroundDivergence):
     """A divergence of which each position sees the sampled token y only: f_y (e_y - P), whose mean is its gradient.
 
     |d| is the root mean square over y, so that scores count the variance of the sample as a longer step for the same
-    gain. Policy gradients with the advantage log T(y) - log P(y), and the single-sample estimator of GKD.
+    gain. In forward_kl and mixed_kl a log-ratio beyond 20 nat counts as 20, as trainers clamp it. Policy gradients with
+    the advantage log T(y) - log P(y), and the single-sample estimator of GKD.
     """
 
     kind: Literal["sampled_token"] = "sampled_token"
+    clip: float | None = Field(
+        None,
+        gt=0,
+        description="Of forward_kl: largest estimate T/P - 1 - log T/P (k3) of a token; a larger one has no gradient",
+    )
+
+    @model_validator(mode="after")
+    def _clip_of_k3(self) -> Self:
+        if self.clip is not None and not isinstance(self.of, ForwardKL):
+            raise invalid("clip", f"given with {self.of.kind}; it is of forward_kl")
+        return self
 
 
 class PythonLoss(Divergence):

@@ -109,13 +109,14 @@ class RunConfig(Settings):
                 raise invalid(name, "given, but recorded outcomes need none; leave it out")
             if not recorded and getattr(self, name) is None:
                 raise invalid(name, "missing; it has no default")
+        sampled = isinstance(self.rollouts, SampledRollouts)
         for t, teacher in enumerate(self.teachers):
             for c, context in enumerate(teacher.contexts if isinstance(teacher, Teacher) else []):
                 where = f"teachers.{t}.contexts.{c}"
                 for field in ("system", "chat_template_kwargs"):
                     if getattr(context, field) is not None and not self.prompt.chat:
                         raise invalid(f"{where}.{field}", "given, but prompt.chat is false; put it in the template")
-                if set(OTHER_ROLLOUTS) & set(context.names.texts) and self.sampling.rollouts < 2:
+                if set(OTHER_ROLLOUTS) & set(context.names.texts) and self.sampling.rollouts < 2 and sampled:
                     raise invalid(where, "shows another rollout, but sampling.rollouts is 1; raise that")
         if recorded and isinstance(self.rollouts, RolloutTable):
             raise invalid("rollouts", "a table, but the tree is recorded, whose table has the rollouts; leave it out")

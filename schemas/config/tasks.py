@@ -109,5 +109,12 @@ def with_task(settings: dict[str, Any]) -> dict[str, Any]:
     source, folder = TASKS[task["name"]], task.get("folder")
     place = f"hf://datasets/{source.repository}@{source.revision}" if folder is None else str(folder).rstrip("/")
     of_task = {"questions": {"path": f"{place}/{source.file}", **source.questions}, "prompt": source.prompt}
-    merged = {name: {**part, **(settings.get(name) or {})} for name, part in of_task.items()}
+    merged = {name: _beside(part, settings.get(name)) for name, part in of_task.items()}
     return {"verifier": source.verifier, **settings, "task": task, **merged}
+
+
+def _beside(of_task: dict[str, Any], given: object) -> object:
+    """A part of the settings: that of a task, with what is given."""
+    if isinstance(given, Settings):
+        given = given.model_dump(exclude_unset=True)
+    return {**of_task, **given} if isinstance(given, dict) else given or of_task

@@ -218,6 +218,9 @@ class Context(Settings):
         if unseen := [*asked.lists, *(name for name in asked.texts if name in OTHER_ROLLOUTS)]:
             what = f"names {unseen[0]}, which a writer is not shown"
             raise invalid(where, f"{quoted(self.writer_template)} {what}")
+        if self.written in asked.texts:
+            what = f"names {self.written}, the text that is to be written; rename the column, or use kind: custom"
+            raise invalid(where, f"{quoted(self.writer_template)} {what}")
         if not asked.texts:
             raise invalid(where, f"{quoted(self.writer_template)} names nothing of the question")
         if self.written not in self.names.texts:

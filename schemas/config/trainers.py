@@ -50,7 +50,9 @@ TRAINERS: dict[str, Trainer] = {
         "verl, trainer/distillation/losses.py:compute_forward_kl_topk (August 2026)",
     ),
     "verl_k3": Trainer(
-        {"kind": "sampled_token", "of": {"kind": "forward_kl"}}, "verl, kl_penalty k3 (August 2026)", "back-propagated"
+        {"kind": "sampled_token", "of": {"kind": "forward_kl"}, "clip": 10.0},
+        "verl, kl_penalty k3 (August 2026)",
+        "back-propagated",
     ),
     "nemo_rl": Trainer(
         {"kind": "top_k", "of": {"kind": "mixed_kl"}, "k": 64, "support": "teacher", "rest": "renormalised"},

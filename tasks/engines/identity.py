@@ -37,7 +37,11 @@ class ModelLibrary:
             ValueError: the teacher's does not tell enough.
         """
         if (student, teacher) not in self._translations:
-            self._translations[student, teacher] = Translation(self.tokenizer(student), self.tokenizer(teacher))
+            from tasks.engines.transformers.loading import stop_tokens
+
+            own = self.tokenizer(student)
+            ends = stop_tokens(student, own)
+            self._translations[student, teacher] = Translation(own, self.tokenizer(teacher), ends)
         return self._translations[student, teacher]
 
     def served(self, server: TeacherServer, tokenizer: Any) -> "ServedTeacher":

@@ -95,6 +95,11 @@ class Scorer(Protocol):
 
     vocabulary: int
 
+    @property
+    def longest(self) -> int | None:
+        """The longest sequence that it can take, tokens; None where nothing limits it."""
+        ...
+
     def hidden(self, prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         """Final hidden states from which the tokens of completions of a prompt are predicted; [T_i, H] for each."""
         ...

@@ -37,7 +37,10 @@ class Scored(Protocol):
         ...
 
     def rows(self, hidden: torch.Tensor, vocabulary: int) -> torch.Tensor:
-        """Log-probabilities over the first `vocabulary` tokens, [n, ...] -> [n, vocabulary]."""
+        """Log-probabilities over the first `vocabulary` tokens, [n, ...] -> [n, vocabulary].
+
+        Partial ones have a column more: the log-probability of all tokens that they do not tell.
+        """
         ...
 
 
@@ -101,7 +104,8 @@ def score_blocks(
         group_tokens: most tokens in one forward pass.
 
     Yields:
-        positions [n <= block] and, for each view, their log-probabilities [n, V]; V is the smallest vocabulary.
+        positions [n <= block] and, for each view, their log-probabilities [n, V], or [n, V + 1] where it is partial; V
+            is the smallest vocabulary.
     """
     wanted = np.arange(len(tokens), dtype=np.int64) if rows is None else rows
     vocabulary = min(view.vocabulary for view in views)

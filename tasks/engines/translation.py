@@ -6,7 +6,8 @@ token is that of writing its text in one token. What it gives to texts that are 
 as a sum.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from tasks.engines.scoring import View
 
 _BROKEN = "\ufffd"
 """What a part of a character is decoded to."""
+_BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 _STEP = 4096
 
 
@@ -41,8 +43,12 @@ class Translation:
         student, teacher: ids of the tokens that both have, [n] each, every one once.
     """
 
-    def __init__(self, student: Any, teacher: Any) -> None:
+    def __init__(self, student: Any, teacher: Any, ends: frozenset[int] = frozenset()) -> None:
         """Compare the texts of all tokens.
+
+        Args:
+            student, teacher: tokenizers.
+            ends: the student's tokens that end a completion, besides its tokenizer's.
 
         Raises:
             ValueError: the teacher's tokenizer does not tell where its tokens are in a text, or has no end.
@@ -52,23 +58,21 @@ class Translation:
         if teacher.eos_token_id is None or student.eos_token_id is None:
             raise ValueError("its tokenizer, or the student's, has no end-of-sequence token")
         self._student, self._teacher = student, teacher
+        self._ends = ends | {int(student.eos_token_id)}
         self._texts = token_texts(student)
-        of_teacher: dict[str, int] = {}
-        for token, text in token_texts(teacher).items():
-            of_teacher.setdefault(text, token)
+        own, others = (
+            _by_text(tokenizer, texts) for tokenizer, texts in ((student, self._texts), (teacher, token_texts(teacher)))
+        )
         pairs = {int(student.eos_token_id): int(teacher.eos_token_id)}
-        for token, text in self._texts.items():
-            if text in of_teacher and token not in pairs:
-                pairs[token] = of_teacher.pop(text)
+        pairs |= {token: others[text] for text, token in own.items() if text in others and token not in pairs}
         self.student = torch.tensor(list(pairs), dtype=torch.long)
         self.teacher = torch.tensor(list(pairs.values()), dtype=torch.long)
 
     def align(self, completion: Sequence[int]) -> Aligned:
         """A completion of the student's in the other model's tokens."""
-        end = int(self._student.eos_token_id)
-        ended = bool(len(completion)) and int(completion[-1]) == end
+        ended = bool(len(completion)) and int(completion[-1]) in self._ends
         body = [int(token) for token in (completion[:-1] if ended else completion)]
-        starts, text = self._starts(body)
+        starts, text, broken = self._starts(body)
         encoded = self._teacher(text, add_special_tokens=False, return_offsets_mapping=True)
         rows: dict[int, int] = {}
         before = 0
@@ -80,11 +84,11 @@ class Translation:
         if ended:
             tokens.append(int(self._teacher.eos_token_id))
             rows[len(text)] = len(tokens) - 1
-            starts.append(len(text))
+            starts.append(-1 if broken else len(text))
         return Aligned(tokens, np.array([rows.get(start, -1) for start in starts], dtype=np.int64))
 
-    def _starts(self, tokens: Sequence[int]) -> tuple[list[int], str]:
-        """Where each token starts in the text of all, -1 within a character; and that text."""
+    def _starts(self, tokens: Sequence[int]) -> tuple[list[int], str, bool]:
+        """Where each token starts in the text of all, -1 within a character; that text; whether it breaks one off."""
         starts, parts, length = list[int](), list[str](), 0
         waiting: list[int] = []
         for token in tokens:
@@ -98,7 +102,7 @@ class Translation:
             parts.append(text)
             length += len(text)
             waiting = []
-        return starts, "".join(parts)
+        return starts, "".join(parts), bool(waiting)
 
 
 _LONGEST_CHARACTER = 4
@@ -108,8 +112,8 @@ _LONGEST_CHARACTER = 4
 class TranslatedView:
     """A teacher with a tokenizer of its own, as a view of the student's completions.
 
-    Its rows are over the student's vocabulary: -inf for tokens that the teacher does not have, and for all of them
-    where a position is not covered.
+    Its rows are over the student's vocabulary and one more, all that the teacher gives to other texts: -inf for tokens
+    that it does not have, and everywhere where a position is not covered.
     """
 
     partial = True
@@ -132,7 +136,10 @@ class TranslatedView:
 
     def hidden(self, rollouts: Sequence[int], completions: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         """Final hidden states with a column more, 1 where the position is covered, else 0: [T_i, H + 1] each."""
-        aligned = [self._translation.align(completion) for completion in completions]
+        aligned = [
+            self._fitting(self._translation.align(completion), rollout)
+            for rollout, completion in zip(rollouts, completions, strict=True)
+        ]
         own = View(self.scorer, self.prompt, self.by_rollout)
         out = []
         for states, of_one in zip(own.hidden(rollouts, [a.tokens or [0] for a in aligned]), aligned, strict=True):
@@ -141,14 +148,35 @@ class TranslatedView:
             out.append(torch.cat([states[rows.clamp(min=0)], covered], dim=1))
         return out
 
+    def _fitting(self, aligned: Aligned, rollout: int) -> Aligned:
+        """As much of a completion as the teacher can take after its prompt; no later position is covered."""
+        prompt = self.by_rollout[rollout] if self.by_rollout else self.prompt
+        if self.scorer.longest is None or len(prompt) + len(aligned.tokens) <= self.scorer.longest:
+            return aligned
+        room = max(1, self.scorer.longest - len(prompt))
+        return Aligned(aligned.tokens[:room], np.where(aligned.rows < room, aligned.rows, -1))
+
     def rows(self, hidden: torch.Tensor, vocabulary: int) -> torch.Tensor:
-        """Log-probabilities, [n, H + 1] -> [n, vocabulary]."""
+        """Log-probabilities, and in the last column that of all other tokens: [n, H + 1] -> [n, vocabulary + 1]."""
         log_t = self.scorer.log_probs(hidden[:, :-1])
         student, teacher = (ids.to(log_t.device) for ids in (self._translation.student, self._translation.teacher))
         within = (student < vocabulary) & (teacher < log_t.shape[-1])
-        out = log_t.new_full((len(log_t), vocabulary), -torch.inf)
+        out = log_t.new_full((len(log_t), vocabulary + 1), -torch.inf)
         out[:, student[within]] = log_t[:, teacher[within]]
+        others = torch.ones(log_t.shape[-1], dtype=torch.bool, device=log_t.device)
+        others[teacher[within]] = False
+        out[:, -1] = log_t[:, others].logsumexp(-1)
         return out.masked_fill(hidden[:, -1:] == 0, -torch.inf)
+
+
+def _by_text(tokenizer: Any, texts: Mapping[int, str]) -> dict[str, int]:
+    """The token of each text; of several, one that is not a byte, which stands for characters without a token."""
+    names = tokenizer.convert_ids_to_tokens(list(texts))
+    ordered = sorted(zip(texts.items(), names, strict=True), key=lambda each: bool(_BYTE.fullmatch(str(each[1]))))
+    out: dict[str, int] = {}
+    for (token, text), _ in ordered:
+        out.setdefault(text, token)
+    return out
 
 
 def token_texts(tokenizer: Any) -> dict[int, str]:

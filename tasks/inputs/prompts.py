@@ -53,7 +53,12 @@ def prompt_text(prompt: Prompt, context: Context, question: Question, more: Valu
     system = prompt.system
     if context.system is not None:
         lacking = dict.fromkeys((*OTHER_ROLLOUTS, context.written), "")
-        system = _filled(f"{where}, system", context.system, question, {**lacking, **given})
+        system = _filled(
+            f"{where}, system",
+            context.system,
+            question,
+            {**question.fields, **lacking, **(more or {}), "prompt": student_text},
+        )
     own = context.chat_template_kwargs
     return PromptText(text, system, prompt.chat, prompt.chat_template_kwargs if own is None else own)
 

@@ -50,6 +50,7 @@ class GivenRollouts:
         prompts: the student's prompt of each question, token ids.
         tokenizer: the student's.
         max_tokens: length limit of a completion.
+        ends: tokens that end a completion.
         limited: whether there are fewer questions than in their file; then rollouts of others are left out.
     """
 
@@ -60,6 +61,7 @@ class GivenRollouts:
         tokenizer: Any,
         max_tokens: int,
         *,
+        ends: frozenset[int] = frozenset(),
         limited: bool = False,
     ) -> None:
         """Read and check every row.
@@ -67,7 +69,7 @@ class GivenRollouts:
         Raises:
             InputError: the message names row and column.
         """
-        self._prompts, self._correct_from = prompts, table.correct_from
+        self._prompts, self._correct_from, self._ends = prompts, table.correct_from, ends
         self._tokenizer, self._most, self._vocabulary = tokenizer, max_tokens, len(tokenizer)
         by_prompt = self._forms(prompts)
         self.of_question: dict[str, list[GivenRollout]] = {}
@@ -75,7 +77,14 @@ class GivenRollouts:
         for number, row in enumerate(read_rows(table.path, _FIELD), 1):
             try:
                 read = FORMATS[table.format](row, table.reward)
-                question = read.question if read.question is not None else by_prompt.get(_form(read.prompt))
+                question = read.question
+                if question is None:
+                    form = _form(read.prompt)
+                    question = by_prompt.get(form)
+                    if question is None and form in by_prompt:
+                        raise ValueError(
+                            "its prompt is that of several questions; give format opdscope with question_id"
+                        )
                 if question not in prompts:
                     unknown = unknown or f"row {number} of {quoted(table.path)}: {_unknown(read, prompts)}"
                     if limited:
@@ -109,26 +118,31 @@ class GivenRollouts:
             "reward": reward,
         }
 
-    def _forms(self, prompts: Mapping[str, Sequence[int]]) -> dict[str | tuple[int, ...], str]:
-        """Questions by their prompts: ids, and text with and without special tokens."""
-        found: dict[str | tuple[int, ...], str] = {tuple(ids): question for question, ids in prompts.items()}
-        for skipped in (False, True):
-            texts = self._tokenizer.batch_decode([list(ids) for ids in prompts.values()], skip_special_tokens=skipped)
-            found |= {text.strip(): question for text, question in zip(texts, prompts, strict=True)}
+    def _forms(self, prompts: Mapping[str, Sequence[int]]) -> dict[str | tuple[int, ...], str | None]:
+        """Questions by their prompts, ids and text with and without special tokens; None where several have one."""
+        found: dict[str | tuple[int, ...], str | None] = {}
+        texts = [
+            self._tokenizer.batch_decode([list(ids) for ids in prompts.values()], skip_special_tokens=skipped)
+            for skipped in (False, True)
+        ]
+        for place, (question, ids) in enumerate(prompts.items()):
+            for form in {tuple(ids), *(of_form[place].strip() for of_form in texts)}:
+                found[form] = None if form in found else question
         return found
 
     def _rollout(self, row: RolloutRow) -> GivenRollout:
         if not math.isfinite(row.reward):
             raise ValueError(f"its reward is {row.reward}; give a finite number")
+        is_text, end = isinstance(row.completion, str), self._tokenizer.eos_token_id
         tokens = self._encoded(row.completion) if isinstance(row.completion, str) else row.completion
-        if not tokens:
-            raise ValueError("its completion is empty")
         if wrong := [token for token in tokens if not 0 <= token < self._vocabulary]:
             raise ValueError(f"token {wrong[0]} is not among the student's {self._vocabulary:,}")
-        end = self._tokenizer.eos_token_id
-        truncated = row.truncated if row.truncated is not None else len(tokens) >= self._most
-        if isinstance(row.completion, str) and not truncated and end is not None and tokens[-1] != end:
+        ended = bool(tokens) and tokens[-1] in self._ends
+        truncated = row.truncated if row.truncated is not None else not ended and len(tokens) >= self._most
+        if is_text and not truncated and not ended and end is not None:
             tokens = (*tokens, int(end))  # which text does not show
+        if not tokens:
+            raise ValueError("its completion is empty")
         if len(tokens) > self._most:
             raise ValueError(
                 f"its completion has {len(tokens):,} tokens; raise sampling.max_tokens, now {self._most:,}"

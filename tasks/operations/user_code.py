@@ -4,6 +4,7 @@ Whoever can fill in a configuration could have any code run by naming it, so cod
 allows it: `OPDSCOPE_ALLOW_CODE=1` in its environment, which no configuration can set.
 """
 
+import ast
 import hashlib
 import importlib.util
 import os
@@ -80,7 +81,7 @@ def keyed_with_code(settings: Settings) -> dict[str, Any]:
 
 @cache
 def code_fingerprint(place: str) -> str:
-    """SHA-256 of the Python files of the module that a function is in, or of its whole package.
+    """SHA-256 of the Python files of a function's module or whole package, and of those beside it that they import.
 
     Raises:
         InputError: the module has no files.
@@ -90,13 +91,38 @@ def code_fingerprint(place: str) -> str:
     spec = importlib.util.find_spec(top)
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         raise InputError("function", f"{quoted(place)} is not in a Python file")
-    folders = [Path(folder) for folder in spec.submodule_search_locations or []]
-    files = [(path, path.relative_to(folder)) for folder in folders for path in sorted(folder.rglob("*.py"))]
     found = hashlib.sha256()
-    for path, name in files or [(Path(spec.origin), Path(Path(spec.origin).name))]:
+    for name, path in sorted(_with_neighbours(top, Path(spec.origin)).items()):
         content = path.read_bytes()
         found.update(f"{name} {len(content)} ".encode() + content)
     return found.hexdigest()
+
+
+def _with_neighbours(top: str, origin: Path) -> dict[str, Path]:
+    """The files of a module or of its whole package, and of those beside it that any of them imports, by name."""
+    home = origin.parent.parent if origin.name == "__init__.py" else origin.parent
+    files: dict[str, Path] = {}
+    waiting = [top]
+    while waiting:
+        name = waiting.pop()
+        package, module = home / name, home / f"{name}.py"
+        for path in sorted(package.rglob("*.py")) if (package / "__init__.py").is_file() else [module]:
+            place = path.relative_to(home).as_posix()
+            if path.is_file() and place not in files:
+                files[place] = path
+                waiting += _imported(path)
+    return files
+
+
+def _imported(path: Path) -> set[str]:
+    """Top-level names of the modules that a file imports."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.partition(".")[0])
+    return names
 
 
 def _find_here() -> None:

@@ -60,6 +60,14 @@ class LoadedModels:
         """The verifier of the run."""
         return Verifier(self._config.verifier)
 
+    @property
+    def ends(self) -> frozenset[int]:
+        """Tokens that end a completion of the student's."""
+        from tasks.engines.transformers.loading import stop_tokens, tokens_with
+
+        own = stop_tokens(self._config.model, self.tokenizer)
+        return own | tokens_with(self.tokenizer, self._config.sampling.stop)
+
     def answer(self, question: str) -> str:
         """The reference answer."""
         return self._questions[question].answer
@@ -146,18 +154,26 @@ class LoadedModels:
         return self.prompts.writer(source, question, rollouts)
 
     def writer(self, source: Source) -> Sampler:
-        """See the protocol: another model than the student samples with transformers, whatever the engine."""
+        """See the protocol: another model than the student samples with transformers, whatever the engine.
+
+        A text does not end where `sampling.stop` ends a completion.
+        """
         model = self.writer_model(source)
-        if model == self._config.model:
+        if model == self._config.model and not self._config.sampling.stop:
             return self.sampler
         if model not in self._writers:
-            from tasks.engines.transformers.loading import stop_tokens
-            from tasks.engines.transformers.sampler import TransformersSampler
-
-            stop = stop_tokens(model, self._library.tokenizer(model))
-            shared = self._config.engine.model_dump(include=set(ScoringSettings.model_fields))
-            self._writers = {model: TransformersSampler(self._scorer(model), stop, TransformersEngine(**shared))}
+            self._writers[model] = self._new_writer(model)
         return self._writers[model]
+
+    def _new_writer(self, model: Model) -> Sampler:
+        if model == self._config.model:
+            return self._engine.sampler(model, self.tokenizer, (), lambda: self.student)
+        from tasks.engines.transformers.loading import stop_tokens
+        from tasks.engines.transformers.sampler import TransformersSampler
+
+        stop = stop_tokens(model, self._library.tokenizer(model))
+        shared = self._config.engine.model_dump(include=set(ScoringSettings.model_fields))
+        return TransformersSampler(self._scorer(model), stop, TransformersEngine(**shared))
 
     def writer_tokenizer(self, source: Source) -> Any:
         """See the protocol."""

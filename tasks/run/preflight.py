@@ -124,7 +124,7 @@ class ModelIdentities:
             return questions
         prompts = {question: self._models.prompt(question) for question in questions}
         limited, most = self._config.asked.limit is not None, self._config.sampling.max_tokens
-        given = GivenRollouts(table, prompts, self._models.tokenizer, most, limited=limited)
+        given = GivenRollouts(table, prompts, self._models.tokenizer, most, ends=self._models.ends, limited=limited)
         if self._config.ranking.segments > 1 and not given.of_success:
             why = "but values along rollouts are of success, and the table's rewards are not all 0 or 1; set it to 1"
             raise InputError("ranking.segments", f"{self._config.ranking.segments}, {why}")
@@ -196,8 +196,9 @@ class ModelIdentities:
         if context.generate is not None:
             asked = max(len(prompt) for prompt in self._models.prompts.writer(source, question, None))
             asked += config.sampling.max_tokens if context.written_for_rollouts else 0
-            writer = self._models.writer_model(source)
-            self._engine.check_length(field, writer, asked, context.generate.max_tokens, f"{whose}, its writer")
+            writer, longest = self._models.writer_model(source), context.generate.max_tokens
+            check = self._engine.check_draws if writer == config.model else self._engine.check_length
+            check(field, writer, asked, longest, f"{whose}, its writer")
         if not context.of_rollouts and context.generate is None:
             return list(forms[0].prompt)
         return [*(prompt for prompt, _ in forms), self._models.prompts.named_texts(source, question)]

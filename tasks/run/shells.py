@@ -154,6 +154,8 @@ def _make_part(session: RunSession, stage: Stage, part: _Part) -> TaskSummary | 
             if not acquired:
                 return None
             missing = _missing(session, stage, missing)  # some may have been made in the meantime
+            if stage.scope is Scope.SOURCE:  # contexts that show the same text have it once
+                missing = {signal: key for key, signal in {key: signal for signal, key in missing.items()}.items()}
             if missing:
                 _commit(session, stage, question, missing, summary)
                 if session.config.tree.samples:

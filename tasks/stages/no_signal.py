@@ -3,35 +3,42 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from schemas.arrays import AnyArray
 from schemas.config import RunConfig
 from tasks.statistics.bootstrap import LEAST_UNITS
 
 
 class Endings(NamedTuple):
-    """How one question's rollouts ended, and the draws of its tree if any; truncated: by the length limit."""
+    """How one question's rollouts ended, and the draws of its tree if any.
+
+    truncated: by the length limit; graded: rewards tell more apart than right and wrong, where no tree was drawn.
+    """
 
     rollouts: int
     correct: int
     truncated: int
     draws: int = 0
     successes: int = 0
+    graded: bool = False
 
     @classmethod
     def of(cls, rollouts: Mapping[str, AnyArray]) -> "Endings":
         """From a question's rollouts alone."""
-        correct = rollouts["correct"]
-        return cls(len(correct), int(correct.sum()), int(rollouts["truncated"].sum()))
+        correct, reward = rollouts["correct"], rollouts["reward"]
+        graded = len(np.unique(reward)) > len(np.unique(correct))
+        return cls(len(correct), int(correct.sum()), int(rollouts["truncated"].sum()), graded=graded)
 
     @property
     def always_wrong(self) -> bool:
         """True where nothing succeeded."""
-        return self.correct + self.successes == 0
+        return self.correct + self.successes == 0 and not self.graded
 
     @property
     def always_right(self) -> bool:
         """True where everything succeeded."""
-        return self.correct + self.successes == self.rollouts + self.draws
+        return self.correct + self.successes == self.rollouts + self.draws and not self.graded
 
 
 class Advice(NamedTuple):

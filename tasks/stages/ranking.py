@@ -32,9 +32,9 @@ class RankedQuestion:
 
 
 def advantages(reward: AnyArray) -> Floats:
-    """R - b of each rollout, b the mean of the others, [R]; 0 for a single one, which is uninformative."""
+    """R - b of each rollout, b the mean of the others, [R]; exactly 0 where all are alike, as a single one is."""
     n, R = len(reward), np.asarray(reward, dtype=np.float64)
-    return R - (R.sum() - R) / (n - 1) if n > 1 else np.zeros(1)
+    return R - (R.sum() - R) / (n - 1) if np.ptp(R) > 0 else np.zeros(n)
 
 
 def token_advantages(q: RankedQuestion) -> Floats:

@@ -18,6 +18,7 @@ from tasks.statistics.streams import stream_seed
 
 KEPT, CUT, SHORT, ANSWER, NO_ANSWER, SCRIPT = range(len(SCREEN))
 
+_IN_NUMBER = re.compile(r"(?<=\d),(?=\d{3})")
 _MOSTLY = 0.5
 """Share of letters in the prompt's script from which on a text is in it."""
 
@@ -87,9 +88,9 @@ def screen(text: str, generation: Generation, prompt: str, answer: str, *, trunc
 
 
 def states(text: str, answer: str) -> bool:
-    """True where the reference answer stands in the text by itself, whatever the case and the spaces."""
-    wanted, found = (" ".join(t.casefold().split()) for t in (answer, text))
-    return re.search(rf"(?<![\w.]){re.escape(wanted)}(?!\.?\w)", found) is not None
+    """True where the reference answer stands in the text by itself, whatever case, spaces and commas in numbers."""
+    wanted, found = (_IN_NUMBER.sub("", " ".join(t.casefold().split())) for t in (answer, text))
+    return re.search(rf"(?<![\w./-]){re.escape(wanted)}(?![./]?\w)", found) is not None
 
 
 def in_script_of(text: str, prompt: str) -> bool:

@@ -51,7 +51,7 @@ LOSSES: list[dict[str, Any]] = [
     {"kind": "skew_reverse_kl", "alpha": 0.2},
     {"kind": "total_variation"},
     {"kind": "alpha_divergence", "alpha": 0.3},
-    {"kind": "sampled_token"},
+    {"kind": "sampled_token", "of": "forward_kl"},
     {"kind": "python", "function": "tests.helpers.users:reverse_kl"},
     {"kind": "top_k", "k": 5},
 ]
@@ -200,6 +200,7 @@ CHANGES: dict[str, Any] = {
     "losses.alpha_divergence.alpha": 0.7,
     "losses.top_k.of": {"kind": "jsd"},
     "losses.sampled_token.of": {"kind": "jsd"},
+    "losses.sampled_token.clip": 9.0,
     "losses.python.function": "tests.helpers.users:forward_kl",
     "losses.top_k.k": 6,
     "losses.top_k.support": "union",

@@ -41,6 +41,8 @@ STUDENT, OTHERS = byte_level(330), [byte_level(420, "</s>"), with_byte_fallback(
 class FromText:
     """A model whose next token depends on the text before alone: one distribution for each text."""
 
+    longest: int | None = None
+
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer, self.vocabulary = tokenizer, len(tokenizer)
         self.asked: list[tuple[tuple[int, ...], ...]] = []
@@ -101,6 +103,7 @@ def test_rows_are_the_teachers_own_at_covered_positions_and_shared_tokens(other:
         for position, row in zip(positions.tolist(), log_t, strict=True):
             r = int(np.searchsorted(offsets, position, side="right")) - 1
             before = STUDENT.decode(completions[r][: position - offsets[r]])
+            row, others = row[:-1], row[-1]
             known = row.isfinite()
             if not bool(known.any()):
                 assert pairs.align(completions[r]).rows[position - offsets[r]] == -1
@@ -108,6 +111,7 @@ def test_rows_are_the_teachers_own_at_covered_positions_and_shared_tokens(other:
             seen += 1
             assert known.nonzero()[:, 0].tolist() == sorted(pairs.student.tolist())
             torch.testing.assert_close(row[pairs.student], model.row(before)[pairs.teacher])
+            torch.testing.assert_close(row.logsumexp(-1).exp() + others.exp(), torch.ones((), dtype=torch.float64))
     assert seen > 30
 
 
@@ -121,7 +125,8 @@ def test_what_a_teacher_does_not_tell_counts_as_one_more_token(loss: Any) -> Non
     log_p, log_t = torch.log_softmax(2 * torch.randn(2, 20, 12, generator=generator, dtype=torch.float64), -1)
     known = torch.rand(20, 12, generator=generator) < 0.6
     known[0], known[1] = True, False
-    filled = complete(log_t.masked_fill(~known, -math.inf), log_p)
+    rest = log_t.masked_fill(known, -math.inf).logsumexp(-1, keepdim=True)
+    filled = complete(torch.cat([log_t.masked_fill(~known, -math.inf), rest], -1), log_p)
     torch.testing.assert_close(filled.exp().sum(-1), torch.ones(20, dtype=torch.float64))
     d = distillation_direction(loss, log_p, filled)
     assert float(d[1].norm()) == 0.0
@@ -243,3 +248,55 @@ def test_whose_tokenizer_it_is_is_in_the_keys(settings: dict[str, Any], models: 
         session = start_session(checked({**settings, "prompt": {"chat": False}, "teachers": [{**large, **more}]}))
         keys.append(set(session.keys.of_stage("ranking", session.keys.questions[0]).values()))
     assert not keys[0] & keys[1]
+
+
+def test_a_teacher_that_is_sure_gives_the_rest_what_it_gives() -> None:
+    """In float32 the told probabilities add up to 1: what is left cannot be had by subtraction."""
+    log_p = torch.log_softmax(torch.zeros(1, 2000), -1)
+    logits = torch.full((1, 2000), -30.0)
+    logits[0, 7] = 0.0
+    log_t = torch.log_softmax(logits.double(), -1)
+    known = torch.arange(2000) < 1000
+    told = torch.cat([log_t.masked_fill(~known, -math.inf), log_t[:, ~known].logsumexp(-1, keepdim=True)], -1).float()
+    filled = complete(told, log_p)
+    exact = log_t.clone()
+    exact[:, ~known] = log_t[:, ~known].logsumexp(-1, keepdim=True) - math.log(1000)
+    torch.testing.assert_close(filled.double(), exact, rtol=1e-5, atol=1e-4)
+    assert float(filled.min()) > -40
+
+
+def test_a_character_is_paired_with_its_token_not_with_its_byte() -> None:
+    student, other = byte_level(330), with_byte_fallback(160, marked=False)
+    between = Translation(student, other)
+    pairs = dict(zip(between.student.tolist(), between.teacher.tolist(), strict=True))
+    for digit in "0123456789":
+        (own,) = student(digit)["input_ids"]
+        if digit in other.get_vocab():
+            assert pairs[own] == other.get_vocab()[digit] and other("a" + digit)["input_ids"][-1] == pairs[own]
+    back = Translation(other, student)
+    assert other.get_vocab()["4"] in back.student.tolist() and other.get_vocab()["<0x34>"] not in back.student.tolist()
+
+
+def test_ends_and_broken_characters() -> None:
+    other = OTHERS[0]
+    extra = STUDENT.get_vocab()["<pad>"]  # as a model's second end
+    ids = STUDENT("The answer")["input_ids"]
+    aligned = Translation(STUDENT, other, frozenset([extra])).align([*ids, extra])
+    assert aligned.tokens[-1] == other.eos_token_id and aligned.rows[-1] == len(aligned.tokens) - 1
+    assert "pad" not in other.decode(aligned.tokens)
+    broken = STUDENT("\u6771")["input_ids"][:2]
+    aligned = Translation(STUDENT, other).align([*ids, *broken, STUDENT.eos_token_id])
+    assert aligned.rows[-1] == -1 and aligned.rows[len(ids)] >= 0
+
+
+def test_what_is_longer_than_the_teacher_takes_is_not_covered() -> None:
+    class Short(FromText):
+        longest = 7
+
+    other = OTHERS[0]
+    ids = STUDENT(TEXTS[0])["input_ids"]
+    (whole,) = TranslatedView(FromText(other), [3], (), Translation(STUDENT, other), len(STUDENT)).hidden([0], [ids])
+    (short,) = TranslatedView(Short(other), [3], (), Translation(STUDENT, other), len(STUDENT)).hidden([0], [ids])
+    covered = short[:, -1] == 1
+    assert 0 < int(covered.sum()) < int((whole[:, -1] == 1).sum())
+    torch.testing.assert_close(short[covered], whole[covered])

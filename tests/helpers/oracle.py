@@ -68,6 +68,8 @@ def teacher_of(chain: Chain, seed: int, strength: float, noise: float) -> Chain:
 class OracleEngine:
     """A chain as `Sampler` and `Scorer`: hidden states are (depth, state), probabilities are rows of the tables."""
 
+    longest = None
+
     def __init__(self, chain: Chain) -> None:
         self.chain, self.vocabulary, self.decoded = chain, chain.tokens, 0
         self._rows = chain.rows[chain.kind_at]

@@ -1,5 +1,6 @@
 """Small tokenizers of the kinds that published models have, trained on a few lines."""
 
+import json
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -26,12 +27,20 @@ def byte_level(size: int, end: str = "<|im_end|>") -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, **PAD)
 
 
-def with_byte_fallback(size: int, end: str = "<eos>") -> Any:
-    """As Gemma and Llama 2 have it: BPE over characters, spaces as a mark, unknown ones as bytes."""
+def with_byte_fallback(size: int, end: str = "<eos>", *, marked: bool = True) -> Any:
+    """As Gemma and Llama 2 have it: BPE over characters, spaces as a mark, unknown ones as bytes.
+
+    Args:
+        marked: whether bytes are special tokens; theirs are not, and have the lowest ids.
+    """
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     special = [end, *PAD.values(), UNKNOWN, *(f"<0x{i:02X}>" for i in range(256))]
     plain = [line.replace("🙂", "").replace("東京", "") for line in CORPUS]
     tokenizer.train_from_iterator(plain * 4, trainers.BpeTrainer(vocab_size=size + 256, special_tokens=special))
+    if not marked:
+        saved = json.loads(tokenizer.to_str())
+        saved["added_tokens"] = [token for token in saved["added_tokens"] if not token["content"].startswith("<0x")]
+        tokenizer = Tokenizer.from_str(json.dumps(saved))
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, **{**PAD, "unk_token": UNKNOWN})

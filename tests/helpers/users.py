@@ -22,6 +22,11 @@ def summed(log_p: Tensor, log_t: Tensor) -> Tensor:
     return (log_p - log_t).sum()
 
 
+def together(log_p: Tensor, log_t: Tensor) -> Tensor:
+    each = reverse_kl(log_p, log_t)
+    return each * each.detach().mean()
+
+
 def constant(log_p: Tensor, log_t: Tensor) -> Tensor:
     return torch.zeros(len(log_p))
 

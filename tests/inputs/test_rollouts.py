@@ -8,12 +8,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from flows.command.configuration import ConfigurationError, checked, merged
+from flows.command.configuration import ConfigurationError, check_ranked, checked, merged
 from schemas.arrays import Arrays
 from schemas.signals import Signal, signals
 from tasks.inputs.errors import InputError
 from tasks.run.session import RunSession, start_session
 from tasks.run.shells import run_stage
+from tasks.stages.no_signal import Endings
 from tasks.stages.ranking import RankedQuestion, advantages, contributions, gains
 from tests.helpers.sessions import provided
 
@@ -246,3 +247,52 @@ def test_trees_grow_on_a_tables_rollouts(
     tree = session.store.need("trees", session.keys.key("trees", question)).arrays
     assert len(tree["token_prob"]) == len(drawn[1][question]["tokens"])
     assert int(tree["draws"].sum()) > 0
+
+
+def test_a_completion_that_ended_is_not_cut_however_long(
+    settings: dict[str, Any], drawn: tuple[RunSession, dict[str, Arrays]], tmp_path: Path
+) -> None:
+    question, most = next(iter(drawn[1])), settings["sampling"]["max_tokens"]
+    tokenizer = provided(drawn[0]).tokenizer
+    base, end = {"question_id": question, "reward": 1}, int(tokenizer.eos_token_id)
+    table = [
+        {**base, "tokens": [*[5] * (most - 1), end]},
+        {**base, "tokens": [5] * most},
+        {**base, "completion": ""},
+        {**base, "completion": tokenizer.decode([5, 8])},
+    ]
+    stop = tokenizer.decode([8]).strip()
+    arrays = provided(
+        given(settings, table, "opdscope", tmp_path, sampling={"stop": [stop]})
+    ).given_rollouts(question)  # fmt: skip
+    assert arrays is not None and arrays["truncated"].tolist() == [False, True, False, False]
+    assert completions(arrays)[2:] == [[end], [5, 8]]
+
+
+def test_a_prompt_of_two_questions_is_ambiguous(
+    settings: dict[str, Any], drawn: tuple[RunSession, dict[str, Arrays]], tmp_path: Path
+) -> None:
+    asked = [json.loads(line) for line in Path(settings["questions"]["path"]).read_text().splitlines()]
+    path = tmp_path / "twins.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*asked, {**asked[0], "id": "twin"}]))
+    with pytest.raises(InputError, match=r"row 1 .*that of several questions"):
+        given(settings, rows(drawn, "trl"), "trl", tmp_path, questions={"path": str(path)})
+
+
+def test_a_table_says_how_many_rollouts_there_are(
+    settings: dict[str, Any], drawn: tuple[RunSession, dict[str, Arrays]], tmp_path: Path
+) -> None:
+    right = {"kind": "right_attempt", "template": "{{ prompt }} solution {{ right_attempt }}"}
+    alone = {**settings, "sampling": {**settings["sampling"], "rollouts": 1}}
+    with pytest.raises(ConfigurationError, match="shows another rollout"):
+        checked({**alone, "teachers": [{"name": "self", "contexts": [right]}]})
+    session = given({**alone, "teachers": [{"name": "self", "contexts": [right]}]}, rows(drawn, "trl"), "trl", tmp_path)
+    check_ranked(session.config)
+    assert len(session.keys.questions) == 3
+
+
+def test_rewards_that_are_alike_are_no_signal_and_graded_ones_are() -> None:
+    assert advantages(np.array([0.1] * 3)).tolist() == [0.0] * 3
+    arrays = {"correct": np.zeros(3, dtype=bool), "truncated": np.zeros(3, dtype=bool)}
+    alike, graded = (Endings.of({**arrays, "reward": np.array(r)}) for r in ([0.1] * 3, [0.0, 0.1, 0.2]))
+    assert alike.always_wrong and not graded.always_wrong

@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 
 from flows.command.configuration import ConfigurationError, checked, merged
+from schemas.config import Questions, RunConfig
 from schemas.config.tasks import TASKS
 from tasks.inputs.errors import InputError
 from tasks.inputs.layouts import LAYOUTS
@@ -35,7 +36,7 @@ RIGHT_AND_WRONG = {
     "mmlu": ("4, so\nAnswer: B", "Answer: C"),
     **dict.fromkeys(("aime_2024", "aime_2025", "gsm8k", "math_500"), ("\\boxed{5}", "\\boxed{6}")),
 }
-LEAST = {"student": {"path": "m"}, "teachers": [{"name": "self", "contexts": ["none", "answer"]}]}
+LEAST: dict[str, Any] = {"student": {"path": "m"}, "teachers": [{"name": "self", "contexts": ["none", "answer"]}]}
 
 
 def write(rows: list[dict[str, Any]], path: Path) -> None:
@@ -97,6 +98,12 @@ def test_what_is_set_beside_a_task_takes_its_place(tmp_path: Path) -> None:
     )
     assert config.verifier.kind == "exact" and not config.prompt.chat and "{{ choices }}" in config.prompt.template
     assert [q.answer for q in load_questions(config)] == ["B", "A"]
+    assert (
+        RunConfig.model_validate(
+            {"task": "boolq", "questions": Questions(path="q.jsonl", limit=3), **LEAST}
+        ).asked.limit
+        == 3
+    )
     again = checked(config.model_dump(mode="json"))
     assert again == config
     moved = checked(merged({**LEAST, "task": "boolq"}, {"task": {"name": "gsm8k", "folder": "/data"}}))

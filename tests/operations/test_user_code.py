@@ -93,6 +93,12 @@ def test_modules_of_the_current_folder_are_found_and_their_code_is_in_keys(
     )
     (package / "other.py").write_text("x = 1\n")  # which inner.py may import
     code_fingerprint.cache_clear()
+    (tmp_path / "constants.py").write_text("K = 1\n")
+    (tmp_path / "with_help.py").write_text("from constants import K\ndef f(completion, answer): return True\n")
+    helped = code_fingerprint("with_help:f")
+    (tmp_path / "constants.py").write_text("K = 2\n")
+    code_fingerprint.cache_clear()
+    assert code_fingerprint("with_help:f") != helped
     assert keyed_with_code(loss) != before[0] and fingerprint(verifier) != before[1]
     assert keyed_with_code(ReverseKL()) == ReverseKL().keyed()
 
@@ -114,6 +120,7 @@ def test_a_users_loss_is_differentiated() -> None:
         ("infinite", "not finite"),
         ("failing", "KeyError"),
         ("unsure", "gives a str"),
+        ("together", "depends on the other rows"),
     ],
 )
 def test_a_users_loss_is_tried_before_anything_costly(name: str, why: str) -> None:

@@ -1,5 +1,6 @@
 """Contexts that show generated texts: what a writer is asked, what passes the screen, who is shown what."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ from flows.command.configuration import ConfigurationError, checked
 from flows.plan import cost
 from flows.show import prompts, texts_of
 from schemas.arrays import SCREEN
-from schemas.config import Context, Generation
+from schemas.config import Context, Generation, Prompt
 from schemas.pipeline import diagnosis_stages
 from schemas.signals import Source
+from tasks.inputs.prompts import prompt_text
+from tasks.inputs.questions import Question
 from tasks.outputs.diagnosis import make_outputs
 from tasks.run.session import RunSession, start_session
 from tasks.run.shells import run_stage
@@ -68,6 +71,8 @@ def test_a_screen_says_why(text: str, more: dict[str, Any], why: int) -> None:
         ("It is\n  New York.", "new york", True),
         ("(a+b)*", "(a+b)", True),
         ("3.14", "3", False),
+        ("-3 and 3/4 and 3,000", "3", False),
+        ("it is 1,000", "1000", True),
         ("13", "3", False),
         ("3.", "3", True),
         ("yes", "Yes", True),
@@ -229,6 +234,10 @@ def test_it_is_planned_and_shown(settings: dict[str, Any]) -> None:
         ({"kind": "critique", "generate": {"template": "{{ right_attempt }}"}}, "names right_attempt"),
         ({"kind": "critique", "otherwise": "{{ prompt }} {{ critique }}"}, "otherwise.*there is none of then"),
         ({"kind": "rationale", "generate": {"tries": 0}}, "tries"),
+        (
+            {"kind": "summary", "generate": {"template": "Shorten: {{ summary }}"}},
+            "the text that is to be",
+        ),
         ({"kind": "none", "generate": {"template": "{{ prompt }}"}}, "does not show the generated text"),
     ],
 )
@@ -262,3 +271,36 @@ def test_what_was_dropped_is_told_in_outputs_and_report(settings: dict[str, Any]
     (line,) = outputs.generated_texts
     assert line.startswith("self / rationale: ") and "of 6 generated texts are kept" in line
     assert line.split(" (")[0] in dict(outputs.files)["report.html"].decode()
+
+
+def test_a_text_that_is_not_there_leaves_a_blank_whatever_the_columns(settings: dict[str, Any], tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in Path(settings["questions"]["path"]).read_text().splitlines()]
+    path = tmp_path / "q.jsonl"
+    path.write_text("".join(json.dumps({**row, "summary": "SECRET"}) + "\n" for row in rows))
+    context = Context.model_validate(
+        {"kind": "summary", "template": "{{ prompt }} {{ summary }}", "system": "Ideas: {{ summary }}", "generate": {}}
+    )
+    question = Question("q", "7", {"question": "start 3", "answer": "7", "summary": "SECRET", "solution": "s"})
+    assert prompt_text(Prompt(), context, question).system == "Ideas: "
+    assert prompt_text(Prompt(), context, question, {"summary": "a text"}).system == "Ideas: a text"
+
+
+def test_contexts_that_show_the_same_text_have_it_written_once(settings: dict[str, Any]) -> None:
+    session = opened(settings, *({**RATIONALE, "name": name} for name in ("one", "two", "three")))
+    question = session.keys.questions[0]
+    run_stage(session, "rollouts", [question])
+    summary = run_stage(session, "texts", [question])
+    assert summary.made == 1 and len(set(session.keys.of_stage("texts", question).values())) == 1
+    assert summary.decoded_tokens == len(stored(session, "texts", question, "one")["tokens"])
+
+
+def test_texts_do_not_end_where_completions_do(settings: dict[str, Any]) -> None:
+    session = opened({**settings, "sampling": {**settings["sampling"], "stop": ["3"]}}, RATIONALE)
+    question = session.keys.questions[0]
+    run_stage(session, "rollouts", [question])
+    run_stage(session, "texts", [question])
+    texts = stored(session, "texts", question, "rationale")
+    end = provided(session).tokenizer.eos_token_id
+    for first, last, verdict in zip(texts["offsets"], texts["offsets"][1:], texts["verdict"], strict=False):
+        if verdict != CUT:
+            assert texts["tokens"][last - 1] == end, texts["tokens"][first:last]

@@ -38,6 +38,8 @@ LOSSES = {**ELEMENTWISE, "top_k": TopK(k=2, support="union"), "bucket": TopK(k=2
 class OfPrefix:
     """A scorer whose logits follow from the whole prefix, and from nothing else."""
 
+    longest = None
+
     def __init__(self, seed: int, vocabulary: int = VOCABULARY) -> None:
         self.seed, self.vocabulary, self.calls = seed, vocabulary, 0
 

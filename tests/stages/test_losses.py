@@ -283,3 +283,41 @@ def test_a_sampled_token_has_the_mean_and_the_squared_norm_of_all_its_samples(
     assert float(squared_norm(of, d, log_p, log_t, policy)) == pytest.approx(float(d.square().sum()), rel=1e-12)
     if temperature == 1.0:
         assert_close(d, distillation_direction(of, log_p, log_t))
+
+
+@pytest.mark.parametrize(
+    "loss", [SampledToken(of=ForwardKL()), SampledToken(of=MixedKL()), SampledToken(of=ForwardKL(), clip=10.0)]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_sampled_token_that_the_teacher_is_sure_of_and_the_student_is_not_has_a_finite_norm(
+    loss: SampledToken, dtype: torch.dtype
+) -> None:
+    for far in (-30.0, -70.0, -120.0, -800.0):
+        log_p = torch.log_softmax(torch.tensor([[0.0, far, -1.0]], dtype=dtype), -1)
+        log_t = torch.log_softmax(torch.tensor([[far, 0.0, -1.0]], dtype=dtype), -1)
+        d = distillation_direction(loss, log_p, log_t)
+        norm = float(squared_norm(loss, d, log_p, log_t, log_p.exp()))
+        assert torch.isfinite(d).all() and math.isfinite(norm)
+        if loss.clip is not None:
+            assert norm < 100
+
+
+def test_k3_beyond_its_clip_has_no_gradient() -> None:
+    """As verl clamps its estimate of a token, by autograd through it."""
+    loss = SampledToken(of=ForwardKL(), clip=10.0)
+    generator = torch.Generator().manual_seed(5)
+    z, zt = (4 * torch.randn(1, 9, dtype=torch.float64, generator=generator) for _ in range(2))
+    log_p, log_t = torch.log_softmax(z, -1), torch.log_softmax(zt, -1)
+    samples = []
+    for y in range(9):
+        x = z.clone().requires_grad_()
+        log_ratio = (log_t[0, y] - torch.log_softmax(x, -1)[0, y]).clamp(-20, 20)
+        (gradient,) = torch.autograd.grad((log_ratio.exp() - log_ratio - 1).clamp(-10, 10), x)
+        samples.append(-gradient[0])
+    weights = log_p.exp()[0][:, None]
+    each = torch.stack(samples)
+    assert bool((each.norm(dim=-1) == 0).any()) and bool((each.norm(dim=-1) > 0).any())
+    d = distillation_direction(loss, log_p, log_t)
+    assert_close(d, (weights * each).sum(0, keepdim=True))
+    expected = float((weights * each.square().sum(-1, keepdim=True)).sum())
+    assert float(squared_norm(loss, d, log_p, log_t, log_p.exp())) == pytest.approx(expected, rel=1e-9)

@@ -58,6 +58,7 @@ def test_recorded_outcomes_are_not_told_to_sample_otherwise(questions: list[Endi
 
 def test_endings_are_counted_from_rollouts() -> None:
     arrays = {"correct": np.array([True, False, False]), "truncated": np.array([False, True, False])}
+    arrays["reward"] = arrays["correct"].astype(float)
     assert Endings.of(arrays) == Endings(3, 1, 1)
 
 
@@ -78,5 +79,11 @@ def test_questions_without_signal_are_counted_and_named_with_what_to_change() ->
     [([True] * 3, "all 3 rollouts are right"), ([False] * 2, "all 2 rollouts are wrong"), ([True, False], None)],
 )
 def test_rollouts_that_are_all_alike_tell_no_direction(correct: list[bool], reason: str | None) -> None:
-    found = uninformative({"correct": np.array(correct), "truncated": np.zeros(len(correct), dtype=bool)})
+    found = uninformative(
+        {
+            "correct": np.array(correct),
+            "truncated": np.zeros(len(correct), dtype=bool),
+            "reward": np.array(correct, dtype=float),
+        }
+    )
     assert found is None if reason is None else found is not None and found.startswith(reason)

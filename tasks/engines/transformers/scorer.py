@@ -48,6 +48,11 @@ class TransformersScorer:
             self._self_test()
 
     @property
+    def longest(self) -> int | None:
+        """See the protocol."""
+        return None if self.limit is None else self.limit.tokens
+
+    @property
     def loaded(self) -> bool:
         """True if the whole model is in memory."""
         return self._model is not None

@@ -22,6 +22,12 @@ from tasks.engines.vllm.served import look_up_one
 
 _PROBE = "The answer to 12 + 30 is 42, because 12 + 30 = 42.\nIs that right? Yes, it is."
 
+_RESOLVED = 1e-7
+"""The smallest probability of all other tokens that the numbers of a server, which are float32, can tell from none."""
+
+_RESOLVED = 1e-7
+"""The smallest probability of all other tokens that the numbers of a server, which are float32, can tell from none."""
+
 
 class ServedTeacher:
     """The server of one teacher."""
@@ -134,10 +140,12 @@ class ServedView:
         return self._teacher.log_probs(prompts, completions)
 
     def rows(self, hidden: torch.Tensor, vocabulary: int) -> torch.Tensor:
-        """Log-probabilities, [n, 2, top + 1] -> [n, vocabulary]."""
+        """Log-probabilities, in the last column that of all other tokens: [n, 2, top + 1] -> [n, vocabulary + 1]."""
         ids, log_probs = hidden[:, 0].long(), hidden[:, 1]
         told = (ids < vocabulary) & log_probs.isfinite()
-        out = torch.full((len(hidden), vocabulary), -torch.inf, dtype=torch.float64)
+        out = torch.full((len(hidden), vocabulary + 1), -torch.inf, dtype=torch.float64)
         row = torch.arange(len(hidden))[:, None].expand_as(ids)
         out[row[told], ids[told]] = log_probs[told]
+        rest = 1 - log_probs.exp().sum(-1)
+        out[:, -1] = rest.clamp(min=_RESOLVED).log()
         return out

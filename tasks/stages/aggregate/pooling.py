@@ -50,9 +50,10 @@ def sum_rollouts(q: QuestionScores, signal: Signal, bins: Sequence[Bins]) -> Flo
             values = GROUPINGS[b.group].values(q, signal)
             cell, known = cell + first + b.of(values), np.isfinite(values)
             first += len(b.labels)
-        np.add.at(out.reshape(-1, len(SUMS)), cell[node], by_node)
+        np.add.at(out.reshape(-1, len(SUMS)), cell[node][known[node]], by_node[known[node]])
         if q.sampled:  # every position was scored
-            out[:, :, SUMS.index("d_sq")] += np.bincount(cell, d, rollouts * width).reshape(rollouts, width)
+            of_bin = np.bincount(cell[known], d[known], rollouts * width)
+            out[:, :, SUMS.index("d_sq")] += of_bin.reshape(rollouts, width)
         present = np.bincount(cell[known], minlength=rollouts * width).reshape(rollouts, width) > 0
         out[..., SUMS.index("rollouts")] += present
     return out

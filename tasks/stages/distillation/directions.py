@@ -19,12 +19,18 @@ def divergences(log_p: torch.Tensor, log_t: torch.Tensor) -> tuple[torch.Tensor,
 
 
 def head_direction(
-    loss: Settings, log_p: torch.Tensor, log_t: torch.Tensor, offsets: Ints, tail: npt.NDArray[np.bool_]
+    loss: Settings,
+    log_p: torch.Tensor,
+    log_t: torch.Tensor,
+    offsets: Ints,
+    tail: npt.NDArray[np.bool_],
+    log_policy: torch.Tensor | None = None,
 ) -> Floats:
     """d of student and teacher renormalised over the head's branches, 0 in the tail.
 
     Args:
         log_p, log_t: log-probabilities at the branches, [B].
+        log_policy: those of the policy that samples, where that is not the student's own, [B].
         offsets: where each node's branches start, [N+1].
         tail: branches that are not in the head, [B].
     """
@@ -34,8 +40,9 @@ def head_direction(
     place = torch.arange(len(row)) - torch.from_numpy(np.asarray(offsets, dtype=np.int64))[row]
     head = torch.from_numpy(~np.asarray(tail))
     heads = []
-    for log_probs in (log_p, log_t):
+    for log_probs in (log_p, log_t, log_p if log_policy is None else log_policy):
         table = log_probs.new_full((len(offsets) - 1, int(place.max()) + 1), -torch.inf)
         table[row, place] = log_probs.masked_fill(~head.to(log_probs.device), -torch.inf)
         heads.append(torch.log_softmax(table, dim=-1))
-    return np.asarray(torch.where(head, distillation_direction(loss, *heads)[row, place].cpu(), 0.0).double().numpy())
+    d = distillation_direction(loss, heads[0], heads[1], heads[2].exp())
+    return np.asarray(torch.where(head, d[row, place].cpu(), 0.0).double().numpy())

@@ -49,7 +49,7 @@ def distill(
         for (source, gradients), log_t in zip(by_source.items(), of_teachers, strict=True):
             known = None
             if teachers[source].partial:
-                known, log_t = log_t.isfinite(), complete(log_t, log_p)
+                known, log_t = log_t[:, :-1].isfinite(), complete(log_t, log_p)
             gradients.add(positions, sampled, at, policy, log_p, log_t)
             if known is not None:
                 gradients.mark(positions, sampled, at, log_p, log_t, known)
@@ -57,14 +57,14 @@ def distill(
 
 
 def complete(log_t: torch.Tensor, log_p: torch.Tensor) -> torch.Tensor:
-    """A teacher's distribution where it is known for some tokens only, -inf elsewhere: [n, V], [n, V] -> [n, V].
+    """A teacher's distribution where it is known for some tokens only, -inf elsewhere: [n, V + 1], [n, V] -> [n, V].
 
-    Its probability of all the others is divided among them as the student's is: then every divergence of ratios is that
-    of the known tokens and one more that stands for the rest. Where nothing is known it is the student's.
+    Its probability of all the others, the last column, is divided among them as the student's is: then every divergence
+    of ratios is that of the known tokens and one more that stands for the rest. Where nothing is known it is the
+    student's.
     """
+    log_t, rest_t = log_t[:, :-1], log_t[:, -1:].clamp(min=LOG_ZERO)
     known = log_t.isfinite()
-    total = log_t.double().logsumexp(-1, keepdim=True).exp().clamp(max=1.0)
-    rest_t = torch.log1p(-total).clamp(min=LOG_ZERO).to(log_t.dtype)
     rest_p = log_p.masked_fill(known, -torch.inf).logsumexp(-1, keepdim=True).clamp(min=LOG_ZERO)
     filled = torch.where(known, log_t, log_p - rest_p + rest_t)
     return torch.where(known.any(-1, keepdim=True), filled, log_p)
@@ -109,7 +109,9 @@ class _Gradients:
             out["d_bar"][at.nodes] = d_bar[at.node].cpu().numpy()
             out["d"][at.branches] = d[at.row, at.token].double().cpu().numpy()
             tail = self._tail[at.branches]
-            out["d_head"][at.branches] = head_direction(loss, p_branches, t_branches, at.starts, tail)
+            out["d_head"][at.branches] = head_direction(
+                loss, p_branches, t_branches, at.starts, tail, policy[at.row, at.token].log()
+            )
 
     def mark(
         self,

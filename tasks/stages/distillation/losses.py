@@ -20,6 +20,8 @@ from tasks.stages.distillation.user import user_direction
 
 LOG_ZEROED = -100.0
 """The log-probability that NeMo-RL gives the teacher outside of the kept tokens."""
+MOST_LOG_RATIO = 20.0
+"""Largest log-ratio of a sampled token whose exponential is taken; verl clamps it there."""
 LOG_ZERO = -1e4
 """An exact zero is treated as e^-10000, so that log-ratios stay finite."""
 
@@ -144,7 +146,7 @@ def distillation_direction(loss: Settings, log_p: Tensor, log_t: Tensor, policy:
         case TopK():
             pf = _truncated(loss, log_p, log_t)
         case SampledToken():
-            pf = _centred(weighted(loss.of), log_p, log_t)
+            pf = _of_sample(loss, log_p, log_t)
             if policy is not None:
                 pf = policy * _quotient(pf, log_p)
         case _:
@@ -162,9 +164,20 @@ def squared_norm(loss: Settings, d: Tensor, log_p: Tensor, log_t: Tensor, policy
     if not isinstance(loss, SampledToken):
         return d.square().sum(-1, dtype=torch.float64)
     log_p, log_t = _compared(loss, log_p, log_t)
-    p, f = log_p.exp(), _quotient(_centred(weighted(loss.of), log_p, log_t), log_p)
+    p, f = log_p.exp(), _quotient(_of_sample(loss, log_p, log_t), log_p).double()
     of_token = 1 - 2 * p + p.square().sum(-1, keepdim=True)
-    return (policy * f.square() * of_token).sum(-1, dtype=torch.float64)
+    return (policy * f.square() * of_token).sum(-1)
+
+
+def _of_sample(loss: SampledToken, log_p: Tensor, log_t: Tensor) -> Tensor:
+    """P f of a sampled token, f as trainers compute it."""
+    if isinstance(loss.of, ForwardKL | MixedKL):
+        log_t = log_p + (log_t - log_p).clamp(-MOST_LOG_RATIO, MOST_LOG_RATIO)
+    pf = _centred(weighted(loss.of), log_p, log_t)
+    if loss.clip is None:
+        return pf
+    log_ratio = log_t - log_p
+    return pf.masked_fill(log_ratio.exp() - 1 - log_ratio > loss.clip, 0.0)
 
 
 def _quotient(pf: Tensor, log_p: Tensor) -> Tensor:

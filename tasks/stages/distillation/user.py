@@ -48,4 +48,8 @@ def check_user_losses(config: RunConfig) -> None:
     log_p, log_t = torch.log_softmax(logits, -1), torch.log_softmax(logits.flip(-1), -1)
     for loss in config.losses:
         if isinstance(loss, PythonLoss):
-            user_direction(loss.function, log_p, log_t)
+            together = user_direction(loss.function, log_p, log_t)
+            each = zip(log_p[:, None], log_t[:, None], strict=True)
+            alone = torch.cat([user_direction(loss.function, *row) for row in each])
+            if not torch.allclose(together, alone, rtol=1e-4, atol=1e-7):
+                raise InputError("losses", f"{quoted(loss.function)}: a row's loss depends on the other rows")
