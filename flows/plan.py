@@ -7,7 +7,7 @@ from rich.table import Table
 
 from flows.command.configuration import ConfigurationError, check_ranked
 from schemas.config import RunConfig
-from schemas.pipeline import PIPELINE, Cost, Draws, diagnosis_stages, ranking_stages
+from schemas.pipeline import PIPELINE, Cost, Draws, Scope, diagnosis_stages, ranking_stages
 from tasks.engines.memory import GIB
 from tasks.outputs.names import left_out_before
 from tasks.run.session import RunSession
@@ -55,7 +55,7 @@ def cost(session: RunSession) -> list[StageCost]:
         # all losses of one teacher with one context are computed together, and what they are compared with once for all
         units = {(question, signal.source if signal is not None else None) for question, signal in absent}
         questions = {question for question, _ in absent}
-        if stage.of_source:
+        if stage.of_source and stage.scope is not Scope.SOURCE:
             units |= {(question, None) for question in questions}
         one = stage.cost(session.config) if session.config.tree.samples else Cost()
         made, missing = len(set(wanted.values()) & existing), len(set(absent.values()))

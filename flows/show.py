@@ -9,6 +9,7 @@ import torch
 from schemas.arrays import Arrays
 from schemas.config import RunConfig
 from schemas.signals import Source, sources, written_sources
+from schemas.text import BETWEEN
 from tasks.engines.protocol import EngineError, Scorer
 from tasks.engines.scoring import Scored, View, score_blocks
 from tasks.inputs.errors import InputError
@@ -97,10 +98,10 @@ def prompts(
     """
     read: dict[str, str] = {"student": models.tokenizer.decode(models.prompt(question))}
     for source in sources(config):
-        name, written = f"{source.teacher} / {source.context}", source in written_sources(config)
+        name, written = f"{source.teacher}{BETWEEN}{source.context}", source in written_sources(config)
         if written:
             asked = models.prompts.writer(source, question, rollouts)[0]
-            read[f"{name}, writer"] = models.writer_tokenizer(source).decode(asked)
+            read[f"{name}{BETWEEN}writer"] = models.writer_tokenizer(source).decode(asked)
         if rollouts is None or (written and source not in texts):
             prompt = models.prompts.teacher(source, question)
         else:

@@ -139,7 +139,7 @@ def _texts_cost(config: RunConfig) -> Cost:
     if not written:
         return Cost()
     tokens = sum(_tries(config, c) * c.generate.max_tokens for c in written if c.generate is not None)
-    return Cost(_texts(config) // len(written), tokens // len(written))
+    return Cost(-(-_texts(config) // len(written)), -(-tokens // len(written)))
 
 
 def _trees_cost(config: RunConfig) -> Cost:

@@ -25,6 +25,7 @@ def show_file(path: Path, assignments: list[str], *, question: str | None, score
         from flows.command.terminal import show_table
         from flows.show import asked, by_name, prompts, rollouts_of, scored, texts_of
         from tasks.run.session import close_sessions, open_session
+        from tasks.stages.texts import told
 
         session = open_session(config)
         try:
@@ -35,6 +36,8 @@ def show_file(path: Path, assignments: list[str], *, question: str | None, score
             for name, text in prompts(config, models, chosen, rollouts, texts).items():
                 CONSOLE.rule(escape(f"{name}, question {chosen}"), align="left", characters="-")
                 CONSOLE.print(escape("\n".join(map(visible, text.split("\n")))), soft_wrap=True)
+            for line in told({source: [arrays] for source, arrays in texts.items()}):
+                CONSOLE.print(escape(line), soft_wrap=True)
             if rollouts is not None and score:
                 found = scored(config, models, chosen, rollouts, texts, _TOKENS)
                 for columns in fitting(by_name(found), CONSOLE.width if CONSOLE.is_terminal else None):

@@ -150,7 +150,10 @@ def what_is_not_ranked(sources: Sequence[Sequence[str]]) -> list[str]:
     if not sources:
         return []
     names = ", ".join(f"{teacher}/{context}" for teacher, context in sources)
-    return [f"not ranked: {escape(names)} show the rollout that is scored, which only trees can judge (opdscope run)"]
+    shows = "shows" if len(sources) == 1 else "show"
+    return [
+        f"not ranked: {escape(names)} {shows} the rollout that is scored, which only trees can judge (opdscope run)"
+    ]
 
 
 def what_losses_keep(kept: pl.DataFrame) -> list[str]:

@@ -184,7 +184,7 @@ class Context(Settings):
     @classmethod
     def _always_written(cls, settings: object) -> object:
         if isinstance(settings, dict) and settings.get("kind") in ("rationale", "critique"):
-            return {**settings, "generate": settings.get("generate") or {}}
+            return {**settings, "generate": settings.get("generate", {})}
         return settings
 
     @model_validator(mode="after")
@@ -209,7 +209,12 @@ class Context(Settings):
 
     def _check_generation(self) -> None:
         if self.generate is None:
+            if self.kind in ("rationale", "critique"):
+                raise invalid("generate", f"null, but the text of {self.kind} is always generated; leave it out")
             return
+        if self.generate.shortest > self.generate.max_tokens:
+            what = f"{self.generate.shortest} words, more than its max_tokens, {self.generate.max_tokens}"
+            raise invalid("generate.shortest", f"{what}; lower it")
         where = "generate.template"
         if self.generate.template is None and self.kind not in WRITER_TEMPLATES:
             kinds = ", ".join(WRITER_TEMPLATES)

@@ -21,6 +21,7 @@ _BROKEN = "\ufffd"
 """What a part of a character is decoded to."""
 _BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 _STEP = 4096
+_PROBE = "The answer is 42, as 6 times 7 is 42."
 
 
 class Aligned(NamedTuple):
@@ -51,17 +52,23 @@ class Translation:
             ends: the student's tokens that end a completion, besides its tokenizer's.
 
         Raises:
-            ValueError: the teacher's tokenizer does not tell where its tokens are in a text, or has no end.
+            ValueError: the teacher's tokenizer is the student's; or one has no end, or texts that its tokens do not add
+                up to.
         """
-        if not teacher.is_fast:
-            raise ValueError("its tokenizer does not tell where tokens are in a text (it is no fast tokenizer)")
         if teacher.eos_token_id is None or student.eos_token_id is None:
             raise ValueError("its tokenizer, or the student's, has no end-of-sequence token")
+        if student.get_vocab() == teacher.get_vocab():
+            raise ValueError("its tokenizer is the student's; leave it out")
+        for whose, tokenizer in (("the student's", student), ("its", teacher)):
+            ids = [int(token) for token in tokenizer(_PROBE, add_special_tokens=False)["input_ids"]]
+            parts = decoded_after(tokenizer, [[token] for token in ids])
+            if "".join(parts) != decoded_after(tokenizer, [ids])[0]:
+                raise ValueError(f"{whose} tokenizer does not give a text as that of its tokens one after another")
         self._student, self._teacher = student, teacher
         self._ends = ends | {int(student.eos_token_id)}
-        self._texts = token_texts(student)
+        self._texts, self._teacher_texts = token_texts(student), token_texts(teacher)
         own, others = (
-            _by_text(tokenizer, texts) for tokenizer, texts in ((student, self._texts), (teacher, token_texts(teacher)))
+            _by_text(tokenizer, texts) for tokenizer, texts in ((student, self._texts), (teacher, self._teacher_texts))
         )
         pairs = {int(student.eos_token_id): int(teacher.eos_token_id)}
         pairs |= {token: others[text] for text, token in own.items() if text in others and token not in pairs}
@@ -72,37 +79,52 @@ class Translation:
         """A completion of the student's in the other model's tokens."""
         ended = bool(len(completion)) and int(completion[-1]) in self._ends
         body = [int(token) for token in (completion[:-1] if ended else completion)]
-        starts, text, broken = self._starts(body)
-        encoded = self._teacher(text, add_special_tokens=False, return_offsets_mapping=True)
+        own = _pieces(self._student, self._texts, body)
+        tokens = [int(token) for token in self._teacher(own.text, add_special_tokens=False)["input_ids"]]
+        other = _pieces(self._teacher, self._teacher_texts, tokens)
+        added = len(other.text) - len(own.text)  # some tokenizers add a space before the first word
         rows: dict[int, int] = {}
-        before = 0
-        for place, (first, last) in enumerate(encoded["offset_mapping"]):
-            if first == before:  # not a part of a character that has begun
-                rows.setdefault(first, place)
-            before = max(before, last)
-        tokens = [int(token) for token in encoded["input_ids"]]
+        if other.text == f"{' ' * added}{own.text}" and added in (0, 1):
+            for place, start in enumerate(other.starts):
+                if start >= 0:
+                    rows.setdefault(max(0, start - added), place)
+        starts = own.starts
         if ended:
             tokens.append(int(self._teacher.eos_token_id))
-            rows[len(text)] = len(tokens) - 1
-            starts.append(-1 if broken else len(text))
+            rows.setdefault(len(own.text), len(tokens) - 1)
+            starts = [*starts, -1 if own.broken else len(own.text)]
         return Aligned(tokens, np.array([rows.get(start, -1) for start in starts], dtype=np.int64))
 
-    def _starts(self, tokens: Sequence[int]) -> tuple[list[int], str, bool]:
-        """Where each token starts in the text of all, -1 within a character; that text; whether it breaks one off."""
-        starts, parts, length = list[int](), list[str](), 0
-        waiting: list[int] = []
-        for token in tokens:
-            starts.append(-1 if waiting else length)
-            waiting.append(token)
-            text = self._texts.get(token) if len(waiting) == 1 else None
-            if text is None:
-                text = decoded_after(self._student, [waiting])[0]
-            if _BROKEN in text and len(waiting) < _LONGEST_CHARACTER:
-                continue
-            parts.append(text)
-            length += len(text)
-            waiting = []
-        return starts, "".join(parts), bool(waiting)
+
+class _Pieces(NamedTuple):
+    """A text as that of tokens one after another.
+
+    Attributes:
+        starts: where each token starts; -1 within a character.
+        broken: whether it ends within a character.
+    """
+
+    starts: list[int]
+    text: str
+    broken: bool
+
+
+def _pieces(tokenizer: Any, texts: Mapping[int, str], tokens: Sequence[int]) -> _Pieces:
+    """The pieces of some tokens; `texts` are those of tokens by themselves."""
+    starts, parts, length = list[int](), list[str](), 0
+    waiting: list[int] = []
+    for token in tokens:
+        starts.append(-1 if waiting else length)
+        waiting.append(token)
+        text = texts.get(token) if len(waiting) == 1 else None
+        if text is None:
+            text = decoded_after(tokenizer, [waiting])[0]
+        if _BROKEN in text and len(waiting) < _LONGEST_CHARACTER:
+            continue
+        parts.append(text)
+        length += len(text)
+        waiting = []
+    return _Pieces(starts, "".join(parts), bool(waiting))
 
 
 _LONGEST_CHARACTER = 4

@@ -1,7 +1,9 @@
 """Rows of data sets as rows of questions: what a data set has in another form than prompts and verifiers need."""
 
 import json
+import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from schemas.text import quoted
@@ -23,12 +25,14 @@ def mmlu(row: Row) -> dict[str, Any]:
     """MMLU: a list of choices, and the place of the right one."""
     choices, answer = row.get("choices"), row.get("answer")
     if isinstance(choices, str):
-        choices = json.loads(choices)
-    if not isinstance(choices, list) or not 2 <= len(choices) <= len(_LETTERS):
+        with suppress(ValueError, RecursionError):
+            choices = json.loads(choices)
+    texts = choices if isinstance(choices, list) and all(isinstance(c, str | int | float) for c in choices) else []
+    if not 2 <= len(texts) <= len(_LETTERS):
         raise ValueError(f"choices is {quoted(choices)}, not a list of 2 to {len(_LETTERS)} texts")
-    if not str(answer).isdigit() or int(str(answer)) >= len(choices):
+    if not re.fullmatch("[0-9]", str(answer)) or int(str(answer)) >= len(texts):
         raise ValueError(f"answer is {quoted(answer)}, not the place of a choice, counted from 0")
-    lines = [f"{letter}. {choice}" for letter, choice in zip(_LETTERS, choices, strict=False)]
+    lines = [f"{letter}. {choice}" for letter, choice in zip(_LETTERS, texts, strict=False)]
     return {**row, "choices": "\n".join(lines), "answer": _LETTERS[int(str(answer))]}
 
 

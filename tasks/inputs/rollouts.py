@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -179,14 +180,15 @@ def _number(row: Row, name: str) -> float:
     value = _column(row, name)
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{name} is {quoted(value)}; give a number") from None
 
 
 def _ids(row: Row, name: str) -> tuple[int, ...]:
     value = _column(row, name)
     if isinstance(value, str):
-        value = json.loads(value)
+        with suppress(ValueError, RecursionError):
+            value = json.loads(value)
     if not isinstance(value, list) or not all(isinstance(i, int) and not isinstance(i, bool) for i in value):
         raise ValueError(f"{name} is {quoted(value)}; give a list of token ids")
     return tuple(value)
@@ -235,8 +237,8 @@ def _verl(row: Row, reward: str | None) -> RolloutRow:
 def _prime_rl(row: Row, reward: str | None) -> RolloutRow:
     """prime-rl's tokens: those in the loss are the completion."""
     tokens, mask = _ids(row, "token_ids"), _column(row, "loss_mask")
-    if not isinstance(mask, list) or len(mask) != len(tokens):
-        raise ValueError(f"loss_mask is not a list of {len(tokens)} values, as token_ids is")
+    if not isinstance(mask, list) or len(mask) != len(tokens) or any(used not in (0, 1) for used in mask):
+        raise ValueError(f"loss_mask is not a list of {len(tokens)} times true or false, as token_ids is of tokens")
     first = next((i for i, used in enumerate(mask) if used), len(mask))
     if not all(mask[first:]):
         raise ValueError("loss_mask has gaps: a completion of several turns is not one rollout")

@@ -65,11 +65,11 @@ def user_function(field: str, place: str) -> Callable[..., Any]:
     _find_here()
     try:
         found = getattr(import_module(module), name)
-    except Exception as error:  # importing runs the user's code
+    except (Exception, SystemExit) as error:  # importing runs the user's code
         why = f"{type(error).__name__}: {reason(error)}"
         raise InputError(field, f"{quoted(place)} cannot be imported: {why}") from error
     if not callable(found):
-        raise InputError(field, f"{quoted(place)} is a {type(found).__name__}, not a function")
+        raise InputError(field, f"{quoted(place)} is of type {type(found).__name__}, not a function")
     return found  # type: ignore[no-any-return]
 
 

@@ -34,9 +34,9 @@ def check_models(config: RunConfig, library: ModelLibrary) -> None:
         resolve_device(config.engine.device)
     except EngineError as error:
         raise InputError("engine.device", str(error)) from error
-    check_user_losses(config)
     check = partial(_check_model, config, library)
     check("student.path", config.model)
+    check_user_losses(config, len(library.tokenizer(config.model)))
     if config.model.is_gguf and config.engine.kind == "vllm":
         raise InputError("engine.kind", "'vllm' does not sample from a GGUF file; use transformers")
     _check_stop(config, library)

@@ -1,6 +1,7 @@
 """A verifier that is a function of the user's own, in worker processes."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import ClassVar
 
 from schemas.config import PythonVerifier
@@ -21,14 +22,19 @@ def check(place: str, completion: str, answer: str) -> bool:
     """
     try:
         verdict = user_function(_FIELD, place)(completion, answer)
+        lawful = isinstance(verdict, bool) or (type(verdict) is int and verdict in (0, 1))
+        why = "" if lawful else f"it gives {quoted(verdict)}; give true or false"
     except (MemoryError, RecursionError):  # of model output
         raise
-    except Exception as error:
-        why = f"{type(error).__name__}: {reason(error)}"
-        raise InputError(_FIELD, f"{quoted(place)} fails on completion {quoted(completion)}: {why}") from error
-    if isinstance(verdict, bool) or verdict in (0, 1):
-        return bool(verdict)
-    raise InputError(_FIELD, f"{quoted(place)} gives {quoted(verdict)} for {quoted(completion)}; give true or false")
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - of the user's code; an error of ours follows
+        why = type(error).__name__
+        with suppress(Exception):  # of an error's own text
+            why += f": {reason(error)}"
+    if why:
+        raise InputError(_FIELD, f"{quoted(place)} fails on completion {quoted(completion)}: {why}")
+    return bool(verdict)
 
 
 def _import(place: str) -> None:
@@ -54,10 +60,12 @@ class PythonFunction(Pooled):
         return [None] * len(attempts)
 
     def problem(self, answers: Sequence[str]) -> tuple[int, str] | None:
-        """An answer that the function fails on, with an empty completion, ends the run with its error."""
+        """The first answer that the function does not judge in time, with an empty completion."""
         calls = [(self._settings.function, "", answer) for answer in dict.fromkeys(answers)]
-        for _ in self.started().results(check, calls):
-            pass
+        limit = f"{self._settings.seconds:g} s (verifier.seconds)"
+        for i, verdict in enumerate(self.started().results(check, calls)):
+            if verdict is None:
+                return answers.index(calls[i][2]), f"is not judged within {limit}"
         return None
 
     def make_pool(self) -> CheckPool:

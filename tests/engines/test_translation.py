@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from flows.command.configuration import ConfigurationError, checked
-from schemas.config import JSD, ForwardKL, ReverseKL, SampledToken, Settings, SkewKL
+from schemas.config import JSD, ForwardKL, Model, ReverseKL, SampledToken, Settings, SkewKL
 from schemas.pipeline import diagnosis_stages
 from schemas.signals import Source
 from tasks.engines.scoring import View, score_blocks
 from tasks.engines.translation import TranslatedView, Translation, token_texts
 from tasks.inputs.errors import InputError
+from tasks.inputs.prompts import load_tokenizer
 from tasks.outputs.diagnosis import make_outputs
 from tasks.run.session import start_session
 from tasks.run.shells import run_stage
@@ -165,20 +166,29 @@ def test_gradients_say_what_is_covered() -> None:
 
 
 @pytest.fixture
-def foreign(models: Path, tmp_path: Path) -> Path:
-    """A teacher whose tokenizer knows letters and digits only."""
-    folder = tmp_path / "foreign"
-    tokenizer = byte_level(300, "</s>")
-    random_model(folder, 5, len(tokenizer) + 3)
+def foreign(tmp_path: Path) -> Path:
+    """A teacher whose tokenizer has other tokens."""
+    return model_with(byte_level(420, "</s>"), tmp_path / "foreign", 5)
+
+
+@pytest.fixture
+def apart(settings: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """A run whose student has tokens as published models have them."""
+    student = model_with(STUDENT, tmp_path / "student", 6)
+    return {**settings, "student": {"path": str(student)}, "prompt": {"chat": False}, "losses": ["reverse_kl", "jsd"]}
+
+
+def model_with(tokenizer: Any, folder: Path, seed: int) -> Path:
+    random_model(folder, seed, len(tokenizer) + 3)
     tokenizer.save_pretrained(folder)
     return folder
 
 
-def test_a_run_with_a_teacher_of_another_tokenizer(settings: dict[str, Any], foreign: Path) -> None:
+def test_a_run_with_a_teacher_of_another_tokenizer(apart: dict[str, Any], foreign: Path) -> None:
     teacher = {"name": "far", "model": {"path": str(foreign)}, "tokenizer": "own", "chat_template": "none"}
     answer = {"kind": "answer", "template": "{{ prompt }} answer {{ answer }}"}
     teachers = [{**teacher, "contexts": ["none", answer]}, {"name": "self", "contexts": [answer]}]
-    config = checked({**settings, "teachers": teachers})
+    config = checked({**apart, "teachers": teachers})
     session = start_session(config)
     ids = session.keys.questions
     for stage in (*diagnosis_stages(), "ranking"):
@@ -209,7 +219,7 @@ def test_a_run_with_a_teacher_of_another_tokenizer(settings: dict[str, Any], for
         ),
         ({"tokenizer": "own"}, {}, ConfigurationError, "set it to own or none"),
         ({"chat_template": "own"}, {}, InputError, "set the teacher's tokenizer to own"),
-        ({"tokenizer": "own", "chat_template": "own"}, {}, InputError, "no chat template"),
+        ({"tokenizer": "own", "chat_template": "own"}, {"prompt": {"chat": True}}, InputError, "no chat template"),
         (
             {"tokenizer": "own", "chat_template": "none"},
             {"losses": [{"kind": "reverse_kl", "teacher_temperature": 2.0}]},
@@ -219,11 +229,11 @@ def test_a_run_with_a_teacher_of_another_tokenizer(settings: dict[str, Any], for
     ],
 )
 def test_what_another_tokenizer_cannot_do_is_refused(
-    settings: dict[str, Any], foreign: Path, teacher: dict[str, Any], more: dict[str, Any], error: Any, why: str
+    apart: dict[str, Any], foreign: Path, teacher: dict[str, Any], more: dict[str, Any], error: Any, why: str
 ) -> None:
     fields = {"name": "far", "model": {"path": str(foreign)}, **teacher}
     with pytest.raises(error, match=why):
-        start_session(checked({**settings, "teachers": [fields], **more}))
+        start_session(checked({**apart, "teachers": [fields], **more}))
 
 
 def test_the_student_itself_has_no_other_tokenizer(settings: dict[str, Any]) -> None:
@@ -231,23 +241,19 @@ def test_the_student_itself_has_no_other_tokenizer(settings: dict[str, Any]) -> 
         checked({**settings, "teachers": [{"name": "self", "tokenizer": "own", "chat_template": "own"}]})
 
 
-def test_a_tokenizer_that_does_not_tell_places_is_refused() -> None:
-    class Slow:
-        is_fast = False
-
-    with pytest.raises(ValueError, match="no fast tokenizer"):
-        Translation(STUDENT, Slow())
+def test_a_tokenizer_that_is_the_students_is_refused(apart: dict[str, Any]) -> None:
+    far = {"name": "far", "tokenizer": "own", "chat_template": "none", "model": apart["student"]}
+    with pytest.raises(InputError, match="is the student's; leave it out"):
+        start_session(checked({**apart, "teachers": [far]}))
 
 
-def test_whose_tokenizer_it_is_is_in_the_keys(settings: dict[str, Any], models: Path) -> None:
-    large = {"name": "large", "model": {"path": str(models / "teacher")}, "chat_template": "own"}
-    for path in (models / "teacher", models / "student"):
-        assert (path / "tokenizer.json").is_file()
-    keys = []
-    for more in ({}, {"tokenizer": "own"}):
-        session = start_session(checked({**settings, "prompt": {"chat": False}, "teachers": [{**large, **more}]}))
-        keys.append(set(session.keys.of_stage("ranking", session.keys.questions[0]).values()))
-    assert not keys[0] & keys[1]
+def test_words_with_spaces_between_them_are_covered(models: Path) -> None:
+    """Tokenizers that split at spaces: the student's, and one of which two ids are swapped."""
+    own, other = (load_tokenizer(Model(path=str(models / name))) for name in ("student", "other"))
+    ids = own("start 3 add 4 times 5")["input_ids"]
+    aligned = Translation(own, other).align([*ids, own.eos_token_id])
+    assert aligned.rows.tolist() == list(range(len(ids) + 1))
+    assert [own.decode([i]) for i in ids] == [other.decode([i]) for i in aligned.tokens[:-1]]
 
 
 def test_a_teacher_that_is_sure_gives_the_rest_what_it_gives() -> None:
@@ -284,7 +290,8 @@ def test_ends_and_broken_characters() -> None:
     aligned = Translation(STUDENT, other, frozenset([extra])).align([*ids, extra])
     assert aligned.tokens[-1] == other.eos_token_id and aligned.rows[-1] == len(aligned.tokens) - 1
     assert "pad" not in other.decode(aligned.tokens)
-    broken = STUDENT("\u6771")["input_ids"][:2]
+    broken = STUDENT("\u8a9e")["input_ids"][:1]
+    assert "\ufffd" in STUDENT.decode(broken)
     aligned = Translation(STUDENT, other).align([*ids, *broken, STUDENT.eos_token_id])
     assert aligned.rows[-1] == -1 and aligned.rows[len(ids)] >= 0
 

@@ -1,5 +1,6 @@
 """Functions such as users name in a configuration."""
 
+import os
 import time
 
 import torch
@@ -25,6 +26,36 @@ def summed(log_p: Tensor, log_t: Tensor) -> Tensor:
 def together(log_p: Tensor, log_t: Tensor) -> Tensor:
     each = reverse_kl(log_p, log_t)
     return each * each.detach().mean()
+
+
+def entropy(log_p: Tensor, log_t: Tensor) -> Tensor:
+    return (log_p.exp() * log_p).sum(-1)
+
+
+def leaving(*given: object) -> bool:
+    raise SystemExit(0)
+
+
+def unbounded(log_p: Tensor, log_t: Tensor) -> Tensor:
+    return reverse_kl(log_p, log_t) + torch.inf
+
+
+def few(log_p: Tensor, log_t: Tensor) -> Tensor:
+    assert log_p.shape[-1] < 5, "vocabulary"
+    return reverse_kl(log_p, log_t)
+
+
+def sleeping(completion: str, answer: str) -> bool:
+    time.sleep(600)
+    return True
+
+
+def dying(completion: str, answer: str) -> bool:
+    os._exit(0)
+
+
+def many(completion: str, answer: str) -> Tensor:
+    return torch.zeros(3)
 
 
 def constant(log_p: Tensor, log_t: Tensor) -> Tensor:

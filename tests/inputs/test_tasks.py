@@ -129,7 +129,10 @@ def test_an_unknown_task_is_refused_with_those_that_are(task: object, why: str) 
     [
         ("boolq", {"answer": "perhaps"}, "neither true nor false"),
         ("boolq", {}, "None, neither"),
-        ("mmlu", {"choices": "A or B", "answer": 1}, "Expecting value"),
+        ("mmlu", {"choices": "A or B", "answer": 1}, "not a list of 2"),
+        ("mmlu", {"choices": "[" * 100_000, "answer": 1}, "not a list of 2"),
+        ("mmlu", {"choices": ["a", None], "answer": 0}, "not a list of 2"),
+        ("mmlu", {"choices": ["a", "b"], "answer": "\u00b2"}, "counted from 0"),
         ("mmlu", {"choices": ["a"], "answer": 0}, "not a list of 2"),
         ("mmlu", {"choices": ["a", "b"], "answer": 2}, "counted from 0"),
         ("mmlu", {"choices": ["a", "b"], "answer": -1}, "counted from 0"),

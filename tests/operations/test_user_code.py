@@ -62,7 +62,7 @@ def test_a_function_that_is_not_there_is_refused() -> None:
     for place, why in (
         ("nowhere_at_all:f", "No module named"),
         (f"{HERE}:absent", "no attribute 'absent'"),
-        (f"{HERE}:NOTHING", "is a int, not a function"),
+        (f"{HERE}:NOTHING", "is of type int, not a function"),
     ):
         with pytest.raises(InputError, match=why):
             user_function("verifier.function", place)
@@ -112,6 +112,13 @@ def test_a_users_loss_is_differentiated() -> None:
 
 
 @pytest.mark.usefixtures("allowed")
+def test_a_teacher_that_equals_the_student_has_no_direction_by_a_users_loss_either() -> None:
+    log_p = torch.log_softmax(torch.randn(50, 3000, generator=torch.Generator().manual_seed(0)), -1)
+    assert not bool(distillation_direction(PythonLoss(function=f"{HERE}:reverse_kl"), log_p, log_p).any())
+    assert bool(distillation_direction(PythonLoss(function=f"{HERE}:entropy"), log_p, log_p).any())
+
+
+@pytest.mark.usefixtures("allowed")
 @pytest.mark.parametrize(
     ("name", "why"),
     [
@@ -120,13 +127,16 @@ def test_a_users_loss_is_differentiated() -> None:
         ("infinite", "not finite"),
         ("failing", "KeyError"),
         ("unsure", "gives a str"),
+        ("leaving", "SystemExit"),
+        ("unbounded", "a loss is not finite"),
+        ("few", "vocabulary"),
         ("together", "depends on the other rows"),
     ],
 )
 def test_a_users_loss_is_tried_before_anything_costly(name: str, why: str) -> None:
     with pytest.raises(InputError, match=why):
-        check_user_losses(config(losses=[{"kind": "python", "function": f"{HERE}:{name}"}]))
-    check_user_losses(config(losses=[{"kind": "python", "function": f"{HERE}:reverse_kl"}]))
+        check_user_losses(config(losses=[{"kind": "python", "function": f"{HERE}:{name}"}]), 9)
+    check_user_losses(config(losses=[{"kind": "python", "function": f"{HERE}:reverse_kl"}]), 9)
 
 
 @pytest.mark.usefixtures("allowed")
@@ -138,6 +148,17 @@ def test_a_users_verifier_judges_in_a_process_with_a_time_limit() -> None:
     finally:
         verifier.close()
     assert verdicts == [True, False, False, False, True]
-    for name, why in (("failing", "a mistake"), ("unsure", "'perhaps'")):
+    for name, why in (
+        ("failing", "a mistake"),
+        ("unsure", "'perhaps'"),
+        ("leaving", "SystemExit"),
+        ("many", "gives"),
+        ("sleeping", "not judged within 2 s"),
+        ("dying", "not judged within 2 s"),
+    ):
+        settings = PythonVerifier(function=f"{HERE}:{name}", workers=1, seconds=2)
+        if why.startswith("not judged"):
+            assert find_bad_answer(settings, ["7"]) == (0, "is not judged within 2 s (verifier.seconds)")
+            continue
         with pytest.raises(InputError, match=why):
-            find_bad_answer(PythonVerifier(function=f"{HERE}:{name}", workers=1), ["7"])
+            find_bad_answer(settings, ["7"])

@@ -203,16 +203,17 @@ def test_it_is_planned_and_shown(settings: dict[str, Any]) -> None:
     planned = {c.stage: c for c in cost(session)}
     questions, rollouts = len(session.keys.questions), session.config.sampling.rollouts
     assert planned["texts"].missing == 2 * questions
-    assert planned["texts"].completions >= questions * (3 + 2 * rollouts) and planned["texts"].tokens > 0
+    drawn = questions * (3 + 2 * rollouts)
+    assert drawn <= planned["texts"].completions < drawn + 2 * questions and planned["texts"].tokens > 0
     assert "texts" not in {c.stage for c in cost(opened(settings, "none"))}
     question, models = session.keys.questions[0], provided(session)
     before = prompts(session.config, models, question, None, {})
     assert list(before) == [
         "student",
         "self / none",
-        "self / rationale, writer",
+        "self / rationale / writer",
         "self / rationale",
-        "self / critique, writer",
+        "self / critique / writer",
         "self / critique",
     ]
     run_stage(session, "rollouts", [question])
@@ -234,6 +235,9 @@ def test_it_is_planned_and_shown(settings: dict[str, Any]) -> None:
         ({"kind": "critique", "generate": {"template": "{{ right_attempt }}"}}, "names right_attempt"),
         ({"kind": "critique", "otherwise": "{{ prompt }} {{ critique }}"}, "otherwise.*there is none of then"),
         ({"kind": "rationale", "generate": {"tries": 0}}, "tries"),
+        ({"kind": "rationale", "generate": None}, "always generated; leave it out"),
+        ({"kind": "rationale", "generate": False}, "generate"),
+        ({"kind": "rationale", "generate": {"shortest": 600}}, "more than its max_tokens, 512; lower it"),
         (
             {"kind": "summary", "generate": {"template": "Shorten: {{ summary }}"}},
             "the text that is to be",

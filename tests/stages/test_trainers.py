@@ -64,8 +64,8 @@ def log_probs_of(z: Tensor, tokens: Tensor) -> Tensor:
 
 def k3(z: Tensor, teacher: Tensor, tokens: Tensor) -> Tensor:
     """verl's low-variance estimator, back-propagated as it stands."""
-    log_ratio = log_probs_of(teacher, tokens) - log_probs_of(z, tokens)
-    return log_ratio.exp() - log_ratio - 1
+    log_ratio = (log_probs_of(teacher, tokens) - log_probs_of(z, tokens)).clamp(-20, 20)
+    return (log_ratio.exp() - log_ratio - 1).clamp(-10, 10)
 
 
 def advantage(z: Tensor, teacher: Tensor, tokens: Tensor) -> Tensor:
