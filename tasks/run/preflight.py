@@ -192,7 +192,13 @@ class ModelIdentities:
             except EngineError as error:
                 raise InputError("sampling.max_tokens", f"{whose}: {error}; lower it") from error
         for prompt, more in forms if teacher.server is None else ():
-            self._engine.check_length(field, model, len(prompt) + more, config.sampling.max_tokens, whose)
+            try:
+                self._engine.check_length(field, model, len(prompt) + more, config.sampling.max_tokens, whose)
+            except InputError as error:
+                if context.generate is None or not more:
+                    raise
+                what = f"{context.generate.max_tokens}, with which {error}"
+                raise InputError(f"context {context.label}, generate.max_tokens", what) from error
         if context.generate is not None:
             asked = max(len(prompt) for prompt in self._models.prompts.writer(source, question, None))
             asked += config.sampling.max_tokens if context.written_for_rollouts else 0

@@ -14,6 +14,7 @@ from schemas.arrays import SCREEN
 from schemas.config import Context, Generation, Prompt
 from schemas.pipeline import diagnosis_stages
 from schemas.signals import Source
+from tasks.inputs.errors import InputError
 from tasks.inputs.prompts import prompt_text
 from tasks.inputs.questions import Question
 from tasks.outputs.diagnosis import make_outputs
@@ -308,3 +309,10 @@ def test_texts_do_not_end_where_completions_do(settings: dict[str, Any]) -> None
     for first, last, verdict in zip(texts["offsets"], texts["offsets"][1:], texts["verdict"], strict=False):
         if verdict != CUT:
             assert texts["tokens"][last - 1] == end, texts["tokens"][first:last]
+
+
+def test_a_text_that_would_not_fit_names_its_own_limit(settings: dict[str, Any]) -> None:
+    with pytest.raises(
+        InputError, match=r"context rationale, generate.max_tokens: 250, with which sampling.max_tokens"
+    ):
+        opened(settings, {**RATIONALE, "generate": {**WRITING, "max_tokens": 250}})
