@@ -7,6 +7,9 @@ from schemas.config.base import COSMETIC as COSMETIC
 from schemas.config.base import Settings as Settings
 from schemas.config.base import is_cosmetic as is_cosmetic
 from schemas.config.base import settings_in as settings_in
+from schemas.config.contexts import CONTEXT_TEMPLATES as CONTEXT_TEMPLATES
+from schemas.config.contexts import Context as Context
+from schemas.config.contexts import Generation as Generation
 from schemas.config.engines import AutoEngine as AutoEngine
 from schemas.config.engines import Engine as Engine
 from schemas.config.engines import SamplingEngine as SamplingEngine
@@ -47,9 +50,6 @@ from schemas.config.scores import Scores as Scores
 from schemas.config.suites import CalibrateConfig as CalibrateConfig
 from schemas.config.suites import DemoConfig as DemoConfig
 from schemas.config.suites import NightlyConfig as NightlyConfig
-from schemas.config.teachers import CONTEXT_TEMPLATES as CONTEXT_TEMPLATES
-from schemas.config.teachers import Context as Context
-from schemas.config.teachers import Generation as Generation
 from schemas.config.teachers import RecordedTeacher as RecordedTeacher
 from schemas.config.teachers import Teacher as Teacher
 from schemas.config.trees import AdaptiveTree as AdaptiveTree

@@ -6,6 +6,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from schemas import limits
 from schemas.config.base import COSMETIC, Settings, check_unique, invalid, with_kinds
+from schemas.config.contexts import OTHER_ROLLOUTS
 from schemas.config.engines import AutoEngine, Engine
 from schemas.config.execution import Execution
 from schemas.config.forms import ByKind
@@ -14,7 +15,7 @@ from schemas.config.losses import Loss, PythonLoss, SampledToken, TopK, default_
 from schemas.config.rollouts import Rollouts, RolloutTable, SampledRollouts
 from schemas.config.scores import Ranking, Scores
 from schemas.config.tasks import Task, with_task
-from schemas.config.teachers import OTHER_ROLLOUTS, RecordedTeacher, Teacher
+from schemas.config.teachers import RecordedTeacher, Teacher
 from schemas.config.trainers import expanded
 from schemas.config.trees import AdaptiveTree, RecordedTree, Tree
 from schemas.config.verifiers import MathVerifier, Verifier

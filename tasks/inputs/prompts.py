@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.config import Context, Model, Prompt, is_local_folder
-from schemas.config.teachers import OTHER_ROLLOUTS
+from schemas.config.contexts import OTHER_ROLLOUTS
 from schemas.config.templates import TooLongError, Values, names_in, rendered
 from schemas.text import quoted
 from tasks.inputs.errors import InputError

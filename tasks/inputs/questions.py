@@ -13,7 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import get_protocol
 
 from schemas.config import Questions, RunConfig
-from schemas.config.teachers import OF_ROLLOUTS
+from schemas.config.contexts import OF_ROLLOUTS
 from schemas.config.templates import names_in
 from schemas.limits import MOST_TABLE_BYTES
 from schemas.text import id_problem, listed, quoted, reason

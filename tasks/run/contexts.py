@@ -9,7 +9,7 @@ import numpy as np
 
 from schemas.arrays import Arrays
 from schemas.config import Context, RunConfig
-from schemas.config.teachers import OF_ROLLOUTS, OTHER_ROLLOUTS
+from schemas.config.contexts import OF_ROLLOUTS, OTHER_ROLLOUTS
 from schemas.signals import Source, model_sources
 from schemas.text import after_thinking
 from tasks.engines.identity import ModelLibrary
