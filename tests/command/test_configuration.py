@@ -147,7 +147,7 @@ CHANGES: dict[str, Any] = {
     "verifier.choice.labels": [str(i) for i in range(9, -1, -1)],
     "verifier.math.seconds": 1.0,
     "verifier.math.workers": 1,
-    "verifier.python.function": "tests.helpers.users:always",
+    "verifier.python.function": "tests.helpers.judges:always",
     "verifier.python.seconds": 1.0,
     "verifier.python.workers": 1,
     "sampling.rollouts": 5,
@@ -251,16 +251,19 @@ def fields(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def keys_of(settings: dict[str, Any]) -> str:
+Keys = tuple[set[tuple[str, str]], str]
+"""Of a run's artefacts; and of everything that it refers to, its tables included."""
+
+
+def keys_of(settings: dict[str, Any]) -> Keys:
     job = start_session(checked(settings))
-    ids = job.keys.questions
+    artefacts = {pair for question in job.keys.questions for pair in job.keys.artefacts(question)}
     every = job.keys.references([*diagnosis_stages(), "values", "ranking"])
-    return json.dumps([every, job.keys.aggregate(ids)])
+    return artefacts, json.dumps([every, job.keys.aggregate(job.keys.questions)])
 
 
 def artefact_keys(settings: dict[str, Any]) -> set[tuple[str, str]]:
-    job = start_session(checked(settings))
-    return {pair for question in job.keys.questions for pair in job.keys.artefacts(question)}
+    return keys_of(settings)[0]
 
 
 @pytest.fixture
@@ -306,6 +309,14 @@ def test_every_field_changes_the_keys_or_is_listed_as_cosmetic(base: dict[str, A
     assert set(walked) - known == set(), "new fields: say here how a change of each shows"
     assert {name for name, field in walked.items() if is_cosmetic(field.json_schema_extra)} == COSMETIC
 
+    asked: dict[str, Keys] = {}
+
+    def keys(settings: dict[str, Any]) -> Keys:
+        place = json.dumps(settings, sort_keys=True)
+        if place not in asked:
+            asked[place] = keys_of(settings)
+        return asked[place]
+
     places = {"{tmp}": str(tmp_path), "{copy}": str(tmp_path / "copy.jsonl"), "{moved}": str(tmp_path / "moved")}
     for name, change in CHANGES.items():
         value = change
@@ -319,7 +330,7 @@ def test_every_field_changes_the_keys_or_is_listed_as_cosmetic(base: dict[str, A
             choice: dict[str, Any] = {"labels": [str(i) for i in range(10)]} if kind == "choice" else {}
             start = {**base, "verifier": {"kind": kind, **choice}}
             if kind == "python":
-                start["verifier"]["function"] = "tests.helpers.users:last_word"
+                start["verifier"]["function"] = "tests.helpers.judges:last_word"
             if kind == "yes_no":
                 start = merged(start, {"questions": {"answer": "odd"}})
         elif parts[0] == "task":  # beside which everything that it sets is set
@@ -353,17 +364,15 @@ def test_every_field_changes_the_keys_or_is_listed_as_cosmetic(base: dict[str, A
         for part in reversed(parts):
             override = {part: override}
         changed = merged(start, override)
-        same = artefact_keys(start) == artefact_keys(changed)
+        same = keys(start)[0] == keys(changed)[0]
         if name == "questions.limit":
             # single nodes are read with a prior of all questions; the rest is each question's own
-            fewer, more = (
-                {k for k in artefact_keys(c) if k[0] not in ("prior", "alignment")} for c in (changed, start)
-            )
+            fewer, more = ({k for k in keys(c)[0] if k[0] not in ("prior", "alignment")} for c in (changed, start))
             assert fewer < more
         elif name in COSMETIC:
             assert same, f"{name} is listed as cosmetic and changes the keys"
         else:
-            assert keys_of(start) != keys_of(changed), f"{name} changes no key and is not listed as cosmetic"
+            assert keys(start)[1] != keys(changed)[1], f"{name} changes no key and is not listed as cosmetic"
 
 
 def test_random_streams_are_what_they_were() -> None:

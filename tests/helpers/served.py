@@ -32,6 +32,7 @@ class Served:
         command += ["--port", str(self.port), "--reports-port", str(self.reports), *options]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
         environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] = "30"
+        environment["OPDSCOPE_ALLOW_CODE"] = "1"
         if login is not None:
             environment["PREFECT_SERVER_API_AUTH_STRING"] = login
         self._log = folder / "log"

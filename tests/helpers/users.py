@@ -1,8 +1,5 @@
 """Functions such as users name in a configuration."""
 
-import os
-import time
-
 import torch
 from torch import Tensor
 
@@ -13,10 +10,6 @@ def reverse_kl(log_p: Tensor, log_t: Tensor) -> Tensor:
 
 def forward_kl(log_p: Tensor, log_t: Tensor) -> Tensor:
     return (log_t.exp() * (log_t - log_p)).sum(-1)
-
-
-def always(completion: str, answer: str) -> bool:
-    return True
 
 
 def summed(log_p: Tensor, log_t: Tensor) -> Tensor:
@@ -45,19 +38,6 @@ def few(log_p: Tensor, log_t: Tensor) -> Tensor:
     return reverse_kl(log_p, log_t)
 
 
-def sleeping(completion: str, answer: str) -> bool:
-    time.sleep(600)
-    return True
-
-
-def dying(completion: str, answer: str) -> bool:
-    os._exit(0)
-
-
-def many(completion: str, answer: str) -> Tensor:
-    return torch.zeros(3)
-
-
 def constant(log_p: Tensor, log_t: Tensor) -> Tensor:
     return torch.zeros(len(log_p))
 
@@ -68,12 +48,6 @@ def infinite(log_p: Tensor, log_t: Tensor) -> Tensor:
 
 def failing(*given: object) -> bool:
     raise KeyError("a mistake")
-
-
-def last_word(completion: str, answer: str) -> bool:
-    if completion == "hang":
-        time.sleep(600)
-    return completion.split()[-1:] == [answer]
 
 
 def unsure(completion: str, answer: str) -> str:

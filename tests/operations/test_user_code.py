@@ -13,9 +13,9 @@ from tasks.stages.distillation.losses import distillation_direction
 from tasks.stages.distillation.user import check_user_losses
 from tasks.verifiers.protocol import Attempt
 from tasks.verifiers.verifier import Verifier, find_bad_answer, fingerprint
-from tests.helpers import users
+from tests.helpers import judges, users
 
-HERE = users.__name__
+HERE, JUDGES = users.__name__, judges.__name__
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def config(**fields: Any) -> RunConfig:
 @pytest.mark.parametrize(
     ("fields", "field"),
     [
-        ({"verifier": {"kind": "python", "function": f"{HERE}:last_word"}}, "verifier.function"),
+        ({"verifier": {"kind": "python", "function": f"{JUDGES}:last_word"}}, "verifier.function"),
         (
             {"losses": [{"kind": "reverse_kl"}, {"kind": "python", "function": f"{HERE}:reverse_kl"}]},
             r"losses\[1\].fun",
@@ -141,7 +141,7 @@ def test_a_users_loss_is_tried_before_anything_costly(name: str, why: str) -> No
 
 @pytest.mark.usefixtures("allowed")
 def test_a_users_verifier_judges_in_a_process_with_a_time_limit() -> None:
-    verifier = Verifier(PythonVerifier(function=f"{HERE}:last_word", seconds=2, workers=1))
+    verifier = Verifier(PythonVerifier(function=f"{JUDGES}:last_word", seconds=2, workers=1))
     try:
         said = ["it is 7", "hang", "", "<think>7</think> 8", "so 7"]
         verdicts = verifier.check_all([Attempt(text, "7", False) for text in said])
@@ -156,7 +156,7 @@ def test_a_users_verifier_judges_in_a_process_with_a_time_limit() -> None:
         ("sleeping", "not judged within 2 s"),
         ("dying", "not judged within 2 s"),
     ):
-        settings = PythonVerifier(function=f"{HERE}:{name}", workers=1, seconds=2)
+        settings = PythonVerifier(function=f"{JUDGES}:{name}", workers=1, seconds=2)
         if why.startswith("not judged"):
             assert find_bad_answer(settings, ["7"]) == (0, "is not judged within 2 s (verifier.seconds)")
             continue

@@ -260,6 +260,12 @@ def test_a_run_from_the_ui_and_one_that_is_killed_and_retried(served: Served, fo
         assert httpx.get(f"http://127.0.0.1:{served.reports}/{missing}").status_code == 404
     assert httpx.get(link[1], headers={"Host": "elsewhere.example"}).status_code == 400
 
+    # code that a form names is not run, whatever the environment of `serve` allows to commands
+    code = {"kind": "python", "function": "tests.helpers.users:reverse_kl"}
+    run = served.start({**config, "name": "code", "store": "store", "losses": [code]})
+    refused = served.wait(run, "COMPLETED", "FAILED", "CRASHED")
+    assert refused["type"] == "FAILED" and "OPDSCOPE_ALLOW_CODE=1" in refused["message"]
+
     # kill -9 in the middle of the trees, then Retry
     run = served.start({**config, "name": "killed", "store": "other"})
     in_trees(folder / "other")

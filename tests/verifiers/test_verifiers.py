@@ -302,7 +302,7 @@ def test_a_reference_answer_that_takes_for_ever_is_refused_within_the_time_limit
 
 def test_the_kind_and_version_of_a_verifier_are_in_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     for member in get_args(get_args(Settings)[0]):
-        needed = {"function": "tests.helpers.users:last_word"} if "function" in member.model_fields else {}
+        needed = {"function": "tests.helpers.judges:last_word"} if "function" in member.model_fields else {}
         settings = member(**needed)
         before = fingerprint(settings)
         assert before.startswith(f"{settings.kind} ")
