@@ -202,6 +202,12 @@ def test_a_run_with_a_teacher_of_another_tokenizer(apart: dict[str, Any], foreig
     assert ((far["covered"] > 0) & (far["covered"] <= 1) & (far["student_kept"] < 1)).all()
     tokens = pl.read_parquet(io.BytesIO(files["tokens.parquet"]))
     assert tokens.filter(pl.col("teacher") == "self")["kl"].null_count() == 0
+    told = tokens.filter((pl.col("teacher") == "far") & (pl.col("context") == "none") & (pl.col("loss") == "jsd"))
+    assert 0 < told["kl"].null_count() < len(told)
+    by_divergence = pl.read_parquet(io.BytesIO(files["summary.parquet"])).filter(
+        (pl.col("group") == "divergence") & (pl.col("teacher") == "far") & (pl.col("context") == "none")
+    )
+    assert by_divergence.filter(pl.col("loss") == "jsd")["nodes"].sum() == told["kl"].is_not_null().sum()
     models = provided(session)
     source = Source("far", "none")
     shown = models.prompts.tokenizer(source).decode(models.prompts.teacher(source, ids[0]))

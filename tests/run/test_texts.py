@@ -1,6 +1,7 @@
 """Contexts that show generated texts: what a writer is asked, what passes the screen, who is shown what."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,18 @@ from flows.command.configuration import ConfigurationError, checked
 from flows.plan import cost
 from flows.show import prompts, texts_of
 from schemas.arrays import SCREEN
-from schemas.config import Context, Generation, Prompt
+from schemas.config import Context, Generation, Model, Prompt
 from schemas.pipeline import diagnosis_stages
 from schemas.signals import Source
 from tasks.inputs.errors import InputError
-from tasks.inputs.prompts import prompt_text
+from tasks.inputs.prompts import load_tokenizer, prompt_text
 from tasks.inputs.questions import Question
 from tasks.outputs.diagnosis import make_outputs
 from tasks.run.session import RunSession, start_session
 from tasks.run.shells import run_stage
 from tasks.stages.texts import ANSWER, CUT, KEPT, NO_ANSWER, SCRIPT, SHORT, screen, shown, states, told
 from tests.helpers.sessions import provided
+from tests.helpers.small import random_model
 
 WRITING: dict[str, Any] = {"template": "{{ prompt }} {{ solution }}", "max_tokens": 12, "tries": 3, "shortest": 0}
 RATIONALE: dict[str, Any] = {
@@ -316,3 +318,17 @@ def test_a_text_that_would_not_fit_names_its_own_limit(settings: dict[str, Any])
         InputError, match=r"context rationale, generate.max_tokens: 250, with which sampling.max_tokens"
     ):
         opened(settings, {**RATIONALE, "generate": {**WRITING, "max_tokens": 250}})
+
+
+def test_what_two_writers_have_written_adds_up(settings: dict[str, Any], models: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(models / "student", tmp_path / "third"))
+    random_model(folder, 9, len(load_tokenizer(Model(path=str(folder)))))
+    by = [{"name": name, "model": {"path": str(path)}, "contexts": [RATIONALE]} for name, path in (
+        ("one", models / "teacher"), ("two", folder))]  # fmt: skip
+    session = start_session(checked({**settings, "teachers": by}))
+    ids = session.keys.questions[:2]
+    run_stage(session, "rollouts", ids)
+    summary = run_stage(session, "texts", ids)
+    keys = {key for question in ids for key in session.keys.of_stage("texts", question).values()}
+    assert summary.made == len(keys) == 4
+    assert summary.decoded_tokens == sum(len(session.store.need("texts", key)["tokens"]) for key in keys)

@@ -3,6 +3,7 @@
 import math
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -24,6 +25,7 @@ from schemas.config import (
     loss_name,
 )
 from schemas.config.losses import Divergence
+from tasks.stages.distillation.directions import head_direction
 from tasks.stages.distillation.losses import distillation_direction, kept_probability, squared_norm, support
 
 ROUNDING = 4e-15
@@ -321,3 +323,15 @@ def test_k3_beyond_its_clip_has_no_gradient() -> None:
     assert_close(d, (weights * each).sum(0, keepdim=True))
     expected = float((weights * each.square().sum(-1, keepdim=True)).sum())
     assert float(squared_norm(loss, d, log_p, log_t, log_p.exp())) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("loss", [ReverseKL(), SampledToken(), SampledToken(of=ForwardKL())], ids=loss_name)
+def test_a_head_of_all_tokens_has_the_direction_of_all_tokens_at_any_temperature(loss: Divergence) -> None:
+    generator = torch.Generator().manual_seed(6)
+    log_p, log_t = torch.log_softmax(torch.randn(2, 3, 7, generator=generator, dtype=torch.float64), -1)
+    policy = torch.softmax(log_p / 0.5, -1)
+    offsets, tail = np.arange(4) * 7, np.zeros(21, dtype=bool)
+    found = head_direction(loss, log_p.flatten(), log_t.flatten(), offsets, tail, policy.log().flatten())
+    np.testing.assert_allclose(
+        found, distillation_direction(loss, log_p, log_t, policy).flatten(), rtol=1e-9, atol=1e-12
+    )
