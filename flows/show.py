@@ -97,8 +97,9 @@ def prompts(
     that there are none of.
     """
     read: dict[str, str] = {"student": models.tokenizer.decode(models.prompt(question))}
+    of_texts = written_sources(config)
     for source in sources(config):
-        name, written = f"{source.teacher}{BETWEEN}{source.context}", source in written_sources(config)
+        name, written = f"{source.teacher}{BETWEEN}{source.context}", source in of_texts
         if written:
             asked = models.prompts.writer(source, question, rollouts)[0]
             read[f"{name}{BETWEEN}writer"] = models.writer_tokenizer(source).decode(asked)

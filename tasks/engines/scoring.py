@@ -56,12 +56,15 @@ class View(NamedTuple):
         """Whole distributions are known."""
         return False
 
+    def prompt_of(self, rollout: int) -> Sequence[int]:
+        """The prompt after which a rollout is scored."""
+        return self.by_rollout[rollout] if self.by_rollout else self.prompt
+
     def hidden(self, rollouts: Sequence[int], completions: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         """Final hidden states of completions of some rollouts, [T_i, H] each; those with one prompt go together."""
         places: dict[tuple[int, ...], list[int]] = {}
         for place, rollout in enumerate(rollouts):
-            prompt = self.by_rollout[rollout] if self.by_rollout else self.prompt
-            places.setdefault(tuple(int(t) for t in prompt), []).append(place)
+            places.setdefault(tuple(int(t) for t in self.prompt_of(rollout)), []).append(place)
         states: dict[int, torch.Tensor] = {}
         for prompt, at in places.items():
             states |= zip(at, self.scorer.hidden(prompt, [completions[i] for i in at]), strict=True)

@@ -148,13 +148,13 @@ class TranslatedView:
         translation: Translation,
         vocabulary: int,
     ) -> None:
-        self.scorer, self.prompt, self.by_rollout = scorer, prompt, by_rollout
+        self._own = View(scorer, prompt, by_rollout)
         self.vocabulary, self._translation = vocabulary, translation
 
     @property
     def longest(self) -> int:
         """Tokens of the longest prompt."""
-        return max(map(len, self.by_rollout or [self.prompt]))
+        return self._own.longest
 
     def hidden(self, rollouts: Sequence[int], completions: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         """Final hidden states with a column more, 1 where the position is covered, else 0: [T_i, H + 1] each."""
@@ -162,9 +162,8 @@ class TranslatedView:
             self._fitting(self._translation.align(completion), rollout)
             for rollout, completion in zip(rollouts, completions, strict=True)
         ]
-        own = View(self.scorer, self.prompt, self.by_rollout)
         out = []
-        for states, of_one in zip(own.hidden(rollouts, [a.tokens or [0] for a in aligned]), aligned, strict=True):
+        for states, of_one in zip(self._own.hidden(rollouts, [a.tokens or [0] for a in aligned]), aligned, strict=True):
             rows = torch.from_numpy(of_one.rows).to(states.device)
             covered = (rows >= 0).to(states.dtype)[:, None]
             out.append(torch.cat([states[rows.clamp(min=0)], covered], dim=1))
@@ -172,15 +171,15 @@ class TranslatedView:
 
     def _fitting(self, aligned: Aligned, rollout: int) -> Aligned:
         """As much of a completion as the teacher can take after its prompt; no later position is covered."""
-        prompt = self.by_rollout[rollout] if self.by_rollout else self.prompt
-        if self.scorer.longest is None or len(prompt) + len(aligned.tokens) <= self.scorer.longest:
+        prompt, longest = self._own.prompt_of(rollout), self._own.scorer.longest
+        if longest is None or len(prompt) + len(aligned.tokens) <= longest:
             return aligned
-        room = max(1, self.scorer.longest - len(prompt))
+        room = max(1, longest - len(prompt))
         return Aligned(aligned.tokens[:room], np.where(aligned.rows < room, aligned.rows, -1))
 
     def rows(self, hidden: torch.Tensor, vocabulary: int) -> torch.Tensor:
         """Log-probabilities, and in the last column that of all other tokens: [n, H + 1] -> [n, vocabulary + 1]."""
-        log_t = self.scorer.log_probs(hidden[:, :-1])
+        log_t = self._own.scorer.log_probs(hidden[:, :-1])
         student, teacher = (ids.to(log_t.device) for ids in (self._translation.student, self._translation.teacher))
         within = (student < vocabulary) & (teacher < log_t.shape[-1])
         out = log_t.new_full((len(log_t), vocabulary + 1), -torch.inf)

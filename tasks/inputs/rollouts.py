@@ -87,10 +87,10 @@ class GivenRollouts:
                             "its prompt is that of several questions; give format opdscope with question_id"
                         )
                 if question not in prompts:
+                    if not limited:
+                        raise ValueError(_unknown(read, prompts))
                     unknown = unknown or f"row {number} of {quoted(table.path)}: {_unknown(read, prompts)}"
-                    if limited:
-                        continue
-                    raise ValueError(_unknown(read, prompts))
+                    continue
                 self.of_question.setdefault(str(question), []).append(self._rollout(read))
             except ValueError as error:
                 raise InputError(_FIELD, f"row {number} of {quoted(table.path)}: {error}") from error
@@ -134,13 +134,13 @@ class GivenRollouts:
     def _rollout(self, row: RolloutRow) -> GivenRollout:
         if not math.isfinite(row.reward):
             raise ValueError(f"its reward is {row.reward}; give a finite number")
-        is_text, end = isinstance(row.completion, str), self._tokenizer.eos_token_id
+        end = self._tokenizer.eos_token_id
         tokens = self._encoded(row.completion) if isinstance(row.completion, str) else row.completion
         if wrong := [token for token in tokens if not 0 <= token < self._vocabulary]:
             raise ValueError(f"token {wrong[0]} is not among the student's {self._vocabulary:,}")
         ended = bool(tokens) and tokens[-1] in self._ends
         truncated = row.truncated if row.truncated is not None else not ended and len(tokens) >= self._most
-        if is_text and not truncated and not ended and end is not None:
+        if isinstance(row.completion, str) and not truncated and not ended and end is not None:
             tokens = (*tokens, int(end))  # which text does not show
         if not tokens:
             raise ValueError("its completion is empty")
