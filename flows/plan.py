@@ -8,6 +8,7 @@ from rich.table import Table
 from flows.command.configuration import ConfigurationError, check_ranked
 from schemas.config import RunConfig
 from schemas.pipeline import PIPELINE, Cost, Draws, Scope, diagnosis_stages, ranking_stages
+from schemas.signals import REWARDED
 from tasks.engines.memory import GIB
 from tasks.outputs.names import left_out_before
 from tasks.run.session import RunSession
@@ -52,11 +53,12 @@ def cost(session: RunSession) -> list[StageCost]:
         if not wanted:
             continue
         absent = {place: key for place, key in wanted.items() if key not in existing}
+        taught = [(question, signal) for question, signal in absent if signal is None or signal.source != REWARDED]
         # all losses of one teacher with one context are computed together, and what they are compared with once for all
-        units = {(question, signal.source if signal is not None else None) for question, signal in absent}
+        units = {(question, signal.source if signal is not None else None) for question, signal in taught}
         questions = {question for question, _ in absent}
         if stage.of_source and stage.scope is not Scope.SOURCE:
-            units |= {(question, None) for question in questions}
+            units |= {(question, None) for question, _ in taught}
         one = stage.cost(session.config) if session.config.tree.samples else Cost()
         made, missing = len(set(wanted.values()) & existing), len(set(absent.values()))
         costs.append(StageCost(name, made, missing, len(questions), *(len(units) * n for n in one)))

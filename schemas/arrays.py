@@ -1,8 +1,9 @@
 """The arrays of every stage's artefact: name, dimensions, dtype, unit.
 
 Dimension letters: R rollouts, T completion tokens of all rollouts, C prompt tokens (in a prior: cells), N nodes by
-round, B branches of all nodes, D draws, K tokens of all continuations, P ends of segments. Ragged data is CSR: values,
-and offsets of length R+1, N+1 or D+1. A letter has the same length throughout an artefact.
+round, B branches of all nodes, D draws, K tokens of all continuations, P ends of segments, E branches of a loss that
+needs draws (else 0). Ragged data is CSR: values, and offsets of length R+1, N+1 or D+1. A letter has the same length
+throughout an artefact.
 """
 
 from collections.abc import Mapping
@@ -62,7 +63,17 @@ TREES = {
     "draws": Array(("B",), "int32", "continuations drawn", "draws"),
     "successes": Array(("B",), "int32", "continuations that the verifier accepts", "draws"),
     "truncations": Array(("B",), "int32", "continuations stopped by the length limit", "draws"),
+    "draw_success": Array(("D",), "bool", "verdict on each draw, by branch; none where a draw is of several"),
+    "draw_tokens": Array(("K",), "int32", "sampled tokens of these draws", "token id"),
+    "draw_offsets": Array(("D+1",), "int64", "where each draw starts", "index into K"),
 }
+
+NO_DRAWS: dict[str, AnyArray] = {
+    "draw_success": np.empty(0, dtype=np.bool_),
+    "draw_tokens": np.empty(0, dtype=np.int32),
+    "draw_offsets": np.zeros(1, dtype=np.int64),
+}
+"""A tree's draws where none belongs to a single branch."""
 
 IDEAL = {
     "value": Array(("N",), "float64", "V, the success probability at the node", "probability"),
@@ -73,7 +84,7 @@ IDEAL = {
 }
 
 DISTILLATION = {
-    "d_sq": Array(("T",), "float64", "|d|^2 over the whole vocabulary"),
+    "d_sq": Array(("T",), "float64", "|d|^2 over the whole vocabulary, without the part of d that needs draws"),
     "student_kept": Array(
         ("T",), "float64", "P of the tokens in the loss; 1 unless truncated; NaN = no distribution", "probability"
     ),
@@ -88,6 +99,10 @@ DISTILLATION = {
     "d": Array(("B",), "float64", "d at the branches"),
     "d_head": Array(("B",), "float64", "d of P and T renormalised over the head; 0 in the tail"),
     "teacher_prob": Array(("B",), "float64", "teacher's probability of the branches", "probability"),
+    "return_sum": Array(("E",), "float64", "sum over a branch's draws of what they add to f there"),
+    "return_sq": Array(("E",), "float64", "sum of its square"),
+    "return_sum_won": Array(("E",), "float64", "its sum over the draws that the verifier accepts"),
+    "return_sq_won": Array(("E",), "float64", "sum of its square over these"),
 }
 
 PRIOR = {
@@ -98,7 +113,8 @@ PRIOR = {
 
 ALIGNMENT = {
     "inner": Array(("N",), "float64", "unbiased <g, d>"),
-    "inner_noise": Array(("N",), "float64", "unbiased variance of `inner` over draws"),
+    "inner_noise": Array(("N",), "float64", "unbiased variance of `inner` over draws; NaN where d needs draws too"),
+    "d_sq": Array(("N",), "float64", "|d|^2; unbiased, and may be negative, where d needs draws"),
     "cosine": Array(("N",), "float64", "posterior mean of the cosine; NaN = undefined"),
     "cosine_low": Array(("N",), "float64", "lower end of its interval; NaN = undefined"),
     "cosine_high": Array(("N",), "float64", "upper end of its interval; NaN = undefined"),

@@ -23,8 +23,8 @@ from schemas.arrays import (
     VALUES,
     Array,
 )
-from schemas.config import Context, RolloutTable, RunConfig
-from schemas.signals import Signal, model_sources
+from schemas.config import Context, MiniLLM, RolloutTable, RunConfig
+from schemas.signals import Signal, model_sources, ranked_signals, signals
 
 
 class Scope(Enum):
@@ -72,6 +72,7 @@ class Stage:
         scope: what there is one artefact for.
         reads: stages whose artefacts it reads; their keys are part of its own, in this order.
         settings: the part of a configuration that is in its keys.
+        signals: where there is one artefact for each signal, which signals these are.
         of_source: its artefacts are of a teacher with a context; both are in their keys, so is the loss if there is one
             for each, and so are the texts of a generated context.
         with_model: it samples from a model or scores with one.
@@ -91,6 +92,7 @@ class Stage:
     scope: Scope = Scope.QUESTION
     reads: tuple[str, ...] = ()
     settings: Callable[[RunConfig], dict[str, object]] = _nothing
+    signals: Callable[[RunConfig], list[Signal]] = signals
     of_source: bool = False
     with_model: bool = False
     draws: Draws | None = None
@@ -148,6 +150,11 @@ def _trees_cost(config: RunConfig) -> Cost:
     return Cost(tree.most_draws, tree.most_draws * (config.sampling.max_tokens - 1), forwards)
 
 
+def _distillation_cost(config: RunConfig) -> Cost:
+    draws = config.tree.most_draws if any(isinstance(loss, MiniLLM) for loss in config.losses) else 0
+    return Cost(forwards=config.sampling.rollouts + draws)
+
+
 def _value_draws(config: RunConfig) -> int:
     return config.sampling.rollouts * (config.ranking.segments - 1) * config.ranking.draws
 
@@ -187,7 +194,7 @@ _STAGES = (
     ),
     Stage(
         "trees",
-        3,
+        4,
         TREES,
         "tasks.stages.trees.stage:make",
         reads=("rollouts",),
@@ -202,18 +209,18 @@ _STAGES = (
     Stage("prior", 2, PRIOR, "tasks.stages.prior:make", Scope.RUN, reads=("trees",)),
     Stage(
         "distillation",
-        4,
+        5,
         DISTILLATION,
         "tasks.stages.distillation.stage:make",
         Scope.SIGNAL,
         reads=("rollouts", "trees"),
         of_source=True,
         with_model=True,
-        cost=lambda config: Cost(forwards=config.sampling.rollouts),
+        cost=_distillation_cost,
     ),
     Stage(
         "alignment",
-        2,
+        3,
         ALIGNMENT,
         "tasks.stages.alignment:make",
         Scope.SIGNAL,
@@ -239,6 +246,7 @@ _STAGES = (
         "tasks.stages.distillation.stage:make_ranking",
         Scope.SIGNAL,
         reads=("rollouts",),
+        signals=ranked_signals,
         of_source=True,
         with_model=True,
         cost=lambda config: Cost(forwards=config.sampling.rollouts),
@@ -249,9 +257,9 @@ _STAGES = (
 PIPELINE = {stage.name: stage for stage in _STAGES}
 """Every stage by name, in order."""
 
-ROUNDS_VERSION = 2
+ROUNDS_VERSION = 3
 """Version of the draws that are kept while a stage makes them."""
-AGGREGATE_VERSION = 6
+AGGREGATE_VERSION = 7
 """Version of a run's tables."""
 
 

@@ -2,7 +2,8 @@
 
 from typing import NamedTuple
 
-from schemas.config import Context, RunConfig, Settings, Teacher, loss_name
+from schemas.config import NEED_DRAWS, YARDSTICKS, Context, RunConfig, Settings, Teacher, loss_name
+from schemas.config.run import REWARD
 
 
 class Source(NamedTuple):
@@ -28,6 +29,10 @@ class Signal(NamedTuple):
     def source(self) -> Source:
         """Its teacher and context."""
         return Source(self.teacher, self.context)
+
+
+REWARDED = Source(REWARD, Context().label)
+"""Takes the place of teacher and context where the reward itself is the signal."""
 
 
 def sources(config: RunConfig) -> list[Source]:
@@ -60,5 +65,22 @@ def losses(config: RunConfig) -> dict[str, Settings]:
 
 
 def signals(config: RunConfig) -> list[Signal]:
-    """Every distillation signal of a run."""
-    return [Signal(*source, loss) for source in sources(config) for loss in losses(config)]
+    """Every signal of a run: each loss of each teacher with each context, then the yardsticks."""
+    taught = [Signal(*source, loss) for source in sources(config) for loss in of_teachers(config)]
+    return [*taught, *(Signal(*REWARDED, loss) for loss in losses(config) if loss not in of_teachers(config))]
+
+
+def of_teachers(config: RunConfig) -> dict[str, Settings]:
+    """Losses that compare student and teacher, by name."""
+    return {name: loss for name, loss in losses(config).items() if not isinstance(loss, YARDSTICKS)}
+
+
+def ranked_signals(config: RunConfig) -> list[Signal]:
+    """Those that rollouts alone can judge: a loss that needs draws needs several from one place."""
+    of_run = losses(config)
+    return [signal for signal in signals(config) if not isinstance(of_run[signal.loss], NEED_DRAWS)]
+
+
+def unranked_losses(config: RunConfig) -> list[str]:
+    """Names of the losses that need draws, which a ranking has none of."""
+    return [name for name, loss in losses(config).items() if isinstance(loss, NEED_DRAWS)]

@@ -13,6 +13,7 @@ from flows.command.guarded_yaml import RefusedError, parse, parse_value
 from schemas.config import Execution, RolloutTable, RunConfig, settings_in
 from schemas.config.trainers import TRAINERS
 from schemas.limits import MOST_CONFIGURATION_BYTES, MOST_ERRORS, MOST_NESTING
+from schemas.signals import ranked_signals, unranked_losses
 from schemas.text import listed, quoted, reason, visible
 from tasks.inputs.files import read_file
 
@@ -122,7 +123,7 @@ def check_ranked(config: RunConfig) -> None:
     """Reject a configuration that cannot be ranked.
 
     Raises:
-        ConfigurationError: no student, or only one rollout per question.
+        ConfigurationError: no student, only one rollout per question, or no loss that does without draws.
     """
     if config.student is None:
         raise ConfigurationError(
@@ -131,6 +132,10 @@ def check_ranked(config: RunConfig) -> None:
     if config.sampling.rollouts < 2 and not isinstance(config.rollouts, RolloutTable):
         raise ConfigurationError(
             f"sampling.rollouts: {config.sampling.rollouts}, but a ranking needs at least two rollouts per question"
+        )
+    if not ranked_signals(config):
+        raise ConfigurationError(
+            f"losses: {listed(unranked_losses(config))}, but a ranking has no draws for these; add reverse_kl, or such"
         )
 
 

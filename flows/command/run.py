@@ -68,7 +68,7 @@ def rank_file(path: Path, assignments: list[str]) -> int:
             ranks = read_table(store, config.name, "ranks")
             show_table(CONSOLE, rank_table(ranks, config.scores.level))
             _print_lines(what_losses_keep(ranks))
-            _print_lines(what_is_not_ranked(result["not_ranked"]))
+            _print_lines(what_is_not_ranked(result["not_ranked"], result["need_draws"]))
             CONSOLE.print(what_would_settle(ranks, result), soft_wrap=True)
             _print_lines([escape(line) for line in (*result["without_signal"], *result["generated_texts"])])
             return "ranks.parquet"

@@ -145,15 +145,13 @@ def what_would_settle(ranks: pl.DataFrame, result: dict[str, Any]) -> str:
     return f"{unsettled}, or about {result['additional_rollouts']:,} more rollouts of each question here"
 
 
-def what_is_not_ranked(sources: Sequence[Sequence[str]]) -> list[str]:
-    """A line where contexts show the very rollout that is scored."""
-    if not sources:
-        return []
+def what_is_not_ranked(sources: Sequence[Sequence[str]], losses: Sequence[str]) -> list[str]:
+    """A line where contexts show the very rollout that is scored, and one where losses need draws."""
     names = ", ".join(f"{teacher}/{context}" for teacher, context in sources)
-    shows = "shows" if len(sources) == 1 else "show"
-    return [
-        f"not ranked: {escape(names)} {shows} the rollout that is scored, which only trees can judge (opdscope run)"
-    ]
+    shows = f"{'shows' if len(sources) == 1 else 'show'} the rollout that is scored, which only trees can judge"
+    needs = f"{'needs' if len(losses) == 1 else 'need'} several draws from one place, which only trees have"
+    told = [(names, shows), (", ".join(losses), needs)]
+    return [f"not ranked: {escape(what)} {why} (opdscope run)" for what, why in told if what]
 
 
 def what_losses_keep(kept: pl.DataFrame) -> list[str]:

@@ -27,10 +27,15 @@ from schemas.config.inputs import Questions as Questions
 from schemas.config.inputs import Url as Url
 from schemas.config.inputs import is_local_folder as is_local_folder
 from schemas.config.inputs import place_problem as place_problem
+from schemas.config.losses import GRPO as GRPO
 from schemas.config.losses import JSD as JSD
+from schemas.config.losses import NEED_DRAWS as NEED_DRAWS
+from schemas.config.losses import YARDSTICKS as YARDSTICKS
 from schemas.config.losses import AlphaDivergence as AlphaDivergence
+from schemas.config.losses import DrGRPO as DrGRPO
 from schemas.config.losses import ForwardKL as ForwardKL
 from schemas.config.losses import Loss as Loss
+from schemas.config.losses import MiniLLM as MiniLLM
 from schemas.config.losses import MixedKL as MixedKL
 from schemas.config.losses import PythonLoss as PythonLoss
 from schemas.config.losses import ReverseKL as ReverseKL

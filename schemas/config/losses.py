@@ -12,12 +12,17 @@ from schemas.config.inputs import Function, Name
 _ELEMENTWISE = "tasks.stages.distillation.losses"
 
 
-class Divergence(Settings):
+class NamedLoss(Settings):
     """What every loss has."""
 
     name: Name | None = Field(
         None, description="Name in tables; made of kind and settings where null", json_schema_extra=COSMETIC
     )
+
+
+class Divergence(NamedLoss):
+    """What every loss has that compares student and teacher."""
+
     teacher_temperature: float = Field(
         1.0, gt=0, le=100, description="The teacher's probabilities are raised to its inverse, and renormalised"
     )
@@ -165,6 +170,33 @@ class SampledToken(AroundDivergence):
         return self
 
 
+class MiniLLM(Divergence):
+    """Sequence-level reverse KL: f = log(P / T) + the expected sum of log(P / T) over the tokens that follow.
+
+    The sum is estimated from a tree's draws. arXiv 2306.08543, eq. 3, by policy gradient; a step's own part is exact.
+    """
+
+    kind: Literal["minillm"] = "minillm"
+    length_normalised: bool = Field(
+        False, description="The mean over the tokens that follow in place of their sum, as in the paper's section 2.2"
+    )
+
+
+class DrGRPO(NamedLoss):
+    """The reward itself: f = -Q, the policy gradient of success that Dr. GRPO follows in expectation. A yardstick.
+
+    No teacher's loss. Its gain is the largest that a step of its length can have.
+    """
+
+    kind: Literal["dr_grpo"] = "dr_grpo"
+
+
+class GRPO(NamedLoss):
+    """The reward over its standard deviation among a question's rollouts: f = -Q / std; nothing where they agree."""
+
+    kind: Literal["grpo"] = "grpo"
+
+
 class PythonLoss(Divergence):
     """A function of the user's own: log-probabilities of student and teacher, [n, V] each, to the losses, [n].
 
@@ -174,6 +206,11 @@ class PythonLoss(Divergence):
     kind: Literal["python"] = "python"
     function: Function
 
+
+YARDSTICKS = (DrGRPO, GRPO)
+"""Losses of the reward, which need no teacher."""
+NEED_DRAWS = (MiniLLM, *YARDSTICKS)
+"""Losses whose f is the mean of something over a branch's draws, at least in part."""
 
 Loss = Annotated[
     ReverseKL
@@ -186,6 +223,9 @@ Loss = Annotated[
     | AlphaDivergence
     | TopK
     | SampledToken
+    | MiniLLM
+    | DrGRPO
+    | GRPO
     | PythonLoss,
     Field(discriminator="kind"),
     ByKind(flat=True),

@@ -11,13 +11,23 @@ from schemas.config.engines import AutoEngine, Engine
 from schemas.config.execution import Execution
 from schemas.config.forms import ByKind
 from schemas.config.inputs import Model, Prompt, Questions, Url
-from schemas.config.losses import Loss, PythonLoss, SampledToken, TopK, default_losses, loss_name
+from schemas.config.losses import (
+    YARDSTICKS,
+    Divergence,
+    Loss,
+    MiniLLM,
+    PythonLoss,
+    SampledToken,
+    TopK,
+    default_losses,
+    loss_name,
+)
 from schemas.config.rollouts import Rollouts, RolloutTable, SampledRollouts
 from schemas.config.scores import Ranking, Scores
 from schemas.config.tasks import Task, with_task
 from schemas.config.teachers import RecordedTeacher, Teacher
 from schemas.config.trainers import expanded
-from schemas.config.trees import AdaptiveTree, RecordedTree, Tree
+from schemas.config.trees import AdaptiveTree, RecordedTree, Tree, WindowsTree
 from schemas.config.verifiers import MathVerifier, Verifier
 
 
@@ -40,7 +50,9 @@ class Sampling(Settings):
     )
 
 
-_WHOLE = (TopK, SampledToken, PythonLoss)
+REWARD = "reward"
+"""What tables have in place of a teacher's name where the reward itself is the signal."""
+_WHOLE = (TopK, SampledToken, PythonLoss, MiniLLM)
 """Losses that need whole distributions."""
 
 
@@ -121,17 +133,26 @@ class RunConfig(Settings):
                     raise invalid(where, "shows another rollout, but sampling.rollouts is 1; raise that")
         if recorded and isinstance(self.rollouts, RolloutTable):
             raise invalid("rollouts", "a table, but the tree is recorded, whose table has the rollouts; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _losses_that_can_be(self) -> Self:
+        recorded = isinstance(self.tree, RecordedTree)
         for i, loss in enumerate(self.losses):
-            if (isinstance(loss, _WHOLE) and not isinstance(loss, SampledToken)) or loss.teacher_temperature != 1:
-                partial = next((t for t in self.model_teachers if t.partial), None)
-                if partial is not None:
-                    what = "is on a server" if partial.server is not None else "has a tokenizer of its own"
-                    why = f"needs whole distributions, and teacher {partial.name!r} {what}"
-                    raise invalid(f"losses.{i}", f"{loss_name(loss)!r} {why}; leave one of them out")
-            if recorded and (isinstance(loss, _WHOLE) or loss.teacher_temperature != 1):
-                raise invalid(
-                    f"losses.{i}", f"{loss_name(loss)!r} needs whole distributions; a recorded table has branches"
-                )
+            where, name = f"losses.{i}", repr(loss_name(loss))
+            hot = isinstance(loss, Divergence) and loss.teacher_temperature != 1
+            whole = isinstance(loss, _WHOLE) or hot
+            partial = next((t for t in self.model_teachers if t.partial), None)
+            if whole and partial is not None and (hot or not isinstance(loss, SampledToken)):
+                what = "is on a server" if partial.server is not None else "has a tokenizer of its own"
+                why = f"needs whole distributions, and teacher {partial.name!r} {what}"
+                raise invalid(where, f"{name} {why}; leave one of them out")
+            if recorded and whole:
+                raise invalid(where, f"{name} needs whole distributions; a recorded table has branches")
+            if isinstance(loss, MiniLLM) and isinstance(self.tree, WindowsTree):
+                raise invalid(where, f"{name} needs draws from forced branches; tree.kind is windows, choose adaptive")
+            if isinstance(loss, YARDSTICKS) and any(t.name == REWARD for t in self.teachers):
+                raise invalid(where, f"{name} is {REWARD!r} in tables, as a teacher is called; rename that")
         return self
 
     @property

@@ -39,9 +39,9 @@ class OracleProvider:
     def tree(self, question: str, rollouts: Arrays) -> Arrays:
         """Stage 2."""
         planner, rolled = planner_of(self._config.tree), self.rolled[question]
-        sample = draw if planner.layout == "rounds" else continue_freely
 
         def draw_round(index: int, design: Design, launches: Launches) -> dict[str, AnyArray]:
+            sample = continue_freely if (launches.token < 0).any() else draw
             outcome = sample(rolled, launches, self._rng)
             self.decoded += int(outcome["length"].sum()) if "length" in outcome else len(outcome["tokens"])
             return outcome

@@ -16,6 +16,7 @@ from schemas.config import Settings
 from tasks.calibration.chain import Chain, walk
 from tasks.stages.distillation.directions import divergences, head_direction
 from tasks.stages.distillation.losses import distillation_direction, floored, kept_probability
+from tasks.stages.distillation.returns import NO_RETURNS
 from tasks.stages.trees.frame import SamplingFrame
 from tasks.stages.trees.planner import Launches
 from tasks.statistics.csr import Floats, Ints, owners
@@ -147,4 +148,5 @@ class OracleTeaching:
             "d": d[pair[at], state[at], token],
             "d_head": head_direction(self.loss, p_branch, t_branch, tree["branch_offsets"], tree["branch_tail"]),
             "teacher_prob": t_branch.exp().numpy(),
+            **NO_RETURNS,
         }

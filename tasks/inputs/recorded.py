@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from schemas.arrays import AnyArray
+from schemas.arrays import NO_DRAWS, AnyArray
 from schemas.config import RecordedTeacher, RecordedTree
 from schemas.text import quoted
 from tasks.inputs.errors import InputError
@@ -141,6 +141,7 @@ def _question(table: RecordedTable, question: str, rows: Sequence[NumberedRow]) 
         "draws": column("draws"),
         "successes": column("successes"),
         "truncations": np.zeros(len(rows), dtype=np.int32),
+        **NO_DRAWS,
     }
     content = digest([[[name, repr(value)] for name, value in sorted(row.items())] for _, row in rows])
     return RecordedQuestion(rollouts, tree, texts, content)

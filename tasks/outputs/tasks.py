@@ -10,7 +10,7 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed
 
 from schemas.config import RunConfig
-from schemas.signals import not_ranked, signals
+from schemas.signals import not_ranked, ranked_signals, unranked_losses
 from schemas.tables import RANKS
 from tasks.operations.progress import publish
 from tasks.outputs.diagnosis import make_outputs
@@ -70,7 +70,7 @@ def rank_task(config: RunConfig, ids: list[str], stages: dict[str, dict[str, int
     questions = [
         RankedQuestion(
             cache.loaded(i, "rollouts", keys.key("rollouts", i)),
-            {signal: cache.loaded(i, "ranking", keys.key("ranking", i, signal)) for signal in signals(config)},
+            {signal: cache.loaded(i, "ranking", keys.key("ranking", i, signal)) for signal in ranked_signals(config)},
             cache.loaded(i, "values", keys.key("values", i)) if config.ranking.segments > 1 else None,
         )
         for i in ids
@@ -88,6 +88,7 @@ def rank_task(config: RunConfig, ids: list[str], stages: dict[str, dict[str, int
         "without_signal": without_signal(dict(zip(ids, ranking.endings, strict=True)), config),
         "generated_texts": generated_texts(session, ids),
         "not_ranked": [list(source) for source in not_ranked(config)],
+        "need_draws": unranked_losses(config),
         "additional_questions": ranking.additional_questions,
         "additional_rollouts": ranking.additional_rollouts,
         "stages": stages,

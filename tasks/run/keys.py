@@ -5,7 +5,7 @@ from typing import Protocol
 
 from schemas.config import RunConfig
 from schemas.pipeline import AGGREGATE_VERSION, PIPELINE, ROUNDS_VERSION, Scope, Stage, diagnosis_stages
-from schemas.signals import Signal, Source, losses, signals, written_sources
+from schemas.signals import REWARDED, Signal, Source, losses, signals, written_sources
 from tasks.operations.user_code import keyed_with_code
 from tasks.store.keys import Recipe
 
@@ -70,7 +70,8 @@ class RunKeys:
         if PIPELINE[stage].scope is Scope.SOURCE:
             return {source.every_loss: self.key(stage, question, source.every_loss) for source in self._written}
         if PIPELINE[stage].scope is Scope.SIGNAL:
-            return {signal: self.key(stage, question, signal) for signal in self._signals}
+            wanted = PIPELINE[stage].signals(self._config)
+            return {signal: self.key(stage, question, signal) for signal in wanted}
         return {None: self.key(stage, question)}
 
     def rounds(self, stage: str, question: str) -> str:
@@ -115,7 +116,8 @@ class RunKeys:
         if stage.scope is Scope.SOURCE and signal is not None:
             settings = {**settings, **self._identities.of_writer(signal.source, question)}
         elif stage.of_source and signal is not None:
-            teacher = self._identities.of_teacher(signal.source, question)
+            taught = signal.source != REWARDED
+            teacher = self._identities.of_teacher(signal.source, question) if taught else {}
             settings = {**settings, **teacher, "loss": keyed_with_code(self._losses[signal.loss])}
         fingerprints = {} if stage.reads else self._identities.of_question(question)
         inputs = self._inputs(stage, question, signal)

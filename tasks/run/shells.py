@@ -15,7 +15,7 @@ from prefect.states import Completed
 
 from schemas.config import RunConfig
 from schemas.pipeline import PIPELINE, Scope, Stage
-from schemas.signals import Signal, Source, sources, written_sources
+from schemas.signals import REWARDED, Signal, Source, written_sources
 from tasks.engines.counts import MODEL_TIME, SCORED
 from tasks.operations.errors import is_fatal
 from tasks.operations.implementations import implementation
@@ -97,7 +97,7 @@ def run_stage(session: RunSession, name: str, ids: Sequence[str]) -> TaskSummary
     stage, summary = PIPELINE[name], TaskSummary()
     started, with_model = time.monotonic(), MODEL_TIME.seconds
     questions = [list(ids)] if stage.scope is Scope.RUN else [[i] for i in ids]
-    groups = session.provider.together(sources_of(stage, session.config)) if stage.of_source else [None]
+    groups = _groups(session, stage) if stage.of_source else [None]
     parts = [_Part(of_part, group) for group in groups for of_part in questions]
     tree = session.config.tree
     together = stage.draws is not None and tree.samples and not tree.timed
@@ -129,7 +129,16 @@ def run_stage(session: RunSession, name: str, ids: Sequence[str]) -> TaskSummary
 
 def sources_of(stage: Stage, config: RunConfig) -> list[Source]:
     """The sources that a stage has artefacts of."""
-    return written_sources(config) if stage.scope is Scope.SOURCE else sources(config)
+    if stage.scope is Scope.SOURCE:
+        return written_sources(config)
+    return list(dict.fromkeys(signal.source for signal in stage.signals(config)))
+
+
+def _groups(session: RunSession, stage: Stage) -> list[list[Source]]:
+    """Sources that are worked on together, as their models fit in memory together; the reward has none."""
+    wanted = sources_of(stage, session.config)
+    groups = session.provider.together([source for source in wanted if source != REWARDED])
+    return [*groups, [REWARDED]] if REWARDED in wanted else groups
 
 
 class _Part(NamedTuple):

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from schemas.arrays import AnyArray
 from schemas.config import RunConfig
-from schemas.signals import losses, signals, sources, written_sources
+from schemas.signals import losses, ranked_signals, sources, written_sources
 from tasks.engines.counts import SCORED
 from tasks.engines.device import resolve_device
 from tasks.engines.memory import weights
@@ -136,7 +136,7 @@ def _identity(config: RunConfig, keys: RunKeys, questions: Sequence[str]) -> str
     """Digest of the machine, the engine and all that its models were asked for."""
     device = resolve_device(config.engine.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    wanted = [keys.key("ranking", question, signal) for question in questions for signal in signals(config)]
+    wanted = [keys.key("ranking", question, signal) for question in questions for signal in ranked_signals(config)]
     machine = [name, os.cpu_count(), torch.get_num_threads()]
     engine, flight = config.engine.model_dump(mode="json"), config.execution.questions_in_flight
     return digest([_VERSION, machine, engine, flight, config.sampling.keyed(), wanted])
@@ -244,7 +244,9 @@ class _Probe:
         # what is written for contexts stands for it here: texts as long as completions
         text = {**rollouts, "place": np.arange(len(tokens)), "verdict": np.zeros(len(tokens), dtype=np.int8)}
         texts = dict.fromkeys(written_sources(self._config), text)
-        of_run, before, began = losses(self._config), SCORED.value, time.monotonic()
+        ranked = {signal.loss for signal in ranked_signals(self._config)}
+        of_run = {name: loss for name, loss in losses(self._config).items() if name in ranked}
+        before, began = SCORED.value, time.monotonic()
         for group in self._provider.together(sources(self._config)):
             self._provider.distillation(self._questions[0], dict.fromkeys(group, of_run), rollouts, NO_NODES, texts)
         scored, seconds = SCORED.value - before, time.monotonic() - began

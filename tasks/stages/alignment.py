@@ -16,9 +16,11 @@ from tasks.statistics.estimators import (
     adjust_for_tail,
     estimate_covariance,
     estimate_linear,
+    estimate_product,
     pool_rounds,
 )
 from tasks.statistics.prior import CONCENTRATIONS, Prior, responsibilities
+from tasks.statistics.returns import Returns
 
 K = TypeVar("K")
 
@@ -29,13 +31,14 @@ class Posterior(NamedTuple):
     """Simulated success probabilities of one question's branches; one set serves every teacher and loss.
 
     weight: of a branch in sum_j P_j (.), [S, B]; Q: [S, B]; g_norm: |g|, [S, N]; null: the node's branches do not
-    differ, [S, N].
+    differ, [S, N]; seed: what it was simulated from.
     """
 
     weight: Floats
     Q: Floats
     g_norm: Floats
     null: npt.NDArray[np.bool_]
+    seed: int
 
 
 def simulate(outcomes: Outcomes, prior: Prior, temperature: float, samples: int, seed: int) -> Posterior:
@@ -66,14 +69,17 @@ def simulate(outcomes: Outcomes, prior: Prior, temperature: float, samples: int,
         mass[:, tail] = rng.exponential(size=(samples, len(tail)))
         total = row_sums(mass, offsets)[:, owner[tail]]
         weight[:, tail] = outcomes.tail_prob[owner[tail]] * mass[:, tail] / total
-    V, W = (
-        _simulated(outcomes, weight, Q, c, rest)
-        for c, rest in ((np.ones_like(p), outcomes.tail_prob), (p, outcomes.tail_p_sq))
-    )
-    undrawn = np.where(outcomes.tail_size > 0, 0.0, outcomes.tail_p_sq)
-    A = row_sums(weight * p * Q**2, offsets) + undrawn * V**2
-    g_sq = np.maximum(A - 2 * V * W + outcomes.p_sq * V**2, 0.0)
-    return Posterior(weight, Q, np.sqrt(g_sq) / temperature, null)
+    g_sq = np.maximum(_product(outcomes, weight, Q, Q), 0.0)
+    return Posterior(weight, Q, np.sqrt(g_sq) / temperature, null, seed)
+
+
+def _product(outcomes: Outcomes, weight: Floats, x: Floats, y: Floats) -> Floats:
+    """`estimate_product` of simulated x and y, [S, B] -> [S, N]."""
+    p, one, undrawn = outcomes.prob, np.ones_like(outcomes.prob), outcomes.tail_size == 0
+    V_x, V_y = (_simulated(outcomes, weight, v, one, outcomes.tail_prob) for v in (x, y))
+    W_x, W_y = (_simulated(outcomes, weight, v, p, outcomes.tail_p_sq) for v in (x, y))
+    rest = np.where(undrawn, outcomes.tail_p_sq, 0.0) + outcomes.p_sq
+    return row_sums(weight * p * x * y, outcomes.offsets) - V_x * W_y - V_y * W_x + rest * V_x * V_y
 
 
 def _simulated(outcomes: Outcomes, weight: Floats, Q: Floats, c: Floats, rest: Floats) -> Floats:
@@ -99,8 +105,8 @@ def node_scores(
     Args:
         rows: draws by node and round, for the unbiased estimates.
         nodes: draws by node, for the posterior.
-        distillation: `d`, `d_head` and `teacher_prob` at the branches, `d_bar` at the rows.
-        d_sq: |d|^2 at the rows, [N].
+        distillation: `d`, `d_head` and `teacher_prob` at the branches, `d_bar` at the rows, and returns of draws.
+        d_sq: |d|^2 at the rows without the part that needs draws, [N].
         level: coverage of the intervals.
         tail_limit: largest teacher probability of a tail that was not drawn for which the advantage is reported.
 
@@ -112,6 +118,7 @@ def node_scores(
     c = (np.asarray(distillation["d"]) - np.asarray(distillation["d_bar"])[owner]) / temperature
     # over the whole vocabulary sum_j P_j c_j = 0, so the tail's sum is minus the head's
     c_rest = -row_sums(rows.head_prob * c, offsets)
+    returns = Returns.of(distillation)
 
     T = np.asarray(distillation["teacher_prob"])
     T_rest = np.maximum(1 - row_sums(np.where(rows.tail, 0.0, T), offsets), 0.0)
@@ -120,10 +127,11 @@ def node_scores(
 
     row_of_node = np.zeros(len(nodes.outcomes.offsets) - 1, dtype=np.int64)
     row_of_node[nodes.row] = np.arange(len(nodes.row))  # any row of the node
-    simulated = _simulated(nodes.outcomes, posterior.weight, posterior.Q, c[nodes.first], c_rest[row_of_node])
+    linear = c[nodes.first], c_rest[row_of_node]
+    simulated, norm_sq = _simulate_products(nodes, posterior, linear, d_sq[row_of_node], returns, temperature)
     with np.errstate(divide="ignore", invalid="ignore"):
-        cosines = np.clip(simulated / (posterior.g_norm * np.sqrt(d_sq[row_of_node])), -1.0, 1.0)
-    has_signal = (d_sq[row_of_node] > 0) & (np.diff(nodes.outcomes.offsets) >= 2)  # one branch: no difference
+        cosines = np.clip(simulated / (posterior.g_norm * np.sqrt(norm_sq)), -1.0, 1.0)
+    has_signal = (norm_sq > 0).all(axis=0) & (np.diff(nodes.outcomes.offsets) >= 2)  # one branch: no difference
     differs = (~posterior.null).mean(axis=0)
     defined = has_signal & (differs >= 0.5) & np.isfinite(cosines).all(axis=0)
     low, high = interval(np.where(np.isfinite(cosines), cosines, 0.0), level)
@@ -136,13 +144,71 @@ def node_scores(
         "p_differs": np.where(has_signal, differs, np.nan),
         "lfsr": np.where(has_signal, 1 - np.maximum(*signs), np.nan),
     }
+    d_head, estimates = _estimates(rows, c, c_rest, np.asarray(distillation["d_head"]), d_sq, returns, temperature)
     return {
-        "inner": estimate_linear(rows, adjust_for_tail(rows, c, c_rest)),
-        "inner_noise": estimate_covariance(rows, c, c, c_rest, c_rest),
+        **estimates,
         **{name: score[nodes.row] for name, score in scores.items()},
-        "cosine_plain": plain_cosine(rows, np.asarray(distillation["d_head"])),
+        "cosine_plain": plain_cosine(rows, d_head),
         "teacher_advantage": np.where(reported, advantage, np.nan),
     }
+
+
+def _estimates(
+    rows: Outcomes,
+    c: Floats,
+    c_rest: Floats,
+    d_head: Floats,
+    d_sq: Floats,
+    returns: Returns | None,
+    temperature: float,
+) -> tuple[Floats, dict[str, Floats]]:
+    """d over the head's branches, and unbiased <g, d>, its variance over draws, and |d|^2.
+
+    Args:
+        c, c_rest: as in `node_scores`; like `d_head` and `d_sq`, without the part that needs draws.
+        returns: of the draws; None where the loss needs none.
+    """
+    adjusted = adjust_for_tail(rows, c, c_rest)
+    inner, noise = estimate_linear(rows, adjusted), estimate_covariance(rows, c, c, c_rest, c_rest)
+    if returns is None:
+        return d_head, {"inner": inner, "inner_noise": noise, "d_sq": d_sq}
+    h = returns.mean(rows)
+    inner = inner - estimate_product(rows, returns.with_outcome(rows))[0] / temperature**2
+    of_h = estimate_product(rows, returns.with_itself(rows))[0] / temperature**2
+    norm_sq = d_sq - 2 * estimate_linear(rows, adjusted, h) + of_h
+    d_head = d_head - _head_gradient(rows, h) / temperature
+    return d_head, {"inner": inner, "inner_noise": np.full_like(noise, np.nan), "d_sq": norm_sq}
+
+
+def _simulate_products(
+    nodes: PooledRounds,
+    posterior: Posterior,
+    linear: tuple[Floats, Floats],
+    d_sq: Floats,
+    returns: Returns | None,
+    temperature: float,
+) -> tuple[Floats, Floats]:
+    """<g, d> and |d|^2 in every simulation, [S, N] each; the latter is [1, N] where it needs no draws.
+
+    Args:
+        linear: c at the branches and its sum over each tail, as in `node_scores`, without the part that needs draws.
+        d_sq: |d|^2 of that, [N].
+        returns: of the draws, by row; None where the loss needs none.
+    """
+    outcomes, weight, Q = nodes.outcomes, posterior.weight, posterior.Q
+    inner, norm_sq = _simulated(outcomes, weight, Q, *linear), d_sq[None]
+    if returns is None:
+        return inner, norm_sq
+    h = returns.pooled(nodes).simulate(outcomes, Q, np.random.default_rng([posterior.seed, 1]))
+    inner = inner - _product(outcomes, weight, Q, h) / temperature**2
+    of_h = _product(outcomes, weight, h, h) / temperature**2
+    return inner, np.maximum(norm_sq - 2 * _simulated(outcomes, weight, h, *linear) + of_h, 0.0)
+
+
+def _head_gradient(outcomes: Outcomes, mean: Floats) -> Floats:
+    """P (mean - its mean under P) over the head's branches, P renormalised there; 0 in the tail; [B]."""
+    p = outcomes.head_prob / row_sums(outcomes.head_prob, outcomes.offsets)[owners(outcomes.offsets)]
+    return p * (mean - row_sums(p * mean, outcomes.offsets)[owners(outcomes.offsets)])
 
 
 def interval(cosines: Floats, level: float) -> tuple[Floats, Floats]:
@@ -168,12 +234,8 @@ def plain_cosine(outcomes: Outcomes, d_head: Floats) -> Floats:
 
     NaN with fewer than two head branches, where their success rates agree within 1e-4, and where d is 0.
     """
-    offsets, owner, head = outcomes.offsets, owners(outcomes.offsets), ~outcomes.tail
-    p = np.where(head, outcomes.prob, 0.0)
-    total = row_sums(p, offsets)
-    p = p / total[owner]
-    V = row_sums(p * outcomes.rate, offsets)
-    g = p * (outcomes.rate - V[owner])
+    offsets, head = outcomes.offsets, ~outcomes.tail
+    g = _head_gradient(outcomes, outcomes.rate)
     g_sq, d_sq = row_sums(g * g, offsets), row_sums(d_head * d_head, offsets)
     rates = np.where(head, outcomes.rate, np.nan)
     starts = offsets[:-1]

@@ -3,12 +3,13 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from schemas.arrays import Arrays
-from schemas.config import RunConfig, Settings
+from schemas.config import MiniLLM, RunConfig, Settings
 from schemas.signals import Signal, Source
 from tasks.engines.scoring import Scored, View
 from tasks.engines.translation import TranslatedView
 from tasks.engines.turn import TURN
 from tasks.stages.distillation.gradients import distill
+from tasks.stages.distillation.returns import draw_log_ratios, with_returns
 from tasks.stages.protocol import Checkpoints, Models
 from tasks.stages.rollouts import make_rollouts
 from tasks.stages.texts import make_texts
@@ -53,18 +54,28 @@ class ModelProvider:
         tree: Arrays,
         texts: Mapping[Source, Arrays],
     ) -> Mapping[Signal, Arrays]:
-        """Stage 4 for some losses of each source, from one pass over the student and each teacher."""
-        return distill(
-            View(self.models.student, rollouts["prompt"].tolist()),
-            {s: teacher_view(self.models, s, question, rollouts, texts.get(s)) for s in losses},
-            rollouts["tokens"],
-            rollouts["offsets"],
-            tree,
-            losses,
-            temperature=self._config.sampling.temperature,
-            block=self._config.engine.score_rows,
-            group_tokens=self._config.engine.batch_tokens,
-        )
+        """Stage 4 for some losses of each source, from one pass over the student and each teacher.
+
+        Another pass goes over the tree's draws for the losses that need their log-probabilities.
+        """
+        student = View(self.models.student, rollouts["prompt"].tolist())
+        teachers = {s: teacher_view(self.models, s, question, rollouts, texts.get(s)) for s in losses}
+        scoring = {"block": self._config.engine.score_rows, "group_tokens": self._config.engine.batch_tokens}
+        temperature = self._config.sampling.temperature
+        tokens, offsets = rollouts["tokens"], rollouts["offsets"]
+        made = distill(student, teachers, tokens, offsets, tree, losses, temperature=temperature, **scoring)
+        of_draws = {
+            Signal(*source, name): loss
+            for source, of_source in losses.items()
+            for name, loss in of_source.items()
+            if isinstance(loss, MiniLLM)
+        }
+        views = {s.source: view for s in of_draws if isinstance(view := teachers[s.source], View)}
+        ratios = draw_log_ratios(student, list(views.values()), rollouts, tree, **scoring) if views else []
+        by_source = dict(zip(views, ratios, strict=True))
+        for signal, loss in of_draws.items():
+            made[signal] = with_returns(made[signal], loss, by_source[signal.source], tree)
+        return made
 
     def together(self, sources: Sequence[Source]) -> list[list[Source]]:
         """Sources whose models fit in memory together."""

@@ -12,6 +12,18 @@ def owners(offsets: Ints) -> Ints:
     return np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
 
 
+def offsets_of(sizes: Ints) -> Ints:
+    """Where rows of these sizes start: [N] -> [N+1]."""
+    return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+
+
+def rows_of(offsets: Ints, rows: Ints) -> Ints:
+    """Places of the values of some rows, row after row: offsets [N+1], [n] -> [their values]."""
+    sizes = np.diff(offsets)[rows]
+    starts = offsets_of(sizes)
+    return np.asarray(np.repeat(offsets[rows] - starts[:-1], sizes) + np.arange(int(starts[-1])), dtype=np.int64)
+
+
 def row_sums(values: Floats, offsets: Ints) -> Floats:
     """Sums of the values of each row along the last axis: [..., B] -> [..., N]; no row may be empty."""
     if len(offsets) == 1:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from schemas.arrays import AnyArray
-from tasks.statistics.csr import Floats, Ints, owners, row_sums
+from tasks.statistics.csr import Floats, Ints, offsets_of, owners, row_sums, rows_of
 
 _ROUNDING = 1e-12
 
@@ -52,11 +52,9 @@ class Outcomes(NamedTuple):
 
     def at(self, nodes: Ints) -> "Outcomes":
         """The outcomes of the given nodes, in the given order."""
-        sizes = np.diff(self.offsets)[nodes]
-        offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        branch = np.repeat(self.offsets[nodes] - offsets[:-1], sizes) + np.arange(int(offsets[-1]))
+        branch = rows_of(self.offsets, nodes)
         return Outcomes(
-            offsets,
+            offsets_of(np.diff(self.offsets)[nodes]),
             self.prob[branch],
             self.tail[branch],
             self.draws[branch],
@@ -122,6 +120,23 @@ def pool_rounds(tree: Mapping[str, AnyArray]) -> PooledRounds:
     return PooledRounds(outcomes, row, branch, first)
 
 
+class Pair(NamedTuple):
+    """Two values that every draw has, such as its outcome twice: their means over each branch's draws, [B].
+
+    noise: covariance of the two means, without bias, [B]; without it their product would be biased.
+    """
+
+    x: Floats
+    y: Floats
+    noise: Floats
+
+    @classmethod
+    def outcome(cls, outcomes: Outcomes) -> "Pair":
+        """The outcome twice, whose mean is Q_hat."""
+        rate = outcomes.rate
+        return cls(rate, rate, rate * (1 - rate) / (outcomes.draws - 1))
+
+
 def weights(outcomes: Outcomes) -> Floats:
     """Weight of a branch in sum_j P_j (.): P_j in the head, P_tail / m for each of m tail tokens; [B]."""
     owner = owners(outcomes.offsets)
@@ -145,30 +160,38 @@ def adjust_for_tail(outcomes: Outcomes, c: Floats, rest: Floats) -> Floats:
     return np.where(outcomes.tail, c, c + share[owners(outcomes.offsets)])
 
 
-def estimate_linear(outcomes: Outcomes, c: Floats) -> Floats:
-    """L_c = sum_j P_j Q_j c_j without bias, [N], for c at the branches as adjusted by `adjust_for_tail`, [B]."""
-    return row_sums(weights(outcomes) * outcomes.rate * c, outcomes.offsets)
+def estimate_linear(outcomes: Outcomes, c: Floats, mean: Floats | None = None) -> Floats:
+    """L_c = sum_j P_j Q_j c_j without bias, [N], for c at the branches as adjusted by `adjust_for_tail`, [B].
+
+    Args:
+        mean: of another value of the draws than the outcome, in the place of Q, [B].
+    """
+    return row_sums(weights(outcomes) * (outcomes.rate if mean is None else mean) * c, outcomes.offsets)
 
 
-def estimate_covariance(outcomes: Outcomes, a: Floats, b: Floats, rest_a: Floats, rest_b: Floats) -> Floats:
-    """Covariance of the estimates of L_a and L_b, without bias, [N].
+def estimate_covariance(
+    outcomes: Outcomes, a: Floats, b: Floats, rest_a: Floats, rest_b: Floats, pair: Pair | None = None
+) -> Floats:
+    """Covariance of the estimates of L_a of x and of L_b of y, without bias, [N].
 
     Args:
         a, b: at the branches, not adjusted, [B].
         rest_a, rest_b: as in `adjust_for_tail`, [N].
+        pair: x and y; the outcome twice unless given.
     """
     offsets, owner = outcomes.offsets, owners(outcomes.offsets)
-    rate, n = outcomes.rate, outcomes.draws
-    binomial = rate * (1 - rate) / (n - 1)  # s^2 / n
+    pair = pair or Pair.outcome(outcomes)
     undrawn = outcomes.tail_size == 0
     head = row_sums(outcomes.head_prob, offsets)
-    # given the head's draws, the expectation of the sampled tail does not depend on the mean success b: b drops out
+    # given the head's draws, the expectation of the sampled tail does not depend on the head's mean: it drops out
     x, y = (v + np.where(undrawn, rest / head, 0.0)[owner] for v, rest in ((a, rest_a), (b, rest_b)))
-    of_head = row_sums(outcomes.head_prob**2 * x * y * binomial, offsets)
+    of_head = row_sums(outcomes.head_prob**2 * x * y * pair.noise, offsets)
     # the tail's tokens are a sample: variance of their mean, from the spread between tokens
     m = outcomes.tail_size
-    centred = np.where(outcomes.tail, rate - (row_sums(outcomes.head_prob * rate, offsets) / head)[owner], 0.0)
-    x, y = centred * a, centred * b
+    x, y = (
+        np.where(outcomes.tail, mean - (row_sums(outcomes.head_prob * mean, offsets) / head)[owner], 0.0) * c
+        for mean, c in ((pair.x, a), (pair.y, b))
+    )
     mean_x, mean_y = (row_sums(v, offsets) / np.maximum(m, 1.0) for v in (x, y))
     deviations = np.where(outcomes.tail, (x - mean_x[owner]) * (y - mean_y[owner]), 0.0)
     between = row_sums(deviations, offsets) / np.maximum(m - 1, 1.0)
@@ -176,9 +199,10 @@ def estimate_covariance(outcomes: Outcomes, a: Floats, b: Floats, rest_a: Floats
     return of_head + of_tail
 
 
-def estimate_value(outcomes: Outcomes) -> Floats:
-    """V without bias, [N]."""
-    return estimate_linear(outcomes, adjust_for_tail(outcomes, np.ones_like(outcomes.prob), outcomes.tail_prob))
+def estimate_value(outcomes: Outcomes, mean: Floats | None = None) -> Floats:
+    """V without bias, [N]; `mean` as in `estimate_linear`."""
+    c = adjust_for_tail(outcomes, np.ones_like(outcomes.prob), outcomes.tail_prob)
+    return estimate_linear(outcomes, c, mean)
 
 
 def estimate_squared_norm(outcomes: Outcomes) -> tuple[Floats, Floats]:
@@ -186,22 +210,29 @@ def estimate_squared_norm(outcomes: Outcomes) -> tuple[Floats, Floats]:
 
     The first is negative where noise outweighs signal; the difference is the noise that was removed.
     """
-    p, one = outcomes.prob, np.ones_like(outcomes.prob)
-    mass, rest = outcomes.tail_prob, outcomes.tail_p_sq
-    V, W = estimate_value(outcomes), estimate_linear(outcomes, adjust_for_tail(outcomes, p, rest))
-    n, s = outcomes.draws, outcomes.successes
-    rate_sq = s * (s - 1) / (n * (n - 1))  # Q^2 without bias, from pairs of draws
-    noise_V = estimate_covariance(outcomes, one, one, mass, mass)
-    undrawn = np.where(outcomes.tail_size > 0, 0.0, rest)
-    S, share = outcomes.p_sq, weights(outcomes) * p
-    unbiased = (
-        row_sums(share * rate_sq, outcomes.offsets)
-        + undrawn * (V * V - noise_V)
-        - 2 * (V * W - estimate_covariance(outcomes, one, p, mass, rest))
-        + S * (V * V - noise_V)
-    )
-    plain = row_sums(share * outcomes.rate**2, outcomes.offsets) + undrawn * V * V - 2 * V * W + S * V * V
+    unbiased, plain = estimate_product(outcomes, Pair.outcome(outcomes))
     return unbiased, np.maximum(plain, 0.0)
+
+
+def estimate_product(outcomes: Outcomes, pair: Pair) -> tuple[Floats, Floats]:
+    """sum_j P_j^2 (x_j - x_bar) (y_j - y_bar), x_bar = sum_j P_j x_j: unbiased, and plain; [N] each.
+
+    It is <g, h> of g_j = P_j (x_j - x_bar) and h_j = P_j (y_j - y_bar); of the outcome twice it is |g|^2.
+    """
+    p, one = outcomes.prob, np.ones_like(outcomes.prob)
+    mass, rest, S = outcomes.tail_prob, outcomes.tail_p_sq, outcomes.p_sq
+    by_p = adjust_for_tail(outcomes, p, rest)
+    V_x, V_y = (estimate_value(outcomes, mean) for mean in (pair.x, pair.y))
+    W_x, W_y = (estimate_linear(outcomes, by_p, mean) for mean in (pair.x, pair.y))
+    undrawn = np.where(outcomes.tail_size > 0, 0.0, rest)
+    share = weights(outcomes) * p
+    plain = row_sums(share * pair.x * pair.y, outcomes.offsets) + undrawn * V_x * V_y - V_x * W_y - V_y * W_x
+    plain = plain + S * V_x * V_y
+    noise_V = estimate_covariance(outcomes, one, one, mass, mass, pair)
+    noise = row_sums(share * pair.noise, outcomes.offsets) + (undrawn + S) * noise_V
+    noise -= estimate_covariance(outcomes, one, p, mass, rest, pair)
+    noise -= estimate_covariance(outcomes, p, one, rest, mass, pair)
+    return plain - noise, plain
 
 
 def reliability(unbiased: Floats, plain: Floats) -> Floats:

@@ -22,6 +22,7 @@ from schemas.config import (
     Settings,
     Teacher,
 )
+from schemas.config.run import REWARD
 from schemas.pipeline import diagnosis_stages
 from schemas.signals import Signal, Source
 from tasks.calibration.chain import Chain, exact_scores
@@ -110,8 +111,10 @@ class OracleEngine:
         """Nothing is held."""
 
     def hidden(self, prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-        """(depth, state) before each completion token."""
-        return [torch.tensor(list(enumerate(self.chain.states(completion)))) for completion in completions]
+        """(depth, state) before each completion token; what follows `PROMPT` is the start of a completion."""
+        before = list(prompt[len(PROMPT) :])
+        places = [list(enumerate(self.chain.states([*before, *completion]))) for completion in completions]
+        return [torch.tensor(of_all[len(before) :]) for of_all in places]
 
     def log_probs(self, hidden: torch.Tensor) -> torch.Tensor:
         """Rows of the tables."""
@@ -234,6 +237,7 @@ def scored_trees(
     seed: Callable[[str], int] = lambda question: 0,
     temperature: float = 1.0,
     scores: Scores | None = None,
+    losses: Sequence[Any] = (ReverseKL(), ForwardKL()),
     **settings: Any,
 ) -> tuple[list[QuestionScores], Prior]:
     """Stages 3 to 5 of trees that are there, and their prior; `settings` are of the forced planner."""
@@ -241,8 +245,8 @@ def scored_trees(
     config = RunConfig(
         questions=Questions(path="none.jsonl"),
         student=Model(path="none"),
-        teachers=[Teacher(name=name) for name in dict.fromkeys(signal.teacher for signal in signals)],
-        losses=[ReverseKL(), ForwardKL()],
+        teachers=[Teacher(name=name) for name in dict.fromkeys(signal.teacher for signal in signals) if name != REWARD],
+        losses=list(losses),
         sampling=Sampling(temperature=temperature),
         tree=ForcedTree(**settings),
         scores=scores or Scores(),

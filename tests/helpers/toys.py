@@ -15,7 +15,7 @@ from schemas.pipeline import Stage
 from tasks.engines.protocol import Capacity, Continuation, Draw, Sampler, Trunk
 from tasks.engines.transformers.sampler import TransformersSampler
 from tasks.stages.protocol import Made, Work
-from tasks.stages.trees.design import Completed, RoundDesign, assemble, design_round
+from tasks.stages.trees.design import Completed, RoundDesign, design_round, tree_of
 from tasks.stages.trees.frame import SamplingFrame
 from tasks.verifiers.protocol import Attempt
 
@@ -49,8 +49,6 @@ class ToyTree(Branching):
 class ToyPlanner:
     """Plans its one round."""
 
-    layout = "rounds"
-
     def __init__(self, tree: ToyTree) -> None:
         self._tree = tree
 
@@ -59,7 +57,7 @@ class ToyPlanner:
         return None if completed else design_round(frame, nodes, np.ones(len(nodes)), self._tree, self._tree.draws)
 
     def tree(self, frame: SamplingFrame, completed: Sequence[Completed]) -> dict[str, AnyArray]:
-        return assemble(frame, completed)
+        return tree_of(frame, completed)
 
 
 class ToyVerifier(Settings):

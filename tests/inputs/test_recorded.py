@@ -22,7 +22,7 @@ from tasks.calibration.suite import Family, OracleQuestion, make_question
 from tasks.inputs.errors import InputError
 from tasks.run.keys import RunKeys
 from tasks.run.session import start_session
-from tasks.stages.trees.design import assemble, design_round
+from tasks.stages.trees.design import design_round, tree_of
 from tasks.stages.trees.planner import CompletedRound
 from tasks.statistics.csr import owners
 from tests.helpers.command import Command
@@ -37,7 +37,7 @@ def question_rows(q: OracleQuestion, rolled: Rolled, draws: int, seed: int) -> t
     design = design_round(rolled.frame, nodes, np.ones(len(nodes)), everything, draws)
     launches = design.launches(rolled.frame.offsets)
     outcome = draw(rolled, launches, np.random.default_rng(seed))
-    tree = assemble(rolled.frame, [CompletedRound(design, launches, outcome)])
+    tree = tree_of(rolled.frame, [CompletedRound(design, launches, outcome)])
     at = tree["node"][owners(tree["branch_offsets"])]
     rollout, depth, state = at // chain.length, rolled.depth[at], rolled.state[at]
     rows = [

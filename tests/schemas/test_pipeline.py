@@ -77,7 +77,7 @@ def test_layouts_are_of_known_types_and_letters(layout: str) -> None:
     letters = {dim for declared in layout_of(layout).values() for dim in declared.dims}
     for name, declared in layout_of(layout).items():
         assert declared.meaning and np.dtype(declared.dtype).name == declared.dtype and len(declared.dims) == 1, name
-    assert all(dim.removesuffix("+1") in {"R", "T", "C", "N", "B", "D", "K", "P"} for dim in letters)
+    assert all(dim.removesuffix("+1") in {"R", "T", "C", "N", "B", "D", "K", "P", "E"} for dim in letters)
     empty = {
         name: np.zeros(int(declared.dims[0].endswith("+1")), dtype=declared.dtype)
         for name, declared in layout_of(layout).items()

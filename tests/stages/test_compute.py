@@ -61,7 +61,7 @@ class Evidence:
         assert texts == {}
         self.losses.append((question, {source: list(of_source) for source, of_source in losses.items()}))
         T, N, B = len(rollouts["tokens"]), len(tree["node"]), len(tree["branch_token"])
-        lengths = {"T": T, "N": N, "B": B}
+        lengths = {"T": T, "N": N, "B": B, "E": 0}
         declared = PIPELINE["distillation"].arrays
         return {
             Signal(*source, name): {n: np.full(lengths[a.dims[0]], 0.5) for n, a in declared.items()}

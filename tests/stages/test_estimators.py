@@ -52,7 +52,7 @@ def design_of(models: OracleModels, rollouts: Arrays) -> tuple[RoundDesign, Laun
 def outcomes_of(models: OracleModels, rollouts: Arrays, launches: Launches, unit: Unit | None = None) -> Arrays:
     """Outcomes of a first round, or a unit of it."""
     whole = Unit(0, len(launches.draws))
-    return draw_unit(models, models.config, QUESTION, rollouts, "rounds", launches, DrawCounts(), unit or whole)
+    return draw_unit(models, models.config, QUESTION, rollouts, launches, DrawCounts(), unit or whole)
 
 
 def scored(models: OracleModels, teacher: Chain, rollouts: Arrays, tree: Arrays) -> QuestionScores:

@@ -198,7 +198,7 @@ def test_a_trainers_loss_may_be_changed(settings: dict[str, Any]) -> None:
     ("losses", "told"),
     [
         (["trl_gdk"], "losses.0: kind 'trl_gdk' is not known; did you mean trl_gkd?"),
-        (["grpo_x"], "losses.0: kind 'grpo_x' is not known; known are reverse_kl, forward_kl, "),
+        (["ppo_x"], "losses.0: kind 'ppo_x' is not known; known are reverse_kl, forward_kl, "),
         (
             [{"kind": "reverse_kl", "beta": 1}],
             "losses.0.beta: unknown field, given 1; known are kind, name, ",

@@ -80,7 +80,7 @@ def test_commit_load_and_recovery(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("tokens", [0, 1, 7, 5000], ids=["none", "one", "few", "compressed"])
 def test_zarr_reads_what_is_written_and_it_is_read_back(tokens: int, tmp_path: Path) -> None:
     """Also of numbers that compare as zero, or as nothing."""
-    numbers, sizes = np.array([-0.0, 0.0, np.nan, -np.inf, 1e-320, 1.5]), {"T": tokens, "N": 1, "B": 2}
+    numbers, sizes = np.array([-0.0, 0.0, np.nan, -np.inf, 1e-320, 1.5]), {"T": tokens, "N": 1, "B": 2, "E": 2}
     arrays = {name: np.resize(numbers, sizes[a.dims[0]]) for name, a in DISTILLATION.items()}
     arrays["kl"][:] = 0.0  # has no chunk
     data = encode("distillation", KEY, arrays, {"seconds": 1.5})

@@ -24,6 +24,7 @@ def sum_rollouts(q: QuestionScores, signal: Signal, bins: Sequence[Bins]) -> Flo
     A node sampled in several rounds counts once; one sampled only in focused rounds does not count.
     """
     a, d = q.alignment[signal], np.asarray(q.distillation[signal]["d_sq"], dtype=np.float64)
+    everywhere = q.sampled and not q.needs_draws(signal)  # |d| is known at every position
     rows, w = NodeRows(q), q.weight
     counts = rows.sum(w) > 0
     node = rows.node[counts]
@@ -32,7 +33,7 @@ def sum_rollouts(q: QuestionScores, signal: Signal, bins: Sequence[Bins]) -> Flo
         "inner": rows.sum(w * np.asarray(a["inner"])),
         "g_sq": rows.sum(w * np.asarray(q.ideal["g_sq"])),
         "g_sq_plain": rows.sum(w * np.asarray(q.ideal["g_sq_plain"])),
-        "d_sq": np.zeros(len(counts)) if q.sampled else rows.sum(w) * d[rows.node],
+        "d_sq": np.zeros(len(counts)) if everywhere else rows.sum(w * np.asarray(a["d_sq"])),
         "cosine": np.nan_to_num(cosine),
         "cosines": np.isfinite(cosine),
         "nodes": np.ones(len(counts)),
@@ -51,7 +52,7 @@ def sum_rollouts(q: QuestionScores, signal: Signal, bins: Sequence[Bins]) -> Flo
             cell, known = cell + first + b.of(values), np.isfinite(values)
             first += len(b.labels)
         np.add.at(out.reshape(-1, len(SUMS)), cell[node][known[node]], by_node[known[node]])
-        if q.sampled:  # every position was scored
+        if everywhere:
             of_bin = np.bincount(cell[known], d[known], rollouts * width)
             out[:, :, SUMS.index("d_sq")] += of_bin.reshape(rollouts, width)
         present = np.bincount(cell[known], minlength=rollouts * width).reshape(rollouts, width) > 0

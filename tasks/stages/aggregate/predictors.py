@@ -32,9 +32,11 @@ class AtNodes(NamedTuple):
     @classmethod
     def of(cls, q: QuestionScores, signal: Signal) -> "AtNodes":
         """From a question's arrays."""
-        a, d_sq = q.alignment[signal], q.distillation[signal]["d_sq"][q.tree["node"]]
-        x = np.stack([predictor(q, q.distillation[signal]) for predictor in PREDICTORS.values()])
-        return cls(x, q.weight, a["inner"], a["inner_noise"], d_sq, q.open, np.asarray(q.tree["node"]))
+        a, needs_draws = q.alignment[signal], q.needs_draws(signal)
+        predictors = [predictor(q, q.distillation[signal]) for predictor in PREDICTORS.values()]
+        # |d| must be known without the draws that <g, d> is estimated from
+        d_sq = np.full(len(q.tree["node"]), np.nan) if needs_draws else np.asarray(a["d_sq"])
+        return cls(np.stack(predictors), q.weight, a["inner"], a["inner_noise"], d_sq, q.open, q.tree["node"])
 
 
 def _at_nodes(name: str) -> Predictor:
@@ -88,7 +90,7 @@ def predictor_rows(nodes: Mapping[Signal, Sequence[AtNodes]], scores: Scores, se
         with np.errstate(divide="ignore", invalid="ignore"):
             y, noise = inner / np.sqrt(d_sq), inner_noise / d_sq
         for name, column in zip(PREDICTORS, x, strict=True):
-            use = np.isfinite(column) & np.isfinite(y) & (w > 0)
+            use = np.isfinite(column) & np.isfinite(y) & np.isfinite(noise) & (w > 0)
             sums = np.zeros((units, 7))
             if use.any():
                 r = average_ranks(column[use]) / use.sum() - 0.5

@@ -40,6 +40,10 @@ class QuestionScores:
             sampled,
         )
 
+    def needs_draws(self, signal: Signal) -> bool:
+        """Whether a signal's direction is known at the nodes only, as it needs draws."""
+        return len(self.distillation[signal]["return_sum"]) > 0
+
     @property
     def rollout_of_position(self) -> Ints:
         """Rollout of each completion position, [T]."""

@@ -55,6 +55,8 @@ def sum_choices(
         nodes, rows = pool_rounds(selecting), Outcomes.of(scoring)
         posterior = simulate(nodes.outcomes, prior, temperature, scores.posterior, int(rng.integers(2**63)))
         for i, signal in enumerate(signals):
+            if q.needs_draws(signal):  # both halves of the draws would be in its direction
+                continue
             d = q.distillation[signal]
             d_sq = np.asarray(d["d_sq"])[q.tree["node"]]
             with np.errstate(divide="ignore", invalid="ignore"):  # one draw per branch has no spread, and needs none

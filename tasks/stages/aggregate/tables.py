@@ -50,7 +50,7 @@ def tokens_table(q: QuestionScores, signals: Sequence[Signal], texts: Texts, lev
     for signal in signals:
         d, a = q.distillation[signal], q.alignment[signal]
         of_node = {name: np.asarray(values)[rows.first] for name, values in a.items()}
-        for name in ("inner", "cosine_plain", "teacher_advantage"):
+        for name in ("inner", "d_sq", "cosine_plain", "teacher_advantage"):
             of_node[name] = rows.mean(a[name])
         frames.append(
             _frame(
@@ -58,7 +58,7 @@ def tokens_table(q: QuestionScores, signals: Sequence[Signal], texts: Texts, lev
                     **common,
                     **{name: [value] * len(node) for name, value in signal._asdict().items()},
                     **of_node,
-                    **{n: d[n][node] for n in ("d_sq", "kl", "js")},
+                    **{n: d[n][node] for n in ("kl", "js")},
                     "teacher_prob": d["teacher_token_prob"][node],
                     "resolved": of_node["lfsr"] < 1 - level,
                 },

@@ -14,25 +14,26 @@ class Kept(NamedTuple):
     Attributes:
         covered: positions where the teacher has a distribution.
         student, teacher: probability of the tokens that the loss keeps, where it has one.
-        without_gradient: positions where d is exactly 0.
+        without_gradient: positions where d is exactly 0; NaN where d needs draws, which few positions have.
     """
 
     positions: int = 0
     covered: int = 0
     student: float = 0.0
     teacher: float = 0.0
-    without_gradient: int = 0
+    without_gradient: float = 0.0
 
     def plus(self, distillation: Mapping[str, AnyArray]) -> "Kept":
         """With the positions of one more question, by its arrays of stage 4 or of a ranking."""
         known = np.isfinite(distillation["d_sq"])
+        whole = not len(distillation.get("return_sum", ()))
         covered = known & np.isfinite(distillation["student_kept"])
         return Kept(
             self.positions + int(known.sum()),
             self.covered + int(covered.sum()),
             self.student + float(distillation["student_kept"][covered].sum()),
             self.teacher + float(distillation["teacher_kept"][covered].sum()),
-            self.without_gradient + int((distillation["d_sq"][known] == 0).sum()),
+            self.without_gradient + (float((distillation["d_sq"][known] == 0).sum()) if whole else np.nan),
         )
 
     def shares(self) -> dict[str, float | int]:

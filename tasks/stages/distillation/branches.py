@@ -10,6 +10,7 @@ from schemas.arrays import AnyArray
 from schemas.config import Settings
 from tasks.stages.distillation.directions import divergences, head_direction
 from tasks.stages.distillation.losses import distillation_direction, floored
+from tasks.stages.distillation.returns import NO_RETURNS
 from tasks.statistics.csr import Floats, owners, row_sums
 
 
@@ -61,5 +62,6 @@ def distill_branches(
                 loss, floored(log_p)[owner, place], floored(log_t)[owner, place], offsets, tree["branch_tail"]
             ),
             "teacher_prob": teacher_prob,
+            **NO_RETURNS,
         }
     return out

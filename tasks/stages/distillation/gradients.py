@@ -13,6 +13,7 @@ from schemas.signals import Signal, Source
 from tasks.engines.scoring import Scored, score_blocks, tempered
 from tasks.stages.distillation.directions import divergences, head_direction
 from tasks.stages.distillation.losses import LOG_ZERO, distillation_direction, kept_probability, squared_norm
+from tasks.stages.distillation.returns import NO_RETURNS
 from tasks.statistics.csr import Floats, Ints, owners
 
 
@@ -138,7 +139,7 @@ class _Gradients:
 
     def by_loss(self) -> dict[str, dict[str, AnyArray]]:
         """The arrays of each loss."""
-        return {name: {**self._shared, **out} for name, out in self._by_loss.items()}
+        return {name: {**self._shared, **out, **NO_RETURNS} for name, out in self._by_loss.items()}
 
 
 class _Places(NamedTuple):

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from schemas.config import JSD, ForwardKL, MixedKL, PythonLoss, ReverseKL, SampledToken, Settings, TopK
+from schemas.config import JSD, ForwardKL, MiniLLM, MixedKL, PythonLoss, ReverseKL, SampledToken, Settings, TopK
 from schemas.config.losses import Divergence
 from tasks.operations.implementations import implementation
 from tasks.stages.distillation.user import user_direction
@@ -149,6 +149,8 @@ def distillation_direction(loss: Settings, log_p: Tensor, log_t: Tensor, policy:
             pf = _of_sample(loss, log_p, log_t)
             if policy is not None:
                 pf = policy * _quotient(pf, log_p)
+        case MiniLLM():  # the part of a step itself
+            pf = _centred(reverse_kl, log_p, log_t)
         case _:
             pf = _centred(weighted(loss), log_p, log_t)
     return log_p.exp() * pf.sum(-1, keepdim=True) - pf

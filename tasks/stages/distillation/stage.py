@@ -3,8 +3,9 @@
 import numpy as np
 
 from schemas.arrays import RANKING, AnyArray, Arrays
-from schemas.config import Settings
-from schemas.signals import Source, losses, written_sources
+from schemas.config import GRPO, DrGRPO, Settings
+from schemas.signals import REWARDED, Source, losses, written_sources
+from tasks.stages.distillation.returns import reward_gradients
 from tasks.stages.protocol import Made, Work
 
 NO_NODES: dict[str, AnyArray] = {
@@ -17,7 +18,13 @@ NO_NODES: dict[str, AnyArray] = {
 
 def make(work: Work) -> Made:
     """The gradients at the rollouts' positions and the tree's branches, by signal."""
-    return _made(work, work.read("trees"))
+    tree, of_run = work.read("trees"), losses(work.config)
+    made = dict(_made(work, tree))
+    for signal in work.signals:
+        loss = of_run[signal.loss]
+        if isinstance(loss, DrGRPO | GRPO):
+            made[signal] = reward_gradients(loss, work.read("rollouts"), tree)
+    return made
 
 
 def make_ranking(work: Work) -> Made:
@@ -29,8 +36,10 @@ def make_ranking(work: Work) -> Made:
 def _made(work: Work, tree: Arrays) -> Made:
     of_run = losses(work.config)
     wanted: dict[Source, dict[str, Settings]] = {}
-    for signal in work.signals:
+    for signal in (s for s in work.signals if s.source != REWARDED):
         wanted.setdefault(signal.source, {})[signal.loss] = of_run[signal.loss]
+    if not wanted:
+        return {}
     written = [source for source in written_sources(work.config) if source in wanted]
     texts = {source: work.read("texts", source.every_loss) for source in written}
     made = work.provider.distillation(work.question, wanted, work.read("rollouts"), tree, texts)

@@ -10,7 +10,7 @@ import numpy as np
 
 from schemas.arrays import AnyArray
 from schemas.config import AdaptiveTree
-from tasks.stages.trees.design import Completed, RoundDesign, assemble, design_round, observed
+from tasks.stages.trees.design import Completed, RoundDesign, assemble, design_round, observed, tree_of
 from tasks.stages.trees.frame import SamplingFrame
 from tasks.statistics.csr import Floats, Ints, row_sums
 from tasks.statistics.design import inclusion_probabilities, systematic_sample
@@ -24,8 +24,6 @@ _LEAST_VARIANCE = 0.1
 
 class AdaptivePlanner:
     """Plans rounds until the budget is spent or the precision is reached."""
-
-    layout = "rounds"
 
     def __init__(self, tree: AdaptiveTree) -> None:
         self._tree = tree
@@ -48,7 +46,7 @@ class AdaptivePlanner:
 
     def tree(self, frame: SamplingFrame, completed: Sequence[Completed]) -> dict[str, AnyArray]:
         """The tree of all rounds."""
-        return assemble(frame, completed)
+        return tree_of(frame, completed)
 
 
 def _finished(tree: AdaptiveTree, frame: SamplingFrame, completed: Sequence[Completed], seconds: float) -> bool:

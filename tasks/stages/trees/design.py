@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from schemas.arrays import AnyArray
+from schemas.arrays import NO_DRAWS, AnyArray
 from schemas.config import Branching
-from tasks.stages.protocol import Unit
+from tasks.stages.protocol import Unit, joined
 from tasks.stages.trees.branches import Branches, split_head_and_tail
 from tasks.stages.trees.frame import SamplingFrame
 from tasks.stages.trees.planner import CompletedRound, Launches
-from tasks.statistics.csr import Floats, Ints, owners
+from tasks.statistics.csr import Floats, Ints, offsets_of, owners, rows_of
 from tasks.statistics.design import leverage
 from tasks.statistics.estimators import Outcomes
 
@@ -99,22 +99,15 @@ def design_round(
 
 
 def assemble(frame: SamplingFrame, completed: Sequence[Completed]) -> dict[str, AnyArray]:
-    """The arrays of a tree from all its rounds: one row per node and round, ordered by position, then by round."""
+    """A tree of all its rounds without its draws: one row per node and round, ordered by position, then by round."""
     designs = [c.design for c in completed]
     unfocused = max(1, sum(not d.focused for d in designs))
-    rows: dict[str, AnyArray] = {
-        name: np.concatenate([d.arrays[name] for d in designs])
-        for name in ("node", "round", "inclusion", "p_sq", "tail_prob")
-    }
+    rows = {name: _of_all(designs, name) for name in ("node", "round", "inclusion", "p_sq", "tail_prob")}
     rows["share"] = np.concatenate([np.full(len(d.arrays["node"]), (not d.focused) / unfocused) for d in designs])
-    order = np.lexsort((rows["round"], rows["node"]))
-    sizes = np.concatenate([np.diff(d.arrays["branch_offsets"]) for d in designs])
-    first = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
-    offsets = np.concatenate([[0], np.cumsum(sizes[order])]).astype(np.int64)
-    branch = np.repeat(first[order] - offsets[:-1], sizes[order]) + np.arange(int(offsets[-1]))
+    order = _row_order(designs)
+    branch, offsets = _branch_order(designs, order)
     branches = {
-        name: np.concatenate([d.arrays[name] for d in designs])[branch]
-        for name in ("branch_token", "branch_prob", "branch_tail", "draws")
+        name: _of_all(designs, name)[branch] for name in ("branch_token", "branch_prob", "branch_tail", "draws")
     }
     for name in ("successes", "truncations"):
         branches[name] = np.concatenate([getattr(c, name) for c in completed])[branch].astype(np.int32)
@@ -124,6 +117,37 @@ def assemble(frame: SamplingFrame, completed: Sequence[Completed]) -> dict[str, 
         "branch_offsets": offsets,
         **branches,
     }
+
+
+def tree_of(frame: SamplingFrame, completed: Sequence[Completed]) -> dict[str, AnyArray]:
+    """The tree of all rounds, with the tokens of its draws, if they have any."""
+    tree, designs = assemble(frame, completed), [c.design for c in completed]
+    if any("tokens" not in c.outcome for c in completed):
+        return {**tree, **NO_DRAWS}
+    outcome = joined([c.outcome for c in completed], "continuations")
+    branch, _ = _branch_order(designs, _row_order(designs))
+    draw = rows_of(offsets_of(_of_all(designs, "draws")), branch)
+    return {
+        **tree,
+        "draw_success": outcome["success"][draw],
+        "draw_tokens": outcome["tokens"][rows_of(outcome["offsets"], draw)],
+        "draw_offsets": offsets_of(np.diff(outcome["offsets"])[draw]),
+    }
+
+
+def _of_all(designs: Sequence[RoundDesign], name: str) -> AnyArray:
+    return np.concatenate([design.arrays[name] for design in designs])
+
+
+def _row_order(designs: Sequence[RoundDesign]) -> Ints:
+    """The rows of all rounds by position, then by round, [N]."""
+    return np.asarray(np.lexsort((_of_all(designs, "round"), _of_all(designs, "node"))))
+
+
+def _branch_order(designs: Sequence[RoundDesign], rows: Ints) -> tuple[Ints, Ints]:
+    """The branches of all rounds in this order of their rows, [B], with their offsets, [N+1]."""
+    sizes = np.concatenate([np.diff(design.arrays["branch_offsets"]) for design in designs])
+    return rows_of(offsets_of(sizes), rows), offsets_of(sizes[rows])
 
 
 def concatenated(parts: Sequence[AnyArray], dtype: npt.DTypeLike) -> AnyArray:

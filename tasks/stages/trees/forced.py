@@ -6,15 +6,13 @@ import numpy as np
 
 from schemas.arrays import AnyArray
 from schemas.config import ForcedTree
-from tasks.stages.trees.design import Completed, RoundDesign, assemble, design_round
+from tasks.stages.trees.design import Completed, RoundDesign, design_round, tree_of
 from tasks.stages.trees.frame import SamplingFrame
 from tasks.statistics.design import inclusion_probabilities, systematic_sample
 
 
 class ForcedPlanner:
     """Plans the one round of a forced tree."""
-
-    layout = "rounds"
 
     def __init__(self, tree: ForcedTree) -> None:
         self._tree = tree
@@ -31,4 +29,4 @@ class ForcedPlanner:
 
     def tree(self, frame: SamplingFrame, completed: Sequence[Completed]) -> dict[str, AnyArray]:
         """The tree of the round."""
-        return assemble(frame, completed)
+        return tree_of(frame, completed)

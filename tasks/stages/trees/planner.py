@@ -52,7 +52,8 @@ class CompletedRound(Generic[D]):
 
     Attributes:
         launches: of its design.
-        outcome: of every draw, in order of launch and draw, in the planner's layout.
+        outcome: of every draw, in order of launch and draw, in the layout "continuations", or "rounds" where draws have
+            no tokens, as those of the oracle.
     """
 
     design: D
@@ -85,13 +86,7 @@ class CompletedRound(Generic[D]):
 
 
 class Planner(Protocol[D]):
-    """Plans where a question's draws go, round by round, and makes a tree of their outcomes.
-
-    Attributes:
-        layout: what is saved of each draw: "rounds", or "continuations" if its tokens are needed too.
-    """
-
-    layout: str
+    """Plans where a question's draws go, round by round, and makes a tree of their outcomes."""
 
     def next_round(self, frame: SamplingFrame, completed: Sequence[CompletedRound[D]], seconds: float) -> D | None:
         """The design of the next round; None if the tree is finished.
@@ -108,7 +103,7 @@ class Planner(Protocol[D]):
 
 
 Draw = Callable[[int, D, Launches], Arrays]
-"""Draws a round, given its index: outcomes in the planner's layout."""
+"""Draws a round, given its index: outcomes as `CompletedRound` has them."""
 
 
 def grow_tree(

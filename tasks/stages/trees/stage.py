@@ -8,7 +8,7 @@ from schemas.arrays import AnyArray, Arrays
 from schemas.config import RunConfig, Tree
 from tasks.engines.protocol import Draw
 from tasks.operations.implementations import implementation
-from tasks.stages.draws import continuations, outcomes, trunks
+from tasks.stages.draws import continuations, trunks
 from tasks.stages.protocol import Checkpoints, Made, Models, Unit, Work
 from tasks.stages.trees.frame import survey
 from tasks.stages.trees.planner import Design, Launches, Planner, grow_tree
@@ -41,8 +41,8 @@ def make_tree(
 
     def draw(index: int, design: Design, launches: Launches) -> dict[str, AnyArray]:
         units = design.units(rollouts["offsets"], checkpoints.most_draws)
-        decode = partial(draw_unit, models, config, question, rollouts, planner.layout, launches, made)
-        outcome = checkpoints.decode_round("trees", question, index, units, decode, planner.layout)
+        decode = partial(draw_unit, models, config, question, rollouts, launches, made)
+        outcome = checkpoints.decode_round("trees", question, index, units, decode, "continuations")
         count(launches, made)
         return outcome
 
@@ -60,7 +60,6 @@ def draw_unit(
     config: RunConfig,
     question: str,
     rollouts: Arrays,
-    layout: str,
     launches: Launches,
     made: DrawCounts,
     unit: Unit,
@@ -68,7 +67,6 @@ def draw_unit(
     """Decode and verify one unit: outcome of every draw, in order of launch and draw.
 
     Args:
-        layout: "rounds", or "continuations" to include tokens.
         made: draw counts of earlier rounds; indices of this round continue from there.
     """
     offsets, limit = rollouts["offsets"], config.sampling.max_tokens
@@ -91,5 +89,4 @@ def draw_unit(
                 draws.append(Draw(rollout, depth, token, limit - depth - 1, identity))
                 prefixes.append([*prefix, token])
     ends = models.sampler.continue_prefixes(trunks(rollouts), draws, config.sampling.temperature)
-    arrange = outcomes if layout == "rounds" else continuations
-    return arrange(models, question, prefixes, ends)
+    return continuations(models, question, prefixes, ends)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from schemas.arrays import AnyArray
+from schemas.arrays import NO_DRAWS, AnyArray
 from schemas.config import WindowsTree
 from tasks.stages.protocol import Unit
 from tasks.stages.trees.design import concatenated
@@ -55,8 +55,6 @@ class WindowsDesign:
 
 class WindowsPlanner:
     """Plans the single round of a tree of windows."""
-
-    layout = "continuations"
 
     def __init__(self, tree: WindowsTree) -> None:
         self._tree = tree
@@ -174,4 +172,5 @@ def windows_tree(tree: WindowsTree, frame: SamplingFrame, visits: Visits) -> dic
         "draws": visits.visits[kept].astype(np.int32),
         "successes": visits.successes[kept].astype(np.int32),
         "truncations": visits.truncations[kept].astype(np.int32),
+        **NO_DRAWS,
     }
