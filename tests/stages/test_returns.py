@@ -37,15 +37,12 @@ def sequence_direction(chain: Chain, teacher: Chain) -> Floats:
     z = rows.log().requires_grad_(True)
     log_p = torch.log_softmax(z, -1)
     log_t = torch.from_numpy(np.where(teacher.rows > 0, teacher.rows, 1e-30)[teacher.kind_at]).log()
-    behind = torch.zeros(log_p.shape[1:], dtype=torch.float64)
-    total = torch.zeros((), dtype=torch.float64)
-    for t in range(chain.length, -1, -1):
-        downstream = behind if t == chain.length else values[torch.from_numpy(chain.follow[chain.kinds[t]])]  # noqa: F821
-        ratio = log_p[t] - log_t[t]
-        ratio[:, : downstream.shape[1]] = ratio[:, : downstream.shape[1]] + downstream
-        values = (log_p[t].exp() * ratio).sum(-1)
-    total = values[chain.start]
-    (gradient,) = torch.autograd.grad(total, z)
+    follow = torch.from_numpy(np.array(chain.follow))
+    values = (log_p[-1].exp() * (log_p[-1] - log_t[-1])).sum(-1)  # KL of what is still to come, by state
+    for t in range(chain.length - 1, -1, -1):
+        ratio = (log_p[t] - log_t[t])[:, :-2] + values[follow[chain.kinds[t]]]
+        values = (log_p[t, :, :-2].exp() * ratio).sum(-1)
+    (gradient,) = torch.autograd.grad(values[chain.start], z)
     occupancy = chain.occupancy[..., None]
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(np.where(occupancy > 0, -gradient.numpy() / occupancy, 0.0))
