@@ -120,11 +120,6 @@ def node_scores(
     c_rest = -row_sums(rows.head_prob * c, offsets)
     returns = Returns.of(distillation)
 
-    T = np.asarray(distillation["teacher_prob"])
-    T_rest = np.maximum(1 - row_sums(np.where(rows.tail, 0.0, T), offsets), 0.0)
-    advantage = estimate_linear(rows, adjust_for_tail(rows, T / rows.prob - 1, T_rest - rows.tail_prob))
-    reported = (rows.tail_size > 0) | (T_rest <= tail_limit)
-
     row_of_node = np.zeros(len(nodes.outcomes.offsets) - 1, dtype=np.int64)
     row_of_node[nodes.row] = np.arange(len(nodes.row))  # any row of the node
     linear = c[nodes.first], c_rest[row_of_node]
@@ -149,8 +144,15 @@ def node_scores(
         **estimates,
         **{name: score[nodes.row] for name, score in scores.items()},
         "cosine_plain": plain_cosine(rows, d_head),
-        "teacher_advantage": np.where(reported, advantage, np.nan),
+        "teacher_advantage": _advantage(rows, np.asarray(distillation["teacher_prob"]), tail_limit),
     }
+
+
+def _advantage(rows: Outcomes, T: Floats, tail_limit: float) -> Floats:
+    """sum_j (T_j - P_j) Q_j, [N]; NaN where the teacher puts more than the limit on a tail that was not drawn."""
+    T_rest = np.maximum(1 - row_sums(np.where(rows.tail, 0.0, T), rows.offsets), 0.0)
+    advantage = estimate_linear(rows, adjust_for_tail(rows, T / rows.prob - 1, T_rest - rows.tail_prob))
+    return np.where((rows.tail_size > 0) | (T_rest <= tail_limit), advantage, np.nan)
 
 
 def _estimates(

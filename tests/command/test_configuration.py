@@ -54,6 +54,9 @@ LOSSES: list[dict[str, Any]] = [
     {"kind": "sampled_token", "of": "forward_kl"},
     {"kind": "python", "function": "tests.helpers.users:reverse_kl"},
     {"kind": "top_k", "k": 5},
+    {"kind": "minillm"},
+    {"kind": "dr_grpo"},
+    {"kind": "grpo"},
 ]
 
 COSMETIC = {
@@ -192,7 +195,8 @@ CHANGES: dict[str, Any] = {
     "teachers.contexts.generate.same_script": False,
     "teachers.contexts.template": "{{ prompt }} solution {{ answer }}",
     **{f"losses.{loss['kind']}.name": "mine" for loss in LOSSES},
-    **{f"losses.{loss['kind']}.teacher_temperature": 0.5 for loss in LOSSES},
+    **{f"losses.{loss['kind']}.teacher_temperature": 0.5 for loss in LOSSES if "grpo" not in loss["kind"]},
+    "losses.minillm.length_normalised": True,
     "losses.jsd.beta": 0.6,
     "losses.mixed_kl.weight": 0.6,
     "losses.skew_kl.alpha": 0.7,
@@ -337,7 +341,7 @@ def test_every_field_changes_the_keys_or_is_listed_as_cosmetic(base: dict[str, A
             start = {**checked(base).model_dump(mode="json"), "task": {"name": "boolq"}}
         elif parts[0] == "tree":
             kind = parts.pop(1)
-            start = base if kind == "forced" else {**base, "tree": {"kind": kind}}
+            start = base if kind == "forced" else {**base, "tree": {"kind": kind}, "losses": LOSSES[:1]}
         elif parts[0] == "engine":
             kind = parts.pop(1)
             start = {
