@@ -43,7 +43,15 @@ TEXTS = {
     "verdict": Array(("D",), "int8", "0: it passes the screen; else why not", "index into schemas.arrays.SCREEN"),
 }
 
-SCREEN = ("kept", "cut by the length limit", "too short", "states the answer", "lacks the answer", "in another script")
+SCREEN = (
+    "kept",
+    "cut by the length limit",
+    "too short",
+    "states the answer",
+    "lacks the answer",
+    "in another script",
+    "without more success",
+)
 """What a screen says of a generated text."""
 
 TREES = {
@@ -134,6 +142,14 @@ RANKING = {
     "d_token": DISTILLATION["d_token"],
     "student_kept": DISTILLATION["student_kept"],
     "teacher_kept": DISTILLATION["teacher_kept"],
+}
+
+HANDOVER = {
+    "answer": Array(("P",), "int32", "which of the teacher's completions the student continues"),
+    "part": Array(("P",), "float64", "how much of it comes first; 1: all that comes before its answer"),
+    "place": Array(("P",), "int32", "tokens of it that come first", "token"),
+    "draws": Array(("P",), "int32", "continuations by the student, without the context", "draws"),
+    "successes": Array(("P",), "int32", "continuations that the verifier accepts", "draws"),
 }
 
 VALUES = {

@@ -13,6 +13,7 @@ from schemas.arrays import (
     ALIGNMENT,
     CONTINUATIONS,
     DISTILLATION,
+    HANDOVER,
     IDEAL,
     PRIOR,
     RANKING,
@@ -24,14 +25,22 @@ from schemas.arrays import (
     Array,
 )
 from schemas.config import Context, MiniLLM, RolloutTable, RunConfig
-from schemas.signals import Signal, model_sources, ranked_signals, signals
+from schemas.signals import (
+    Signal,
+    Source,
+    answering_sources,
+    model_sources,
+    ranked_signals,
+    signals,
+    written_sources,
+)
 
 
 class Scope(Enum):
     """What a stage makes one artefact for."""
 
     QUESTION = "question"
-    SOURCE = "question and teacher with a generated context"
+    SOURCE = "question and teacher with its context"
     SIGNAL = "question and signal"
     RUN = "run"
 
@@ -73,6 +82,7 @@ class Stage:
         reads: stages whose artefacts it reads; their keys are part of its own, in this order.
         settings: the part of a configuration that is in its keys.
         signals: where there is one artefact for each signal, which signals these are.
+        sources: where there is one for each teacher with its context, which these are.
         of_source: its artefacts are of a teacher with a context; both are in their keys, so is the loss if there is one
             for each, and so are the texts of a generated context.
         with_model: it samples from a model or scores with one.
@@ -93,6 +103,7 @@ class Stage:
     reads: tuple[str, ...] = ()
     settings: Callable[[RunConfig], dict[str, object]] = _nothing
     signals: Callable[[RunConfig], list[Signal]] = signals
+    sources: Callable[[RunConfig], list[Source]] = written_sources
     of_source: bool = False
     with_model: bool = False
     draws: Draws | None = None
@@ -144,6 +155,23 @@ def _texts_cost(config: RunConfig) -> Cost:
     return Cost(-(-_texts(config) // len(written)), -(-tokens // len(written)))
 
 
+def _answers(config: RunConfig) -> int:
+    return config.success.rollouts * len(answering_sources(config))
+
+
+def _answers_cost(config: RunConfig) -> Cost:
+    return Cost(config.success.rollouts, config.success.rollouts * config.sampling.max_tokens)
+
+
+def _handovers(config: RunConfig) -> int:
+    return _answers(config) * config.success.continuations * (len(config.success.parts) + 1)
+
+
+def _handover_cost(config: RunConfig) -> Cost:
+    each = config.success.rollouts * config.success.continuations * (len(config.success.parts) + 1)
+    return Cost(each, each * (config.sampling.max_tokens - 1))
+
+
 def _trees_cost(config: RunConfig) -> Cost:
     tree = config.tree
     forwards = tree.most_forwards(config.sampling.rollouts)
@@ -190,6 +218,40 @@ _STAGES = (
         with_model=True,
         draws=Draws("generated texts", _texts, _texts),
         cost=_texts_cost,
+        flows=("diagnose", "rank"),
+    ),
+    Stage(
+        "answers",
+        1,
+        CONTINUATIONS,
+        "tasks.stages.answers:make",
+        Scope.SOURCE,
+        reads=("rollouts",),
+        settings=lambda config: {
+            "seed": config.seed,
+            "sampling": config.sampling.keyed(),
+            "rollouts": config.success.rollouts,
+        },
+        sources=answering_sources,
+        of_source=True,
+        with_model=True,
+        draws=Draws("teachers' answers", _answers, _answers),
+        cost=_answers_cost,
+        flows=("diagnose", "rank"),
+    ),
+    Stage(
+        "handover",
+        1,
+        HANDOVER,
+        "tasks.stages.answers:make_handover",
+        Scope.SOURCE,
+        reads=("rollouts", "answers"),
+        settings=lambda config: {"parts": config.success.parts, "continuations": config.success.continuations},
+        sources=answering_sources,
+        of_source=True,
+        with_model=True,
+        draws=Draws("continuations of teachers' answers", _handovers, _handovers),
+        cost=_handover_cost,
         flows=("diagnose", "rank"),
     ),
     Stage(

@@ -51,6 +51,12 @@ def written_sources(config: RunConfig) -> list[Source]:
     return [source for source, (_, context) in model_sources(config).items() if context.generate is not None]
 
 
+def answering_sources(config: RunConfig) -> list[Source]:
+    """Teachers with contexts that answer the questions themselves: those that a model is loaded of."""
+    asked = config.success.rollouts > 0
+    return [source for source, (teacher, _) in model_sources(config).items() if asked and teacher.server is None]
+
+
 def not_ranked(config: RunConfig) -> list[Source]:
     """Teachers whose context shows the very rollout that is scored.
 

@@ -158,6 +158,39 @@ LOSSES: dict[str, Column] = {
     **KEPT,
 }
 
+SUCCESS: dict[str, Column] = {
+    "teacher": Column("String", "name of the teacher"),
+    "context": Column("String", "name of its context"),
+    "own": Column("Float64", "the teacher's own success with its context"),
+    "own_low": Column("Float64", "lower end of its interval, by question"),
+    "own_high": Column("Float64", "upper end of its interval"),
+    "gap": Column("Float64", "own success less that of the student's rollouts"),
+    "gap_low": Column("Float64", "lower end of its interval, paired by question"),
+    "gap_high": Column("Float64", "upper end of its interval"),
+    "handover": Column(
+        "Float64",
+        "success of the student, without the context, from just before the answer of the teacher's completions; null "
+        "where the verifier does not tell what it reads",
+    ),
+    "handover_low": Column("Float64", "lower end of its interval, by question"),
+    "handover_high": Column("Float64", "upper end of its interval"),
+    "copied": Column("Float64", "own success less handover: what the teacher has from its context alone"),
+    "copied_low": Column("Float64", "lower end of its interval, paired by question"),
+    "copied_high": Column("Float64", "upper end of its interval"),
+    "truncated": Column("Float64", "share of its completions stopped by the length limit"),
+    "answers": Column("Int64", "its completions, of all questions"),
+    "questions": Column("Int64", "questions"),
+}
+
+HANDOVERS: dict[str, Column] = {
+    "teacher": Column("String", "name of the teacher"),
+    "context": Column("String", "name of its context"),
+    "part": Column("Float64", "how much of the teacher's completions comes first; 1: all before the answer"),
+    "handover": Column("Float64", "success of the student, without the context, from there"),
+    "handover_low": Column("Float64", "lower end of its interval, by question"),
+    "handover_high": Column("Float64", "upper end of its interval"),
+}
+
 RANKS: dict[str, Column] = {
     "rank": Column("Int32", "by gain, from 1; equal gains share it"),
     "teacher": Column("String", "name of the teacher"),
@@ -211,5 +244,7 @@ RUN_TABLES = {
     "predictors": PREDICTORS,
     "selection": SELECTION,
     "losses": LOSSES,
+    "success": SUCCESS,
+    "handover": HANDOVERS,
 }
-"""The tables of a diagnosis, by file name; a ranking writes `ranks`."""
+"""The tables of a diagnosis, by file name; a ranking writes `ranks`, and has the last two in `rank.json`."""

@@ -68,6 +68,7 @@ def rank_file(path: Path, assignments: list[str]) -> int:
             ranks = read_table(store, config.name, "ranks")
             show_table(CONSOLE, rank_table(ranks, config.scores.level))
             _print_lines(what_losses_keep(ranks))
+            _show_success(result["success"], config.scores.level)
             _print_lines(what_is_not_ranked(result["not_ranked"], result["need_draws"]))
             CONSOLE.print(what_would_settle(ranks, result), soft_wrap=True)
             _print_lines([escape(line) for line in (*result["without_signal"], *result["generated_texts"])])
@@ -111,14 +112,25 @@ def _follow(run: Callable[[], dict[str, Any]]) -> int:
         from tasks.outputs.files import read_table
 
         summary = read_table(store, result["name"], "summary")
-        show_table(CONSOLE, score_table(summary, result["configuration"]["scores"]["level"]))
+        level = result["configuration"]["scores"]["level"]
+        show_table(CONSOLE, score_table(summary, level))
         _print_lines(what_losses_keep(read_table(store, result["name"], "losses")))
+        _show_success(read_table(store, result["name"], "success").to_dicts(), level)
         if result["why_unresolved"] is not None:
             CONSOLE.print(escape(f"unresolved: {result['why_unresolved']}"), soft_wrap=True)
         _print_lines([escape(line) for line in (*result["without_signal"], *result["generated_texts"])])
         return "report.html"
 
     return _run_and_show(run, show)
+
+
+def _show_success(rows: list[dict[str, Any]], level: float) -> None:
+    """Teachers' own success, if they answered."""
+    from flows.command.terminal import show_table, success_table, what_is_copied
+
+    if rows:
+        show_table(CONSOLE, success_table(rows, level))
+        _print_lines(what_is_copied(rows))
 
 
 def _print_lines(lines: list[str]) -> None:

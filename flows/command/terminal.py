@@ -84,6 +84,24 @@ def rank_table(ranks: pl.DataFrame, level: float) -> Table:
     return table
 
 
+def success_table(rows: Sequence[dict[str, Any]], level: float) -> Table:
+    """Teachers' own success with each context, and what the student can go on from.
+
+    Args:
+        rows: as `schemas.tables.SUCCESS` declares them.
+    """
+    title = f"teachers' own success, and the student's from just before their answers, {100 * level:g} % interval"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    for name in ("teacher", "context"):
+        table.add_column(name, no_wrap=True)
+    for name in ("own success", "gap to the student", "handover", "copied"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        names = (escape(row[name]) for name in ("teacher", "context"))
+        table.add_row(*names, *(estimate(row, name) for name in ("own", "gap", "handover", "copied")))
+    return table
+
+
 def figure_table(figures: Sequence[Figure]) -> Table:
     """The figures of a calibration with their required ranges."""
     table = Table(title="the estimators against the exact oracle", title_justify="left", box=SIMPLE_HEAD)
@@ -154,6 +172,20 @@ def what_is_not_ranked(sources: Sequence[Sequence[str]], losses: Sequence[str]) 
     return [f"not ranked: {escape(what)} {why} (opdscope run)" for what, why in told if what]
 
 
+def what_is_copied(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """A line for each teacher whose own success the student cannot go on from.
+
+    Args:
+        rows: as `schemas.tables.SUCCESS` declares them.
+    """
+    copying = [row for row in rows if row["copied_low"] is not None and row["copied_low"] > 0]
+    return [
+        f"copied: {escape(row['teacher'])}/{escape(row['context'])} is right {estimate(row, 'copied')} more often than "
+        "the student that goes on from just before its answers"
+        for row in copying
+    ]
+
+
 def what_losses_keep(kept: pl.DataFrame) -> list[str]:
     """A line for each truncated loss: what it looks at, over all teachers with their contexts.
 
@@ -180,6 +212,13 @@ def _percent(shares: Sequence[float]) -> str:
     if not shares:
         return "an unknown part"
     return f"{'-'.join(dict.fromkeys(f'{100 * share:.3g}' for share in (min(shares), max(shares))))} %"
+
+
+def estimate(row: dict[str, Any], name: str) -> str:
+    """A value with its interval, as far as they are known."""
+    if row[name] is None or row[f"{name}_low"] is None:
+        return number(row[name])
+    return f"{number(row[name])} [{number(row[f'{name}_low'])}, {number(row[f'{name}_high'])}]"
 
 
 def score(row: dict[str, Any] | None) -> str:

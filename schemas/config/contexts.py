@@ -79,6 +79,13 @@ class Generation(Settings):
         "any", description="Whether the reference answer must be in the text, or must not"
     )
     same_script: bool = Field(True, description="Drop a text that is mostly in another script than its prompt")
+    success_draws: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="Answers by the teacher with each text, and as many without one: a text with which it is not right "
+        "more often is dropped, unless it is always right; 0: not compared",
+    )
 
 
 class Context(Settings):

@@ -24,6 +24,7 @@ from schemas.config.losses import (
 )
 from schemas.config.rollouts import Rollouts, RolloutTable, SampledRollouts
 from schemas.config.scores import Ranking, Scores
+from schemas.config.success import Success
 from schemas.config.tasks import Task, with_task
 from schemas.config.teachers import RecordedTeacher, Teacher
 from schemas.config.trainers import expanded
@@ -85,6 +86,7 @@ class RunConfig(Settings):
         min_length=1, max_length=limits.MOST_SIGNALS
     )
     losses: list[Loss] = Field(default_factory=default_losses, min_length=1, max_length=limits.MOST_SIGNALS)
+    success: Success = Field(default_factory=Success)
     scores: Scores = Field(default_factory=Scores)
     ranking: Ranking = Field(default_factory=Ranking)
     engine: Engine = Field(default_factory=AutoEngine)
@@ -129,6 +131,10 @@ class RunConfig(Settings):
                 for field in ("system", "chat_template_kwargs"):
                     if getattr(context, field) is not None and not self.prompt.chat:
                         raise invalid(f"{where}.{field}", "given, but prompt.chat is false; put it in the template")
+                compared = context.generate is not None and context.generate.success_draws > 0
+                if compared and isinstance(teacher, Teacher) and teacher.server is not None:
+                    why = "given, but a teacher on a server answers no questions here; leave it out"
+                    raise invalid(f"{where}.generate.success_draws", why)
                 if set(OTHER_ROLLOUTS) & set(context.names.texts) and self.sampling.rollouts < 2 and sampled:
                     raise invalid(where, "shows another rollout, but sampling.rollouts is 1; raise that")
         if recorded and isinstance(self.rollouts, RolloutTable):

@@ -68,6 +68,16 @@ class OracleProvider:
         """Nothing: a chain reads no text."""
         return {}
 
+    def answers(
+        self, question: str, sources: Sequence[Source], rollouts: Arrays, texts: Mapping[Source, Arrays]
+    ) -> Mapping[Source, Arrays]:
+        """Nothing: a chain has no context."""
+        return {}
+
+    def handover(self, question: str, rollouts: Arrays, answers: Mapping[Source, Arrays]) -> Mapping[Source, Arrays]:
+        """Nothing likewise."""
+        return {}
+
     def together(self, sources: Sequence[Source]) -> list[list[Source]]:
         """All of them."""
         return [list(sources)]

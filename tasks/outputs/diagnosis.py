@@ -8,11 +8,12 @@ import polars as pl
 
 from schemas.config import RunConfig
 from schemas.signals import Signal, signals
-from schemas.tables import LOSSES, PREDICTORS, SELECTION
+from schemas.tables import HANDOVERS, LOSSES, PREDICTORS, SELECTION, SUCCESS
 from tasks.operations.progress import publish
 from tasks.outputs.files import parquet_bytes
 from tasks.outputs.generated import generated_texts
 from tasks.outputs.report.page import Facts, LeftOut, render
+from tasks.outputs.success import success_tables
 from tasks.run.session import RunSession
 from tasks.stages.aggregate.groups import all_bins
 from tasks.stages.aggregate.pooling import Sums
@@ -40,7 +41,7 @@ def load_scores(session: RunSession, ids: Sequence[str]) -> list[QuestionScores]
 def make_tables(
     config: RunConfig, scored: Sequence[QuestionScores], texts: Texts, prior: Prior
 ) -> tuple[dict[str, pl.DataFrame], list[Facts]]:
-    """All tables of a run, by name, and the page's facts about each question; questions are processed one by one."""
+    """The tables of a run's signals, by name, and the page's facts about each question; one question at a time."""
     names, scores = list(scored[0].distillation), config.scores
     temperature, limit = config.sampling.temperature, config.tree.tail_limit
     sums = Sums(all_bins(scores.groupings, scored, names))
@@ -94,6 +95,8 @@ def make_outputs(session: RunSession, ids: Sequence[str], left_out: LeftOut) -> 
     scored = load_scores(session, ids)
     prior = Prior.of(session.store.need("prior", session.keys.key("prior", ids[0])).arrays)
     tables, facts = make_tables(session.config, scored, session.provider.texts, prior)
+    success, handover = success_tables(session, ids)
+    tables |= {"success": frame(success, SUCCESS), "handover": frame(handover, HANDOVERS)}
     why = _why_unresolved(session.config, tables["summary"], facts)
     written = generated_texts(session, ids)
     no_signal = without_signal({i: f.endings for i, f in zip(ids, facts, strict=True)}, session.config)

@@ -11,11 +11,12 @@ from prefect.states import Completed
 
 from schemas.config import RunConfig
 from schemas.signals import not_ranked, ranked_signals, unranked_losses
-from schemas.tables import RANKS
+from schemas.tables import HANDOVERS, RANKS, SUCCESS
 from tasks.operations.progress import publish
 from tasks.outputs.diagnosis import make_outputs
 from tasks.outputs.files import parquet_bytes, read_run, write_files
 from tasks.outputs.generated import generated_texts
+from tasks.outputs.success import success_tables
 from tasks.run.session import open_session
 from tasks.run.shells import TaskSummary
 from tasks.stages.aggregate.tables import frame
@@ -79,6 +80,10 @@ def rank_task(config: RunConfig, ids: list[str], stages: dict[str, dict[str, int
     carrying = int(ranking.rows[0]["carrying"])
     why = why_unresolved(ranking.endings, carrying, config) if carrying < LEAST_UNITS else None
     publish("rank", 1)
+    success, handover = (
+        frame(rows, columns).to_dicts()
+        for rows, columns in zip(success_tables(session, ids), (SUCCESS, HANDOVERS), strict=True)
+    )
     result = {
         "name": config.name,
         "configuration": config.model_dump(mode="json"),
@@ -89,6 +94,8 @@ def rank_task(config: RunConfig, ids: list[str], stages: dict[str, dict[str, int
         "generated_texts": generated_texts(session, ids),
         "not_ranked": [list(source) for source in not_ranked(config)],
         "need_draws": unranked_losses(config),
+        "success": success,
+        "handover": handover,
         "additional_questions": ranking.additional_questions,
         "additional_rollouts": ranking.additional_rollouts,
         "stages": stages,

@@ -68,7 +68,8 @@ class RunKeys:
     def of_stage(self, stage: str, question: str) -> dict[Signal | None, str]:
         """Keys of one stage for one question, by signal if the stage has an artefact per signal."""
         if PIPELINE[stage].scope is Scope.SOURCE:
-            return {source.every_loss: self.key(stage, question, source.every_loss) for source in self._written}
+            sources = PIPELINE[stage].sources(self._config)
+            return {source.every_loss: self.key(stage, question, source.every_loss) for source in sources}
         if PIPELINE[stage].scope is Scope.SIGNAL:
             wanted = PIPELINE[stage].signals(self._config)
             return {signal: self.key(stage, question, signal) for signal in wanted}
@@ -113,21 +114,26 @@ class RunKeys:
 
     def _compute(self, stage: Stage, question: str, signal: Signal | None) -> str:
         settings = self._identities.settings(stage)
-        if stage.scope is Scope.SOURCE and signal is not None:
-            settings = {**settings, **self._identities.of_writer(signal.source, question)}
-        elif stage.of_source and signal is not None:
-            taught = signal.source != REWARDED
-            teacher = self._identities.of_teacher(signal.source, question) if taught else {}
-            settings = {**settings, **teacher, "loss": keyed_with_code(self._losses[signal.loss])}
+        if stage.of_source and signal is not None:
+            settings = {**settings, **self._of_source(stage, question, signal)}
         fingerprints = {} if stage.reads else self._identities.of_question(question)
         inputs = self._inputs(stage, question, signal)
         return self._register(Recipe(stage.name, stage.version, settings, inputs, fingerprints))
+
+    def _of_source(self, stage: Stage, question: str, signal: Signal) -> dict[str, object]:
+        """What keys contain of a teacher with its context, or of who writes its texts, and of a loss."""
+        if stage.name == "texts":
+            return self._identities.of_writer(signal.source, question)
+        loss: dict[str, object] = (
+            {"loss": keyed_with_code(self._losses[signal.loss])} if stage.scope is Scope.SIGNAL else {}
+        )
+        return loss if signal.source == REWARDED else {**self._identities.of_teacher(signal.source, question), **loss}
 
     def _inputs(self, stage: Stage, question: str, signal: Signal | None) -> list[str]:
         if stage.scope is Scope.RUN:
             return sorted(self.key(read, q) for read in stage.reads for q in self.questions)
         reads = [self.key(read, question, signal) for read in stage.reads]
-        if stage.scope is Scope.SIGNAL and stage.of_source and signal is not None and signal.source in self._written:
+        if stage.of_source and stage.name != "texts" and signal is not None and signal.source in self._written:
             reads.append(self.key("texts", question, signal))
         return reads
 

@@ -33,7 +33,7 @@ class LoadedModels:
         self._sources = model_sources(config)
         self._scorers: dict[Model, TransformersScorer] = {}
         self._sampler: Sampler | None = None
-        self._writers: dict[Model, Sampler] = {}
+        self._samplers: dict[tuple[Model, tuple[str, ...]], Sampler] = {}
         self._given: Mapping[str, Arrays] = {}
 
     @property
@@ -154,26 +154,47 @@ class LoadedModels:
         return self.prompts.writer(source, question, rollouts)
 
     def writer(self, source: Source) -> Sampler:
-        """See the protocol: another model than the student samples with transformers, whatever the engine.
+        """See the protocol: a text does not end where `sampling.stop` ends a completion."""
+        return self._sampler_of(self.writer_model(source), ())
 
-        A text does not end where `sampling.stop` ends a completion.
-        """
-        model = self.writer_model(source)
-        if model == self._config.model and not self._config.sampling.stop:
+    def answerer(self, source: Source) -> Sampler:
+        """See the protocol."""
+        return self._sampler_of(self._teacher_model(source), self._config.sampling.stop)
+
+    def answer_tokenizer(self, source: Source) -> Any:
+        """See the protocol."""
+        return self._library.tokenizer(self._teacher_model(source)) if self._own_tokens(source) else self.tokenizer
+
+    def as_students(self, source: Source, tokens: Sequence[int]) -> list[int]:
+        """See the protocol."""
+        if not self._own_tokens(source):
+            return list(tokens)
+        text = self.answer_tokenizer(source).decode(list(tokens), skip_special_tokens=True)
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+    def _own_tokens(self, source: Source) -> bool:
+        return self._sources[source][0].tokenizer == "own"
+
+    def _sampler_of(self, model: Model, stop: Sequence[str]) -> Sampler:
+        """Another model than the student samples with transformers, whatever the engine."""
+        if model == self._config.model and list(stop) == self._config.sampling.stop:
             return self.sampler
-        if model not in self._writers:
-            self._writers[model] = self._new_writer(model)
-        return self._writers[model]
+        key = model, tuple(stop)
+        if key not in self._samplers:
+            self._samplers[key] = self._new_sampler(model, stop)
+        return self._samplers[key]
 
-    def _new_writer(self, model: Model) -> Sampler:
+    def _new_sampler(self, model: Model, stop: Sequence[str]) -> Sampler:
         if model == self._config.model:
-            return self._engine.sampler(model, self.tokenizer, (), lambda: self.student)
-        from tasks.engines.transformers.loading import stop_tokens
+            return self._engine.sampler(model, self.tokenizer, stop, lambda: self.student)
+        from tasks.engines.transformers.loading import stop_tokens, tokens_with
         from tasks.engines.transformers.sampler import TransformersSampler
 
-        stop = stop_tokens(model, self._library.tokenizer(model))
+        tokenizer = self._library.tokenizer(model)
+        ends = stop_tokens(model, tokenizer) | tokens_with(tokenizer, stop)
         shared = self._config.engine.model_dump(include=set(ScoringSettings.model_fields))
-        return TransformersSampler(self._scorer(model), stop, TransformersEngine(**shared))
+        return TransformersSampler(self._scorer(model), ends, TransformersEngine(**shared))
 
     def writer_tokenizer(self, source: Source) -> Any:
         """See the protocol."""
@@ -188,14 +209,14 @@ class LoadedModels:
     @property
     def decoded(self) -> int:
         """Tokens sampled so far for the calling thread."""
-        samplers = [sampler for sampler in (self._sampler, *self._writers.values()) if sampler is not None]
+        samplers = [sampler for sampler in (self._sampler, *self._samplers.values()) if sampler is not None]
         return sum(sampler.decoded for sampler in samplers)
 
     def close(self) -> None:
         """End worker processes and release the sampler."""
         if "verifier" in self.__dict__:
             self.verifier.close()
-        for sampler in (self._sampler, *self._writers.values()):
+        for sampler in (self._sampler, *self._samplers.values()):
             if sampler is not None:
                 sampler.release()
 

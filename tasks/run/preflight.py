@@ -135,7 +135,9 @@ class ModelIdentities:
     def of_writer(self, source: Source, question: str) -> dict[str, object]:
         """The model that writes a context's text, and what it is asked, with names in place of rollouts."""
         _, context = self._sources[source]
+        compared = context.generate is not None and context.generate.success_draws > 0
         return {
+            **({"compared": self.of_teacher(source, question)} if compared else {}),
             "generate": context.keyed()["generate"],
             "writer": self._library.fingerprint(self._models.writer_model(source)),
             "prompt": digest(self._models.prompts.writer(source, question, None)),

@@ -78,6 +78,16 @@ class RecordedProvider:
         """Nothing: a recorded teacher has no context."""
         return {}
 
+    def answers(
+        self, question: str, sources: Sequence[Source], rollouts: Arrays, texts: Mapping[Source, Arrays]
+    ) -> Mapping[Source, Arrays]:
+        """Nothing: a recorded teacher answers nothing."""
+        return {}
+
+    def handover(self, question: str, rollouts: Arrays, answers: Mapping[Source, Arrays]) -> Mapping[Source, Arrays]:
+        """Nothing likewise."""
+        return {}
+
     def together(self, sources: Sequence[Source]) -> list[list[Source]]:
         """All of them."""
         return [list(sources)]

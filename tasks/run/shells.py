@@ -15,7 +15,7 @@ from prefect.states import Completed
 
 from schemas.config import RunConfig
 from schemas.pipeline import PIPELINE, Scope, Stage
-from schemas.signals import REWARDED, Signal, Source, written_sources
+from schemas.signals import REWARDED, Signal, Source
 from tasks.engines.counts import MODEL_TIME, SCORED
 from tasks.operations.errors import is_fatal
 from tasks.operations.implementations import implementation
@@ -130,7 +130,7 @@ def run_stage(session: RunSession, name: str, ids: Sequence[str]) -> TaskSummary
 def sources_of(stage: Stage, config: RunConfig) -> list[Source]:
     """The sources that a stage has artefacts of."""
     if stage.scope is Scope.SOURCE:
-        return written_sources(config)
+        return stage.sources(config)
     return list(dict.fromkeys(signal.source for signal in stage.signals(config)))
 
 

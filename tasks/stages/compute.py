@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from schemas.arrays import Arrays
 from schemas.config import RunConfig
 from schemas.pipeline import PIPELINE, Scope, Stage
-from schemas.signals import Signal, written_sources
+from schemas.signals import Signal
 from tasks.operations.implementations import implementation
 from tasks.stages.protocol import Made, Provider, Work
 
@@ -42,7 +42,7 @@ class Computed:
             for question in self.questions[:1] if stage.scope is Scope.RUN else self.questions:
                 wanted: Sequence[Signal | None] = self.signals if stage.scope is Scope.SIGNAL else [None]
                 if stage.scope is Scope.SOURCE:
-                    wanted = [source.every_loss for source in written_sources(self._config)]
+                    wanted = [source.every_loss for source in stage.sources(self._config)]
                 if not wanted:
                     continue
                 work = Work(self._config, self._provider, self, question, wanted)

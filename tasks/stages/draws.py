@@ -9,26 +9,34 @@ import numpy.typing as npt
 from schemas.arrays import AnyArray, Arrays
 from tasks.engines.protocol import Continuation, Trunk
 from tasks.engines.turn import TURN
-from tasks.stages.protocol import Models
+from tasks.stages.protocol import Models, Tokenizer
 from tasks.verifiers.protocol import Attempt
 
 
 def outcomes(
-    models: Models, question: str, prefixes: Sequence[Sequence[int]], ends: Sequence[Continuation]
+    models: Models,
+    question: str,
+    prefixes: Sequence[Sequence[int]],
+    ends: Sequence[Continuation],
+    tokenizer: Tokenizer | None = None,
 ) -> dict[str, AnyArray]:
     """Outcomes of continuations in the layout "rounds"; `prefixes` are the completion tokens before each."""
     return {
-        "success": verified(models, question, prefixes, ends),
+        "success": verified(models, question, prefixes, ends, tokenizer or models.tokenizer),
         "truncated": np.array([end.truncated for end in ends], dtype=bool),
         "length": np.array([len(end.tokens) for end in ends], dtype=np.int32),
     }
 
 
 def continuations(
-    models: Models, question: str, prefixes: Sequence[Sequence[int]], ends: Sequence[Continuation]
+    models: Models,
+    question: str,
+    prefixes: Sequence[Sequence[int]],
+    ends: Sequence[Continuation],
+    tokenizer: Tokenizer | None = None,
 ) -> dict[str, AnyArray]:
-    """Outcomes with their tokens, in the layout "continuations"."""
-    verdicts = outcomes(models, question, prefixes, ends)
+    """Outcomes with their tokens, in the layout "continuations"; the tokenizer is the student's unless given."""
+    verdicts = outcomes(models, question, prefixes, ends, tokenizer)
     return {
         "success": verdicts["success"],
         "truncated": verdicts["truncated"],
@@ -44,12 +52,16 @@ def trunks(rollouts: Arrays) -> list[Trunk]:
 
 
 def verified(
-    models: Models, question: str, prefixes: Sequence[Sequence[int]], ends: Sequence[Continuation]
+    models: Models,
+    question: str,
+    prefixes: Sequence[Sequence[int]],
+    ends: Sequence[Continuation],
+    tokenizer: Tokenizer,
 ) -> npt.NDArray[np.bool_]:
     """Verdicts on completions, each being a prefix and its continuation."""
     completions = [(*start, *end.tokens.tolist()) for start, end in zip(prefixes, ends, strict=True)]
     distinct = list(dict.fromkeys(completions))
-    texts = dict(zip(distinct, models.tokenizer.batch_decode(distinct, skip_special_tokens=True), strict=True))
+    texts = dict(zip(distinct, tokenizer.batch_decode(distinct, skip_special_tokens=True), strict=True))
     answer = models.answer(question)
     attempts = [Attempt(texts[c], answer, end.truncated) for c, end in zip(completions, ends, strict=True)]
     verifier = models.verifier

@@ -8,6 +8,7 @@ from schemas.signals import Signal, Source
 from tasks.engines.scoring import Scored, View
 from tasks.engines.translation import TranslatedView
 from tasks.engines.turn import TURN
+from tasks.stages.answers import make_answers, make_continuations
 from tasks.stages.distillation.gradients import distill
 from tasks.stages.distillation.returns import draw_log_ratios, with_returns
 from tasks.stages.protocol import Checkpoints, Models
@@ -45,6 +46,21 @@ class ModelProvider:
         """Texts that contexts show."""
         with TURN:
             return {s: make_texts(self.models, self._config, s, question, rollouts) for s in sources}
+
+    def answers(
+        self, question: str, sources: Sequence[Source], rollouts: Arrays, texts: Mapping[Source, Arrays]
+    ) -> Mapping[Source, Arrays]:
+        """Teachers' own answers."""
+        with TURN:
+            return {s: make_answers(self.models, self._config, s, question, rollouts, texts.get(s)) for s in sources}
+
+    def handover(self, question: str, rollouts: Arrays, answers: Mapping[Source, Arrays]) -> Mapping[Source, Arrays]:
+        """What the student makes of parts of teachers' answers."""
+        with TURN:
+            return {
+                source: make_continuations(self.models, self._config, source, question, rollouts, of_source)
+                for source, of_source in answers.items()
+            }
 
     def distillation(
         self,

@@ -27,8 +27,17 @@ class Tokenizer(Protocol):
 class Judge(Protocol):
     """Decides which completions are correct."""
 
+    @property
+    def tells(self) -> bool:
+        """Whether it tells what it reads as an answer."""
+        ...
+
     def check_all(self, attempts: Sequence[Attempt]) -> list[bool]:
         """One verdict per attempt."""
+        ...
+
+    def read_all(self, attempts: Sequence[Attempt]) -> list[str | None]:
+        """What it reads as the answer of each; None where it finds none."""
         ...
 
 
@@ -110,6 +119,18 @@ class Models(Protocol):
         """What it is asked, token ids: for the question, or for each rollout."""
         ...
 
+    def answerer(self, source: Source) -> Sampler:
+        """A teacher, as a sampler of answers."""
+        ...
+
+    def answer_tokenizer(self, source: Source) -> Tokenizer:
+        """The tokenizer of its answers."""
+        ...
+
+    def as_students(self, source: Source, tokens: Sequence[int]) -> list[int]:
+        """Tokens of a teacher's answer as the student's, which has them in common unless its tokenizer is another."""
+        ...
+
     def close(self) -> None:
         """Stop worker processes and the sampler."""
         ...
@@ -162,6 +183,16 @@ class Provider(Protocol):
 
     def write(self, question: str, sources: Sequence[Source], rollouts: Arrays) -> Mapping[Source, Arrays]:
         """Texts that contexts show, for some sources whose contexts have generated ones."""
+        ...
+
+    def answers(
+        self, question: str, sources: Sequence[Source], rollouts: Arrays, texts: Mapping[Source, Arrays]
+    ) -> Mapping[Source, Arrays]:
+        """Teachers' own answers; `texts` as for `distillation`."""
+        ...
+
+    def handover(self, question: str, rollouts: Arrays, answers: Mapping[Source, Arrays]) -> Mapping[Source, Arrays]:
+        """What the student makes of parts of teachers' answers."""
         ...
 
     def distillation(

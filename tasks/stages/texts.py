@@ -13,10 +13,11 @@ from schemas.config import Generation, RunConfig
 from schemas.signals import Source, model_sources
 from schemas.text import after_thinking
 from tasks.engines.protocol import Draw, Trunk
+from tasks.stages.answers import sample_answers
 from tasks.stages.protocol import Made, Models, Tokenizer, Work
 from tasks.statistics.streams import stream_seed
 
-KEPT, CUT, SHORT, ANSWER, NO_ANSWER, SCRIPT = range(len(SCREEN))
+KEPT, CUT, SHORT, ANSWER, NO_ANSWER, SCRIPT, NO_GAIN = range(len(SCREEN))
 
 _IN_NUMBER = re.compile(r"(?<=\d),(?=\d{3})")
 _MOSTLY = 0.5
@@ -50,12 +51,46 @@ def make_texts(
         screen(text, generation, asked, models.answer(question), truncated=end.truncated)
         for text, end in zip(texts, ends, strict=True)
     ]
-    return {
+    arrays: dict[str, AnyArray] = {
         "tokens": np.concatenate([np.empty(0, dtype=np.int32), *(end.tokens for end in ends)]).astype(np.int32),
         "offsets": np.cumsum([0, *(len(end.tokens) for end in ends)]).astype(np.int64),
         "place": np.array([draw.trunk for draw in draws], dtype=np.int32),
         "verdict": np.array(verdicts, dtype=np.int8),
     }
+    if generation.success_draws:
+        arrays["verdict"] = compared(models, config, source, question, rollouts, arrays, generation.success_draws)
+    return arrays
+
+
+def compared(
+    models: Models, config: RunConfig, source: Source, question: str, rollouts: Arrays, texts: Arrays, draws: int
+) -> AnyArray:
+    """The verdicts, once the teacher has answered with each text that is kept so far, and as often without any.
+
+    A text with which it is not right more often is not kept, unless it is right always. Where each rollout has a text
+    of its own, a text is shown after the prompt of its rollout.
+    """
+    verdict = np.array(texts["verdict"])
+    rates: dict[tuple[int, int], float] = {}
+
+    def success(place: int, text: int | None) -> float:
+        """Of the teacher, where only this text would be shown."""
+        key = place, -1 if text is None else text
+        if key not in rates:
+            alone = np.full_like(verdict, NO_GAIN)
+            if text is not None:
+                alone[text] = KEPT
+            prompt, by_rollout = models.teacher_prompts(source, question, rollouts, {**texts, "verdict": alone})
+            asked = [by_rollout[place]] if by_rollout else [prompt]
+            answered = sample_answers(models, config, source, question, asked, draws, f"compared at {place}")
+            rates[key] = float(np.mean(answered["success"]))
+        return rates[key]
+
+    for text in np.flatnonzero(verdict == KEPT).tolist():
+        place = int(texts["place"][text])
+        if (with_text := success(place, text)) < 1 and with_text <= success(place, None):
+            verdict[text] = NO_GAIN
+    return verdict
 
 
 def text_of(tokens: Sequence[int], tokenizer: Tokenizer) -> str:

@@ -17,7 +17,12 @@ class Verifier:
     """Checks attempts in bulk, each distinct one once."""
 
     def __init__(self, settings: VerifierSettings) -> None:
-        self._kind = kind_of(settings)
+        self._kind, self._tells = kind_of(settings), settings.kind != "python"
+
+    @property
+    def tells(self) -> bool:
+        """Whether `read_all` tells what it reads: a user's own verifier does not."""
+        return self._tells
 
     def check_all(self, attempts: Sequence[Attempt]) -> list[bool]:
         """Verdicts, in order, on what each attempt says after its thinking."""

@@ -178,6 +178,15 @@ class OracleModels:
     def writer_prompts(self, source: Source, question: str, rollouts: Arrays) -> list[list[int]]:
         return [PROMPT]
 
+    def answerer(self, source: Source) -> OracleEngine:
+        return self._teachers[source.teacher]
+
+    def answer_tokenizer(self, source: Source) -> Any:
+        return self.tokenizer
+
+    def as_students(self, source: Source, tokens: Sequence[int]) -> list[int]:
+        return list(tokens)
+
     def close(self) -> None:
         self.verifier.close()
 
@@ -217,6 +226,16 @@ class GivenProvider:
     ) -> Mapping[Signal, Arrays]:
         wanted = [Signal(*source, name) for source, of_source in losses.items() for name in of_source]
         return {signal: self._given[question].distillation[signal] for signal in wanted}
+
+    def answers(
+        self, question: str, sources: Sequence[Source], rollouts: Arrays, texts: Mapping[Source, Arrays]
+    ) -> Mapping[Source, Arrays]:
+        """Nothing: nothing."""
+        return {}
+
+    def handover(self, question: str, rollouts: Arrays, answers: Mapping[Source, Arrays]) -> Mapping[Source, Arrays]:
+        """Nothing likewise."""
+        return {}
 
     def together(self, sources: Sequence[Source]) -> list[list[Source]]:
         return [list(sources)]

@@ -82,6 +82,7 @@ def small_settings(models: Path, questions: Path, store: Path) -> dict[str, Any]
             {"name": "self", "contexts": ["none", {"kind": "answer", "template": "{{ prompt }} answer {{ answer }}"}]},
         ],
         "losses": ["reverse_kl", "forward_kl"],
+        "success": {"rollouts": 0},
         "scores": {"bootstrap": 200, "posterior": 100},
         "execution": {"questions_per_task": 3},
     }

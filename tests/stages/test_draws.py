@@ -57,7 +57,7 @@ def ends(*rows: Sequence[int], cut: Sequence[int] = ()) -> list[Continuation]:
 
 def test_what_stands_before_a_continuation_is_verified_with_it() -> None:
     models: Any = Models()
-    found = verified(models, "q", [[7], [2], [], [2]], ends([1], [7, 1], [3], [7, 1]))
+    found = verified(models, "q", [[7], [2], [], [2]], ends([1], [7, 1], [3], [7, 1]), models.tokenizer)
     assert found.tolist() == [True, True, False, True] and found.dtype == bool
     assert models.decoded == [(7, 1), (2, 7, 1), (3,)]  # the same completion once
     assert [a.completion for a in models.attempts] == ["7", "2 7", "3", "2 7"]  # without special tokens
@@ -66,7 +66,7 @@ def test_what_stands_before_a_continuation_is_verified_with_it() -> None:
 
 def test_one_completion_that_ended_and_was_cut_has_two_verdicts() -> None:
     models: Any = Models()
-    assert verified(models, "q", [[], []], ends([7], [7], cut=[1])).tolist() == [True, False]
+    assert verified(models, "q", [[], []], ends([7], [7], cut=[1]), models.tokenizer).tolist() == [True, False]
 
 
 def test_no_draws_have_no_outcomes() -> None:
@@ -81,7 +81,7 @@ def test_no_draws_have_no_outcomes() -> None:
 def test_prefixes_and_ends_that_do_not_match_are_an_error() -> None:
     models: Any = Models()
     with pytest.raises(ValueError, match="zip"):
-        verified(models, "q", [[]], ends([7], [7]))
+        verified(models, "q", [[]], ends([7], [7]), models.tokenizer)
 
 
 TOKENS = st.lists(st.lists(st.integers(0, 9), max_size=4), max_size=6)

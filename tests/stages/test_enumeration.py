@@ -84,6 +84,15 @@ class SmallModels:
     def writer_prompts(self, source: Source, question: str, rollouts: Arrays) -> list[list[int]]:
         return []
 
+    def answerer(self, source: Source) -> Any:
+        return self.sampler
+
+    def answer_tokenizer(self, source: Source) -> Any:
+        return self.tokenizer
+
+    def as_students(self, source: Source, tokens: Sequence[int]) -> list[int]:
+        return list(tokens)
+
     def close(self) -> None:
         self.verifier.close()
 

@@ -139,6 +139,8 @@ def render(
         notes=notes,
         table=headline(summary),
         gaps=_gaps(tables["differences"]),
+        success=tables["success"].to_dicts(),
+        between=BETWEEN,
         selection=_by_source(tables["selection"], loss, "tokens"),
         predictors=_by_source(tables["predictors"], loss, "predictor"),
         predictor_names=PREDICTOR_NAMES,

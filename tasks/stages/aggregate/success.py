@@ -1,0 +1,80 @@
+"""Teachers' own success, and what of it the student can go on from, with intervals by question."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from schemas.arrays import Arrays
+from schemas.config import Scores
+from schemas.config.success import BEFORE_ANSWER
+from schemas.signals import Source
+from tasks.statistics.bootstrap import bootstrap_interval, resample
+from tasks.statistics.csr import Floats
+
+
+_RATES = ("own", "handover")
+
+
+class Answered(NamedTuple):
+    """One question: success rate of the student's rollouts, and by teacher with context its answers and handover."""
+
+    student: float
+    answers: Mapping[Source, Arrays]
+    handover: Mapping[Source, Arrays]
+
+
+def success_rows(questions: Sequence[Answered], scores: Scores, seed: int) -> list[dict[str, Any]]:
+    """Rows of `schemas.tables.SUCCESS`, one for each teacher with its context; differences are paired by question."""
+    rows = []
+    student = np.array([q.student for q in questions])
+    counts = resample(len(questions), scores.bootstrap, seed)
+    for source in questions[0].answers:
+        own = np.array([float(np.mean(q.answers[source]["success"])) for q in questions])
+        cut = np.array([float(np.mean(q.answers[source]["truncated"])) for q in questions])
+        handed = np.array([_rate(q.handover[source], BEFORE_ANSWER) for q in questions])
+        row: dict[str, Any] = {
+            **source._asdict(),
+            "questions": len(questions),
+            "answers": sum(len(q.answers[source]["success"]) for q in questions),
+            "truncated": float(cut.mean()),
+        }
+        values = {"own": own, "gap": own - student, "handover": handed, "copied": own - handed}
+        rows.append(row | _estimates(values, counts, scores.level))
+    return rows
+
+
+def handover_rows(questions: Sequence[Answered], scores: Scores, seed: int) -> list[dict[str, Any]]:
+    """Rows of `schemas.tables.HANDOVERS`, one for each teacher with its context and part of its answers."""
+    rows = []
+    counts = resample(len(questions), scores.bootstrap, seed)
+    for source in questions[0].handover:
+        parts = sorted({part for q in questions for part in q.handover[source]["part"].tolist()})
+        for part in parts:
+            values = {"handover": np.array([_rate(q.handover[source], part) for q in questions])}
+            rows.append({**source._asdict(), "part": part} | _estimates(values, counts, scores.level))
+    return rows
+
+
+def _rate(handover: Arrays, part: float) -> float:
+    """Success rate of the continuations after a part of the answers; NaN where there are none."""
+    of_part = np.asarray(handover["part"]) == part
+    draws = int(np.asarray(handover["draws"])[of_part].sum())
+    return float(np.asarray(handover["successes"])[of_part].sum() / draws) if draws else np.nan
+
+
+def _estimates(values: Mapping[str, Floats], counts: Floats, level: float) -> dict[str, float]:
+    """Means over questions with bootstrap intervals; questions where a value is not known are left out."""
+    out: dict[str, float] = {}
+    for name, of_questions in values.items():
+        known = np.isfinite(of_questions)
+        if not known.any():
+            out |= {f"{name}{end}": np.nan for end in ("", "_low", "_high")}
+            continue
+        with np.errstate(divide="ignore", invalid="ignore"):
+            replicates = counts[:, known] @ of_questions[known] / counts[:, known].sum(axis=1)
+        low, high = bootstrap_interval(replicates, int(known.sum()), level)
+        least = 0.0 if name in _RATES else -1.0  # of a rate, or of a difference of two
+        low, high = max(low, least), min(high, 1.0)
+        out |= {name: float(of_questions[known].mean()), f"{name}_low": low, f"{name}_high": high}
+    return out
