@@ -29,6 +29,7 @@ from schemas.config import (
     loss_name,
 )
 from schemas.config import Scores as ScoreSettings
+from schemas.config.success import Success
 from schemas.pipeline import diagnosis_stages
 from schemas.signals import Signal
 from tasks.calibration.chain import Chain, Sums, exact_scores, expected
@@ -87,6 +88,7 @@ class Setting:
             tree=self.tree or ForcedTree(),
             teachers=[Teacher(name=name) for name in (*TEACHERS, EQUAL)],
             losses=[ReverseKL(), ForwardKL()],
+            success=Success(rollouts=0),
             scores=SCORES,
         )
 

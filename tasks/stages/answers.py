@@ -87,9 +87,11 @@ def make_continuations(
         if len(prefix) < limit
         for n in range(settings.continuations)
     ]
-    sampled = models.sampler.continue_prefixes(trunks, draws, config.sampling.temperature)
-    success = outcomes(models, question, [prefixes[d.trunk] for d in draws], sampled)["success"]
-    successes = np.bincount([d.trunk for d in draws], success, len(rows)) if draws else np.zeros(len(rows))
+    successes = np.zeros(len(rows))
+    if draws:
+        sampled = models.sampler.continue_prefixes(trunks, draws, config.sampling.temperature)
+        success = outcomes(models, question, [prefixes[d.trunk] for d in draws], sampled)["success"]
+        successes = np.bincount([d.trunk for d in draws], success, len(rows)).astype(np.float64)
     columns = np.array(rows, dtype=np.float64).reshape(-1, 3).T
     return {
         "answer": columns[0].astype(np.int32),

@@ -23,6 +23,7 @@ from schemas.config import (
     Teacher,
 )
 from schemas.config.run import REWARD
+from schemas.config.success import Success
 from schemas.pipeline import diagnosis_stages
 from schemas.signals import Signal, Source
 from tasks.calibration.chain import Chain, exact_scores
@@ -268,6 +269,7 @@ def scored_trees(
         losses=list(losses),
         sampling=Sampling(temperature=temperature),
         tree=ForcedTree(**settings),
+        success=Success(rollouts=0),
         scores=scores or Scores(),
     )
     computed = Computed(config, GivenProvider(given), list(given), signals, lambda _, __, question: seed(question))
@@ -292,6 +294,7 @@ def oracle_config(chain: Chain, *, seed: int = 0, rollouts: int = 8, **tree: Any
             "verifier": {"kind": "exact", "marker": " "},
             "sampling": {"rollouts": rollouts, "max_tokens": chain.length + 2},
             "tree": {"kind": "forced", **tree},
+            "success": {"rollouts": 0},
         }
     )
 

@@ -9,6 +9,7 @@ import pytest
 
 from schemas.arrays import Arrays, check_layout
 from schemas.config import Model, Questions, RunConfig, Sampling, Settings, Teacher
+from schemas.config.success import Success
 from schemas.pipeline import PIPELINE, Scope, diagnosis_stages
 from schemas.signals import Signal, Source, signals
 from tasks.stages.compute import Computed, compute
@@ -22,6 +23,7 @@ CONFIG = RunConfig(
     teachers=[Teacher(name="one"), Teacher(name="two")],
     losses=["reverse_kl", "forward_kl"],
     sampling=Sampling(rollouts=3),
+    success=Success(rollouts=0),
 )
 
 

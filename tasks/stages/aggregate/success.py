@@ -12,7 +12,6 @@ from schemas.signals import Source
 from tasks.statistics.bootstrap import bootstrap_interval, resample
 from tasks.statistics.csr import Floats
 
-
 _RATES = ("own", "handover")
 
 
