@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
+from schemas import costs
 from schemas.arrays import (
     ALIGNMENT,
     CONTINUATIONS,
@@ -24,12 +25,12 @@ from schemas.arrays import (
     VALUES,
     Array,
 )
-from schemas.config import Context, MiniLLM, RolloutTable, RunConfig
+from schemas.config import RolloutTable, RunConfig
+from schemas.costs import Cost
 from schemas.signals import (
     Signal,
     Source,
     answering_sources,
-    model_sources,
     ranked_signals,
     signals,
     written_sources,
@@ -43,14 +44,6 @@ class Scope(Enum):
     SOURCE = "question and teacher with its context"
     SIGNAL = "question and signal"
     RUN = "run"
-
-
-class Cost(NamedTuple):
-    """Upper bounds for one unit of a stage's work: completions, tokens decoded for them, full forward passes."""
-
-    completions: int = 0
-    tokens: int = 0
-    forwards: int = 0
 
 
 class Draws(NamedTuple):
@@ -126,67 +119,6 @@ class Stage:
         return self.draws is not None and self.scope is not Scope.SOURCE
 
 
-def _rollouts(config: RunConfig) -> int:
-    return 0 if isinstance(config.rollouts, RolloutTable) else config.sampling.rollouts
-
-
-def _rollouts_cost(config: RunConfig) -> Cost:
-    if isinstance(config.rollouts, RolloutTable):
-        return Cost()
-    return Cost(config.sampling.rollouts, config.sampling.rollouts * config.sampling.max_tokens)
-
-
-def _texts(config: RunConfig) -> int:
-    return sum(_tries(config, context) for _, context in model_sources(config).values())
-
-
-def _tries(config: RunConfig, context: Context) -> int:
-    if context.generate is None:
-        return 0
-    return context.generate.tries * (config.sampling.rollouts if context.written_for_rollouts else 1)
-
-
-def _texts_cost(config: RunConfig) -> Cost:
-    """For each of the sources that have generated texts, on the average."""
-    written = [context for _, context in model_sources(config).values() if context.generate is not None]
-    if not written:
-        return Cost()
-    tokens = sum(_tries(config, c) * c.generate.max_tokens for c in written if c.generate is not None)
-    return Cost(-(-_texts(config) // len(written)), -(-tokens // len(written)))
-
-
-def _answers(config: RunConfig) -> int:
-    return config.success.rollouts * len(answering_sources(config))
-
-
-def _answers_cost(config: RunConfig) -> Cost:
-    return Cost(config.success.rollouts, config.success.rollouts * config.sampling.max_tokens)
-
-
-def _handovers(config: RunConfig) -> int:
-    return _answers(config) * config.success.continuations * (len(config.success.parts) + 1)
-
-
-def _handover_cost(config: RunConfig) -> Cost:
-    each = config.success.rollouts * config.success.continuations * (len(config.success.parts) + 1)
-    return Cost(each, each * (config.sampling.max_tokens - 1))
-
-
-def _trees_cost(config: RunConfig) -> Cost:
-    tree = config.tree
-    forwards = tree.most_forwards(config.sampling.rollouts)
-    return Cost(tree.most_draws, tree.most_draws * (config.sampling.max_tokens - 1), forwards)
-
-
-def _distillation_cost(config: RunConfig) -> Cost:
-    draws = config.tree.most_draws if any(isinstance(loss, MiniLLM) for loss in config.losses) else 0
-    return Cost(forwards=config.sampling.rollouts + draws)
-
-
-def _value_draws(config: RunConfig) -> int:
-    return config.sampling.rollouts * (config.ranking.segments - 1) * config.ranking.draws
-
-
 _STAGES = (
     Stage(
         "rollouts",
@@ -201,9 +133,9 @@ _STAGES = (
             **({"rollouts": config.rollouts.keyed()} if isinstance(config.rollouts, RolloutTable) else {}),
         },
         with_model=True,
-        draws=Draws("completions", _rollouts, _rollouts),
+        draws=Draws("completions", costs.rollouts, costs.rollouts),
         refuse="tasks.stages.rollouts:refusal",
-        cost=_rollouts_cost,
+        cost=costs.rollouts_cost,
         flows=("diagnose", "rank"),
     ),
     Stage(
@@ -216,8 +148,8 @@ _STAGES = (
         settings=lambda config: {"seed": config.seed},
         of_source=True,
         with_model=True,
-        draws=Draws("generated texts", _texts, _texts),
-        cost=_texts_cost,
+        draws=Draws("generated texts", costs.texts, costs.texts),
+        cost=costs.texts_cost,
         flows=("diagnose", "rank"),
     ),
     Stage(
@@ -235,8 +167,8 @@ _STAGES = (
         sources=answering_sources,
         of_source=True,
         with_model=True,
-        draws=Draws("teachers' answers", _answers, _answers),
-        cost=_answers_cost,
+        draws=Draws("teachers' answers", costs.answers, costs.answers),
+        cost=costs.answers_cost,
         flows=("diagnose", "rank"),
     ),
     Stage(
@@ -250,8 +182,8 @@ _STAGES = (
         sources=answering_sources,
         of_source=True,
         with_model=True,
-        draws=Draws("continuations of teachers' answers", _handovers, _handovers),
-        cost=_handover_cost,
+        draws=Draws("continuations of teachers' answers", costs.handovers, costs.handovers),
+        cost=costs.handover_cost,
         flows=("diagnose", "rank"),
     ),
     Stage(
@@ -265,7 +197,7 @@ _STAGES = (
         draws=Draws("draws", lambda config: config.tree.most_draws, lambda config: config.tree.most_at_once),
         round_settings=lambda config: {"tree": config.tree.round_settings()},
         keeps_rounds=lambda config: config.tree.extends,
-        cost=_trees_cost,
+        cost=costs.trees_cost,
     ),
     Stage("ideal", 2, IDEAL, "tasks.stages.ideal:make", reads=("trees",)),
     Stage("prior", 2, PRIOR, "tasks.stages.prior:make", Scope.RUN, reads=("trees",)),
@@ -278,7 +210,7 @@ _STAGES = (
         reads=("rollouts", "trees"),
         of_source=True,
         with_model=True,
-        cost=_distillation_cost,
+        cost=costs.distillation_cost,
     ),
     Stage(
         "alignment",
@@ -297,8 +229,10 @@ _STAGES = (
         reads=("rollouts",),
         settings=lambda config: config.ranking.keyed(),
         with_model=True,
-        draws=Draws("draws of values", _value_draws, _value_draws),
-        cost=lambda config: Cost(_value_draws(config), _value_draws(config) * (config.sampling.max_tokens - 1)),
+        draws=Draws("draws of values", costs.value_draws, costs.value_draws),
+        cost=lambda config: Cost(
+            costs.value_draws(config), costs.value_draws(config) * (config.sampling.max_tokens - 1)
+        ),
         flows=("rank",),
     ),
     Stage(

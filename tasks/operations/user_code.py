@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from schemas.config import RunConfig, Settings
@@ -21,6 +22,9 @@ from tasks.inputs.errors import InputError
 
 ALLOW_CODE = "OPDSCOPE_ALLOW_CODE"
 """Variable of the environment; `1` allows code that a configuration names."""
+
+_PARSING = Lock()
+"""Parsers in several threads share a counter until Python 3.12, and fail (python/cpython issue 106905)."""
 
 
 def check_allowed(field: str, value: object) -> None:
@@ -117,7 +121,9 @@ def _with_neighbours(top: str, origin: Path) -> dict[str, Path]:
 def _imported(path: Path) -> set[str]:
     """Top-level names of the modules that a file imports."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_bytes())):
+    with _PARSING:
+        parsed = ast.parse(path.read_bytes())
+    for node in ast.walk(parsed):
         if isinstance(node, ast.Import):
             names |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:

@@ -115,6 +115,11 @@ def run_stage(session: RunSession, name: str, ids: Sequence[str]) -> TaskSummary
             # draws report their own tokens
             tokens = made.scored_tokens if stage.draws is None else 0
             publish(name, len(part.questions) * len(part.sources or [None]), tokens=tokens)
+            if stage.draws is not None and not stage.keeps_draws:
+                drawn = (
+                    stage.draws.most(session.config) * len(part.sources or []) // len(sources_of(stage, session.config))
+                )
+                publish(stage.draws.label, drawn, tokens=made.decoded_tokens)
         return made
 
     for made in beside_each_other(make, parts, threads):

@@ -193,6 +193,10 @@ CHANGES: dict[str, Any] = {
     "teachers.contexts.generate.shortest": 0,
     "teachers.contexts.generate.answer": "absent",
     "teachers.contexts.generate.same_script": False,
+    "teachers.contexts.generate.success_draws": 3,
+    "success.rollouts": 3,
+    "success.parts": [0.5],
+    "success.continuations": 2,
     "teachers.contexts.template": "{{ prompt }} solution {{ answer }}",
     **{f"losses.{loss['kind']}.name": "mine" for loss in LOSSES},
     **{f"losses.{loss['kind']}.teacher_temperature": 0.5 for loss in LOSSES if "grpo" not in loss["kind"]},
@@ -361,6 +365,8 @@ def test_every_field_changes_the_keys_or_is_listed_as_cosmetic(base: dict[str, A
             parts = ["teachers", "1", "contexts", "1", *parts[2:]]
         elif parts[0] == "teachers":
             parts.insert(1, "0")
+        elif parts[0] == "success":
+            start = merged(base, {"success": {"rollouts": 2}})
         elif parts[:2] == ["scores", "groupings"]:
             start = merged(base, {"scores": {"groupings": [{"by": "entropy"}]}})
             parts.insert(2, "0")

@@ -20,9 +20,11 @@ from flows.command.places import check_place, on_store
 from flows.command.run import load, plan_file, rank_file, run_demo, run_file
 from flows.command.terminal import number, rank_table, score, show_table, what_losses_keep, what_would_settle
 from flows.diagnose import QuestionsFailedError
+from schemas.tables import SUCCESS
 from tasks.engines.protocol import EngineAwayError, EngineError
 from tasks.inputs.errors import InputError
 from tasks.outputs.files import parquet_bytes
+from tasks.stages.aggregate.tables import frame
 from tasks.store.outages import StoreAwayError
 from tasks.store.store import Store, StoreError
 
@@ -148,12 +150,23 @@ SUMMARY = pl.DataFrame(
 
 NAMES = ["loss", "covered", "student_kept", "teacher_kept", "without_gradient"]
 KEPT = pl.DataFrame([("kl", 1.0, 0.9, 0.8, 0.25)], schema=NAMES, orient="row")
+OWN = frame(
+    [
+        {
+            **dict.fromkeys(SUCCESS, 0.0),
+            **{"teacher": "[bold]t[/bold]", "context": "none", "own": 0.75, "own_low": 0.5, "own_high": 1.0},
+            **{"copied": 0.25, "copied_low": 0.125, "copied_high": 0.5, "answers": 4, "questions": 1},
+        }
+    ],
+    SUCCESS,
+)
 
 
 def outputs(store: str, **more: Any) -> dict[str, Any]:
     """What a run gives, its tables being there."""
     Store(store).put_bytes(parquet_bytes(SUMMARY), "runs", "small", "summary.parquet")
     Store(store).put_bytes(parquet_bytes(KEPT), "runs", "small", "losses.parquet")
+    Store(store).put_bytes(parquet_bytes(OWN), "runs", "small", "success.parquet")
     stage = {"made": 1000, "cached": 2, "decoded_tokens": 1234567, "seconds": 1.0}
     return {
         "name": "small",
@@ -172,7 +185,8 @@ def test_scores_and_figures_of_a_run_are_shown(tmp_path: Path, capsys: pytest.Ca
     assert module._follow(lambda: result) == OK
     out = capsys.readouterr().out
     assert "90 % interval" in out and "[bold]t[/bold]" in out and ".50 [.40, .60]" in out
-    assert "no signal: 1 of 2 questions [x]\n" in out
+    assert "no signal: 1 of 2 questions [x]\n" in out and ".75 [.50, 1.00]" in out
+    assert "copied: [bold]t[/bold]/none is right .25 [.12, .50] more often" in out
     assert "kl looks at 90 % of the student's probability" in out
     assert "left out: question [q] :on:: cut [x]\n" in out and "unresolved: few [questions]\n" in out
     assert "2000 artefacts made, 4 from the store, 2,469,134 tokens decoded, 0 s\n" in out

@@ -104,7 +104,8 @@ def test_one_artefact_of_all_questions_has_one_key_and_each_signal_its_own() -> 
     found = keys()
     for name, stage in PIPELINE.items():
         of = [found.of_stage(name, q) for q in QUESTIONS]
-        of_scope: list[Any] = {Scope.SIGNAL: [*SIGNALS], Scope.SOURCE: []}.get(stage.scope, [None])
+        sources = [source.every_loss for source in stage.sources(configuration())]
+        of_scope: list[Any] = {Scope.SIGNAL: [*SIGNALS], Scope.SOURCE: sources}.get(stage.scope, [None])
         assert [*of[0]] == of_scope
         every = [key for one in of for key in one.values()]
         assert len(set(every)) == (1 if stage.scope is Scope.RUN else len(every))
@@ -130,10 +131,26 @@ def test_another_teacher_changes_its_own_signals() -> None:
 @pytest.mark.parametrize(
     ("change", "stages"),
     [
-        ({"seed": 1}, {"rollouts", "trees", "ideal", "prior", "distillation", "alignment", "values", "ranking"}),
+        (
+            {"seed": 1},
+            {
+                "rollouts",
+                "answers",
+                "handover",
+                "trees",
+                "ideal",
+                "prior",
+                "distillation",
+                "alignment",
+                "values",
+                "ranking",
+            },
+        ),
         ({"tree": {"kind": "adaptive", "draws": 1024}}, {"trees", "ideal", "prior", "distillation", "alignment"}),
         ({"scores": {"level": 0.9}}, {"alignment"}),
         ({"ranking": {"segments": 2}}, {"values"}),
+        ({"success": {"rollouts": 2}}, {"answers", "handover"}),
+        ({"success": {"parts": [0.5]}}, {"handover"}),
         ({"name": "other", "store": "elsewhere", "engine": {"kind": "transformers", "rows": 3}}, set()),
     ],
 )

@@ -264,7 +264,7 @@ def test_every_default_is_whole() -> None:
         )
     summary = Context.model_validate({"kind": "summary", "generate": {"by": "student"}})
     assert summary.needed_columns == ["solution"] and Context(kind="summary").needed_columns == ["summary"]
-    assert len(SCREEN) == 6
+    assert len(SCREEN) == 7
 
 
 def test_what_was_dropped_is_told_in_outputs_and_report(settings: dict[str, Any]) -> None:
