@@ -116,9 +116,8 @@ def run_stage(session: RunSession, name: str, ids: Sequence[str]) -> TaskSummary
             tokens = made.scored_tokens if stage.draws is None else 0
             publish(name, len(part.questions) * len(part.sources or [None]), tokens=tokens)
             if stage.draws is not None and not stage.keeps_draws:
-                drawn = (
-                    stage.draws.most(session.config) * len(part.sources or []) // len(sources_of(stage, session.config))
-                )
+                shares = len(sources_of(stage, session.config))
+                drawn = stage.draws.most(session.config) * len(part.sources or []) // shares
                 publish(stage.draws.label, drawn, tokens=made.decoded_tokens)
         return made
 
@@ -143,7 +142,7 @@ def _groups(session: RunSession, stage: Stage) -> list[list[Source]]:
     """Sources that are worked on together, as their models fit in memory together; the reward has none."""
     wanted = sources_of(stage, session.config)
     groups = session.provider.together([source for source in wanted if source != REWARDED])
-    return [*groups, [REWARDED]] if REWARDED in wanted else groups
+    return [group for group in (*groups, [REWARDED] if REWARDED in wanted else []) if group]
 
 
 class _Part(NamedTuple):
