@@ -7,8 +7,8 @@ from rich.table import Table
 
 from flows.command.configuration import ConfigurationError, check_ranked
 from schemas.config import RunConfig
-from schemas.costs import Cost
-from schemas.pipeline import PIPELINE, Draws, Scope, diagnosis_stages, ranking_stages
+from schemas.costs import Cost, Draws
+from schemas.pipeline import PIPELINE, Scope, diagnosis_stages, ranking_stages
 from schemas.signals import REWARDED
 from tasks.engines.memory import GIB
 from tasks.outputs.names import left_out_before

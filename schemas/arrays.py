@@ -2,8 +2,8 @@
 
 Dimension letters: R rollouts, T completion tokens of all rollouts, C prompt tokens (in a prior: cells), N nodes by
 round, B branches of all nodes, D draws, K tokens of all continuations, P ends of segments, E branches of a loss that
-needs draws (else 0). Ragged data is CSR: values, and offsets of length R+1, N+1 or D+1. A letter has the same length
-throughout an artefact.
+needs draws (else 0), U numbers of an update. Ragged data is CSR: values, and offsets of length R+1, N+1 or D+1. A
+letter has the same length throughout an artefact.
 """
 
 from collections.abc import Mapping
@@ -150,6 +150,10 @@ HANDOVER = {
     "place": Array(("P",), "int32", "tokens of it that come first", "token"),
     "draws": Array(("P",), "int32", "continuations by the student, without the context", "draws"),
     "successes": Array(("P",), "int32", "continuations that the verifier accepts", "draws"),
+}
+
+UPDATES = {
+    "update": Array(("U",), "float32", "minus the gradient of the loss by the student's parameters, projected"),
 }
 
 VALUES = {

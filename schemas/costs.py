@@ -1,9 +1,10 @@
 """Upper bounds for the work of each stage, by the settings of a run alone."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from schemas.config import Context, MiniLLM, RolloutTable, RunConfig
-from schemas.signals import answering_sources, model_sources
+from schemas.signals import answering_sources, model_sources, of_teachers
 
 
 class Cost(NamedTuple):
@@ -12,6 +13,14 @@ class Cost(NamedTuple):
     completions: int = 0
     tokens: int = 0
     forwards: int = 0
+
+
+class Draws(NamedTuple):
+    """The draws of a stage: their label in progress reports, the maximum per question, and of these at once."""
+
+    label: str
+    most: Callable[[RunConfig], int]
+    at_once: Callable[[RunConfig], int]
 
 
 def rollouts(config: RunConfig) -> int:
@@ -93,3 +102,9 @@ def distillation_cost(config: RunConfig) -> Cost:
 def value_draws(config: RunConfig) -> int:
     """Continuations for the values along a question's rollouts."""
     return config.sampling.rollouts * (config.ranking.segments - 1) * config.ranking.draws
+
+
+def updates_cost(config: RunConfig) -> Cost:
+    """Of the student, and of one teacher with a context: a pass forward and two passes' worth back for each loss."""
+    backward = 2 * len(of_teachers(config)) if config.update.dimensions else 0
+    return Cost(forwards=config.sampling.rollouts * (1 + backward))

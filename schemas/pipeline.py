@@ -7,7 +7,6 @@ read these declarations. A new stage is its own module and an entry here.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
 
 from schemas import costs
 from schemas.arrays import (
@@ -22,17 +21,19 @@ from schemas.arrays import (
     ROUNDS,
     TEXTS,
     TREES,
+    UPDATES,
     VALUES,
     Array,
 )
 from schemas.config import RolloutTable, RunConfig
-from schemas.costs import Cost
+from schemas.costs import Cost, Draws
 from schemas.signals import (
     Signal,
     Source,
     answering_sources,
     ranked_signals,
     signals,
+    updating_signals,
     written_sources,
 )
 
@@ -44,14 +45,6 @@ class Scope(Enum):
     SOURCE = "question and teacher with its context"
     SIGNAL = "question and signal"
     RUN = "run"
-
-
-class Draws(NamedTuple):
-    """The draws of a stage: their label in progress reports, the maximum per question, and of these at once."""
-
-    label: str
-    most: Callable[[RunConfig], int]
-    at_once: Callable[[RunConfig], int]
 
 
 def _nothing(config: RunConfig) -> dict[str, object]:
@@ -248,6 +241,20 @@ _STAGES = (
         cost=lambda config: Cost(forwards=config.sampling.rollouts),
         flows=("rank",),
     ),
+    Stage(
+        "updates",
+        1,
+        UPDATES,
+        "tasks.stages.updates.stage:make",
+        Scope.SIGNAL,
+        reads=("rollouts",),
+        settings=lambda config: {"dimensions": config.update.dimensions},
+        signals=updating_signals,
+        of_source=True,
+        with_model=True,
+        cost=costs.updates_cost,
+        flows=("rank",),
+    ),
 )
 
 PIPELINE = {stage.name: stage for stage in _STAGES}
@@ -273,9 +280,15 @@ def diagnosis_stages() -> tuple[str, ...]:
 
 
 def ranking_stages(config: RunConfig) -> tuple[str, ...]:
-    """The stages of a ranking; later ones that sample are included only where they have something to draw."""
+    """The stages of a ranking; later ones that sample are included only where they have something to do."""
     stages = (stage for stage in PIPELINE.values() if "rank" in stage.flows)
-    return tuple(s.name for s in stages if not s.reads or s.draws is None or s.draws.most(config) > 0)
+
+    def has_work(stage: Stage) -> bool:
+        if stage.draws is not None and stage.reads:
+            return stage.draws.most(config) > 0
+        return stage.scope is not Scope.SIGNAL or bool(stage.signals(config))
+
+    return tuple(stage.name for stage in stages if has_work(stage))
 
 
 def versions() -> dict[str, int]:

@@ -35,6 +35,10 @@ REWARDED = Source(REWARD, Context().label)
 """Takes the place of teacher and context where the reward itself is the signal."""
 
 
+POLICY = Signal(*REWARDED, "policy_gradient")
+"""Training on the reward itself, with whose update those of other signals are compared."""
+
+
 def sources(config: RunConfig) -> list[Source]:
     """Teachers with contexts, in the order of the configuration."""
     recorded = [Source(t.name, Context().label) for t in config.recorded_teachers]
@@ -85,6 +89,11 @@ def ranked_signals(config: RunConfig) -> list[Signal]:
     """Those that rollouts alone can judge: a loss that needs draws needs several from one place."""
     of_run = losses(config)
     return [signal for signal in signals(config) if not isinstance(of_run[signal.loss], NEED_DRAWS)]
+
+
+def updating_signals(config: RunConfig) -> list[Signal]:
+    """Those whose updates of the parameters are computed, the policy gradient first; none unless asked for."""
+    return [POLICY, *ranked_signals(config)] if config.update.dimensions else []
 
 
 def unranked_losses(config: RunConfig) -> list[str]:

@@ -210,6 +210,16 @@ RANKS: dict[str, Column] = {
     "gain_deficit": Column("Float64", "gain of the first signal minus this one's"),
     "gain_deficit_low": Column("Float64", "lower end of its interval, paired by question"),
     "gain_deficit_high": Column("Float64", "upper end of its interval"),
+    "update_gain": Column(
+        "Float64",
+        "<G, D> / |D|, G the policy gradient of success by the student's parameters and D the signal's update, always "
+        "of different questions; null where it is not computed, or |D| is not known",
+    ),
+    "update_gain_low": Column("Float64", "lower end of its interval, by question"),
+    "update_gain_high": Column("Float64", "upper end of its interval"),
+    "update_cosine": Column("Float64", "the same over |G|"),
+    "update_cosine_low": Column("Float64", "lower end of its interval"),
+    "update_cosine_high": Column("Float64", "upper end of its interval"),
     "d_sq": Column("Float64", "mean |d|^2 of a token"),
     "questions": Column("Int64", "questions"),
     "carrying": Column(

@@ -70,7 +70,8 @@ def rank_table(ranks: pl.DataFrame, level: float) -> Table:
     table.add_column("", justify="right", no_wrap=True)
     for name in ("teacher", "context", "loss"):
         table.add_column(name, no_wrap=True)
-    for name in ("gain", "deficit to the first", "best"):
+    updates = ["update gain"] if ranks["update_gain"].is_not_null().any() else []
+    for name in ("gain", "deficit to the first", "best", *updates):
         table.add_column(name, justify="right", no_wrap=True)
     for row in ranks.iter_rows(named=True):
         known = row["gain"] is not None
@@ -80,6 +81,7 @@ def rank_table(ranks: pl.DataFrame, level: float) -> Table:
             _interval(row, "gain") if known else "undefined",
             _interval(row, "gain_deficit") if known and row["rank"] > 1 else "",
             f"{100 * row['p_best']:.0f} %" if row["p_best"] is not None else "",
+            *(estimate(row, "update_gain") for _ in updates),
         )
     return table
 

@@ -29,6 +29,7 @@ from schemas.config.tasks import Task, with_task
 from schemas.config.teachers import RecordedTeacher, Teacher
 from schemas.config.trainers import expanded
 from schemas.config.trees import AdaptiveTree, RecordedTree, Tree, WindowsTree
+from schemas.config.update import Update
 from schemas.config.verifiers import MathVerifier, Verifier
 
 
@@ -89,6 +90,7 @@ class RunConfig(Settings):
     success: Success = Field(default_factory=Success)
     scores: Scores = Field(default_factory=Scores)
     ranking: Ranking = Field(default_factory=Ranking)
+    update: Update = Field(default_factory=Update)
     engine: Engine = Field(default_factory=AutoEngine)
     execution: Execution = Field(default_factory=Execution)
 

@@ -78,6 +78,16 @@ class OracleProvider:
         """Nothing likewise."""
         return {}
 
+    def updates(
+        self,
+        question: str,
+        wanted: Mapping[Source, Mapping[str, Settings]],
+        rollouts: Arrays,
+        texts: Mapping[Source, Arrays],
+    ) -> Mapping[Signal, Arrays]:
+        """Nothing: a chain has no parameters."""
+        return {}
+
     def together(self, sources: Sequence[Source]) -> list[list[Source]]:
         """All of them."""
         return [list(sources)]

@@ -1,6 +1,6 @@
 """The interface between stages and language models."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -86,6 +86,23 @@ class Sampler(Protocol):
         ...
 
 
+class Backward(Protocol):
+    """One completion through a model, to be differentiated by its parameters any number of times."""
+
+    def logits(self, rows: slice) -> torch.Tensor:
+        """Logits before some tokens of the completion, [n, V]."""
+        ...
+
+    def gradient(self, pulled: Iterable[tuple[torch.Tensor, torch.Tensor]], *, last: bool) -> dict[str, torch.Tensor]:
+        """The gradient of a sum over positions with respect to every parameter, by name.
+
+        Args:
+            pulled: logits of some positions, and the gradient with respect to them, [n, V] each; every position once.
+            last: no other gradient of this pass will be asked for.
+        """
+        ...
+
+
 class Scorer(Protocol):
     """A causal language model that returns its next-token distributions.
 
@@ -106,6 +123,18 @@ class Scorer(Protocol):
 
     def log_probs(self, hidden: torch.Tensor) -> torch.Tensor:
         """Log-probabilities over the vocabulary, float32 or better: [T, H] -> [T, V]."""
+        ...
+
+
+class Differentiable(Scorer, Protocol):
+    """A scorer with gradients by its parameters."""
+
+    def forward(self, prompt: Sequence[int], completion: Sequence[int]) -> Backward:
+        """One completion, to be differentiated.
+
+        Raises:
+            EngineError: the model's weights have no gradients.
+        """
         ...
 
 

@@ -4,22 +4,25 @@ import json
 import time
 from typing import Any
 
+import numpy as np
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 from prefect.states import Completed
 
 from schemas.config import RunConfig
-from schemas.signals import not_ranked, ranked_signals, unranked_losses
+from schemas.signals import POLICY, Signal, not_ranked, ranked_signals, unranked_losses, updating_signals
 from schemas.tables import HANDOVERS, RANKS, SUCCESS
 from tasks.operations.progress import publish
 from tasks.outputs.diagnosis import make_outputs
 from tasks.outputs.files import parquet_bytes, read_run, write_files
 from tasks.outputs.generated import generated_texts
 from tasks.outputs.success import success_tables
-from tasks.run.session import open_session
+from tasks.run.reads import StoredReads
+from tasks.run.session import RunSession, open_session
 from tasks.run.shells import TaskSummary
 from tasks.stages.aggregate.tables import frame
+from tasks.stages.aggregate.updates import update_columns
 from tasks.stages.no_signal import why_unresolved, without_signal
 from tasks.stages.ranking import RankedQuestion, rank
 from tasks.statistics.bootstrap import LEAST_UNITS
@@ -78,6 +81,7 @@ def rank_task(config: RunConfig, ids: list[str], stages: dict[str, dict[str, int
     ]
     ranking = rank(questions, config.sampling.temperature, config.scores, config.seed, not_ranked(config))
     carrying = int(ranking.rows[0]["carrying"])
+    _add_updates(session, ids, ranking.rows)
     why = why_unresolved(ranking.endings, carrying, config) if carrying < LEAST_UNITS else None
     publish("rank", 1)
     success, handover = (
@@ -103,3 +107,20 @@ def rank_task(config: RunConfig, ids: list[str], stages: dict[str, dict[str, int
     }
     session.store.put_bytes(json.dumps(result, indent=1).encode(), "runs", config.name, "rank.json")
     return result
+
+
+def _add_updates(session: RunSession, ids: list[str], rows: list[dict[str, Any]]) -> None:
+    """Complete the rows of a ranking with update gains; they are unknown where no updates were computed."""
+    config, reads = session.config, StoredReads(session.store, session.keys)
+    blank = {name: np.nan for name in RANKS if name.startswith("update_")}
+    wanted = updating_signals(config)
+    if not wanted:
+        for row in rows:
+            row.update(blank)
+        return
+    stacked = {s: np.stack([reads.artefact("updates", i, s)["update"] for i in ids]).astype(np.float64) for s in wanted}
+    policy = stacked.pop(POLICY)
+    carrying = int((np.abs(policy).sum(axis=1) > 0).sum())
+    found = update_columns(policy, stacked, carrying, config.scores, config.seed)
+    for row in rows:
+        row.update(found[Signal(row["teacher"], row["context"], row["loss"])])

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from schemas.config import RunConfig
 from schemas.pipeline import AGGREGATE_VERSION, PIPELINE, ROUNDS_VERSION, Scope, Stage, diagnosis_stages
-from schemas.signals import REWARDED, Signal, Source, losses, signals, written_sources
+from schemas.signals import POLICY, REWARDED, Signal, Source, losses, signals, written_sources
 from tasks.operations.user_code import keyed_with_code
 from tasks.store.keys import Recipe
 
@@ -124,9 +124,9 @@ class RunKeys:
         """What keys contain of a teacher with its context, or of who writes its texts, and of a loss."""
         if stage.name == "texts":
             return self._identities.of_writer(signal.source, question)
-        loss: dict[str, object] = (
-            {"loss": keyed_with_code(self._losses[signal.loss])} if stage.scope is Scope.SIGNAL else {}
-        )
+        loss: dict[str, object] = {}
+        if stage.scope is Scope.SIGNAL:
+            loss = {"loss": signal.loss if signal == POLICY else keyed_with_code(self._losses[signal.loss])}
         return loss if signal.source == REWARDED else {**self._identities.of_teacher(signal.source, question), **loss}
 
     def _inputs(self, stage: Stage, question: str, signal: Signal | None) -> list[str]:

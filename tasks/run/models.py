@@ -42,6 +42,11 @@ class LoadedModels:
         return self._scorer(self._config.model)
 
     @property
+    def differentiable(self) -> "TransformersScorer":
+        """See the protocol."""
+        return self.student
+
+    @property
     def sampler(self) -> Sampler:
         """The student, as a sampler."""
         if self._sampler is None:

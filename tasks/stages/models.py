@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from schemas.arrays import Arrays
 from schemas.config import MiniLLM, RunConfig, Settings
-from schemas.signals import Signal, Source
+from schemas.signals import REWARDED, Signal, Source
 from tasks.engines.scoring import Scored, View
 from tasks.engines.translation import TranslatedView
 from tasks.engines.turn import TURN
@@ -15,6 +15,8 @@ from tasks.stages.protocol import Checkpoints, Models
 from tasks.stages.rollouts import make_rollouts
 from tasks.stages.texts import make_texts
 from tasks.stages.trees.stage import make_tree
+from tasks.stages.updates.projection import Projection
+from tasks.stages.updates.stage import updates
 from tasks.stages.values import make_values
 
 
@@ -23,6 +25,7 @@ class ModelProvider:
 
     def __init__(self, models: Models, config: RunConfig, checkpoints: Checkpoints) -> None:
         self.models, self._config, self._checkpoints = models, config, checkpoints
+        self._project = Projection(config.update.dimensions)
 
     @property
     def decoded(self) -> int:
@@ -92,6 +95,25 @@ class ModelProvider:
         for signal, loss in of_draws.items():
             made[signal] = with_returns(made[signal], loss, by_source[signal.source], tree)
         return made
+
+    def updates(
+        self,
+        question: str,
+        wanted: Mapping[Source, Mapping[str, Settings]],
+        rollouts: Arrays,
+        texts: Mapping[Source, Arrays],
+    ) -> Mapping[Signal, Arrays]:
+        """Updates of the student's parameters."""
+        taught = [source for source in wanted if source != REWARDED]
+        return updates(
+            self.models.differentiable,
+            {s: teacher_view(self.models, s, question, rollouts, texts.get(s)) for s in taught},
+            wanted,
+            rollouts,
+            self._project,
+            temperature=self._config.sampling.temperature,
+            block=self._config.engine.score_rows,
+        )
 
     def together(self, sources: Sequence[Source]) -> list[list[Source]]:
         """Sources whose models fit in memory together."""

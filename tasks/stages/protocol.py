@@ -10,10 +10,10 @@ from schemas.arrays import AnyArray, Arrays
 from schemas.config import RunConfig, Settings
 from schemas.pipeline import layout_of
 from schemas.signals import Signal, Source
-from tasks.engines.protocol import Sampler, Scorer
+from tasks.engines.protocol import Differentiable, Sampler, Scorer
 from tasks.engines.scoring import Scored
 from tasks.engines.translation import Translation
-from tasks.verifiers.protocol import Attempt
+from tasks.verifiers.protocol import Judge
 
 
 class Tokenizer(Protocol):
@@ -21,23 +21,6 @@ class Tokenizer(Protocol):
 
     def batch_decode(self, ids: Sequence[Sequence[int]], *, skip_special_tokens: bool = False) -> list[str]:
         """One text for each sequence."""
-        ...
-
-
-class Judge(Protocol):
-    """Decides which completions are correct."""
-
-    @property
-    def tells(self) -> bool:
-        """Whether it tells what it reads as an answer."""
-        ...
-
-    def check_all(self, attempts: Sequence[Attempt]) -> list[bool]:
-        """One verdict per attempt."""
-        ...
-
-    def read_all(self, attempts: Sequence[Attempt]) -> list[str | None]:
-        """What it reads as the answer of each; None where it finds none."""
         ...
 
 
@@ -57,6 +40,11 @@ class Models(Protocol):
     @property
     def student(self) -> Scorer:
         """The student's scorer, for its distributions."""
+        ...
+
+    @property
+    def differentiable(self) -> Differentiable:
+        """The student, for gradients by its parameters."""
         ...
 
     @property
@@ -208,6 +196,16 @@ class Provider(Protocol):
         Args:
             texts: what was written for those whose contexts have generated texts.
         """
+        ...
+
+    def updates(
+        self,
+        question: str,
+        wanted: Mapping[Source, Mapping[str, Settings]],
+        rollouts: Arrays,
+        texts: Mapping[Source, Arrays],
+    ) -> Mapping[Signal, Arrays]:
+        """Updates of the student's parameters by some losses of each source; the reward's is its policy gradient."""
         ...
 
     def together(self, sources: Sequence[Source]) -> list[list[Source]]:

@@ -12,6 +12,23 @@ class Attempt(NamedTuple):
     truncated: bool
 
 
+class Judge(Protocol):
+    """Decides which completions are correct."""
+
+    @property
+    def tells(self) -> bool:
+        """Whether it tells what it reads as an answer."""
+        ...
+
+    def check_all(self, attempts: Sequence[Attempt]) -> list[bool]:
+        """One verdict per attempt."""
+        ...
+
+    def read_all(self, attempts: Sequence[Attempt]) -> list[str | None]:
+        """What it reads as the answer of each; None where it finds none."""
+        ...
+
+
 class VerifierKind(Protocol):
     """One kind of verifier, made from its settings.
 

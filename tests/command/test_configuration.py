@@ -195,6 +195,7 @@ CHANGES: dict[str, Any] = {
     "teachers.contexts.generate.same_script": False,
     "teachers.contexts.generate.success_draws": 3,
     "success.rollouts": 3,
+    "update.dimensions": 64,
     "success.parts": [0.5],
     "success.continuations": 2,
     "teachers.contexts.template": "{{ prompt }} solution {{ answer }}",
@@ -266,7 +267,7 @@ Keys = tuple[set[tuple[str, str]], str]
 def keys_of(settings: dict[str, Any]) -> Keys:
     job = start_session(checked(settings))
     artefacts = {pair for question in job.keys.questions for pair in job.keys.artefacts(question)}
-    every = job.keys.references([*diagnosis_stages(), "values", "ranking"])
+    every = job.keys.references([*diagnosis_stages(), "values", "ranking", "updates"])
     return artefacts, json.dumps([every, job.keys.aggregate(job.keys.questions)])
 
 

@@ -231,8 +231,9 @@ def test_scores_that_are_none_say_which_kind_of_none() -> None:
 
 def signal(rank: int | None, teacher: str, **known: float) -> dict[str, Any]:
     names = ("gain", "gain_low", "gain_high", "p_best", "gain_deficit", "gain_deficit_low", "gain_deficit_high")
+    updates = ("update_gain", "update_gain_low", "update_gain_high")
     plain = {"rank": rank, "teacher": teacher, "context": "none", "loss": "kl", "questions": 4, "rollouts": 32}
-    return {**plain, **dict.fromkeys(names), **known}
+    return {**plain, **dict.fromkeys((*names, *updates)), **known}
 
 
 RANKS = pl.DataFrame(
@@ -249,6 +250,20 @@ def test_a_ranking_without_intervals_has_none(capsys: pytest.CaptureFixture[str]
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["1", "a", "none", "kl", "0.5000", "[0.2500,", "0.7500]", "88", "%"] in lines
     assert ["2", "[b]", "none", "kl", "0.2500", "0.2500"] in lines and ["c", "none", "kl", "undefined"] in lines
+
+
+def test_update_gains_are_shown_where_there_are_some(capsys: pytest.CaptureFixture[str]) -> None:
+    known = {"update_gain": -0.25, "update_gain_low": -0.5, "update_gain_high": 0.125}
+    ranks = pl.DataFrame([signal(1, "a", gain=0.5, gain_deficit=0.0, **known), signal(None, "c")])
+    guarded_module.CONSOLE.print(rank_table(ranks, 0.95))
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["1", "a", "none", "kl", "0.5000", "-.25", "[-.50,", ".12]"] in lines and [
+        "c",
+        "none",
+        "kl",
+        "undefined",
+        "-",
+    ] in lines
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -91,7 +91,7 @@ def keys(config: RunConfig) -> Summary:
             patched.enter_context(patch.multiple(module, **{name: content[name] for name in functions}))
         patched.enter_context(patch("tasks.engines.choice.engine_fingerprint", lambda kind: kind))
         session = start_session(config)
-        found = session.keys.references([*diagnosis_stages(), "values", "ranking"])
+        found = session.keys.references([*diagnosis_stages(), "values", "ranking", "updates"])
         whole = session.keys.aggregate(session.keys.questions)
     by_stage: dict[str, list[str]] = {}
     for stage, key in found:

@@ -179,6 +179,10 @@ class OracleModels:
     def writer_prompts(self, source: Source, question: str, rollouts: Arrays) -> list[list[int]]:
         return [PROMPT]
 
+    @property
+    def differentiable(self) -> Any:
+        raise NotImplementedError
+
     def answerer(self, source: Source) -> OracleEngine:
         return self._teachers[source.teacher]
 
@@ -236,6 +240,16 @@ class GivenProvider:
 
     def handover(self, question: str, rollouts: Arrays, answers: Mapping[Source, Arrays]) -> Mapping[Source, Arrays]:
         """Nothing likewise."""
+        return {}
+
+    def updates(
+        self,
+        question: str,
+        wanted: Mapping[Source, Mapping[str, Settings]],
+        rollouts: Arrays,
+        texts: Mapping[Source, Arrays],
+    ) -> Mapping[Signal, Arrays]:
+        """Nothing: nothing."""
         return {}
 
     def together(self, sources: Sequence[Source]) -> list[list[Source]]:

@@ -105,7 +105,9 @@ def test_one_artefact_of_all_questions_has_one_key_and_each_signal_its_own() -> 
     for name, stage in PIPELINE.items():
         of = [found.of_stage(name, q) for q in QUESTIONS]
         sources = [source.every_loss for source in stage.sources(configuration())]
-        of_scope: list[Any] = {Scope.SIGNAL: [*SIGNALS], Scope.SOURCE: sources}.get(stage.scope, [None])
+        of_scope: list[Any] = {Scope.SIGNAL: stage.signals(configuration()), Scope.SOURCE: sources}.get(
+            stage.scope, [None]
+        )
         assert [*of[0]] == of_scope
         every = [key for one in of for key in one.values()]
         assert len(set(every)) == (1 if stage.scope is Scope.RUN else len(every))

@@ -77,7 +77,7 @@ def test_layouts_are_of_known_types_and_letters(layout: str) -> None:
     letters = {dim for declared in layout_of(layout).values() for dim in declared.dims}
     for name, declared in layout_of(layout).items():
         assert declared.meaning and np.dtype(declared.dtype).name == declared.dtype and len(declared.dims) == 1, name
-    assert all(dim.removesuffix("+1") in {"R", "T", "C", "N", "B", "D", "K", "P", "E"} for dim in letters)
+    assert all(dim.removesuffix("+1") in {"R", "T", "C", "N", "B", "D", "K", "P", "E", "U"} for dim in letters)
     empty = {
         name: np.zeros(int(declared.dims[0].endswith("+1")), dtype=declared.dtype)
         for name, declared in layout_of(layout).items()
@@ -87,7 +87,7 @@ def test_layouts_are_of_known_types_and_letters(layout: str) -> None:
         with pytest.raises(ValueError, match="are not the declared"):
             check_layout(layout, layout_of(layout), {n: a for n, a in empty.items() if n != name})
         other = np.float32 if empty[name].dtype != np.float32 else np.float64
-        with pytest.raises(ValueError, match=rf"{layout}/{name}: dtype float32 is not the declared"):
+        with pytest.raises(ValueError, match=rf"{layout}/{name}: dtype {np.dtype(other)} is not the declared"):
             check_layout(layout, layout_of(layout), {**empty, name: empty[name].astype(other)})
         with pytest.raises(ValueError, match="2 dimensions"):
             check_layout(layout, layout_of(layout), {**empty, name: empty[name][None]})

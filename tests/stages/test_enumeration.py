@@ -84,6 +84,10 @@ class SmallModels:
     def writer_prompts(self, source: Source, question: str, rollouts: Arrays) -> list[list[int]]:
         return []
 
+    @property
+    def differentiable(self) -> Any:
+        raise NotImplementedError
+
     def answerer(self, source: Source) -> Any:
         return self.sampler
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -11,6 +11,9 @@ from tasks.engines.memory import is_out_of_memory
 from tasks.engines.positions import length_limit
 from tasks.engines.protocol import EngineError
 from tasks.engines.transformers.attention import NAME, Completions, check_layers, replace_attention
+
+if TYPE_CHECKING:
+    from tasks.engines.transformers.backward import BackwardPass
 
 SELF_TEST_LIMIT = {torch.float32: 2e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
 """Largest allowed difference between log-probabilities that a model computes in different ways, nat."""
@@ -51,6 +54,18 @@ class TransformersScorer:
     def longest(self) -> int | None:
         """See the protocol."""
         return None if self.limit is None else self.limit.tokens
+
+    def forward(self, prompt: Sequence[int], completion: Sequence[int]) -> "BackwardPass":
+        """See the protocol."""
+        from tasks.engines.transformers.backward import BackwardPass
+
+        return BackwardPass(self, prompt, completion)
+
+    @property
+    def head(self) -> torch.nn.Module:
+        """The output head."""
+        head: torch.nn.Module = self._head
+        return head
 
     @property
     def loaded(self) -> bool:

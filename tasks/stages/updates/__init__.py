@@ -1,0 +1,1 @@
+"""Update gain: what signals do to the student's parameters, crossed between questions."""
