@@ -77,12 +77,17 @@ def answers_cost(config: RunConfig) -> Cost:
 
 def handovers(config: RunConfig) -> int:
     """Continuations of all these answers by the student."""
-    return answers(config) * config.success.continuations * (len(config.success.parts) + 1)
+    return answers(config) * config.success.continuations * _places(config)
+
+
+def _places(config: RunConfig) -> int:
+    """Places in an answer that the student goes on from; where it begins is not known of a user's own verifier."""
+    return len(config.success.parts) + (config.verifier.kind != "python")
 
 
 def handover_cost(config: RunConfig) -> Cost:
     """Of those for one teacher with a context."""
-    each = config.success.rollouts * config.success.continuations * (len(config.success.parts) + 1)
+    each = config.success.rollouts * config.success.continuations * _places(config)
     return Cost(each, each * (config.sampling.max_tokens - 1))
 
 

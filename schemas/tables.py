@@ -33,7 +33,9 @@ TOKENS: dict[str, Column] = {
     "resolved": Column("Boolean", "the sign of <g, d> is known: lfsr is below 1 - level"),
     "inner": Column("Float64", "unbiased <g, d>"),
     "g_sq": Column("Float64", "unbiased |g|^2; may be negative"),
-    "d_sq": Column("Float64", "|d|^2, exact"),
+    "d_sq": Column(
+        "Float64", "|d|^2, exact; of losses that need draws an estimate without bias, which may be negative"
+    ),
     "teacher_advantage": Column(
         "Float64", "sum_j (T_j - P_j) Q_j; null where the teacher puts more than tail_limit on an undrawn tail"
     ),
@@ -63,7 +65,7 @@ SUMMARY: dict[str, Column] = {
     "gain": Column(
         "Float64",
         "first-order gain in success probability per rollout, for a step of unit length per rollout (root mean square) "
-        "along the distillation direction; null where all draws have the same outcome",
+        "along the distillation direction; null where all draws have the same outcome, or |d|^2 is not above 0",
     ),
     "gain_low": Column("Float64", "lower end of its interval"),
     "gain_high": Column("Float64", "upper end of its interval"),
@@ -79,7 +81,7 @@ SUMMARY: dict[str, Column] = {
     "resolved": Column("Boolean", "the pooled |g|^2 is above 0, also in the bootstrap replicates"),
     "mean_cosine_low": Column("Float64", "lower end of its interval"),
     "mean_cosine_high": Column("Float64", "upper end of its interval"),
-    "d_sq": Column("Float64", "sum of |d|^2 over all positions of the group"),
+    "d_sq": Column("Float64", "sum of |d|^2 over all positions of the group; an estimate where losses need draws"),
     "bin_low": Column("Float64", "lower edge of the bin, in the unit of the binned quantity; null where open"),
     "bin_high": Column("Float64", "upper edge of the bin; null where open"),
 }

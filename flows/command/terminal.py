@@ -175,11 +175,13 @@ def what_is_not_ranked(sources: Sequence[Sequence[str]], losses: Sequence[str]) 
 
 
 def what_is_copied(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """A line for each teacher whose own success the student cannot go on from.
+    """A line for each teacher whose own success the student cannot go on from, or one where that is not known.
 
     Args:
         rows: as `schemas.tables.SUCCESS` declares them.
     """
+    if rows and all(row["handover"] is None for row in rows):
+        return ["handover is not known: the verifier does not tell where answers begin"]
     copying = [row for row in rows if row["copied_low"] is not None and row["copied_low"] > 0]
     return [
         f"copied: {escape(row['teacher'])}/{escape(row['context'])} is right {estimate(row, 'copied')} more often than "

@@ -87,6 +87,13 @@ class Generation(Settings):
         "more often is dropped, unless it is always right; 0: not compared",
     )
 
+    def keyed(self) -> dict[str, Any]:
+        """The settings that can change a text, or whether it is shown; without a comparison there is none."""
+        keyed = super().keyed()
+        if self.success_draws == 0:
+            del keyed["success_draws"]
+        return keyed
+
 
 class Context(Settings):
     """What a teacher sees in addition to the question."""

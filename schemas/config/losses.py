@@ -170,7 +170,7 @@ class SampledToken(AroundDivergence):
         return self
 
 
-class MiniLLM(Divergence):
+class MiniLLM(NamedLoss):
     """Sequence-level reverse KL: f = log(P / T) + the expected sum of log(P / T) over the tokens that follow.
 
     The sum is estimated from a tree's draws. arXiv 2306.08543, eq. 3, by policy gradient; a step's own part is exact.
@@ -192,7 +192,7 @@ class DrGRPO(NamedLoss):
 
 
 class GRPO(NamedLoss):
-    """The reward over its standard deviation among a question's rollouts: f = -Q / std; nothing where they agree."""
+    """Success over its standard deviation among a question's rollouts: f = -Q / std; nothing where they agree."""
 
     kind: Literal["grpo"] = "grpo"
 

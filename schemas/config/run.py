@@ -12,7 +12,6 @@ from schemas.config.execution import Execution
 from schemas.config.forms import ByKind
 from schemas.config.inputs import Model, Prompt, Questions, Url
 from schemas.config.losses import (
-    YARDSTICKS,
     Divergence,
     Loss,
     MiniLLM,
@@ -159,8 +158,6 @@ class RunConfig(Settings):
                 raise invalid(where, f"{name} needs whole distributions; a recorded table has branches")
             if isinstance(loss, MiniLLM) and isinstance(self.tree, WindowsTree):
                 raise invalid(where, f"{name} needs draws from forced branches; tree.kind is windows, choose adaptive")
-            if isinstance(loss, YARDSTICKS) and any(t.name == REWARD for t in self.teachers):
-                raise invalid(where, f"{name} is {REWARD!r} in tables, as a teacher is called; rename that")
         return self
 
     @property
@@ -196,6 +193,9 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _unique_names(self) -> Self:
+        for i, teacher in enumerate(self.teachers):
+            if teacher.name == REWARD:
+                raise invalid(f"teachers.{i}.name", f"{REWARD!r}, which tables have for the reward itself; rename it")
         check_unique("teachers", [t.name for t in self.teachers])
         check_unique("losses", [loss_name(loss) for loss in self.losses])
         return self

@@ -117,14 +117,15 @@ def score_blocks(
     needed = np.unique(owner)
     longest = max(view.longest for view in views)
     for group in _groups(needed, offsets, group_tokens - longest):
-        positions = wanted[np.isin(owner, group)]
+        positions = wanted[np.searchsorted(owner, group[0]) : np.searchsorted(owner, group[-1], side="right")]
+        of_each = np.searchsorted(positions, offsets[[group, [r + 1 for r in group]]]).T.tolist()
         states: dict[int, torch.Tensor] = {}
         for i in set(distinct):
             completions = [tokens[offsets[r] : offsets[r + 1]].tolist() for r in group]
             hidden = views[i].hidden(group, completions)
             picked = [
-                h[torch.from_numpy(positions[(positions >= offsets[r]) & (positions < offsets[r + 1])] - offsets[r])]
-                for h, r in zip(hidden, group, strict=True)
+                h[torch.from_numpy(positions[first:last] - offsets[r])]
+                for h, r, (first, last) in zip(hidden, group, of_each, strict=True)
             ]
             states[i] = torch.cat(picked)
             del hidden

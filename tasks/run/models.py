@@ -1,6 +1,7 @@
 """The models of a run: loaded on first use, as many at a time as fit in memory."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -197,7 +198,10 @@ class LoadedModels:
         from tasks.engines.transformers.sampler import TransformersSampler
 
         tokenizer = self._library.tokenizer(model)
-        ends = stop_tokens(model, tokenizer) | tokens_with(tokenizer, stop)
+        ends = stop_tokens(model, tokenizer)
+        for text in stop:  # another tokenizer may have no token with it
+            with suppress(EngineError):
+                ends |= tokens_with(tokenizer, [text])
         shared = self._config.engine.model_dump(include=set(ScoringSettings.model_fields))
         return TransformersSampler(self._scorer(model), ends, TransformersEngine(**shared))
 

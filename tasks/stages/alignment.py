@@ -130,12 +130,15 @@ def node_scores(
     differs = (~posterior.null).mean(axis=0)
     defined = has_signal & (differs >= 0.5) & np.isfinite(cosines).all(axis=0)
     low, high = interval(np.where(np.isfinite(cosines), cosines, 0.0), level)
+    # a direction from the same draws as g agrees with its noise: without a difference between branches that is no sign
+    even = (simulated == 0) if returns is None else (simulated == 0) | posterior.null
+    positive = ((simulated > 0) & ~even).mean(axis=0) + 0.5 * even.mean(axis=0)
     signs = [((sign * simulated > 0) & ~posterior.null).mean(axis=0) for sign in (1, -1)]
     scores = {
         "cosine": np.where(defined, cosines.mean(axis=0), np.nan),
         "cosine_low": np.where(defined, low, np.nan),
         "cosine_high": np.where(defined, high, np.nan),
-        "p_positive": np.where(has_signal, (simulated > 0).mean(axis=0) + 0.5 * (simulated == 0).mean(axis=0), np.nan),
+        "p_positive": np.where(has_signal, positive, np.nan),
         "p_differs": np.where(has_signal, differs, np.nan),
         "lfsr": np.where(has_signal, 1 - np.maximum(*signs), np.nan),
     }

@@ -11,6 +11,7 @@ from schemas.config import RunConfig
 from schemas.config.success import BEFORE_ANSWER
 from schemas.signals import Source, written_sources
 from tasks.engines.protocol import Draw, Trunk
+from tasks.engines.turn import TURN
 from tasks.stages.draws import continuations, outcomes
 from tasks.stages.protocol import Made, Models, Tokenizer, Work
 from tasks.statistics.streams import stream_seed
@@ -72,8 +73,12 @@ def make_continuations(
     tokenizer, prompt = models.answer_tokenizer(source), tuple(rollouts["prompt"].tolist())
     rows: list[tuple[int, float, int]] = []  # answer, part, place
     prefixes: list[list[int]] = []
-    answered = [answers["tokens"][a:b].tolist() for a, b in pairwise(answers["offsets"].tolist())]
-    ends = answer_places(models, question, answered, tokenizer)
+    # without the token that ended it
+    answered = [
+        answers["tokens"][a : b if cut else b - 1].tolist()
+        for (a, b), cut in zip(pairwise(answers["offsets"].tolist()), answers["truncated"], strict=True)
+    ]
+    ends = answer_places(models, question, answers, answered, tokenizer)
     for i, (tokens, end) in enumerate(zip(answered, ends, strict=True)):
         places = [(part, round(part * len(tokens))) for part in settings.parts]
         places += [] if end is None else [(BEFORE_ANSWER, end)]
@@ -109,37 +114,31 @@ def _seed(config: RunConfig, question: str, row: tuple[int, float, int], index: 
 
 
 def answer_places(
-    models: Models, question: str, answered: Sequence[Sequence[int]], tokenizer: Tokenizer
+    models: Models, question: str, answers: Arrays, answered: Sequence[Sequence[int]], tokenizer: Tokenizer
 ) -> list[int | None]:
-    """Tokens of each completion before the last place of what the verifier reads as its answer.
+    """Tokens of each completion before what the verifier reads as its answer: all of them where it reads nothing.
 
-    All but the token that ends it where nothing is read; None where the verifier does not tell what it reads.
+    Args:
+        answered: the completions, without the tokens that ended them.
+
+    Returns:
+        None where the verifier does not tell.
     """
     texts = tokenizer.batch_decode([list(tokens) for tokens in answered], skip_special_tokens=True)
-    if not models.verifier.tells:
-        return [None] * len(answered)
-    found = models.verifier.read_all([Attempt(text, models.answer(question), False) for text in texts])
+    reference = models.answer(question)
+    attempts = [Attempt(t, reference, bool(cut)) for t, cut in zip(texts, answers["truncated"], strict=True)]
+    with TURN.released():
+        places = models.verifier.places(attempts)
     return [
-        tokens_before(tokens, tokenizer, answer_start(text, read))
-        for tokens, text, read in zip(answered, texts, found, strict=True)
+        None if place is None else tokens_before(tokens, tokenizer, place)
+        for tokens, place in zip(answered, places, strict=True)
     ]
-
-
-def answer_start(text: str, read: str | None) -> int:
-    """Where the answer begins: its last place, or the last box where it is written otherwise; else the text's end."""
-    for wanted in (read, "\\boxed"):
-        if wanted and (place := text.rfind(wanted)) >= 0:
-            return place
-    return len(text)
 
 
 def tokens_before(tokens: Sequence[int], tokenizer: Tokenizer, place: int) -> int:
     """How many tokens have a text of at most `place` characters, special tokens not counted."""
 
     def length(n: int) -> int:
-        return len(tokenizer.batch_decode([list(tokens[:n])], skip_special_tokens=True)[0])
+        return len(tokenizer.batch_decode([list(tokens[:n])], skip_special_tokens=True)[0]) if n else 0
 
-    n = bisect_right(range(len(tokens) + 1), place, key=length) - 1
-    while n > 0 and length(n - 1) == length(n):  # tokens without text, such as the one that ends a completion
-        n -= 1
-    return n
+    return bisect_right(range(len(tokens) + 1), place, key=length) - 1

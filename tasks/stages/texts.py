@@ -70,7 +70,7 @@ def compared(
     A text with which it is not right more often is not kept, unless it is right always. Where each rollout has a text
     of its own, a text is shown after the prompt of its rollout.
     """
-    verdict = np.array(texts["verdict"])
+    verdict, of_rollouts = np.array(texts["verdict"]), model_sources(config)[source][1].written_for_rollouts
     rates: dict[tuple[int, int], float] = {}
 
     def success(place: int, text: int | None) -> float:
@@ -81,7 +81,7 @@ def compared(
             if text is not None:
                 alone[text] = KEPT
             prompt, by_rollout = models.teacher_prompts(source, question, rollouts, {**texts, "verdict": alone})
-            asked = [by_rollout[place]] if by_rollout else [prompt]
+            asked = by_rollout[place : place + 1] if of_rollouts else by_rollout or [prompt]
             answered = sample_answers(models, config, source, question, asked, draws, f"compared at {place}")
             rates[key] = float(np.mean(answered["success"]))
         return rates[key]

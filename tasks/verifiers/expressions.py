@@ -6,6 +6,7 @@ from decimal import Decimal
 from functools import lru_cache
 
 from tasks.verifiers.characters import UNSPACED, plain_characters
+from tasks.verifiers.protocol import Reading
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BRACE = re.compile("[{}]")
@@ -29,6 +30,12 @@ _NO_MEANING = re.compile(r"\\(?:left|right|displaystyle)(?![A-Za-z])|\\[,!;: ]|\
 
 def last_box(text: str) -> str | None:
     """Content of the last `\\boxed{}` and of boxes listed with it; empty where it is not closed; None without one."""
+    found = place_of_box(text)
+    return None if found is None else found.text
+
+
+def place_of_box(text: str) -> Reading | None:
+    """What `last_box` gives, and where the first of these boxes starts."""
     closed = _matching_braces(text)
     boxes = [(found.start(), found.end(), closed.get(found.end() - 1)) for found in _BOX.finditer(text)]
     if not boxes:
@@ -40,7 +47,7 @@ def last_box(text: str) -> str | None:
             break
         contents.append(text[inside:end])
         after = start
-    return ",".join(reversed(contents))
+    return Reading(",".join(reversed(contents)), after if contents else boxes[-1][0])
 
 
 def _matching_braces(text: str) -> dict[int, int]:

@@ -10,7 +10,15 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from schemas.config import MathVerifier
-from tasks.verifiers.expressions import answer_text, last_box, read_answer, read_completion, read_expression, same_text
+from tasks.verifiers.expressions import (
+    answer_text,
+    last_box,
+    place_of_box,
+    read_answer,
+    read_completion,
+    read_expression,
+    same_text,
+)
 from tasks.verifiers.processes import MEMORY, CheckPool, Pooled
 from tasks.verifiers.protocol import Attempt
 
@@ -22,6 +30,10 @@ SMALL, RELATIVE = 1e-3, 2e-3
 _PLAIN_NUMBER = re.compile(
     r"-?(?:[0-9]{1,15}|[0-9]{1,3}(?:,[0-9]{3}){1,4})(?:\.[0-9]{1,15})?"
 )  # math-verify always reads these
+
+_WORDS = re.compile(r"[^ \t\n]+")
+_MOST_WORDS = 64
+"""Words after and in an expression that are taken away to find where it begins."""
 
 _LARGE = re.compile(r"!|\\[dtc]?binom|\\(?:sum|prod|int)|\^\s*(?:\w\s*\^|[0-9]{3}|[{(][^{}]*(?:\^|[0-9]{3}))")
 
@@ -41,6 +53,41 @@ def shown_answer(completion: str, truncated: bool) -> str | None:
         return box
     found = [] if truncated else read_completion(completion)
     return str(found[-1]) if found else None  # math-verify gives an expression, then its text
+
+
+def answer_start(completion: str, truncated: bool) -> int | None:
+    """Where the completion's last boxes, else its final expression begin; its length without one. Runs in a worker.
+
+    Where the same was said before with nothing else between, it begins there. math-verify does not say where it found
+    an expression, so words are taken away from the end until it reads another one, or none; None where that takes too
+    many.
+    """
+    answer, box = _reading(completion)
+    if not answer or (box is None and truncated):
+        return len(completion) if box is None else box
+    words = [match.start() for match in _WORDS.finditer(completion)][::-1]
+    end = len(completion)
+    if box is not None:
+        end, words = box, [box, *words]
+    tries = 0
+    for start in words:
+        if start > end:
+            continue  # within a box
+        said, box = _reading(completion[:start])
+        if not (said and _equal(answer, said)):
+            return start
+        if box is not None:
+            end = box
+        tries += 1
+        if tries == _MOST_WORDS:
+            return None
+    return 0
+
+
+def _reading(text: str) -> tuple[list[object], int | None]:
+    """What the last boxes, else the final expression say, and where these boxes start."""
+    box = place_of_box(text)
+    return (read_completion(text), None) if box is None else (read_expression(box.text), box.start)
 
 
 def is_readable(answer: str) -> bool:
@@ -96,6 +143,11 @@ class MathEquivalence(Pooled):
         """The last box of each completion, else its final expression."""
         calls = [(attempt.completion, attempt.truncated) for attempt in attempts]
         return list(self.started().results(shown_answer, calls))
+
+    def places(self, attempts: Sequence[Attempt]) -> list[int | None]:
+        """Where what it reads begins; not known where that takes too long."""
+        calls = [(attempt.completion, attempt.truncated) for attempt in attempts]
+        return list(self.started().results(answer_start, calls))
 
     def problem(self, answers: Sequence[str]) -> tuple[int, str] | None:
         """The first reference answer that math-verify does not read within the time limit, and why."""

@@ -12,20 +12,22 @@ class Attempt(NamedTuple):
     truncated: bool
 
 
+class Reading(NamedTuple):
+    """What is taken for the answer of a completion, and the index of its first character there."""
+
+    text: str
+    start: int
+
+
 class Judge(Protocol):
     """Decides which completions are correct."""
-
-    @property
-    def tells(self) -> bool:
-        """Whether it tells what it reads as an answer."""
-        ...
 
     def check_all(self, attempts: Sequence[Attempt]) -> list[bool]:
         """One verdict per attempt."""
         ...
 
-    def read_all(self, attempts: Sequence[Attempt]) -> list[str | None]:
-        """What it reads as the answer of each; None where it finds none."""
+    def places(self, attempts: Sequence[Attempt]) -> list[int | None]:
+        """Where the answer of each begins; its length where there is none, None where that is not told."""
         ...
 
 
@@ -46,6 +48,10 @@ class VerifierKind(Protocol):
 
     def read_all(self, attempts: Sequence[Attempt]) -> list[str | None]:
         """What it takes for the answer of each completion, in order; None where it finds none, or does not tell."""
+        ...
+
+    def places(self, attempts: Sequence[Attempt]) -> list[int | None]:
+        """Index of the first character of what it reads; the completion's length without any, None if not known."""
         ...
 
     def problem(self, answers: Sequence[str]) -> tuple[int, str] | None:

@@ -55,6 +55,10 @@ class PythonFunction(Pooled):
         calls = [(self._settings.function, a.completion, a.answer) for a in attempts]
         return [verdict is True for verdict in self.started().results(check, calls)]
 
+    def places(self, attempts: Sequence[Attempt]) -> list[int | None]:
+        """Not known: the function gives verdicts only."""
+        return [None] * len(attempts)
+
     def read_all(self, attempts: Sequence[Attempt]) -> list[str | None]:
         """A function gives a verdict, and does not tell what it reads."""
         return [None] * len(attempts)

@@ -16,7 +16,7 @@ import regex
 from schemas.config import ChoiceVerifier, ExactVerifier, NumericVerifier, RegexVerifier, YesNoVerifier
 from tasks.verifiers.characters import UNSPACED, plain_characters
 from tasks.verifiers.numbers import find_numbers, parse_number
-from tasks.verifiers.protocol import Attempt
+from tasks.verifiers.protocol import Attempt, Reading
 
 
 @dataclass(frozen=True)
@@ -28,31 +28,31 @@ class Check:
         agrees: of what was read, and the reference answer.
     """
 
-    read: Callable[[str, bool], str | None]
+    read: Callable[[str, bool], Reading | None]
     agrees: Callable[[str, str], bool]
 
     def __call__(self, completion: str, answer: str, truncated: bool) -> bool:
         """The verdict."""
         found = self.read(completion, truncated)
-        return found is not None and self.agrees(found, answer)
+        return found is not None and self.agrees(found.text, answer)
 
 
 _WORD = rf"(?![{UNSPACED}_])\w"  # a letter or digit that forms a word with the letter beside it
 _MAY_CONTINUE = re.compile(r"[ \t.,/^\\]*")
 
 
-def after_marker(text: str, marker: str | None) -> str | None:
+def after_marker(text: str, marker: str | None) -> Reading | None:
     """The text after the last occurrence of the marker; all text without a marker, None where it is missing."""
     if marker is None:
-        return text
-    _, found, rest = text.rpartition(marker)
-    return rest if found else None
+        return Reading(text, 0)
+    before, found, rest = text.rpartition(marker)
+    return Reading(rest, len(before) + len(found)) if found else None
 
 
 def exact(settings: ExactVerifier) -> Check:
     """Equal texts, ignoring white space, the composition of accents (Unicode NFC) and, optionally, case."""
 
-    def read(completion: str, truncated: bool) -> str | None:
+    def read(completion: str, truncated: bool) -> Reading | None:
         return None if truncated else after_marker(completion, settings.marker)
 
     return Check(read, partial(_same_text, ignore_case=settings.ignore_case))
@@ -69,15 +69,16 @@ def numeric(settings: NumericVerifier) -> Check:
     A last number that is not finite, such as 1/0 or 1e999, is wrong.
     """
 
-    def read(completion: str, truncated: bool) -> str | None:
+    def read(completion: str, truncated: bool) -> Reading | None:
         found = after_marker(completion, settings.marker)
         if found is None or (truncated and settings.marker is None):
             return None
-        found = plain_characters(found)
-        numbers = list(find_numbers(found))
-        if not numbers or (truncated and _MAY_CONTINUE.fullmatch(found, numbers[-1][1])):
+        text = plain_characters(found.text)  # of the same length
+        numbers = list(find_numbers(text))
+        if not numbers or (truncated and _MAY_CONTINUE.fullmatch(text, numbers[-1][1])):
             return None
-        return numbers[-1][0]
+        number, end = numbers[-1]
+        return Reading(number, found.start + end - len(number))
 
     def agrees(found: str, answer: str) -> bool:
         try:
@@ -98,16 +99,16 @@ def _words(words: Iterable[str], *, ignore_case: bool) -> re.Pattern[str]:
     return re.compile(rf"(?<!{_WORD})(?:{any_of})(?!{_WORD})", re.IGNORECASE if ignore_case else 0)
 
 
-def _last_word(pattern: re.Pattern[str], marker: str | None, completion: str, truncated: bool) -> str | None:
+def _last_word(pattern: re.Pattern[str], marker: str | None, completion: str, truncated: bool) -> Reading | None:
     """The last match after the marker; None without one, or where a truncated completion may go on."""
     found = after_marker(completion, marker)
     if found is None or (truncated and marker is None):
         return None
-    found = plain_characters(found)
-    matches = list(pattern.finditer(found))
-    if not matches or (truncated and matches[-1].end() == len(found)):
+    text = plain_characters(found.text)
+    matches = list(pattern.finditer(text))
+    if not matches or (truncated and matches[-1].end() == len(text)):
         return None
-    return matches[-1].group()
+    return Reading(matches[-1].group(), found.start + matches[-1].start())
 
 
 def choice(settings: ChoiceVerifier) -> Check:
@@ -150,7 +151,7 @@ def matching(settings: RegexVerifier) -> Check:
     """The last match's first group, or the last match, equals the answer; a search that is too long finds nothing."""
     pattern = regex.compile(settings.pattern)
 
-    def read(completion: str, truncated: bool) -> str | None:
+    def read(completion: str, truncated: bool) -> Reading | None:
         last = None
         try:
             for match in pattern.finditer(completion, timeout=_MOST_SECONDS):
@@ -159,7 +160,8 @@ def matching(settings: RegexVerifier) -> Check:
             return None
         if last is None or (truncated and last.end() == len(completion)):
             return None
-        return (last.group(1) if pattern.groups else last.group()) or ""
+        group = 1 if pattern.groups and last.group(1) is not None else 0
+        return Reading(last.group(1 if pattern.groups else 0) or "", last.start(group))
 
     return Check(read, partial(_same_text, ignore_case=settings.ignore_case))
 
@@ -188,7 +190,29 @@ class _TextVerifier:
 
     def read_all(self, attempts: Sequence[Attempt]) -> list[str | None]:
         """What it reads, in order."""
-        return [self._check.read(attempt.completion, attempt.truncated) for attempt in attempts]
+        found = (self._check.read(attempt.completion, attempt.truncated) for attempt in attempts)
+        return [None if reading is None else reading.text for reading in found]
+
+    def places(self, attempts: Sequence[Attempt]) -> list[int | None]:
+        """Where what it reads begins, at the first of the mentions with no other reading between them."""
+        return [self._place(attempt) for attempt in attempts]
+
+    def _place(self, attempt: Attempt) -> int:
+        reading = self._check.read(attempt.completion, attempt.truncated)
+        if reading is None:
+            return len(attempt.completion)
+        start = reading.start
+        while (before := self._check.read(attempt.completion[:start], False)) is not None:
+            if before.start >= start or not self._same(before.text, reading.text):
+                break
+            start = before.start
+        return start
+
+    def _same(self, one: str, other: str) -> bool:
+        try:
+            return one == other or self._check.agrees(one, other)
+        except ValueError:  # a reading need not be an answer, such as 1/0
+            return False
 
     def problem(self, answers: Sequence[str]) -> tuple[int, str] | None:
         """The first reference answer that it could never accept, as index and reason."""

@@ -17,12 +17,7 @@ class Verifier:
     """Checks attempts in bulk, each distinct one once."""
 
     def __init__(self, settings: VerifierSettings) -> None:
-        self._kind, self._tells = kind_of(settings), settings.kind != "python"
-
-    @property
-    def tells(self) -> bool:
-        """Whether `read_all` tells what it reads: a user's own verifier does not."""
-        return self._tells
+        self._kind = kind_of(settings)
 
     def check_all(self, attempts: Sequence[Attempt]) -> list[bool]:
         """Verdicts, in order, on what each attempt says after its thinking."""
@@ -34,6 +29,13 @@ class Verifier:
     def read_all(self, attempts: Sequence[Attempt]) -> list[str | None]:
         """What it takes for the answer of each attempt, in order; None where it finds none, or does not tell."""
         return self._kind.read_all([a._replace(completion=after_thinking(a.completion)) for a in attempts])
+
+    def places(self, attempts: Sequence[Attempt]) -> list[int | None]:
+        """Where the answer of each begins; its length where there is none, None where that is not known."""
+        spoken = [after_thinking(a.completion) for a in attempts]
+        found = self._kind.places([a._replace(completion=text) for a, text in zip(attempts, spoken, strict=True)])
+        thought = [len(a.completion) - len(text) for a, text in zip(attempts, spoken, strict=True)]
+        return [None if place is None else start + place for place, start in zip(found, thought, strict=True)]
 
     def close(self) -> None:
         """End worker processes, if any."""

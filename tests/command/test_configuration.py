@@ -200,7 +200,7 @@ CHANGES: dict[str, Any] = {
     "success.continuations": 2,
     "teachers.contexts.template": "{{ prompt }} solution {{ answer }}",
     **{f"losses.{loss['kind']}.name": "mine" for loss in LOSSES},
-    **{f"losses.{loss['kind']}.teacher_temperature": 0.5 for loss in LOSSES if "grpo" not in loss["kind"]},
+    **{f"losses.{loss['kind']}.teacher_temperature": 0.5 for loss in LOSSES[:-3]},
     "losses.minillm.length_normalised": True,
     "losses.jsd.beta": 0.6,
     "losses.mixed_kl.weight": 0.6,

@@ -76,7 +76,8 @@ def test_the_reward_needs_counts_alone(kind: str, settings: dict[str, Any], tmp_
     [
         ({"losses": ["minillm"], "tree": {"kind": "windows"}}, "losses.0: 'minillm' needs draws from forced branches"),
         ({"losses": [{"kind": "dr_grpo", "teacher_temperature": 2}]}, "losses.0.teacher_temperature: unknown field"),
-        ({"losses": ["grpo"], "teachers": [{"name": "reward"}]}, "losses.0: 'grpo' is 'reward' in tables"),
+        ({"teachers": [{"name": "reward"}]}, "teachers.0.name: 'reward', which tables have for the reward itself"),
+        ({"losses": [{"kind": "minillm", "teacher_temperature": 2}]}, "losses.0.teacher_temperature: unknown field"),
         (
             {
                 "losses": ["minillm"],

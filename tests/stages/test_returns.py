@@ -180,13 +180,13 @@ def test_a_return_is_the_sum_of_the_log_ratios_of_the_tokens_that_follow_or_thei
             assert arrays[name] == pytest.approx(np.bincount(owner, values, len(tree["draws"])), abs=1e-9)
 
 
-def test_grpo_divides_by_the_standard_deviation_of_a_questions_rewards() -> None:
+def test_grpo_divides_by_the_standard_deviation_of_a_questions_outcomes() -> None:
     chain = random_chain(3, length=4)
     models = models_of(chain, 0, nodes=4, head=3, tail=2, draws=16, rollouts=4)
-    rollouts = {**oracle_rollouts(models), "reward": np.array([1.0, 0.0, 0.0, 0.0])}
+    rollouts = {**oracle_rollouts(models), "correct": np.array([True, False, False, False])}
     tree = oracle_tree(models, rollouts)
     grpo, reward = (reward_gradients(loss, rollouts, tree) for loss in (GRPO(), DrGRPO()))
     assert grpo["return_sum"] == pytest.approx(reward["return_sum"] / np.sqrt(3 / 16))
     assert grpo["return_sq"] == pytest.approx(reward["return_sq"] / (3 / 16))
-    alike = reward_gradients(GRPO(), {**rollouts, "reward": np.ones(4)}, tree)
+    alike = reward_gradients(GRPO(), {**rollouts, "correct": np.ones(4, dtype=bool)}, tree)
     assert not alike["return_sum"].any() and not alike["return_sq"].any()

@@ -9,7 +9,7 @@ from schemas.arrays import Arrays
 from schemas.config import Scores
 from schemas.config.success import BEFORE_ANSWER
 from schemas.signals import Source
-from tasks.statistics.bootstrap import bootstrap_interval, resample
+from tasks.statistics.bootstrap import LEAST_UNITS, bootstrap_interval, resample
 from tasks.statistics.csr import Floats
 
 _RATES = ("own", "handover")
@@ -70,10 +70,24 @@ def _estimates(values: Mapping[str, Floats], counts: Floats, level: float) -> di
         if not known.any():
             out |= {f"{name}{end}": np.nan for end in ("", "_low", "_high")}
             continue
-        with np.errstate(divide="ignore", invalid="ignore"):
-            replicates = counts[:, known] @ of_questions[known] / counts[:, known].sum(axis=1)
-        low, high = bootstrap_interval(replicates, int(known.sum()), level)
-        least = 0.0 if name in _RATES else -1.0  # of a rate, or of a difference of two
-        low, high = max(low, least), min(high, 1.0)
-        out |= {name: float(of_questions[known].mean()), f"{name}_low": low, f"{name}_high": high}
+        value, units = float(of_questions[known].mean()), int(known.sum())
+        if np.ptp(of_questions[known]) == 0:
+            low, high = _of_no_spread(value, units, level) if name in _RATES else (np.nan, np.nan)
+        else:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                replicates = counts[:, known] @ of_questions[known] / counts[:, known].sum(axis=1)
+            low, high = bootstrap_interval(replicates, units, level)
+            low, high = max(low, 0.0 if name in _RATES else -1.0), min(high, 1.0)
+        out |= {name: value, f"{name}_low": low, f"{name}_high": high}
     return out
+
+
+def _of_no_spread(rate: float, units: int, level: float) -> tuple[float, float]:
+    """Interval of a rate that is 0 or 1 in every question (Clopper and Pearson 1934); unknown for another.
+
+    As if each question had one answer, since those to one question are alike.
+    """
+    reach = ((1 - level) / 2) ** (1 / units)
+    if units < LEAST_UNITS or rate not in (0.0, 1.0):
+        return np.nan, np.nan
+    return (0.0, 1 - reach) if rate == 0 else (reach, 1.0)

@@ -20,13 +20,13 @@ NO_RETURNS: dict[str, AnyArray] = {
 def reward_gradients(loss: DrGRPO | GRPO, rollouts: Arrays, tree: Arrays) -> dict[str, AnyArray]:
     """The arrays of stage 4 where the reward itself is the signal: f = -Q, or -Q / std (statistics of section 3).
 
-    std is the population's, of a question's rollouts, as GRPO (arXiv 2402.03300) has it; where they all have the same
-    reward they give no gradient.
+    std is that of success among a question's rollouts, as GRPO (arXiv 2402.03300) has it of a reward of 0 or 1; where
+    they all succeed, or all fail, they give no gradient.
     """
     scale = 1.0
     if isinstance(loss, GRPO):
-        std = float(np.std(rollouts["reward"]))
-        scale = 1 / std if std > 0 else 0.0
+        p = float(np.mean(rollouts["correct"]))
+        scale = 1 / np.sqrt(p * (1 - p)) if 0 < p < 1 else 0.0
     successes = np.asarray(tree["successes"], dtype=np.float64)
     lengths = {"T": len(rollouts["tokens"]), "N": len(tree["node"]), "B": len(tree["branch_token"])}
     nothing = {name: np.zeros(lengths[a.dims[0]]) for name, a in DISTILLATION.items() if name not in NO_RETURNS}
