@@ -116,8 +116,7 @@ def run_stage(session: RunSession, name: str, ids: Sequence[str]) -> TaskSummary
             tokens = made.scored_tokens if stage.draws is None else 0
             publish(name, len(part.questions) * len(part.sources or [None]), tokens=tokens)
             if stage.draws is not None and not stage.keeps_draws:
-                shares = len(sources_of(stage, session.config))
-                drawn = stage.draws.most(session.config) * len(part.sources or []) // shares
+                drawn = stage.draws.most(session.config) // len(sources_of(stage, session.config))
                 publish(stage.draws.label, drawn, tokens=made.decoded_tokens)
         return made
 
@@ -139,9 +138,14 @@ def sources_of(stage: Stage, config: RunConfig) -> list[Source]:
 
 
 def _groups(session: RunSession, stage: Stage) -> list[list[Source]]:
-    """Sources that are worked on together, as their models fit in memory together; the reward has none."""
+    """Sources that are worked on together, as their models fit in memory together; the reward has none.
+
+    Those that sample are worked on one by one, so that what one has sampled is kept when the next one is stopped.
+    """
     wanted = sources_of(stage, session.config)
     groups = session.provider.together([source for source in wanted if source != REWARDED])
+    if stage.scope is Scope.SOURCE:
+        return [[source] for group in groups for source in group]
     return [group for group in (*groups, [REWARDED] if REWARDED in wanted else []) if group]
 
 
@@ -162,13 +166,13 @@ def _make_part(session: RunSession, stage: Stage, part: _Part) -> TaskSummary | 
     }
     missing, summary = _missing(session, stage, keys), TaskSummary()
     if missing:
-        subject = digest([stage.name, session.keys.key("rollouts", question), part.sources])
+        # contexts that show the same text have one artefact
+        of_source = sorted(set(missing.values())) if stage.scope is Scope.SOURCE else part.sources
+        subject = digest([stage.name, session.keys.key("rollouts", question), of_source])
         with session.leases.acquire(subject) as acquired:
             if not acquired:
                 return None
             missing = _missing(session, stage, missing)  # some may have been made in the meantime
-            if stage.scope is Scope.SOURCE:  # contexts that show the same text have it once
-                missing = {signal: key for key, signal in {key: signal for signal, key in missing.items()}.items()}
             if missing:
                 _commit(session, stage, question, missing, summary)
                 if session.config.tree.samples:

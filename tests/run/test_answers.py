@@ -8,14 +8,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from pydantic import TypeAdapter
 
 from flows.command.configuration import ConfigurationError, checked
 from flows.command.terminal import success_table, what_is_copied
 from flows.plan import cost
 from schemas.arrays import CONTINUATIONS, HANDOVER, check_layout
 from schemas.config import Scores
-from schemas.config.verifiers import Verifier as VerifierSettings
 from schemas.pipeline import diagnosis_stages, ranking_stages
 from schemas.signals import Source
 from schemas.tables import HANDOVERS, SUCCESS
@@ -27,8 +25,6 @@ from tasks.run.shells import run_stage
 from tasks.stages.aggregate.success import Answered, handover_rows, success_rows
 from tasks.stages.answers import tokens_before
 from tasks.stages.texts import KEPT, NO_GAIN
-from tasks.verifiers.protocol import Attempt
-from tasks.verifiers.verifier import Verifier
 from tests.helpers.sessions import provided
 from tests.run.test_texts import RATIONALE, WRITING
 
@@ -125,42 +121,6 @@ def test_tables_and_report_tell_own_success(settings: dict[str, Any]) -> None:
     before = handover.filter(pl.col("part") == 1)
     assert before["handover"].to_list() == pytest.approx(success["handover"].to_list())
     assert (success["own"] - success["handover"] - success["copied"]).abs().max() == pytest.approx(0)
-
-
-PLACES: list[tuple[dict[str, Any], str, str | None]] = [
-    ({"kind": "numeric"}, "so the answer is −5", "so the answer is "),
-    ({"kind": "numeric"}, "so ３４", "so "),
-    ({"kind": "numeric"}, "9 - 2 = 7 ; answer 7", "9 - 2 = "),  # said twice, with nothing else between
-    ({"kind": "numeric"}, "1/0", ""),
-    ({"kind": "numeric"}, "none", "none"),
-    ({"kind": "numeric", "marker": "answer"}, "7 ; answer 2 since y^2", "7 ; answer "),
-    ({"kind": "numeric", "marker": "answer"}, "7 ; answer 7", "7 ; answer "),
-    ({"kind": "choice"}, "The answer is (A) April. All done", "The answer is ("),
-    ({"kind": "choice"}, "Answer: C\n\nBecause Carbon", "Answer: "),
-    ({"kind": "choice"}, "B? no. The answer is A. Final: A", "B? no. The answer is "),
-    ({"kind": "yes_no"}, "The answer is no, since nothing is known.", "The answer is "),
-    ({"kind": "regex", "pattern": r"answer (\w+)"}, "so answer 7 , check 17 = 10 + 7", "so answer "),
-    ({"kind": "regex"}, "<answer>B</answer> Bye", "<answer>"),
-    ({"kind": "exact", "marker": "#"}, "a # 7", "a #"),
-    ({"kind": "exact"}, "seven", ""),
-    ({"kind": "math"}, r"so \boxed{7}. Indeed 10 + 7 = 17 .", "so "),
-    ({"kind": "math"}, r"\boxed{1} and \boxed{2}", ""),
-    ({"kind": "math"}, r"so $\boxed{\text{yes}}$", "so $"),
-    ({"kind": "math"}, "it is 1\u00a0234", "it is "),
-    ({"kind": "math"}, r"We know it is 42. Therefore the final answer is \boxed{42}", "We know it is "),
-    ({"kind": "math"}, "The answer is 1,000 dollars.", "The answer is "),
-    ({"kind": "math"}, r"<think>5</think>Thus \boxed{42}. So 42 it is.", "<think>5</think>Thus "),
-    ({"kind": "math"}, "nothing", "nothing"),
-    ({"kind": "math"}, "7 " + "word " * 70, None),  # too far to look for
-]
-
-
-@pytest.mark.parametrize(("settings", "text", "before"), PLACES, ids=lambda v: str(v)[:40])
-def test_an_answer_begins_where_it_is_first_said(settings: dict[str, Any], text: str, before: str | None) -> None:
-    verifier = Verifier(TypeAdapter[Any](VerifierSettings).validate_python(settings))
-    (place,) = verifier.places([Attempt(text, "", False)])
-    verifier.close()
-    assert (None if place is None else text[:place]) == before
 
 
 class Letters:

@@ -83,7 +83,7 @@ def test_sums_of_sequence_level_kl_and_of_the_reward_are_unbiased(head: int, tai
     rollouts = oracle_rollouts(models_of(chain, 0, rollouts=6))
     inner, d_sq, g_sq = exact_sums(chain, sequence_direction(chain, teacher), rollouts)
     found = []
-    for seed in range(100):
+    for seed in range(60):
         q = scored(
             models_of(chain, 1000 + seed, nodes=20, head=head, tail=tail, draws=draws), teacher, rollouts, MiniLLM()
         )
