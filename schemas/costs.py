@@ -67,7 +67,7 @@ def _compared(config: RunConfig, context: Context) -> int:
 
 def answers(config: RunConfig) -> int:
     """Answers of all teachers with their contexts to a question."""
-    return config.success.rollouts * len(answering_sources(config))
+    return answers_cost(config).completions * len(answering_sources(config))
 
 
 def answers_cost(config: RunConfig) -> Cost:
@@ -77,7 +77,7 @@ def answers_cost(config: RunConfig) -> Cost:
 
 def handovers(config: RunConfig) -> int:
     """Continuations of all these answers by the student."""
-    return answers(config) * config.success.continuations * _places(config)
+    return handover_cost(config).completions * len(answering_sources(config))
 
 
 def _places(config: RunConfig) -> int:

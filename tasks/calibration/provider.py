@@ -1,6 +1,6 @@
 """Evidence from the exact oracle: chains instead of models, sampled from their tables."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ from tasks.calibration.chain import Chain
 from tasks.calibration.simulate import OracleTeaching, Rolled, continue_freely, draw, roll
 from tasks.stages.trees.planner import Design, Launches, grow_tree
 from tasks.stages.trees.stage import planner_of
+from tasks.stages.without_models import WithoutModels
 
 
 class Chains(NamedTuple):
@@ -21,7 +22,7 @@ class Chains(NamedTuple):
     teachers: Mapping[str, Chain]
 
 
-class OracleProvider:
+class OracleProvider(WithoutModels):
     """A `tasks.stages.protocol.Provider` of chains, by question; all randomness comes from one generator."""
 
     def __init__(self, config: RunConfig, chains: Mapping[str, Chains], rng: np.random.Generator) -> None:
@@ -63,34 +64,6 @@ class OracleProvider:
             for source, of_source in losses.items()
             for name, loss in of_source.items()
         }
-
-    def write(self, question: str, sources: Sequence[Source], rollouts: Arrays) -> Mapping[Source, Arrays]:
-        """Nothing: a chain reads no text."""
-        return {}
-
-    def answers(
-        self, question: str, sources: Sequence[Source], rollouts: Arrays, texts: Mapping[Source, Arrays]
-    ) -> Mapping[Source, Arrays]:
-        """Nothing: a chain has no context."""
-        return {}
-
-    def handover(self, question: str, rollouts: Arrays, answers: Mapping[Source, Arrays]) -> Mapping[Source, Arrays]:
-        """Nothing likewise."""
-        return {}
-
-    def updates(
-        self,
-        question: str,
-        wanted: Mapping[Source, Mapping[str, Settings]],
-        rollouts: Arrays,
-        texts: Mapping[Source, Arrays],
-    ) -> Mapping[Signal, Arrays]:
-        """Nothing: a chain has no parameters."""
-        return {}
-
-    def together(self, sources: Sequence[Source]) -> list[list[Source]]:
-        """All of them."""
-        return [list(sources)]
 
     def values(self, question: str, rollouts: Arrays) -> Arrays:
         """Not available: oracle rankings assign one advantage to each whole rollout.

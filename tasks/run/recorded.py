@@ -1,6 +1,6 @@
 """Evidence from tables recorded by another system: nothing is sampled, and no model is used."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from schemas.arrays import Arrays
 from schemas.config import RunConfig, Settings
@@ -8,9 +8,10 @@ from schemas.pipeline import Stage
 from schemas.signals import Signal, Source
 from tasks.inputs.recorded import RecordedQuestion
 from tasks.stages.distillation.branches import distill_branches
+from tasks.stages.without_models import WithoutModels
 
 
-class RecordedProvider:
+class RecordedProvider(WithoutModels):
     """A `tasks.stages.protocol.Provider` that reads recorded tables, and their `tasks.run.keys.Identities`."""
 
     decoded = 0
@@ -73,34 +74,6 @@ class RecordedProvider:
             NotImplementedError: always.
         """
         raise NotImplementedError("recorded teachers have no contexts")
-
-    def write(self, question: str, sources: Sequence[Source], rollouts: Arrays) -> Mapping[Source, Arrays]:
-        """Nothing: a recorded teacher has no context."""
-        return {}
-
-    def answers(
-        self, question: str, sources: Sequence[Source], rollouts: Arrays, texts: Mapping[Source, Arrays]
-    ) -> Mapping[Source, Arrays]:
-        """Nothing: a recorded teacher answers nothing."""
-        return {}
-
-    def handover(self, question: str, rollouts: Arrays, answers: Mapping[Source, Arrays]) -> Mapping[Source, Arrays]:
-        """Nothing likewise."""
-        return {}
-
-    def updates(
-        self,
-        question: str,
-        wanted: Mapping[Source, Mapping[str, Settings]],
-        rollouts: Arrays,
-        texts: Mapping[Source, Arrays],
-    ) -> Mapping[Signal, Arrays]:
-        """Nothing: a recorded student has no parameters."""
-        return {}
-
-    def together(self, sources: Sequence[Source]) -> list[list[Source]]:
-        """All of them."""
-        return [list(sources)]
 
     def values(self, question: str, rollouts: Arrays) -> Arrays:
         """Not available: nothing can be sampled.

@@ -10,6 +10,7 @@ from schemas.arrays import AnyArray, Arrays
 from tasks.engines.protocol import Continuation, Trunk
 from tasks.engines.turn import TURN
 from tasks.stages.protocol import Models, Tokenizer
+from tasks.statistics.csr import offsets_of
 from tasks.verifiers.protocol import Attempt
 
 
@@ -41,7 +42,7 @@ def continuations(
         "success": verdicts["success"],
         "truncated": verdicts["truncated"],
         "tokens": np.concatenate([np.empty(0, dtype=np.int32), *(end.tokens for end in ends)]).astype(np.int32),
-        "offsets": np.cumsum([0, *verdicts["length"]]).astype(np.int64),
+        "offsets": offsets_of(verdicts["length"]),
     }
 
 

@@ -32,6 +32,7 @@ from tasks.stages.aggregate.questions import QuestionScores
 from tasks.stages.compute import Computed
 from tasks.stages.rollouts import make_rollouts
 from tasks.stages.trees.stage import make_tree
+from tasks.stages.without_models import WithoutModels
 from tasks.statistics.prior import Prior
 from tasks.statistics.streams import uniforms
 from tasks.verifiers.verifier import Verifier
@@ -181,7 +182,7 @@ class OracleModels:
 
     @property
     def differentiable(self) -> Any:
-        raise NotImplementedError
+        raise NotImplementedError("a chain has no parameters")
 
     def answerer(self, source: Source) -> OracleEngine:
         return self._teachers[source.teacher]
@@ -204,7 +205,7 @@ class Given(NamedTuple):
     distillation: Mapping[Signal, Arrays]
 
 
-class GivenProvider:
+class GivenProvider(WithoutModels):
     """Evidence that is there already, by question: a `tasks.stages.protocol.Provider`."""
 
     decoded = 0
@@ -218,9 +219,6 @@ class GivenProvider:
     def tree(self, question: str, rollouts: Arrays) -> Arrays:
         return self._given[question].tree
 
-    def write(self, question: str, sources: Sequence[Source], rollouts: Arrays) -> Mapping[Source, Arrays]:
-        return {}
-
     def distillation(
         self,
         question: str,
@@ -231,29 +229,6 @@ class GivenProvider:
     ) -> Mapping[Signal, Arrays]:
         wanted = [Signal(*source, name) for source, of_source in losses.items() for name in of_source]
         return {signal: self._given[question].distillation[signal] for signal in wanted}
-
-    def answers(
-        self, question: str, sources: Sequence[Source], rollouts: Arrays, texts: Mapping[Source, Arrays]
-    ) -> Mapping[Source, Arrays]:
-        """Nothing: nothing."""
-        return {}
-
-    def handover(self, question: str, rollouts: Arrays, answers: Mapping[Source, Arrays]) -> Mapping[Source, Arrays]:
-        """Nothing likewise."""
-        return {}
-
-    def updates(
-        self,
-        question: str,
-        wanted: Mapping[Source, Mapping[str, Settings]],
-        rollouts: Arrays,
-        texts: Mapping[Source, Arrays],
-    ) -> Mapping[Signal, Arrays]:
-        """Nothing: nothing."""
-        return {}
-
-    def together(self, sources: Sequence[Source]) -> list[list[Source]]:
-        return [list(sources)]
 
     def values(self, question: str, rollouts: Arrays) -> Arrays:
         raise NotImplementedError

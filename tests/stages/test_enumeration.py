@@ -85,8 +85,8 @@ class SmallModels:
         return []
 
     @property
-    def differentiable(self) -> Any:
-        raise NotImplementedError
+    def differentiable(self) -> TransformersScorer:
+        return self.student
 
     def answerer(self, source: Source) -> Any:
         return self.sampler

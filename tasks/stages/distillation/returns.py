@@ -67,7 +67,7 @@ def draw_log_ratios(
     """
     starts = np.asarray(tree["draw_offsets"], dtype=np.int64)
     sizes = np.diff(starts)
-    branch = np.repeat(np.arange(len(tree["draws"])), tree["draws"])
+    branch = owners(offsets_of(tree["draws"]))
     row = owners(tree["branch_offsets"])[branch]
     # each draw is scored with its branch's token before it, after the prompt and the rollout as far as the node
     offsets = offsets_of(sizes + 1)
