@@ -243,7 +243,7 @@ _STAGES = (
     ),
     Stage(
         "updates",
-        1,
+        2,
         UPDATES,
         "tasks.stages.updates.stage:make",
         Scope.SIGNAL,

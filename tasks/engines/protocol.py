@@ -86,11 +86,18 @@ class Sampler(Protocol):
         ...
 
 
+class Completed(NamedTuple):
+    """A prompt and a completion of it, token ids."""
+
+    prompt: Sequence[int]
+    tokens: Sequence[int]
+
+
 class Backward(Protocol):
-    """One completion through a model, to be differentiated by its parameters any number of times."""
+    """Completions through a model, to be differentiated by its parameters any number of times."""
 
     def logits(self, rows: slice) -> torch.Tensor:
-        """Logits before some tokens of the completion, [n, V]."""
+        """Logits before some tokens of the completions, which stand one after another, [n, V]."""
         ...
 
     def gradient(self, pulled: Iterable[tuple[torch.Tensor, torch.Tensor]], *, last: bool) -> dict[str, torch.Tensor]:
@@ -121,6 +128,10 @@ class Scorer(Protocol):
         """Final hidden states from which the tokens of completions of a prompt are predicted; [T_i, H] for each."""
         ...
 
+    def hidden_each(self, sequences: Sequence[Completed]) -> list[torch.Tensor]:
+        """The same for completions of prompts of their own."""
+        ...
+
     def log_probs(self, hidden: torch.Tensor) -> torch.Tensor:
         """Log-probabilities over the vocabulary, float32 or better: [T, H] -> [T, V]."""
         ...
@@ -129,8 +140,8 @@ class Scorer(Protocol):
 class Differentiable(Scorer, Protocol):
     """A scorer with gradients by its parameters."""
 
-    def forward(self, prompt: Sequence[int], completion: Sequence[int]) -> Backward:
-        """One completion, to be differentiated.
+    def forward(self, sequences: Sequence[Completed]) -> Backward:
+        """Completions in one batch, to be differentiated.
 
         Raises:
             EngineError: the model's weights have no gradients.

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tasks.engines.protocol import EngineError, Scorer
+from tasks.engines.protocol import Completed, EngineError, Scorer
 from tasks.engines.stopping import check_stopped
 
 DOUBLE_UP_TO = 4096
@@ -116,7 +116,8 @@ def score_blocks(
     owner = np.searchsorted(offsets, wanted, side="right") - 1
     needed = np.unique(owner)
     longest = max(view.longest for view in views)
-    for group in _groups(needed, offsets, group_tokens - longest):
+    for places in grouped(np.diff(offsets)[needed], group_tokens - longest):
+        group = needed[places].tolist()
         positions = wanted[np.searchsorted(owner, group[0]) : np.searchsorted(owner, group[-1], side="right")]
         of_each = np.searchsorted(positions, offsets[[group, [r + 1 for r in group]]]).T.tolist()
         states: dict[int, torch.Tensor] = {}
@@ -156,16 +157,31 @@ def _wide(log_probs: torch.Tensor, vocabulary: int) -> torch.Tensor:
     return log_probs.double() if vocabulary <= DOUBLE_UP_TO else log_probs
 
 
-def _groups(rollouts: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64], limit: int) -> Iterator[list[int]]:
-    """Groups of consecutive rollouts with at most `limit` tokens; at least one per group."""
+def grouped(lengths: npt.NDArray[np.int64], limit: int) -> Iterator[list[int]]:
+    """Places of consecutive sequences with at most `limit` tokens together; at least one per group."""
     group: list[int] = []
     total = 0
-    for r in rollouts.tolist():
-        length = int(offsets[r + 1] - offsets[r])
+    for place, length in enumerate(lengths.tolist()):
         if group and total + length > limit:
             yield group
             group, total = [], 0
-        group.append(r)
+        group.append(place)
         total += length
     if group:
         yield group
+
+
+def hidden_each(views: Sequence[Scored], completions: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+    """States of one completion by each view, its first rollout; those of one model in this process go together."""
+    out: dict[int, torch.Tensor] = {}
+    of_model: dict[int, list[int]] = {}
+    for place, view in enumerate(views):
+        if isinstance(view, View):
+            of_model.setdefault(id(view.scorer), []).append(place)
+        else:
+            (out[place],) = view.hidden([0], [completions[place]])
+    for places in of_model.values():
+        together = [view for view in (views[place] for place in places) if isinstance(view, View)]
+        sequences = [Completed(view.prompt_of(0), completions[p]) for view, p in zip(together, places, strict=True)]
+        out |= zip(places, together[0].scorer.hidden_each(sequences), strict=True)
+    return [out[place] for place in range(len(views))]

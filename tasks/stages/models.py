@@ -113,6 +113,7 @@ class ModelProvider:
             self._project,
             temperature=self._config.sampling.temperature,
             block=self._config.engine.score_rows,
+            group_tokens=self._config.engine.batch_tokens,
         )
 
     def together(self, sources: Sequence[Source]) -> list[list[Source]]:

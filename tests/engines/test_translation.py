@@ -55,6 +55,9 @@ class FromText:
     def hidden(self, prompt: Any, completions: Any) -> list[torch.Tensor]:
         return [torch.stack([self.row(self.tokenizer.decode(list(c[:i]))) for i in range(len(c))]) for c in completions]
 
+    def hidden_each(self, sequences: Any) -> list[torch.Tensor]:
+        return [self.hidden(prompt, [tokens])[0] for prompt, tokens in sequences]
+
     def log_probs(self, hidden: torch.Tensor) -> torch.Tensor:
         return hidden
 

@@ -27,7 +27,7 @@ from schemas.config.success import Success
 from schemas.pipeline import diagnosis_stages
 from schemas.signals import Signal, Source
 from tasks.calibration.chain import Chain, exact_scores
-from tasks.engines.protocol import Capacity, Continuation, Draw, Trunk
+from tasks.engines.protocol import Capacity, Completed, Continuation, Draw, Trunk
 from tasks.stages.aggregate.questions import QuestionScores
 from tasks.stages.compute import Computed
 from tasks.stages.rollouts import make_rollouts
@@ -117,6 +117,9 @@ class OracleEngine:
         before = list(prompt[len(PROMPT) :])
         places = [list(enumerate(self.chain.states([*before, *completion]))) for completion in completions]
         return [torch.tensor(of_all[len(before) :]) for of_all in places]
+
+    def hidden_each(self, sequences: Sequence[Completed]) -> list[torch.Tensor]:
+        return [self.hidden(prompt, [tokens])[0] for prompt, tokens in sequences]
 
     def log_probs(self, hidden: torch.Tensor) -> torch.Tensor:
         """Rows of the tables."""

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from schemas.arrays import DISTILLATION, AnyArray, check_layout
 from schemas.config import JSD, ForwardKL, ReverseKL, Settings, SkewKL, TopK, TotalVariation
 from schemas.signals import Signal, Source
-from tasks.engines.protocol import EngineError
+from tasks.engines.protocol import Completed, EngineError
 from tasks.engines.scoring import View
 from tasks.stages.distillation.branches import distill_branches
 from tasks.stages.distillation.directions import divergences, head_direction
@@ -49,6 +49,9 @@ class OfPrefix:
             torch.tensor([[stream_seed(self.seed, *prompt, *completion[:t]) >> 1] for t in range(len(completion))])
             for completion in completions
         ]
+
+    def hidden_each(self, sequences: Sequence[Completed]) -> list[torch.Tensor]:
+        return [self.hidden(prompt, [tokens])[0] for prompt, tokens in sequences]
 
     def log_probs(self, hidden: torch.Tensor) -> torch.Tensor:
         rows = [2 * np.random.default_rng(int(seed)).standard_normal(self.vocabulary) for seed in hidden[:, 0]]

@@ -6,24 +6,24 @@ import torch
 from torch import Tensor
 
 from tasks.engines.counts import MODEL_TIME, SCORED
-from tasks.engines.protocol import EngineError
-from tasks.engines.transformers.scorer import TransformersScorer
+from tasks.engines.protocol import Completed, EngineError
+from tasks.engines.transformers.scorer import TransformersScorer, length, padded, predicting
 
 
 class BackwardPass:
     """`tasks.engines.protocol.Backward` on a transformers model.
 
     Attributes:
-        hidden: final hidden states before each token of the completion, [T, H].
+        hidden: final hidden states before each token of the completions, [T, H].
     """
 
-    def __init__(self, scorer: TransformersScorer, prompt: Sequence[int], completion: Sequence[int]) -> None:
+    def __init__(self, scorer: TransformersScorer, sequences: Sequence[Completed]) -> None:
         """Compute the hidden states, and keep what their gradients need.
 
         Raises:
             EngineError: the model's weights have no gradients, as those of quantised models.
         """
-        scorer.check_length(len(prompt) + len(completion))
+        scorer.check_length(max(map(length, sequences)))
         if any(parameter.is_inference() for parameter in scorer.model.parameters()):
             scorer.unload()  # was loaded where gradients are off
         self._scorer = scorer
@@ -33,11 +33,11 @@ class BackwardPass:
             raise EngineError(
                 f"{type(scorer.model).__name__} has no weights with gradients; use one that is not quantised"
             )
-        ids = torch.tensor([[*prompt, *completion]], device=scorer.device)
+        ids = padded(sequences).to(scorer.device)
         SCORED.add(ids.numel())
         with MODEL_TIME.measured(), torch.enable_grad():
-            states = scorer.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
-            self._states = states[len(prompt) - 1 : len(prompt) + len(completion) - 1]
+            states = scorer.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            self._states = torch.cat([states[i, predicting(sequence)] for i, sequence in enumerate(sequences)])
         self.hidden = self._states.detach().requires_grad_(True)
 
     def logits(self, rows: slice) -> Tensor:

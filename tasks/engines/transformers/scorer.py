@@ -9,7 +9,7 @@ import torch
 from tasks.engines.counts import MODEL_TIME, SCORED
 from tasks.engines.memory import is_out_of_memory
 from tasks.engines.positions import length_limit
-from tasks.engines.protocol import EngineError
+from tasks.engines.protocol import Completed, EngineError
 from tasks.engines.transformers.attention import NAME, Completions, check_layers, replace_attention
 
 if TYPE_CHECKING:
@@ -55,11 +55,11 @@ class TransformersScorer:
         """See the protocol."""
         return None if self.limit is None else self.limit.tokens
 
-    def forward(self, prompt: Sequence[int], completion: Sequence[int]) -> "BackwardPass":
+    def forward(self, sequences: Sequence[Completed]) -> "BackwardPass":
         """See the protocol."""
         from tasks.engines.transformers.backward import BackwardPass
 
-        return BackwardPass(self, prompt, completion)
+        return BackwardPass(self, sequences)
 
     @property
     def head(self) -> torch.nn.Module:
@@ -123,7 +123,12 @@ class TransformersScorer:
             self.check_tokens(tokens)
         try:
             with MODEL_TIME.measured():
-                return self._hidden(prompt, completions) if self._attention else self._padded(prompt, completions)
+                shared = bool(self._attention)
+                return (
+                    self._hidden(prompt, completions)
+                    if shared
+                    else self._padded([Completed(prompt, c) for c in completions])
+                )
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -144,25 +149,33 @@ class TransformersScorer:
         first = states[len(prompt) - 1 : len(prompt)]
         return [torch.cat([first, end])[: len(c)] for end, c in zip(ends, completions, strict=True)]
 
-    def _padded(self, prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-        """Whole sequences, as many at a time as take no more room than prompt and completions one after another.
+    @torch.inference_mode()
+    def hidden_each(self, sequences: Sequence[Completed]) -> list[torch.Tensor]:
+        """See the protocol."""
+        for prompt, completion in sequences:
+            self.check_length(len(prompt) + len(completion))
+            self.check_tokens([*prompt, *completion])
+        with MODEL_TIME.measured():
+            return self._padded(sequences)
 
-        Padding is on the right, where a causal model does not see it.
+    def _padded(self, sequences: Sequence[Completed]) -> list[torch.Tensor]:
+        """Whole sequences, as many at a time as take no more room than prompts and completions one after another.
+
+        Where all prompts are the same one, it counts once.
         """
-        room = len(prompt) + sum(map(len, completions))
+        alike = all(prompt == sequences[0][0] for prompt, _ in sequences)
+        prompts = len(sequences[0][0]) if alike and sequences else sum(len(prompt) for prompt, _ in sequences)
+        room = prompts + sum(len(completion) for _, completion in sequences)
         out: list[torch.Tensor] = []
-        while len(out) < len(completions):
-            part, width = [completions[len(out)]], len(prompt) + len(completions[len(out)])
-            for other in completions[len(out) + 1 :]:
-                width = max(width, len(prompt) + len(other))
+        while len(out) < len(sequences):
+            part, width = [sequences[len(out)]], length(sequences[len(out)])
+            for other in sequences[len(out) + 1 :]:
+                width = max(width, length(other))
                 if width * (len(part) + 1) > room:
                     break
                 part.append(other)
-            ids = torch.zeros(len(part), len(prompt) + max(map(len, part)), dtype=torch.long)
-            for i, completion in enumerate(part):
-                ids[i, : len(prompt) + len(completion)] = torch.tensor([*prompt, *completion])
-            states = self._states(ids)
-            out += [h[len(prompt) - 1 : len(prompt) + len(c) - 1].clone() for h, c in zip(states, part, strict=True)]
+            states = self._states(padded(part))
+            out += [states[i, predicting(sequence)].clone() for i, sequence in enumerate(part)]
         return out
 
     def _states(self, ids: torch.Tensor, **arguments: Any) -> torch.Tensor:
@@ -266,6 +279,24 @@ class TransformersScorer:
                 f"{type(self.model).__name__}: log-probabilities {what} differ from the model's own by {error:.3g} "
                 f"(limit {limit}); another dtype or transformers version may help"
             )
+
+
+def length(sequence: Completed) -> int:
+    """Tokens of a prompt and its completion."""
+    return sum(map(len, sequence))
+
+
+def padded(sequences: Sequence[Completed]) -> torch.Tensor:
+    """Token ids, [B, T], with padding on the right, where a causal model does not see it."""
+    ids = torch.zeros(len(sequences), max(map(length, sequences)), dtype=torch.long)
+    for i, sequence in enumerate(sequences):
+        ids[i, : length(sequence)] = torch.tensor([*sequence.prompt, *sequence.tokens])
+    return ids
+
+
+def predicting(sequence: Completed) -> slice:
+    """The places of a sequence at which the tokens of its completion are predicted."""
+    return slice(len(sequence.prompt) - 1, length(sequence) - 1)
 
 
 def _prepared(model: Any) -> Any:
