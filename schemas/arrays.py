@@ -177,6 +177,31 @@ CONTINUATIONS = {
 }
 
 
+# trainings of the student, which a forecast is judged by
+TRAININGS = {
+    "step": Array(("E",), "int32", "updates of the parameters before each measurement", "step"),
+    "success": Array(("E", "H"), "float32", "success rate on every held-out question", "probability"),
+    "decoded": Array(("E",), "int64", "tokens sampled for the updates so far", "token"),
+    "scored": Array(("E",), "int64", "tokens that went through student and teacher for them", "token"),
+}
+
+TRAINING_STATE = {
+    **TRAININGS,
+    "so_far": Array(("2",), "int64", "tokens sampled, and scored, by now", "token"),
+    "done": Array(("1",), "int32", "updates by now", "step"),
+    "weights": Array(("B",), "uint8", "trained parameters and the optimiser's state, a safetensors file"),
+}
+
+
+OTHER_LAYOUTS: dict[str, Mapping[str, Array]] = {
+    "rounds": ROUNDS,
+    "continuations": CONTINUATIONS,
+    "trainings": TRAININGS,
+    "training_states": TRAINING_STATE,
+}
+"""Layouts of what no stage declares: draws, and trainings."""
+
+
 def check_layout(stage: str, layout: Mapping[str, Array], arrays: Arrays) -> None:
     """Raise ValueError unless the arrays are exactly those declared for the stage, with agreeing lengths."""
     if set(arrays) != set(layout):

@@ -15,10 +15,10 @@ from schemas.arrays import (
     DISTILLATION,
     HANDOVER,
     IDEAL,
+    OTHER_LAYOUTS,
     PRIOR,
     RANKING,
     ROLLOUTS,
-    ROUNDS,
     TEXTS,
     TREES,
     UPDATES,
@@ -266,12 +266,9 @@ AGGREGATE_VERSION = 7
 """Version of a run's tables."""
 
 
-_ROUND_LAYOUTS: dict[str, Mapping[str, Array]] = {"rounds": ROUNDS, "continuations": CONTINUATIONS}
-
-
 def layout_of(name: str) -> Mapping[str, Array]:
-    """Layout of a stage's artefact or of a round of draws."""
-    return _ROUND_LAYOUTS[name] if name in _ROUND_LAYOUTS else PIPELINE[name].arrays
+    """Layout of a stage's artefact, of a round of draws, or of a training."""
+    return OTHER_LAYOUTS[name] if name in OTHER_LAYOUTS else PIPELINE[name].arrays
 
 
 def diagnosis_stages() -> tuple[str, ...]:

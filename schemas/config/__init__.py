@@ -63,6 +63,12 @@ from schemas.config.trees import ForcedTree as ForcedTree
 from schemas.config.trees import RecordedTree as RecordedTree
 from schemas.config.trees import Tree as Tree
 from schemas.config.trees import WindowsTree as WindowsTree
+from schemas.config.validation import AdamW as AdamW
+from schemas.config.validation import Lora as Lora
+from schemas.config.validation import NormalisedSteps as NormalisedSteps
+from schemas.config.validation import Selection as Selection
+from schemas.config.validation import Validation as Validation
+from schemas.config.validation import optimiser_name as optimiser_name
 from schemas.config.verifiers import ChoiceVerifier as ChoiceVerifier
 from schemas.config.verifiers import ExactVerifier as ExactVerifier
 from schemas.config.verifiers import MathVerifier as MathVerifier

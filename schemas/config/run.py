@@ -29,6 +29,7 @@ from schemas.config.teachers import RecordedTeacher, Teacher
 from schemas.config.trainers import expanded
 from schemas.config.trees import AdaptiveTree, RecordedTree, Tree, WindowsTree
 from schemas.config.update import Update
+from schemas.config.validation import Validation
 from schemas.config.verifiers import MathVerifier, Verifier
 
 
@@ -90,6 +91,7 @@ class RunConfig(Settings):
     scores: Scores = Field(default_factory=Scores)
     ranking: Ranking = Field(default_factory=Ranking)
     update: Update = Field(default_factory=Update)
+    validation: Validation = Field(default_factory=Validation)
     engine: Engine = Field(default_factory=AutoEngine)
     execution: Execution = Field(default_factory=Execution)
 

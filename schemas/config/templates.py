@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from jinja2 import StrictUndefined, TemplateError, nodes
+from jinja2 import StrictUndefined, Template, TemplateError, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from schemas import limits
@@ -122,7 +122,7 @@ def rendered(template: str, values: Values) -> str:
     """
     parts, length = [], 0
     try:
-        for part in _SANDBOX.from_string(template).generate(values):
+        for part in _compiled(template).generate(values):
             length += len(part)
             if length > limits.MOST_PROMPT:
                 raise TooLongError(f"would give a prompt of more than {limits.MOST_PROMPT:,} characters")
@@ -130,6 +130,11 @@ def rendered(template: str, values: Values) -> str:
     except TemplateError as error:
         raise ValueError(reason(error)) from error
     return "".join(parts)
+
+
+@lru_cache(maxsize=1024)
+def _compiled(template: str) -> Template:
+    return _SANDBOX.from_string(template)
 
 
 def _parsed(template: str) -> nodes.Template:

@@ -171,17 +171,20 @@ def grouped(lengths: npt.NDArray[np.int64], limit: int) -> Iterator[list[int]]:
         yield group
 
 
-def hidden_each(views: Sequence[Scored], completions: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-    """States of one completion by each view, its first rollout; those of one model in this process go together."""
+def hidden_each(
+    views: Sequence[Scored], rollouts: Sequence[int], completions: Sequence[Sequence[int]]
+) -> list[torch.Tensor]:
+    """States of one completion by each view, [T_i, ...] each; those of one model in this process go together."""
     out: dict[int, torch.Tensor] = {}
     of_model: dict[int, list[int]] = {}
     for place, view in enumerate(views):
         if isinstance(view, View):
             of_model.setdefault(id(view.scorer), []).append(place)
         else:
-            (out[place],) = view.hidden([0], [completions[place]])
+            (out[place],) = view.hidden([rollouts[place]], [completions[place]])
     for places in of_model.values():
         together = [view for view in (views[place] for place in places) if isinstance(view, View)]
-        sequences = [Completed(view.prompt_of(0), completions[p]) for view, p in zip(together, places, strict=True)]
+        prompts = [view.prompt_of(rollouts[p]) for view, p in zip(together, places, strict=True)]
+        sequences = [Completed(prompt, completions[p]) for prompt, p in zip(prompts, places, strict=True)]
         out |= zip(places, together[0].scorer.hidden_each(sequences), strict=True)
     return [out[place] for place in range(len(views))]

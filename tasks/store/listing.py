@@ -19,7 +19,7 @@ from tasks.store.store import OBJECT, Store, final_name
 def folders() -> list[str]:
     """Names of the folders that hold artefacts."""
     first, *others = PIPELINE
-    return [first, "rounds", *others, "calibration"]
+    return [first, "rounds", *others, "trainings", "training_states", "calibration"]
 
 
 WORKERS = 32

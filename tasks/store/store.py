@@ -32,7 +32,9 @@ OBJECT = "artefact.zarr.zip"
 MARKER = ".opdscope-store"
 """Object that marks a folder as a store and names its format; nothing is deleted without it."""
 FORMAT = 1
-_STORE_FOLDERS = frozenset({*PIPELINE, "rounds", "runs", "claims", "nightly", "calibration"})
+_STORE_FOLDERS = frozenset(
+    {*PIPELINE, "rounds", "trainings", "training_states", "runs", "claims", "nightly", "calibration"}
+)
 """Folders that identify a store whose marker is lost or not yet written."""
 _OTHER_FOLDERS = frozenset({"prefect", "demo", "models"})
 """Folders that commands create in `.opdscope` before it is a store."""

@@ -65,6 +65,11 @@ class BackwardPass:
             out[own] = part + out[own] if own in out else part
         return out
 
+    def by_parameter(self, gradient: dict[str, Tensor]) -> dict[torch.nn.Parameter, Tensor]:
+        """A gradient by the parameters themselves."""
+        every = {**self._head, **self._body}
+        return {every[name]: part for name, part in gradient.items()}
+
 
 def _trainable(module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
     return ((name, p) for name, p in module.named_parameters() if p.is_floating_point() and p.requires_grad)

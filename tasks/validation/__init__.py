@@ -1,0 +1,1 @@
+"""Trainings of the student on its signals, and what they say of the forecast."""
