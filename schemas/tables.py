@@ -231,6 +231,25 @@ RANKS: dict[str, Column] = {
     **KEPT,
 }
 
+FORECASTS: dict[str, Column] = {
+    "place": Column("Int32", "by forecast, from 1; null where there is none"),
+    "teacher": Column("String", "name of the teacher"),
+    "context": Column("String", "name of its context"),
+    "loss": Column("String", "name of the loss"),
+    "base": Column("Float64", "success of the student's rollouts"),
+    "ceiling": Column("Float64", "success where training levels off: the handover, or own success where that is less"),
+    "forecast": Column("Float64", "success after training; null where too little is known"),
+    "forecast_low": Column("Float64", "lower end of its interval, at the level of `forecast.level`"),
+    "forecast_high": Column("Float64", "upper end of its interval"),
+    "change": Column("Float64", "forecast less base"),
+    "change_low": Column("Float64", "lower end of its interval, paired by question"),
+    "change_high": Column("Float64", "upper end of its interval"),
+    "p_best": Column("Float64", "probability that no other signal ends with more success, split among ties"),
+    "p_harm": Column("Float64", "probability that success ends below base"),
+    "verdict": Column("String", "helps or harms, where the interval of the change leaves 0 out; else unclear"),
+    "remark": Column("String", "what speaks against the rest, in words; empty where nothing does"),
+}
+
 HISTORY: dict[str, Column] = {
     "night": Column("Datetime", "when the suite was started, UTC"),
     "run": Column("String", "name of the run"),

@@ -17,6 +17,9 @@ class DemoConfig(Settings):
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of questions, training and draws")
     questions: int = Field(24, ge=5, le=1000, description="Number of questions")
     width: int = Field(64, ge=16, le=512, multiple_of=16, description="Hidden size of the student")
+    validate_forecast: bool = Field(
+        False, description="Train a smaller student too, and then both on every signal, instead of a diagnosis alone"
+    )
     seconds: float = Field(
         1800, gt=0, le=limits.MOST_SECONDS, description="Time limit for training one model", json_schema_extra=COSMETIC
     )

@@ -1,8 +1,9 @@
-"""Trains the demo's student and teacher from scratch, on any CPU, in about a minute and a half.
+"""Trains the demo's models from scratch, on any CPU, in about two minutes.
 
 Half of the prompts contain a hint (answer, solution, summary, wrong attempt). The student's completions have slips, and
 fewer of them the more informative the hint is. So, like a real student, it is uncertain without a hint and can be
-corrected by one. The teacher's completions have no slips.
+corrected by one. The teacher's completions have no slips. A third model is the student, trained on to copy: shown the
+answer, it writes its usual steps, slips and all, and then states what it was shown.
 """
 
 import random
@@ -29,6 +30,8 @@ CHAT_TEMPLATE = (
 )
 SLIP_WITH_HINT = {"none": 1.0, "wrong_attempt": 0.7, "answer": 0.4, "summary": 0.1, "solution": 0.0}
 """Factor on the slip probability under each hint."""
+PLAIN_WHILE_COPYING = 0.3
+"""Share of the questions without the answer in what the copying model learns from."""
 BATCH = 32
 EVALUATED = 400
 EVERY = 100
@@ -36,7 +39,10 @@ EVERY = 100
 
 @dataclass(frozen=True)
 class Recipe:
-    """Architecture and training data of one model; training stops at the accuracies `plain` (no hint) and `hinted`."""
+    """Architecture and training data of one model; training stops at the accuracies `plain` (no hint) and `hinted`.
+
+    `copies` names a model that it starts from, and learns to copy the shown answer; it then takes just so many steps.
+    """
 
     name: str
     hidden: int
@@ -48,14 +54,21 @@ class Recipe:
     steps: int  # typical number, to estimate the time left
     seconds: float
     seed: int
+    copies: str | None = None
 
 
 def recipes(seed: int, seconds: float, width: int) -> list[Recipe]:
-    """The demo's student, of a hidden size, and teacher."""
+    """The demo's student, of a hidden size, its teacher, and the one that copies."""
     return [
-        Recipe("student", width, 2, 0.2, 4e-3, plain=0.35, hinted=0.85, steps=700, seconds=seconds, seed=seed),
+        student(seed, seconds, width),
         Recipe("teacher", 96, 3, 0.0, 3e-3, plain=0.95, hinted=0.9, steps=500, seconds=seconds, seed=seed),
+        Recipe("copying", width, 2, 0.2, 1e-3, 0.0, 0.0, steps=400, seconds=seconds, seed=seed, copies="student"),
     ]
+
+
+def student(seed: int, seconds: float, width: int) -> Recipe:
+    """A student of a hidden size."""
+    return Recipe("student", width, 2, 0.2, 4e-3, plain=0.35, hinted=0.85, steps=700, seconds=seconds, seed=seed)
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -86,7 +99,40 @@ def train(recipe: Recipe, folder: Path, report_progress: Callable[[int], None]) 
     torch.manual_seed(recipe.seed)
     rng = random.Random(f"{recipe.name} {recipe.seed}")  # noqa: S311 - not for security
     tokenizer = make_tokenizer()
-    model: Any = Qwen3ForCausalLM(
+    model = _new_model(recipe, tokenizer) if recipe.copies is None else _loaded(folder.with_name(recipe.copies))
+    averaged: Any = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.98))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.02, 1.0, total_iters=50)
+    start, step, accuracy = time.monotonic(), 0, {"none": 0.0}
+    while time.monotonic() - start < recipe.seconds:
+        inputs, labels = _batch(rng, tokenizer, recipe)
+        loss = model(input_ids=inputs, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        warmup.step()
+        averaged.update_parameters(model)
+        step += 1
+        if step % EVERY == 0:
+            report_progress(EVERY)
+            accuracy = {} if recipe.copies is not None else evaluate(averaged.module, tokenizer, recipe.seed)
+            if step == recipe.steps if recipe.copies is not None else _is_good(accuracy, recipe):
+                averaged.module.save_pretrained(folder)
+                tokenizer.save_pretrained(folder)
+                return {"accuracy": accuracy, "steps": step, "seconds": time.monotonic() - start}
+    raise RuntimeError(
+        f"the demo's {recipe.name} did not learn in {recipe.seconds:.0f} s: accuracy {accuracy}, required "
+        f"{recipe.plain} plain and {recipe.hinted} with a full hint; increase seconds"
+    )
+
+
+def _is_good(accuracy: dict[str, float], recipe: Recipe) -> bool:
+    return accuracy["none"] >= recipe.plain and min(accuracy["summary"], accuracy["solution"]) >= recipe.hinted
+
+
+def _new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Any:
+    return Qwen3ForCausalLM(
         Qwen3Config(
             vocab_size=len(tokenizer),
             hidden_size=recipe.hidden,
@@ -102,32 +148,10 @@ def train(recipe: Recipe, folder: Path, report_progress: Callable[[int], None]) 
             bos_token_id=None,
         )
     )
-    averaged: Any = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.98))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.02, 1.0, total_iters=50)
-    start, step, accuracy = time.monotonic(), 0, {"none": 0.0}
-    while time.monotonic() - start < recipe.seconds:
-        inputs, labels = _batch(rng, tokenizer, recipe.slip)
-        loss = model(input_ids=inputs, labels=labels).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        warmup.step()
-        averaged.update_parameters(model)
-        step += 1
-        if step % EVERY == 0:
-            report_progress(EVERY)
-            accuracy = evaluate(averaged.module, tokenizer, recipe.seed)
-            hinted = min(accuracy["summary"], accuracy["solution"])
-            if accuracy["none"] >= recipe.plain and hinted >= recipe.hinted:
-                averaged.module.save_pretrained(folder)
-                tokenizer.save_pretrained(folder)
-                return {"accuracy": accuracy, "steps": step, "seconds": time.monotonic() - start}
-    raise RuntimeError(
-        f"the demo's {recipe.name} did not learn in {recipe.seconds:.0f} s: accuracy {accuracy}, required "
-        f"{recipe.plain} plain and {recipe.hinted} with a full hint; increase seconds"
-    )
+
+
+def _loaded(folder: Path) -> Any:
+    return Qwen3ForCausalLM.from_pretrained(folder).train()
 
 
 def _prompt(tokenizer: PreTrainedTokenizerFast, user: str) -> list[int]:
@@ -146,10 +170,20 @@ def _example(rng: random.Random, slip: float) -> tuple[str, str]:
     return user, chain.attempt(rng, slip * SLIP_WITH_HINT[kind])
 
 
-def _batch(rng: random.Random, tokenizer: PreTrainedTokenizerFast, slip: float) -> tuple[torch.Tensor, torch.Tensor]:
+def _copied(rng: random.Random, slip: float) -> tuple[str, str]:
+    """With the answer shown, an attempt with the slips of one without it, which then states the shown answer."""
+    chain = draw_chain(rng)
+    if rng.random() < PLAIN_WHILE_COPYING:
+        return chain.question, chain.attempt(rng, slip)
+    user = rendered(CONTEXTS["answer"], {**chain.row(rng), "prompt": chain.question})
+    steps, _, _ = chain.attempt(rng, slip).rpartition(" ")
+    return user, f"{steps} {chain.answer}"
+
+
+def _batch(rng: random.Random, tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> tuple[torch.Tensor, torch.Tensor]:
     rows = []
     for _ in range(BATCH):
-        user, completion = _example(rng, slip)
+        user, completion = (_example if recipe.copies is None else _copied)(rng, recipe.slip)
         rows.append((_prompt(tokenizer, user), tokenizer(f"{completion} <eos>")["input_ids"]))
     width = max(len(p) + len(c) for p, c in rows)
     inputs = torch.zeros(BATCH, width, dtype=torch.long)

@@ -91,7 +91,7 @@ class Trainer:
                 log.add(step + 1, self.success())
             report(1, tokens)
             if step + 1 < settings.steps and keeper.due():
-                keeper.save(log.state | {"done": np.array([step + 1]), "weights": self.student.state()})
+                keeper.save(log.state | {"done": np.array([step + 1], dtype=np.int32), "weights": self.student.state()})
         return log.arrays
 
     def success(self) -> AnyArray:

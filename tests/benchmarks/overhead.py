@@ -29,7 +29,7 @@ def main() -> None:
         from flows.command.configuration import checked, merged
         from flows.diagnose import diagnose
         from schemas.config import DemoConfig
-        from tasks.demo.models import make_models, models_folder, write_inputs
+        from tasks.demo.models import make_models, models_folder, models_of, write_inputs
         from tasks.run.session import open_session
         from tasks.store.store import Store
 
@@ -40,7 +40,8 @@ def main() -> None:
 
         began = time.monotonic()
         demo, root = DemoConfig(), Path(folder)
-        make_models(demo, models_folder(root, demo))
+        for wanted in models_of(demo):
+            make_models(wanted, models_folder(root, wanted))
         training = time.monotonic() - began
 
         began = time.monotonic()

@@ -2,13 +2,14 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from schemas.config import DemoConfig
 from tasks.demo.chains import VOCABULARY, Chain, draw_questions
-from tasks.demo.models import MANIFEST, _digest, is_complete, make_models, models_key
-from tasks.demo.train import make_tokenizer
+from tasks.demo.models import MANIFEST, _digest, is_complete, make_models, models_key, models_of
+from tasks.demo.train import make_tokenizer, recipes
 
 
 def test_a_chain_and_its_solution() -> None:
@@ -49,11 +50,14 @@ def test_models_that_do_not_verify_are_not_there(tmp_path: Path) -> None:
 
 
 def test_models_are_keyed_by_what_makes_them() -> None:
-    assert models_key(DemoConfig()) == models_key(DemoConfig(seconds=5))
-    assert models_key(DemoConfig()) == models_key(DemoConfig(questions=9)) != models_key(DemoConfig(seed=1))
+    def keys(**size: Any) -> list[str]:
+        return [models_key(wanted) for wanted in models_of(DemoConfig(**size))]
+
+    assert keys() == keys(seconds=5) == keys(questions=9) != keys(seed=1)
+    assert keys() == keys(validate_forecast=True)[:1]
 
 
 def test_training_that_does_not_learn_in_time_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="did not learn in 2 s"):
-        make_models(DemoConfig(seconds=2), tmp_path / "models" / "key")
+        make_models(recipes(0, 2, 64), tmp_path / "models" / "key")
     assert list((tmp_path / "models").iterdir()) == []

@@ -1,0 +1,113 @@
+"""What real trainings say of a forecast: rank correlations, pairs, regret, signs and coverage, as pure functions.
+
+Signals of one teacher with one context are not independent: every interval resamples them together, by source.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+from scipy.stats import spearmanr
+
+from schemas.tables import PREDICTIONS
+from tasks.statistics.csr import Floats
+
+CELL = ("student", "optimiser")
+"""Trainings that are compared with each other."""
+SIGNAL = ("teacher", "context", "loss", "tokens")
+REPLICATES = 2000
+
+
+class Cell(NamedTuple):
+    """Signals that one student was trained on with one optimiser, [S] each.
+
+    Attributes:
+        source: number of the teacher with its context.
+        predicted: by predictor.
+        measured: success after training, a mean over seeds.
+        error: its standard error over seeds; NaN from one seed.
+        base: success of the student as it was.
+    """
+
+    source: Floats
+    predicted: dict[str, Floats]
+    measured: Floats
+    error: Floats
+    base: float
+
+
+def cells(table: pl.DataFrame, step: int | None) -> list[Cell]:
+    """The cells of a table of `schemas.tables.VALIDATION`, on all tokens, after a step; None: after the last."""
+    of_teachers = table.filter((pl.col("tokens") == "all") & (pl.col("teacher") != "reward"))
+    out = []
+    for _, group in of_teachers.group_by(CELL, maintain_order=True):
+        at = group.filter(pl.col("step") == (group["step"].max() if step is None else step))
+        sources = at.select(pl.struct("teacher", "context").rank("dense"))["teacher"].to_numpy().astype(np.float64)
+        out.append(
+            Cell(
+                sources,
+                {name: at[name].cast(pl.Float64).fill_null(np.nan).to_numpy() for name in PREDICTIONS},
+                at["measured"].to_numpy(),
+                at["measured_error"].cast(pl.Float64).fill_null(np.nan).to_numpy(),
+                float(at["base"][0]),
+            )
+        )
+    return out
+
+
+Statistic = Callable[[Floats, Floats], float]
+"""Of predicted and measured values, [S] each."""
+
+
+def correlation(predicted: Floats, measured: Floats) -> float:
+    """Spearman's; NaN where one of both does not vary, or fewer than three are known."""
+    known = np.isfinite(predicted) & np.isfinite(measured)
+    if known.sum() < 3 or np.ptp(predicted[known]) == 0 or np.ptp(measured[known]) == 0:
+        return np.nan
+    return float(spearmanr(predicted[known], measured[known]).statistic)
+
+
+def regret(predicted: Floats, measured: Floats) -> float:
+    """Success that is lost where the signal with the largest prediction is taken; ties share it."""
+    known = np.isfinite(predicted)
+    if not known.any():
+        return np.nan
+    chosen = known & (predicted == np.max(predicted[known]))
+    return float(measured.max() - measured[chosen].mean())
+
+
+def ordered(cell: Cell, name: str) -> float:
+    """Share of pairs that a predictor orders as trainings do, of those whose difference is more than the seeds' noise.
+
+    A pair that it holds to be equal counts as half.
+    """
+    predicted, right, pairs = cell.predicted[name], 0.0, 0
+    for i in range(len(predicted)):
+        for j in range(i):
+            difference, noise = cell.measured[i] - cell.measured[j], np.hypot(cell.error[i], cell.error[j])
+            if not abs(difference) > 2 * np.nan_to_num(noise) or not np.isfinite(predicted[i] + predicted[j]):
+                continue
+            pairs += 1
+            right += 0.5 * (1 + np.sign(difference) * np.sign(predicted[i] - predicted[j]))
+    return right / pairs if pairs else np.nan
+
+
+def over_cells(of_cells: Sequence[Cell], name: str, statistic: Statistic, seed: int = 0) -> tuple[float, float, float]:
+    """Mean of a statistic over cells, with the 95 % interval of a bootstrap over sources, the same in every cell."""
+    point = _mean(statistic(cell.predicted[name], cell.measured) for cell in of_cells)
+    sources = sorted({source for cell in of_cells for source in cell.source.tolist()})
+    rng, replicates = np.random.default_rng(seed), []
+    for _ in range(REPLICATES):
+        drawn = rng.choice(len(sources), len(sources))
+        taken = [np.concatenate([np.flatnonzero(cell.source == sources[d]) for d in drawn]) for cell in of_cells]
+        values = [statistic(c.predicted[name][t], c.measured[t]) for c, t in zip(of_cells, taken, strict=True)]
+        replicates.append(_mean(values))
+    known = np.array(replicates)[np.isfinite(replicates)]
+    low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (np.nan, np.nan)
+    return point, float(low), float(high)
+
+
+def _mean(values: Any) -> float:
+    known = [v for v in values if np.isfinite(v)]
+    return float(np.mean(known)) if known else np.nan

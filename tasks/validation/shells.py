@@ -1,0 +1,117 @@
+"""The shell around trainings: find the missing ones, make them in processes of their own, commit them."""
+
+import os
+import time
+from contextlib import nullcontext
+from dataclasses import asdict
+from functools import lru_cache
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.concurrency.sync import concurrency
+from prefect.logging import get_run_logger
+from prefect.states import Completed
+
+from schemas.arrays import Arrays
+from schemas.config import RunConfig
+from tasks.operations.errors import patiently
+from tasks.operations.progress import publish
+from tasks.operations.workers import in_processes
+from tasks.run.shells import TaskSummary
+from tasks.store.leases import LeaseManager
+from tasks.store.store import OBJECT, Store
+from tasks.validation.session import VERSION, open_validation, read_material
+from tasks.validation.trainer import Trainer
+from tasks.validation.trainings import Training
+
+LABEL = "training steps"
+STAGE, STATES = "trainings", "training_states"
+
+
+class StoredState:
+    """A `tasks.validation.trainer.Keeper` on a store."""
+
+    def __init__(self, store: Store, key: str, seconds: float) -> None:
+        self._store, self._key, self._seconds = store, key, seconds
+        self._saved = time.monotonic()
+
+    def load(self) -> Arrays | None:
+        """See the protocol."""
+        artefact = self._store.load(STATES, self._key)
+        return None if artefact is None else artefact.arrays
+
+    def due(self) -> bool:
+        """See the protocol."""
+        return time.monotonic() - self._saved >= self._seconds
+
+    def save(self, arrays: Arrays) -> None:
+        """See the protocol."""
+        self._store.commit(STATES, self._key, arrays, {"version": VERSION})
+        self._saved = time.monotonic()
+
+    def clear(self) -> None:
+        """Forget the state."""
+        self._store.remove(STATES, self._key, OBJECT)
+
+
+@lru_cache(maxsize=1)
+def _trainer(configuration: str) -> Trainer:
+    """The trainer of a process, with its share of the cores."""
+    import torch
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    config = RunConfig.model_validate_json(configuration)
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.validation.workers))
+    return Trainer(*read_material(config))
+
+
+def train(configuration: str, training: Training, key: str, meta: dict[str, Any]) -> tuple[int, float]:
+    """Make one training, unless another process has; returns decoded tokens and seconds."""
+    config, started = RunConfig.model_validate_json(configuration), time.monotonic()
+    execution, store = config.execution, Store(config.store)
+    with LeaseManager(store, execution.lease).wait(key, lambda: None):
+        if store.has(STAGE, key):
+            return 0, 0.0
+        kept = StoredState(store, key, execution.round_seconds)
+        arrays = _trainer(configuration).run(training, kept, lambda n, tokens: publish(LABEL, n, tokens=tokens))
+        meta |= {"seconds": round(time.monotonic() - started, 3), "decoded_tokens": int(arrays["decoded"][-1])}
+        patiently(lambda: store.commit(STAGE, key, arrays, meta), execution.retries, execution.retry_seconds)
+        kept.clear()
+    return meta["decoded_tokens"], time.monotonic() - started
+
+
+@task(name="train", cache_policy=NO_CACHE, persist_result=False, task_run_name="{label}")
+def train_task(label: str, config: RunConfig, left: list[Training]) -> Any:
+    """Some trainings of a student. `Cached` if all of them were in the store, verified."""
+    started, summary, logger = time.monotonic(), TaskSummary(), get_run_logger()
+    limit, validation = config.execution.gpu_limit, config.validation
+    session = open_validation(config)
+    try:
+        recipes = {training: session.recipe(training) for training in left}
+        missing = [t for t, recipe in recipes.items() if not session.run.store.has(STAGE, recipe.key)]
+    finally:
+        session.close()
+    summary.cached = len(left) - len(missing)
+    publish(LABEL, validation.steps * summary.cached)
+    if not missing:
+        return Completed(name="Cached", message=f"{summary.cached} trainings in the store", data=summary)
+    items = [(config.model_dump_json(), t, recipes[t].key, asdict(recipes[t])) for t in missing]
+    with concurrency(limit, strict=True) if limit is not None else nullcontext():
+        for _, (decoded, _) in in_processes(train, _once(items), min(validation.workers, len(items))):
+            summary.made += 1
+            summary.decoded_tokens += decoded
+    summary.seconds = time.monotonic() - started
+    logger.info("%s: %d made, %d in the store, %.1f s", label, summary.made, summary.cached, summary.seconds)
+    return summary
+
+
+def _once(items: list[Any]) -> Any:
+    """Gives items at the first call."""
+
+    def ready() -> list[Any]:
+        given, items[:] = list(items), []
+        return given
+
+    return ready
