@@ -46,11 +46,15 @@ def demo(
     questions: Annotated[int, typer.Option(min=5, max=1000, help="Number of questions.")] = 24,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of questions, training and draws.")] = 0,
     width: Annotated[int, typer.Option(min=16, max=512, help="Hidden size of the student, a multiple of 16.")] = 64,
+    validate: Annotated[
+        bool, typer.Option("--validate", help="Also train a second student, and both on every signal: see validate.")
+    ] = False,
 ) -> None:
-    """Train a small student and a larger teacher here, then run the whole pipeline on them."""
+    """Train a small student and its teachers here, then run the whole pipeline on them."""
     from flows.command.run import run_demo
 
-    raise typer.Exit(run_demo(overrides(set_, store, name), questions=questions, seed=seed, width=width))
+    size = {"questions": questions, "seed": seed, "width": width}
+    raise typer.Exit(run_demo(overrides(set_, store, name), validate_forecast=validate, **size))
 
 
 @app.command()
@@ -67,6 +71,14 @@ def rank(config: Configuration, set_: Set = None, store: StoreUrl = None, name: 
     from flows.command.run import rank_file
 
     raise typer.Exit(rank_file(config, overrides(set_, store, name)))
+
+
+@app.command()
+def validate(config: Configuration, set_: Set = None, store: StoreUrl = None, name: Name = None) -> None:
+    """Train the student on every signal for real, and compare with what was forecast."""
+    from flows.command.run import validate_file
+
+    raise typer.Exit(validate_file(config, overrides(set_, store, name)))
 
 
 @app.command()

@@ -122,7 +122,7 @@ def _diagnose(config: RunConfig) -> dict[str, Any]:
         scores_artifact(config.name, read_patiently(session, "summary"))
     get_run_logger().info("outputs in %s", session.store.path("runs", config.name))
     output_link(session.store, config.name, "report.html")
-    summary_artifact(config.name, done.stages, done.left_out, done.failed, run["why_unresolved"])
+    summary_artifact(config.name, done.stages, done.left_out, done.failed, run)
     if done.failed:
         raise QuestionsFailedError(done.failed, run)
     return run

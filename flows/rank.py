@@ -48,7 +48,7 @@ def _rank(config: RunConfig) -> dict[str, Any]:
     run = {**result, "left_out": done.left_out, "failed": list(done.failed)}
     table_artifact(f"{config.name}-ranks", ranks, f"ranking of run {config.name}")
     output_link(session.store, config.name, "rank.json")
-    summary_artifact(f"{config.name}-rank", done.stages, done.left_out, done.failed, run["why_unresolved"])
+    summary_artifact(f"{config.name}-rank", done.stages, done.left_out, done.failed, run)
     if done.failed:
         raise QuestionsFailedError(done.failed, run)
     return run

@@ -253,7 +253,7 @@ _STAGES = (
         of_source=True,
         with_model=True,
         cost=costs.updates_cost,
-        flows=("rank",),
+        flows=("diagnose", "rank"),
     ),
 )
 

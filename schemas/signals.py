@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from schemas.config import NEED_DRAWS, YARDSTICKS, Context, RunConfig, Settings, Teacher, loss_name
+from schemas.config import NEED_DRAWS, YARDSTICKS, Context, RecordedTree, RunConfig, Settings, Teacher, loss_name
 from schemas.config.run import REWARD
 
 
@@ -93,7 +93,8 @@ def ranked_signals(config: RunConfig) -> list[Signal]:
 
 def updating_signals(config: RunConfig) -> list[Signal]:
     """Those whose updates of the parameters are computed, the policy gradient first; none unless asked for."""
-    return [POLICY, *ranked_signals(config)] if config.update.dimensions else []
+    wanted = config.update.dimensions > 0 and not isinstance(config.tree, RecordedTree)
+    return [POLICY, *ranked_signals(config)] if wanted else []
 
 
 def unranked_losses(config: RunConfig) -> list[str]:

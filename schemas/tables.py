@@ -239,7 +239,7 @@ FORECASTS: dict[str, Column] = {
     "base": Column("Float64", "success of the student's rollouts"),
     "ceiling": Column("Float64", "success where training levels off: the handover, or own success where that is less"),
     "forecast": Column("Float64", "success after training; null where too little is known"),
-    "forecast_low": Column("Float64", "lower end of its interval, at the level of `forecast.level`"),
+    "forecast_low": Column("Float64", "lower end of its interval, at `scores.forecast_level`"),
     "forecast_high": Column("Float64", "upper end of its interval"),
     "change": Column("Float64", "forecast less base"),
     "change_low": Column("Float64", "lower end of its interval, paired by question"),
@@ -277,5 +277,6 @@ RUN_TABLES = {
     "losses": LOSSES,
     "success": SUCCESS,
     "handover": HANDOVERS,
+    "forecasts": FORECASTS,
 }
-"""The tables of a diagnosis, by file name; a ranking writes `ranks`, and has the last two in `rank.json`."""
+"""The tables of a diagnosis, by file name; a ranking writes `ranks`, and has the last three in `rank.json`."""

@@ -49,6 +49,7 @@ VALIDATION: dict[str, Column] = {
     "forecast_low": FORECASTS["forecast_low"],
     "forecast_high": FORECASTS["forecast_high"],
     "verdict": FORECASTS["verdict"],
+    "remark": FORECASTS["remark"],
     "selected_gain": Column("Float64", "gain of training on such tokens alone, as in selection.parquet"),
 }
 

@@ -66,6 +66,7 @@ def rank_file(path: Path, assignments: list[str]) -> int:
 
         def show(result: dict[str, Any], store: Any) -> str:
             ranks = read_table(store, config.name, "ranks")
+            _show_forecast(result, result["forecasts"])
             show_table(CONSOLE, rank_table(ranks, config.scores.level))
             _print_lines(what_losses_keep(ranks))
             _show_success(result["success"], config.scores.level)
@@ -79,7 +80,33 @@ def rank_file(path: Path, assignments: list[str]) -> int:
     return guarded(action)
 
 
-def run_demo(assignments: list[str], **size: int) -> int:
+def validate_file(path: Path, assignments: list[str]) -> int:
+    """`opdscope validate`."""
+
+    def action() -> int:
+        config = load(path, assignments)
+        check_ranked(config)
+        check_execution(config.execution)
+        from flows.validate import check_validation, validate
+
+        check_validation(config)
+        return _run_and_show(lambda: validate(config), _show_validation)
+
+    return guarded(action)
+
+
+def _show_validation(result: dict[str, Any], store: Any) -> str:
+    from flows.command.forecasts import figures_table, predictor_table
+    from flows.command.terminal import show_table
+    from schemas.config import Validation
+
+    logged = Validation.model_validate(result["configuration"]["validation"]).logged
+    show_table(CONSOLE, predictor_table(result["predictors"], logged))
+    show_table(CONSOLE, figures_table(result["figures"]))
+    return "validation.html"
+
+
+def run_demo(assignments: list[str], *, validate_forecast: bool, **size: int) -> int:
     """`opdscope demo`."""
 
     def action() -> int:
@@ -93,12 +120,14 @@ def run_demo(assignments: list[str], **size: int) -> int:
         from tasks.demo.models import demo_configuration
 
         try:
-            settings = DemoConfig(**size)
+            settings = DemoConfig(validate_forecast=validate_forecast, **size)
         except ValidationError as error:
             raise ConfigurationError("\n".join(explain(error, DemoConfig))) from error
         checked(merged(demo_configuration(root, settings), fields))  # rejects wrong overrides before any training
         from flows.demo import demo
 
+        if validate_forecast:
+            return _run_and_show(lambda: demo(settings, str(root), fields), _show_validation)
         return _follow(lambda: demo(settings, str(root), fields))
 
     return guarded(action)
@@ -113,6 +142,7 @@ def _follow(run: Callable[[], dict[str, Any]]) -> int:
 
         summary = read_table(store, result["name"], "summary")
         level = result["configuration"]["scores"]["level"]
+        _show_forecast(result, read_table(store, result["name"], "forecasts").to_dicts())
         show_table(CONSOLE, score_table(summary, level))
         _print_lines(what_losses_keep(read_table(store, result["name"], "losses")))
         _show_success(read_table(store, result["name"], "success").to_dicts(), level)
@@ -122,6 +152,16 @@ def _follow(run: Callable[[], dict[str, Any]]) -> int:
         return "report.html"
 
     return _run_and_show(run, show)
+
+
+def _show_forecast(result: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """The advice, and the forecast of each signal if there is one."""
+    from flows.command.forecasts import forecast_table
+    from flows.command.terminal import show_table
+
+    CONSOLE.print(escape(result["advice"]), style="bold", soft_wrap=True)
+    if any(row["forecast"] is not None for row in rows):
+        show_table(CONSOLE, forecast_table(rows, result["configuration"]["scores"]["forecast_level"]))
 
 
 def _show_success(rows: list[dict[str, Any]], level: float) -> None:

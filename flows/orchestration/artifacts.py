@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 from urllib.parse import quote
 from uuid import UUID
 
@@ -109,10 +109,15 @@ def summary_artifact(
     stages: Mapping[str, TaskSummary],
     left_out: Mapping[str, str],
     failed: Mapping[str, str],
-    why_unresolved: str | None,
+    told: Mapping[str, Any],
 ) -> None:
-    """Figures of each stage, why scores are unresolved if some are, and the missing questions."""
-    lines = [] if why_unresolved is None else [f"**Unresolved:** {plain(why_unresolved)}", ""]
+    """What to train with, figures of each stage, why scores are unresolved if some are, and the missing questions.
+
+    Args:
+        told: the content of `run.json` or `rank.json`.
+    """
+    lines = [f"**{plain(told['advice'])}**", ""]
+    lines += [] if told["why_unresolved"] is None else [f"**Unresolved:** {plain(told['why_unresolved'])}", ""]
     lines += ["| stage | made | from the store | decoded tokens | seconds |", "|---|---:|---:|---:|---:|"]
     for stage, outcome in stages.items():
         figures = (outcome.made, outcome.cached, outcome.decoded_tokens)

@@ -19,6 +19,9 @@ class Scores(Settings):
     """Uncertainty and grouping of the scores."""
 
     level: float = Field(0.95, gt=0.5, lt=1, description="Coverage of every interval")
+    forecast_level: float = Field(
+        0.9, gt=0.5, lt=1, description="Coverage of forecasts' intervals, which carry more than the noise of samples"
+    )
     posterior: int = Field(
         400, ge=100, le=limits.MOST_POSTERIOR, description="Posterior simulations for a node's cosine"
     )

@@ -83,6 +83,7 @@ def demo_configuration(root: Path, demo: DemoConfig) -> dict[str, Any]:
             },
         ],
         "losses": ["reverse_kl", "forward_kl", {"kind": "jsd", "beta": 0.5}],
+        "update": {"dimensions": 16_384},
         "validation": {
             "questions": {"path": str(questions.with_suffix(".train.jsonl"))},
             "held_out": {"path": str(questions.with_suffix(".held-out.jsonl"))},

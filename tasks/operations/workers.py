@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
 from multiprocessing.queues import SimpleQueue
 from typing import Any, TypeVar
@@ -32,7 +33,8 @@ def in_processes(
     """
     context = multiprocessing.get_context("spawn")
     queue: SimpleQueue[Step] = context.SimpleQueue()
-    with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(queue,)) as pool:
+    ends, open_while_wanted = context.Pipe(duplex=False)
+    with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(queue, ends)) as pool:
         waiting: dict[Future[Result], Item] = {}
         try:
             while True:
@@ -46,17 +48,17 @@ def in_processes(
                 for future in done:
                     yield waiting.pop(future), future.result()
         finally:
+            if waiting:  # an error: whatever is being computed is not waited for
+                open_while_wanted.close()
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _begin(queue: "SimpleQueue[Step]") -> None:
-    """Tell progress to the process that started this one, and end with it, even if that is killed."""
+def _begin(queue: "SimpleQueue[Step]", ends: Connection) -> None:
+    """Tell progress to the process that started this one, and end when that no longer waits, even if it is killed."""
     listen(queue.put)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    threading.Thread(target=_end_with, args=(ends,), daemon=True).start()
 
 
-def _end_with(sentinel: int) -> None:
-    wait_for([sentinel])
+def _end_with(ends: Connection) -> None:
+    wait_for([ends])
     os._exit(1)

@@ -8,13 +8,14 @@ import polars as pl
 
 from schemas.config import RunConfig
 from schemas.signals import Signal, signals
-from schemas.tables import HANDOVERS, LOSSES, PREDICTORS, SELECTION, SUCCESS
+from schemas.tables import FORECASTS, HANDOVERS, LOSSES, PREDICTORS, SELECTION, SUCCESS
 from tasks.operations.progress import publish
 from tasks.outputs.files import parquet_bytes
 from tasks.outputs.generated import generated_texts
-from tasks.outputs.report.page import Facts, LeftOut, render
-from tasks.outputs.success import success_tables
+from tasks.outputs.report.page import Facts, LeftOut, Told, render
+from tasks.outputs.success import answered, forecasts, read_updates, success_tables
 from tasks.run.session import RunSession
+from tasks.stages.aggregate.forecast import advice
 from tasks.stages.aggregate.groups import all_bins
 from tasks.stages.aggregate.pooling import Sums
 from tasks.stages.aggregate.predictors import AtNodes, predictor_rows
@@ -80,6 +81,7 @@ class Outputs(NamedTuple):
         why_unresolved: why the alignment of some signal over all rollouts is unknown; None where all are known.
         without_signal: lines on the questions that tell no direction.
         generated_texts: lines on what was written for contexts.
+        advice: what to train with, in a sentence.
         files: name and content of each file, made on demand: first the tables, then the report, so that no table is
             lost where a chart fails.
     """
@@ -87,6 +89,7 @@ class Outputs(NamedTuple):
     why_unresolved: str | None
     without_signal: list[str]
     generated_texts: list[str]
+    advice: str
     files: Iterator[tuple[str, bytes]]
 
 
@@ -95,20 +98,27 @@ def make_outputs(session: RunSession, ids: Sequence[str], left_out: LeftOut) -> 
     scored = load_scores(session, ids)
     prior = Prior.of(session.store.need("prior", session.keys.key("prior", ids[0])).arrays)
     tables, facts = make_tables(session.config, scored, session.provider.texts, prior)
-    success, handover = success_tables(session, ids)
+    questions = answered(session, ids)
+    success, handover = success_tables(session, questions)
+    every = tables["summary"].filter(pl.col("group") == "all")
+    forecast = forecasts(session, questions, read_updates(session, ids), every.to_dicts())
     tables |= {"success": frame(success, SUCCESS), "handover": frame(handover, HANDOVERS)}
+    tables["forecasts"] = frame(forecast, FORECASTS)
     why = _why_unresolved(session.config, tables["summary"], facts)
     written = generated_texts(session, ids)
     no_signal = without_signal({i: f.endings for i, f in zip(ids, facts, strict=True)}, session.config)
+
+    advised = advice(forecast)
 
     def files() -> Iterator[tuple[str, bytes]]:
         for name, table in tables.items():
             yield f"{name}.parquet", parquet_bytes(table)
         notes = [*no_signal, *written]
-        page = render(session.config, scored, facts, tables, session.provider.texts, left_out, why, notes)
+        told = Told(why, notes, advised)
+        page = render(session.config, scored, facts, tables, session.provider.texts, left_out, told)
         yield "report.html", page.encode()
 
-    return Outputs(why, no_signal, written, files())
+    return Outputs(why, no_signal, written, advised, files())
 
 
 def _why_unresolved(config: RunConfig, summary: pl.DataFrame, facts: Sequence[Facts]) -> str | None:

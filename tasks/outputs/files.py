@@ -45,10 +45,15 @@ def _version(package: str) -> str:
 
 
 def write_files(session: RunSession, files: Iterable[tuple[str, bytes]]) -> dict[str, str]:
-    """Write outputs one by one as they are made; returns the SHA-256 of each."""
+    """Write outputs of a run one by one as they are made; returns the SHA-256 of each."""
+    return digested(session.store, session.config.name, files)
+
+
+def digested(store: Store, run: str, files: Iterable[tuple[str, bytes]]) -> dict[str, str]:
+    """Write outputs under the name of a run; returns the SHA-256 of each."""
     digests = {}
     for name, content in files:
-        session.store.put_bytes(content, "runs", session.config.name, name)
+        store.put_bytes(content, "runs", run, name)
         digests[name] = hashlib.sha256(content).hexdigest()
     return digests
 
@@ -74,7 +79,7 @@ def read_table(store: Store, run: str, name: str) -> pl.DataFrame:
     expected = _digests(store, run).get(f"{name}.parquet")
     if expected is not None and hashlib.sha256(data).hexdigest() != expected:
         raise StoreError(
-            f"{name}.parquet of run {run!r} in {store.url!r} does not match its run.json or rank.json: another "
+            f"{name}.parquet of run {run!r} in {store.url!r} does not match its digest there: another "
             "run is writing it, or it is damaged; run again under another name (--name)"
         )
     return parsed(data, f"{name}.parquet of run {run!r} in {store.url!r}")
@@ -98,7 +103,7 @@ def parsed(data: bytes, what: str) -> pl.DataFrame:
 def _digests(store: Store, run: str) -> dict[str, str]:
     """SHA-256 of a run's files, from the JSON files that it writes last; none from those that are damaged."""
     out: dict[str, str] = {}
-    for name in ("run.json", "rank.json"):
+    for name in ("run.json", "rank.json", "validation.json"):
         out |= (read_json(store, run, name) or {}).get("files", {})
     return out
 

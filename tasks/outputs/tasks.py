@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,24 +12,25 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed
 
 from schemas.config import RunConfig
-from schemas.signals import POLICY, Signal, not_ranked, ranked_signals, unranked_losses, updating_signals
-from schemas.tables import HANDOVERS, RANKS, SUCCESS
+from schemas.signals import POLICY, Signal, not_ranked, ranked_signals, unranked_losses
+from schemas.tables import FORECASTS, HANDOVERS, RANKS, SUCCESS
 from tasks.operations.progress import publish
 from tasks.outputs.diagnosis import make_outputs
 from tasks.outputs.files import parquet_bytes, read_run, write_files
 from tasks.outputs.generated import generated_texts
-from tasks.outputs.success import success_tables
-from tasks.run.reads import StoredReads
+from tasks.outputs.success import answered, forecasts, read_updates, success_tables
 from tasks.run.session import RunSession, open_session
 from tasks.run.shells import TaskSummary
+from tasks.stages.aggregate.forecast import advice
 from tasks.stages.aggregate.tables import frame
 from tasks.stages.aggregate.updates import update_columns
 from tasks.stages.no_signal import why_unresolved, without_signal
 from tasks.stages.ranking import RankedQuestion, rank
 from tasks.statistics.bootstrap import LEAST_UNITS
+from tasks.statistics.csr import Floats
 from tasks.store.lazy import OneQuestion
 
-_TOLD = ("why_unresolved", "without_signal", "generated_texts")
+_TOLD = ("why_unresolved", "without_signal", "generated_texts", "advice")
 """What `run.json` says in words."""
 
 
@@ -57,6 +59,7 @@ def aggregate_task(config: RunConfig, ids: list[str], left_out: dict[str, str], 
         "why_unresolved": outputs.why_unresolved,
         "without_signal": outputs.without_signal,
         "generated_texts": outputs.generated_texts,
+        "advice": outputs.advice,
     }
     get_run_logger().info("wrote %s", session.store.path("runs", config.name))
     return made, TaskSummary(made=1, seconds=time.monotonic() - start)
@@ -81,12 +84,15 @@ def rank_task(config: RunConfig, ids: list[str], stages: dict[str, dict[str, int
     ]
     ranking = rank(questions, config.sampling.temperature, config.scores, config.seed, not_ranked(config))
     carrying = int(ranking.rows[0]["carrying"])
-    _add_updates(session, ids, ranking.rows)
+    updates = read_updates(session, ids)
+    _add_updates(session, updates, ranking.rows)
+    answers = answered(session, ids)
+    forecast = forecasts(session, answers, updates, ranking.rows)
     why = why_unresolved(ranking.endings, carrying, config) if carrying < LEAST_UNITS else None
     publish("rank", 1)
     success, handover = (
         frame(rows, columns).to_dicts()
-        for rows, columns in zip(success_tables(session, ids), (SUCCESS, HANDOVERS), strict=True)
+        for rows, columns in zip(success_tables(session, answers), (SUCCESS, HANDOVERS), strict=True)
     )
     result = {
         "name": config.name,
@@ -100,6 +106,8 @@ def rank_task(config: RunConfig, ids: list[str], stages: dict[str, dict[str, int
         "need_draws": unranked_losses(config),
         "success": success,
         "handover": handover,
+        "forecasts": frame(forecast, FORECASTS).to_dicts(),
+        "advice": advice(forecast),
         "additional_questions": ranking.additional_questions,
         "additional_rollouts": ranking.additional_rollouts,
         "stages": stages,
@@ -109,18 +117,16 @@ def rank_task(config: RunConfig, ids: list[str], stages: dict[str, dict[str, int
     return result
 
 
-def _add_updates(session: RunSession, ids: list[str], rows: list[dict[str, Any]]) -> None:
+def _add_updates(session: RunSession, updates: Mapping[Signal, Floats], rows: list[dict[str, Any]]) -> None:
     """Complete the rows of a ranking with update gains; they are unknown where no updates were computed."""
-    config, reads = session.config, StoredReads(session.store, session.keys)
-    blank = {name: np.nan for name in RANKS if name.startswith("update_")}
-    wanted = updating_signals(config)
-    if not wanted:
+    if POLICY not in updates:
+        blank = {name: np.nan for name in RANKS if name.startswith("update_")}
         for row in rows:
             row.update(blank)
         return
-    stacked = {s: np.stack([reads.artefact("updates", i, s)["update"] for i in ids]).astype(np.float64) for s in wanted}
-    policy = stacked.pop(POLICY)
+    policy = updates[POLICY]
     carrying = int((np.abs(policy).sum(axis=1) > 0).sum())
-    found = update_columns(policy, stacked, carrying, config.scores, config.seed)
+    others = {signal: update for signal, update in updates.items() if signal != POLICY}
+    found = update_columns(policy, others, carrying, session.config.scores, session.config.seed)
     for row in rows:
         row.update(found[Signal(row["teacher"], row["context"], row["loss"])])

@@ -126,7 +126,7 @@ def rank(
     point = gains(total)
     replicates = gains(resampled(resample(len(units), scores.bootstrap, seed), units))
     order = np.argsort(-np.nan_to_num(point, nan=-np.inf), kind="stable")
-    first, p_best = order[0], _shares_of_best(replicates)
+    first, p_best = order[0], shares_of_best(replicates)
     rows: list[dict[str, Any]] = []
     for place, i in enumerate(order.tolist(), 1):
         known = bool(np.isfinite(point[i]))
@@ -172,7 +172,7 @@ def _equal(a: float, b: float) -> bool:
     return bool(np.isclose(a, b, rtol=1e-9, atol=0.0))
 
 
-def _shares_of_best(replicates: Floats) -> Floats:
+def shares_of_best(replicates: Floats) -> Floats:
     """Share of the replicates in which each signal has the largest gain, [b, signals] -> [signals]; ties are split."""
     most = np.max(replicates, axis=1, keepdims=True, initial=-np.inf, where=np.isfinite(replicates))
     is_best = np.isclose(replicates, most, rtol=1e-9, atol=0.0)

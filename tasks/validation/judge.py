@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 from scipy.stats import spearmanr
 
-from schemas.tables import PREDICTIONS
+from schemas.training_tables import PREDICTIONS
 from tasks.statistics.csr import Floats
 
 CELL = ("student", "optimiser")
@@ -111,3 +111,65 @@ def over_cells(of_cells: Sequence[Cell], name: str, statistic: Statistic, seed: 
 def _mean(values: Any) -> float:
     known = [v for v in values if np.isfinite(v)]
     return float(np.mean(known)) if known else np.nan
+
+
+def predictor_rows(table: pl.DataFrame, early: int | None) -> list[dict[str, Any]]:
+    """How well each predictor tells which trainings succeed: one row for each, those without a value left out.
+
+    Args:
+        table: as `schemas.training_tables.VALIDATION` declares it.
+        early: the logged step after which the start of a training is judged; None: there is only the last.
+    """
+    late = cells(table, None)
+    start = [] if early is None else cells(table, early)
+    rows = []
+    for name in PREDICTIONS:
+        if not any(np.isfinite(cell.predicted[name]).any() for cell in late):
+            continue
+        row: dict[str, Any] = {"predictor": name}
+        for column, of_cells, statistic in (
+            ("early", start, correlation),
+            ("late", late, correlation),
+            ("regret", late, regret),
+        ):
+            row[column], row[f"{column}_low"], row[f"{column}_high"] = over_cells(of_cells, name, statistic)
+        row["ordered"] = _mean(ordered(cell, name) for cell in late)
+        rows.append({key: None if value != value else value for key, value in row.items()})
+    return rows
+
+
+def figures(table: pl.DataFrame, cost: tuple[int, int] | None) -> list[dict[str, Any]]:
+    """Single figures of a validation: what the forecast's intervals hold, its signs, its cost.
+
+    Args:
+        cost: tokens of the forecast, and of one training on each signal, sampled and scored.
+    """
+    last = table.filter((pl.col("step") == pl.col("step").max()) & (pl.col("tokens") == "all"))
+    told = last.filter(pl.col("forecast").is_not_null())
+    inside = (told["measured"] >= told["forecast_low"]) & (told["measured"] <= told["forecast_high"])
+    clear = told.filter(pl.col("verdict").is_in(["helps", "harms"]))
+    right = (clear["measured"] > clear["base"]) == (clear["verdict"] == "helps")
+    rows = [
+        {"figure": "forecasts whose interval holds the measured success", **_share(inside)},
+        {"figure": "clear forecasts with the right sign", **_share(right)},
+    ]
+    off = (told["measured"] - told["forecast"]).abs()
+    rows.append({"figure": "mean error of the forecast", "value": _number(off.mean()), "of": len(off)})
+    copied = told.filter(pl.col("remark").str.contains("copies"))
+    gap = (copied["measured"] - copied["forecast"]).abs()
+    rows.append({"figure": "the same where the answer is copied", "value": _number(gap.mean()), "of": len(gap)})
+    reward = last.filter(pl.col("teacher") == "reward")
+    rows.append(
+        {"figure": "success by training on the reward", "value": _number(reward["measured"].mean()), "of": len(reward)}
+    )
+    if cost is not None:
+        rows.append({"figure": "tokens of the forecast / of one training on each", "value": cost[0] / cost[1], "of": 1})
+    return rows
+
+
+def _share(hits: pl.Series) -> dict[str, Any]:
+    return {"value": _number(hits.mean()), "of": len(hits)}
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)

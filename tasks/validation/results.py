@@ -96,7 +96,10 @@ def _validation_rows(student: Student) -> list[dict[str, Any]]:
                     "base": float(base.mean()),
                     "change_low": low,
                     "change_high": high,
-                    **{name: known.get(name) for name in (*PREDICTIONS, "forecast_low", "forecast_high", "verdict")},
+                    **{
+                        name: known.get(name)
+                        for name in (*PREDICTIONS, "forecast_low", "forecast_high", "verdict", "remark")
+                    },
                     "selected_gain": student.selected.get((training.signal, training.tokens)),
                 }
             )

@@ -19,9 +19,10 @@ from tasks.operations.errors import patiently
 from tasks.operations.progress import publish
 from tasks.operations.workers import in_processes
 from tasks.run.shells import TaskSummary
+from tasks.store.keys import Recipe
 from tasks.store.leases import LeaseManager
 from tasks.store.store import OBJECT, Store
-from tasks.validation.session import VERSION, open_validation, read_material
+from tasks.validation.session import VERSION, read_material
 from tasks.validation.trainer import Trainer
 from tasks.validation.trainings import Training
 
@@ -83,21 +84,17 @@ def train(configuration: str, training: Training, key: str, meta: dict[str, Any]
 
 
 @task(name="train", cache_policy=NO_CACHE, persist_result=False, task_run_name="{label}")
-def train_task(label: str, config: RunConfig, left: list[Training]) -> Any:
+def train_task(label: str, config: RunConfig, wanted: list[tuple[Training, Recipe]]) -> Any:
     """Some trainings of a student. `Cached` if all of them were in the store, verified."""
     started, summary, logger = time.monotonic(), TaskSummary(), get_run_logger()
-    limit, validation = config.execution.gpu_limit, config.validation
-    session = open_validation(config)
-    try:
-        recipes = {training: session.recipe(training) for training in left}
-        missing = [t for t, recipe in recipes.items() if not session.run.store.has(STAGE, recipe.key)]
-    finally:
-        session.close()
-    summary.cached = len(left) - len(missing)
+    limit, validation, store = config.execution.gpu_limit, config.validation, Store(config.store)
+    missing = [(training, recipe) for training, recipe in wanted if not store.has(STAGE, recipe.key)]
+    summary.cached = len(wanted) - len(missing)
     publish(LABEL, validation.steps * summary.cached)
     if not missing:
         return Completed(name="Cached", message=f"{summary.cached} trainings in the store", data=summary)
-    items = [(config.model_dump_json(), t, recipes[t].key, asdict(recipes[t])) for t in missing]
+    configuration = config.model_dump_json()
+    items = [(configuration, training, recipe.key, asdict(recipe)) for training, recipe in missing]
     with concurrency(limit, strict=True) if limit is not None else nullcontext():
         for _, (decoded, _) in in_processes(train, _once(items), min(validation.workers, len(items))):
             summary.made += 1

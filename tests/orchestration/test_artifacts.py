@@ -122,8 +122,12 @@ def test_keys_are_lower_case_letters_digits_and_dashes(name: str, key: str, made
 STAGES = {"rollouts": TaskSummary(made=1200, cached=3, decoded_tokens=1_234_567, seconds=1.25), "trees": TaskSummary()}
 
 
+def told(why: str | None = None) -> dict[str, Any]:
+    return {"advice": "train with a/none by kl", "why_unresolved": why}
+
+
 def test_a_summary_holds_the_figures_of_every_stage(made: dict[str, Any]) -> None:
-    summary_artifact("run", STAGES, {}, {}, None)
+    summary_artifact("run", STAGES, {}, {}, told())
     text = made["run-summary"]["content"]
     assert "| rollouts | 1,200 | 3 | 1,234,567 | 1.2 |" in text and "| trees | 0 | 0 | 0 | 0.0 |" in text
     assert "left out" not in text and "failed" not in text and "Unresolved" not in text
@@ -132,17 +136,24 @@ def test_a_summary_holds_the_figures_of_every_stage(made: dict[str, Any]) -> Non
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_questions_and_reasons_are_shown_as_they_are(text: str, made: dict[str, Any]) -> None:
-    summary_artifact("run", STAGES, {text: f"reason {text}", "lost": "error"}, {"lost": f"error {text}"}, f"why {text}")
+    summary_artifact(
+        "run", STAGES, {text: f"reason {text}", "lost": "error"}, {"lost": f"error {text}"}, told(f"why {text}")
+    )
     page = rendered(made["run-summary"]["content"])
     shown = one_line(text)
     assert f"{shown}: reason {shown}" in page.text and f"lost: error {shown}" in page.text
-    assert page.text.startswith(f"Unresolved: why {shown}") and "1 left out" in page.text and "1 failed" in page.text
+    assert (
+        f"Unresolved: why {shown}" in page.text
+        and page.text.startswith("train with a/none by kl")
+        and "1 left out" in page.text
+        and "1 failed" in page.text
+    )
     assert page.elements <= {"p", "strong", "ul", "li", "table", "thead", "tbody", "tr", "th", "td"}
 
 
 def test_a_failed_question_is_not_also_left_out_and_long_lists_are_cut(made: dict[str, Any]) -> None:
     failed = {f"f{i}": "error" for i in range(60)}
-    summary_artifact("run", {}, {**failed, "cut": "limit"}, failed, None)
+    summary_artifact("run", {}, {**failed, "cut": "limit"}, failed, told())
     text = made["run-summary"]["content"]
     assert "**1 left out**" in text and "**60 failed**" in text and "* and 10 more" in text
     assert text.count("error") == 50

@@ -69,7 +69,7 @@ def test_a_mixture_is_not_read(jobs: list[RunSession]) -> None:
     assert read_table(jobs[0].store, "small", "summary")["seed"].to_list() == [0]
     write_files(jobs[1], [("summary.parquet", parquet_bytes(pl.DataFrame({"seed": [1]})))])  # then it is killed
     assert read_run(jobs[0]) is None
-    with pytest.raises(StoreError, match=r"summary.parquet of run 'small' .* does not match its run.json"):
+    with pytest.raises(StoreError, match=r"summary.parquet of run 'small' .* does not match its digest"):
         read_table(jobs[0].store, "small", "summary")
     write(jobs[1])
     assert read_table(jobs[0].store, "small", "summary")["seed"].to_list() == [1]

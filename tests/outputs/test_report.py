@@ -9,9 +9,9 @@ import polars as pl
 import pytest
 
 from schemas.config import Scores
-from schemas.tables import SUCCESS
+from schemas.tables import FORECASTS, SUCCESS
 from tasks.outputs.diagnosis import make_tables
-from tasks.outputs.report.page import FOREST, draw_charts, render
+from tasks.outputs.report.page import FOREST, Told, draw_charts, render
 from tasks.stages.aggregate.tables import frame
 from tasks.statistics.estimators import pool_rounds
 from tasks.statistics.prior import fit
@@ -31,8 +31,8 @@ def page(texts: str, left_out: dict[str, str], why: str | None = None, lines: Se
     config = models.config.model_copy(update={"scores": scores, "name": "run"})
     tables, facts = make_tables(config, [q], lambda _: by_id, fit([pool_rounds(q.tree).outcomes]))
     assert np.isfinite(tables["tokens"]["weight"].to_numpy()).all()
-    tables["success"] = frame([], SUCCESS)
-    return render(config, [q], facts, tables, lambda _: by_id, left_out, why, lines)
+    tables |= {"success": frame([], SUCCESS), "forecasts": frame([], FORECASTS)}
+    return render(config, [q], facts, tables, lambda _: by_id, left_out, Told(why, lines, "train with t/none by kl"))
 
 
 def test_model_output_is_escaped_and_nothing_is_fetched() -> None:

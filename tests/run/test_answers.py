@@ -19,6 +19,7 @@ from schemas.signals import Source
 from schemas.tables import HANDOVERS, SUCCESS
 from tasks.outputs.diagnosis import make_outputs
 from tasks.outputs.files import parsed
+from tasks.outputs.success import answered as read_answers
 from tasks.outputs.success import success_tables
 from tasks.run.session import RunSession, start_session
 from tasks.run.shells import run_stage
@@ -206,7 +207,7 @@ def test_where_the_verifier_does_not_tell_handover_is_unknown(
     monkeypatch.setenv("OPDSCOPE_ALLOW_CODE", "1")
     verifier = {"kind": "python", "function": "tests.helpers.judges:last_word"}
     session, ids = answered(settings, verifier=verifier, success={**ANSWERS, "parts": []})
-    (row, *_), handover = success_tables(session, ids)
+    (row, *_), handover = success_tables(session, read_answers(session, ids))
     assert row["own"] is not None and np.isnan(row["handover"]) and handover == []
     assert {c.stage: c.completions for c in cost(session) if c.stage == "handover"} == {"handover": 0}
     assert what_is_copied(pl.DataFrame([row]).fill_nan(None).to_dicts()) == [

@@ -93,6 +93,20 @@ class Example(NamedTuple):
     omitted: int
 
 
+class Told(NamedTuple):
+    """What the page says in words.
+
+    Attributes:
+        why_unresolved: why the alignment of some signal is unknown; None where all are known.
+        notes: lines on questions that tell no direction, and on generated texts.
+        advice: what to train with.
+    """
+
+    why_unresolved: str | None
+    notes: Sequence[str]
+    advice: str
+
+
 def render(
     config: RunConfig,
     scored: Sequence[QuestionScores],
@@ -100,8 +114,7 @@ def render(
     tables: Mapping[str, pl.DataFrame],
     texts: Texts,
     left_out: LeftOut,
-    why_unresolved: str | None,
-    notes: Sequence[str],
+    told: Told,
 ) -> str:
     """The page.
 
@@ -111,8 +124,7 @@ def render(
         tables: the run's tables, by name.
         texts: gives the text of token ids.
         left_out: questions that were left out, with the reason.
-        why_unresolved: why the alignment of some signal is unknown; None where all are known.
-        notes: lines on questions that tell no direction, and on generated texts.
+        told: what it says in words.
     """
     tokens, summary = tables["tokens"], tables["summary"]
     environment = Environment(
@@ -135,8 +147,9 @@ def render(
         truncated_rollouts=sum(f.truncated_rollouts for f in facts),
         tail_missing=max(f.tail_missing for f in facts),
         left_out=left_out,
-        why_unresolved=why_unresolved,
-        notes=notes,
+        told=told,
+        forecasts=tables["forecasts"].to_dicts(),
+        forecast_level=f"{100 * config.scores.forecast_level:g} %",
         table=headline(summary),
         gaps=_gaps(tables["differences"]),
         success=tables["success"].to_dicts(),

@@ -31,7 +31,7 @@ def success_rows(questions: Sequence[Answered], scores: Scores, seed: int) -> li
     for source in questions[0].answers:
         own = np.array([float(np.mean(q.answers[source]["success"])) for q in questions])
         cut = np.array([float(np.mean(q.answers[source]["truncated"])) for q in questions])
-        handed = np.array([_rate(q.handover[source], BEFORE_ANSWER) for q in questions])
+        handed = np.array([rate(q.handover[source], BEFORE_ANSWER) for q in questions])
         row: dict[str, Any] = {
             **source._asdict(),
             "questions": len(questions),
@@ -50,12 +50,12 @@ def handover_rows(questions: Sequence[Answered], scores: Scores, seed: int) -> l
     for source in questions[0].handover:
         parts = sorted({part for q in questions for part in q.handover[source]["part"].tolist()})
         for part in parts:
-            values = {"handover": np.array([_rate(q.handover[source], part) for q in questions])}
+            values = {"handover": np.array([rate(q.handover[source], part) for q in questions])}
             rows.append({**source._asdict(), "part": part} | _estimates(values, counts, scores.level))
     return rows
 
 
-def _rate(handover: Arrays, part: float) -> float:
+def rate(handover: Arrays, part: float) -> float:
     """Success rate of the continuations after a part of the answers; NaN where there are none."""
     of_part = np.asarray(handover["part"]) == part
     draws = int(np.asarray(handover["draws"])[of_part].sum())

@@ -1,0 +1,118 @@
+"""The validation: what was forecast of each signal, and what training on it really gives."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple, cast
+
+import polars as pl
+from prefect import State, flow
+
+from flows.command.configuration import check_execution, check_ranked
+from flows.diagnose import diagnose
+from flows.orchestration.artifacts import output_link, progress_artifacts, table_artifact
+from flows.orchestration.runner import retried
+from flows.rank import rank
+from schemas.config import RunConfig
+from tasks.operations.errors import patiently
+from tasks.operations.progress import publish
+from tasks.run.shells import TaskSummary
+from tasks.store.keys import Recipe
+from tasks.store.references import pin
+from tasks.store.store import Store
+from tasks.validation.outputs import validation_task
+from tasks.validation.session import open_validation
+from tasks.validation.shells import LABEL, STAGE, STATES, train_task
+from tasks.validation.trainings import UNTRAINED, Training
+
+
+@flow(name="validate", flow_run_name="{config.name}", persist_result=False)
+def validate(config: RunConfig) -> dict[str, Any]:
+    """Forecast every signal, train the student on each, and compare.
+
+    Returns:
+        the content of `validation.json`.
+
+    Raises:
+        QuestionsFailedError: some questions of the ranking or the diagnosis failed.
+    """
+    with progress_artifacts():
+        return _validate(config)
+
+
+def students(config: RunConfig) -> list[RunConfig]:
+    """The run of every student, the first of which is the configuration's own."""
+    own = config.validation.model_copy(update={"students": []})
+    runs = [config.model_copy(update={"validation": own})]
+    for number, model in enumerate(config.validation.students, 2):
+        name = f"{config.name[:80]}-student-{number}"
+        runs.append(runs[0].model_copy(update={"student": model, "name": name}))
+    return runs
+
+
+def check_validation(config: RunConfig) -> None:
+    """Refuse what cannot be validated, before anything is computed.
+
+    Raises:
+        ConfigurationError, InputError: the message gives the field and the value.
+    """
+    for run in students(config):
+        check_ranked(run)
+        open_validation(run).close()
+
+
+def _validate(config: RunConfig) -> dict[str, Any]:
+    check_ranked(config)
+    check_execution(config.execution)
+    runs = [Planned.of(run) for run in students(config)]
+    store = Store(config.store)
+    needed = [f"{folder}/{key}" for run in runs for key in run.keys for folder in (STAGE, STATES)]
+    patiently(
+        lambda: pin(store, config.name, "validate", needed), config.execution.retries, config.execution.retry_seconds
+    )
+    for run in runs:
+        rank(run.config)
+        if config.validation.diagnose:
+            diagnose(run.config)
+    parts = [(run, part) for run in runs for part in run.by_optimiser()]
+    publish(LABEL, 0, sum(config.validation.steps * len(part) for _, part in parts))
+    summary, train = TaskSummary(), retried(train_task, config.execution)
+    for number, (run, part) in enumerate(parts, 1):
+        label = f"trainings, part {number} of {len(parts)}: {run.config.name}, {part[-1][0].optimiser}"
+        summary.add(cast(State[Any], train(label, run.config, part, return_state=True)).result())
+    publish(LABEL, over=True)
+    write = retried(validation_task, config.execution)
+    keyed = [(run.config, [(training, recipe.key) for training, recipe in run.recipes]) for run in runs]
+    result = cast(dict[str, Any], write(config, keyed, {STAGE: summary.figures}))
+    table_artifact(f"{config.name}-figures", pl.DataFrame(result["figures"]), f"what trainings say, {config.name}")
+    output_link(store, config.name, "validation.html")
+    return result
+
+
+class Planned(NamedTuple):
+    """The trainings of one student, with everything that each depends on; the student as it was comes first."""
+
+    config: RunConfig
+    recipes: list[tuple[Training, Recipe]]
+
+    @classmethod
+    def of(cls, config: RunConfig) -> "Planned":
+        """Check a student's validation, and compute the keys of its trainings."""
+        session = open_validation(config)
+        try:
+            return cls(config, [(training, session.recipe(training)) for training in session.trainings])
+        finally:
+            session.close()
+
+    @property
+    def keys(self) -> list[str]:
+        """Keys of all trainings."""
+        return [recipe.key for _, recipe in self.recipes]
+
+    def by_optimiser(self) -> Iterator[list[tuple[Training, Recipe]]]:
+        """The trainings of each optimiser, of which one task makes all; the student as it was is among the first."""
+        by_name: dict[str, list[tuple[Training, Recipe]]] = {}
+        for training, recipe in self.recipes:
+            by_name.setdefault(training.optimiser, []).append((training, recipe))
+        untrained = by_name.pop(UNTRAINED.optimiser)
+        for part in by_name.values():
+            yield [*untrained, *part]
+            untrained = []

@@ -1,0 +1,107 @@
+"""The Prefect task that writes what a validation found: tables, figures, page."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+import polars as pl
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from schemas.config import RunConfig
+from schemas.signals import Signal
+from schemas.tables import FORECASTS
+from schemas.training_tables import VALIDATION_TABLES
+from tasks.outputs.files import digested, parquet_bytes, read_json, read_table
+from tasks.stages.aggregate.tables import frame
+from tasks.store.store import Store
+from tasks.validation.judge import figures, predictor_rows
+from tasks.validation.page import validation_page
+from tasks.validation.results import Student, trainings_table, validation_table
+from tasks.validation.shells import STAGE
+from tasks.validation.trainings import Training
+
+_NAMES = ("teacher", "context", "loss")
+
+
+@task(name="compare", cache_policy=NO_CACHE, persist_result=False, task_run_name="compare with the forecast")
+def validation_task(
+    config: RunConfig, runs: list[tuple[RunConfig, list[tuple[Training, str]]]], stages: dict[str, Any]
+) -> dict[str, Any]:
+    """Compare trainings with what was forecast; returns the content of `validation.json`.
+
+    Args:
+        runs: each student's run, with the keys of its trainings.
+    """
+    store = Store(config.store)
+    students = [_student(store, run, keys) for run, keys in runs]
+    tables = {"trainings": trainings_table(students), "validation": validation_table(students)}
+    logged = config.validation.logged
+    predictors = predictor_rows(tables["validation"], logged[0] if len(logged) > 1 else None)
+    found = figures(tables["validation"], _cost(store, runs[0][0], tables["trainings"]))
+    result: dict[str, Any] = {
+        "name": config.name,
+        "configuration": config.model_dump(mode="json"),
+        "students": [student.name for student in students],
+        "predictors": predictors,
+        "figures": found,
+        "stages": stages,
+    }
+    files = [(f"{name}.parquet", parquet_bytes(tables[name])) for name in VALIDATION_TABLES]
+    files.append(("validation.html", validation_page(result, tables).encode()))
+    result["files"] = digested(store, config.name, files)
+    store.put_bytes(json.dumps(result, indent=1).encode(), "runs", config.name, "validation.json")
+    return result
+
+
+def _student(store: Store, run: RunConfig, keys: Sequence[tuple[Training, str]]) -> Student:
+    trained = {training: store.need(STAGE, key).arrays for training, key in keys}
+    selection = read_table(store, run.name, "selection") if run.validation.diagnose else pl.DataFrame()
+    selected = {
+        (Signal(*(row[name] for name in _NAMES)), row["tokens"]): row["gain"] for row in selection.iter_rows(named=True)
+    }
+    return Student(PurePosixPath(run.model.path).name, trained, predictions(store, run), selected)
+
+
+def predictions(store: Store, run: RunConfig) -> dict[Signal, dict[str, Any]]:
+    """What a ranking, and a diagnosis if there was one, say of each signal."""
+    out: dict[Signal, dict[str, Any]] = {}
+    for table, columns in _read(store, run):
+        for row in table.iter_rows(named=True):
+            out.setdefault(Signal(*(row[name] for name in _NAMES)), {}).update({c: row[c] for c in columns})
+    success = {
+        (row["teacher"], row["context"]): row for row in (read_json(store, run.name, "rank.json") or {})["success"]
+    }
+    for signal, known in out.items():
+        of_source: Mapping[str, Any] = success.get((signal.teacher, signal.context), {})
+        known |= {name: of_source.get(name) for name in ("own", "handover")}
+    return out
+
+
+def _read(store: Store, run: RunConfig) -> list[tuple[pl.DataFrame, tuple[str, ...]]]:
+    told = ("forecast", "forecast_low", "forecast_high", "verdict", "remark")
+    out = [
+        (read_table(store, run.name, "ranks"), ("gain", "update_gain")),
+        (frame((read_json(store, run.name, "rank.json") or {})["forecasts"], FORECASTS), told),
+    ]
+    if run.validation.diagnose:
+        summary = read_table(store, run.name, "summary").filter(pl.col("group") == "all")
+        out.append((summary, ("alignment", "mean_cosine")))
+        tokens = read_table(store, run.name, "tokens").group_by(_NAMES).agg(pl.col("kl").mean())
+        out.append((tokens, ("kl",)))
+    return out
+
+
+def _cost(store: Store, run: RunConfig, trainings: pl.DataFrame) -> tuple[int, int]:
+    """Tokens sampled and scored for the forecast of a student, and for one training on each of its signals."""
+    stages = (read_json(store, run.name, "rank.json") or {})["stages"].values()
+    forecast = sum(stage["decoded_tokens"] + stage["scored_tokens"] for stage in stages)
+    first = trainings.filter(
+        (pl.col("student") == trainings["student"][0])
+        & (pl.col("optimiser") == trainings["optimiser"][0])
+        & (pl.col("seed") == 0)
+        & (pl.col("tokens") == "all")
+        & (pl.col("step") == pl.col("step").max())
+    )
+    return forecast, int((first["decoded"] + first["scored"]).sum())
