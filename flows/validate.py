@@ -68,8 +68,9 @@ def _validate(config: RunConfig) -> dict[str, Any]:
     patiently(
         lambda: pin(store, config.name, "validate", needed), config.execution.retries, config.execution.retry_seconds
     )
+    left_out: dict[str, str] = {}
     for run in runs:
-        rank(run.config)
+        left_out |= rank(run.config)["left_out"]
         if config.validation.diagnose:
             diagnose(run.config)
     parts = [(run, part) for run in runs for part in run.by_optimiser()]
@@ -81,7 +82,7 @@ def _validate(config: RunConfig) -> dict[str, Any]:
     publish(LABEL, over=True)
     write = retried(validation_task, config.execution)
     keyed = [(run.config, [(training, recipe.key) for training, recipe in run.recipes]) for run in runs]
-    result = cast(dict[str, Any], write(config, keyed, {STAGE: summary.figures}))
+    result = cast(dict[str, Any], write(config, keyed, {STAGE: summary.figures}, left_out))
     table_artifact(f"{config.name}-figures", pl.DataFrame(result["figures"]), f"what trainings say, {config.name}")
     output_link(store, config.name, "validation.html")
     return result

@@ -89,6 +89,8 @@ def demo_configuration(root: Path, demo: DemoConfig) -> dict[str, Any]:
             "held_out": {"path": str(questions.with_suffix(".held-out.jsonl"))},
             "students": [{"path": str(other / "student")} for other in others],
             "optimisers": [{"kind": "normalised", "length": 0.1}, {"kind": "adamw", "learning_rate": 1e-3}],
+            "selections": [*({"kind": kind} for kind in ("first", "incorrect", "entropy", "divergence", "tip"))],
+            "selected": ["large/none/reverse_kl"],
             "steps": 20,
             "evaluate_at": [3, 8],
             "workers": os.cpu_count() or 1,

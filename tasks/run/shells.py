@@ -195,15 +195,15 @@ def _commit(
     start, decoded, scored = time.monotonic(), session.provider.decoded, SCORED.value
     reads = StoredReads(session.store, session.keys)
     made = compute(stage, Work(session.config, session.provider, reads, question, list(missing)))
-    decoded = session.provider.decoded - decoded
-    seconds = round((time.monotonic() - start) / len(made), 6)
+    decoded, scored = session.provider.decoded - decoded, SCORED.value - scored
+    cost = {"seconds": time.monotonic() - start, "decoded_tokens": decoded, "scored_tokens": scored}
+    shares = {name: round(value / len(made), 6) for name, value in cost.items()}
     for signal, arrays in made.items():
         key = missing[signal]
-        meta = {**asdict(session.keys.recipes[key]), "seconds": seconds, "decoded_tokens": decoded}
-        session.store.commit(stage.name, key, arrays, meta)
+        session.store.commit(stage.name, key, arrays, {**asdict(session.keys.recipes[key]), **shares})
     summary.made += len(made)
     summary.decoded_tokens += decoded
-    summary.scored_tokens += SCORED.value - scored
+    summary.scored_tokens += scored
 
 
 def _refused(session: RunSession, stage: Stage, ids: Sequence[str]) -> dict[str, str]:

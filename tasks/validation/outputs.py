@@ -10,10 +10,12 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from schemas.config import RunConfig
+from schemas.pipeline import PIPELINE, ranking_stages
 from schemas.signals import Signal
 from schemas.tables import FORECASTS
 from schemas.training_tables import VALIDATION_TABLES
 from tasks.outputs.files import digested, parquet_bytes, read_json, read_table
+from tasks.run.session import close_sessions, open_session
 from tasks.stages.aggregate.tables import frame
 from tasks.store.store import Store
 from tasks.validation.judge import figures, predictor_rows
@@ -27,19 +29,27 @@ _NAMES = ("teacher", "context", "loss")
 
 @task(name="compare", cache_policy=NO_CACHE, persist_result=False, task_run_name="compare with the forecast")
 def validation_task(
-    config: RunConfig, runs: list[tuple[RunConfig, list[tuple[Training, str]]]], stages: dict[str, Any]
+    config: RunConfig,
+    runs: list[tuple[RunConfig, list[tuple[Training, str]]]],
+    stages: dict[str, Any],
+    left_out: dict[str, str],
 ) -> dict[str, Any]:
     """Compare trainings with what was forecast; returns the content of `validation.json`.
 
     Args:
         runs: each student's run, with the keys of its trainings.
+        stages, left_out: what trainings did, and questions without a forecast, with the reason.
     """
     store = Store(config.store)
-    students = [_student(store, run, keys) for run, keys in runs]
+    names = student_names([run for run, _ in runs])
+    students = [_student(store, name, run, keys) for name, (run, keys) in zip(names, runs, strict=True)]
     tables = {"trainings": trainings_table(students), "validation": validation_table(students)}
     logged = config.validation.logged
     predictors = predictor_rows(tables["validation"], logged[0] if len(logged) > 1 else None)
-    found = figures(tables["validation"], _cost(store, runs[0][0], tables["trainings"]))
+    try:
+        found = figures(tables["validation"], _cost(runs[0][0], tables["trainings"]))
+    finally:
+        close_sessions()
     result: dict[str, Any] = {
         "name": config.name,
         "configuration": config.model_dump(mode="json"),
@@ -47,6 +57,7 @@ def validation_task(
         "predictors": predictors,
         "figures": found,
         "stages": stages,
+        "left_out": left_out,
     }
     files = [(f"{name}.parquet", parquet_bytes(tables[name])) for name in VALIDATION_TABLES]
     files.append(("validation.html", validation_page(result, tables).encode()))
@@ -55,13 +66,19 @@ def validation_task(
     return result
 
 
-def _student(store: Store, run: RunConfig, keys: Sequence[tuple[Training, str]]) -> Student:
+def student_names(runs: Sequence[RunConfig]) -> list[str]:
+    """A name in tables for the student of each run: that of its folder or model, numbered where they are alike."""
+    names = [PurePosixPath(run.model.path).name for run in runs]
+    return [f"{name} {i}" if names.count(name) > 1 else name for i, name in enumerate(names, 1)]
+
+
+def _student(store: Store, name: str, run: RunConfig, keys: Sequence[tuple[Training, str]]) -> Student:
     trained = {training: store.need(STAGE, key).arrays for training, key in keys}
     selection = read_table(store, run.name, "selection") if run.validation.diagnose else pl.DataFrame()
     selected = {
         (Signal(*(row[name] for name in _NAMES)), row["tokens"]): row["gain"] for row in selection.iter_rows(named=True)
     }
-    return Student(PurePosixPath(run.model.path).name, trained, predictions(store, run), selected)
+    return Student(name, trained, predictions(store, run), selected)
 
 
 def predictions(store: Store, run: RunConfig) -> dict[Signal, dict[str, Any]]:
@@ -93,10 +110,14 @@ def _read(store: Store, run: RunConfig) -> list[tuple[pl.DataFrame, tuple[str, .
     return out
 
 
-def _cost(store: Store, run: RunConfig, trainings: pl.DataFrame) -> tuple[int, int]:
+def _cost(run: RunConfig, trainings: pl.DataFrame) -> tuple[int, int]:
     """Tokens sampled and scored for the forecast of a student, and for one training on each of its signals."""
-    stages = (read_json(store, run.name, "rank.json") or {})["stages"].values()
-    forecast = sum(stage["decoded_tokens"] + stage["scored_tokens"] for stage in stages)
+    session = open_session(run)
+    forecast = 0.0
+    for stage, key in session.keys.references(ranking_stages(run)):
+        artefact = session.store.load(stage, key) if stage in PIPELINE else None
+        if artefact is not None:
+            forecast += sum(artefact.meta.get(name, 0) for name in ("decoded_tokens", "scored_tokens"))
     first = trainings.filter(
         (pl.col("student") == trainings["student"][0])
         & (pl.col("optimiser") == trainings["optimiser"][0])
@@ -104,4 +125,4 @@ def _cost(store: Store, run: RunConfig, trainings: pl.DataFrame) -> tuple[int, i
         & (pl.col("tokens") == "all")
         & (pl.col("step") == pl.col("step").max())
     )
-    return forecast, int((first["decoded"] + first["scored"]).sum())
+    return round(forecast), int((first["decoded"] + first["scored"]).sum())
