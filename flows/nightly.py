@@ -13,6 +13,7 @@ from prefect.logging import get_run_logger
 from flows.calibrate import calibrate
 from flows.diagnose import QuestionsFailedError, diagnose
 from flows.orchestration.artifacts import markdown_artifact, plain, table_artifact
+from flows.validate import validate
 from schemas.config import Execution, NightlyConfig, RunConfig
 from tasks.calibration.judge import figures, judged_as
 from tasks.engines.protocol import EngineError
@@ -75,7 +76,7 @@ def _nightly(config: NightlyConfig, store: Store) -> dict[str, Any]:
             slow += [found] if found is not None else []
             new = pl.concat([new, rows])
             _write(store, config.name, "history.parquet", parquet_bytes(pl.concat([history, new])))
-    wrong = _calibrated(config, failed)
+    wrong = _calibrated(config, failed) + [line for run in config.validations for line in _validated(run, failed)]
     return _report(config, store, night, new, failed, slow, wrong)
 
 
@@ -143,6 +144,19 @@ def _calibrated(config: NightlyConfig, failed: dict[str, str]) -> list[str]:
         failed[config.calibrate.name] = f"{type(rows).__name__}: {rows}"
         return []
     return judged_as("fail", figures(rows))
+
+
+def _validated(run: RunConfig, failed: dict[str, str]) -> list[str]:
+    """Figures of a validation outside their required ranges."""
+    result = validate(run, return_state=True).result(raise_on_failure=False)
+    if isinstance(result, BaseException):
+        failed[run.name] = f"{type(result).__name__}: {result}"
+        return []
+    return [
+        f"{run.name}: {row['figure']}: {row['value']:.3f} ± {row['error'] or 0:.3f}, must be {row['must be']}"
+        for row in result["figures"]
+        if row["verdict"] == "fail"
+    ]
 
 
 def read_history(store: Store, suite: str) -> pl.DataFrame:

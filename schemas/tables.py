@@ -126,7 +126,7 @@ SELECTION: dict[str, Column] = {
     "tokens": Column(
         "String",
         "the tokens trained on: all; likely_positive and resolved_positive by the posterior; predicted_positive by "
-        "cheap predictors",
+        "cheap predictors; the others by rules that trainers use, as `validation.selections` has them",
     ),
     "teacher": Column("String", "name of the teacher"),
     "context": Column("String", "name of its context"),

@@ -31,7 +31,11 @@ def run_calibration(fields: dict[str, object]) -> int:
         with server_of_command(), progress(ERRORS):
             rows = calibrate(config)
         judged = figures(rows)
-        for table in (figure_table(judged), planner_table(by_planner(rows)), ranking_shares(ranking_table(rows))):
+        for table in (
+            figure_table([f.row for f in judged], "the estimators against the exact oracle"),
+            planner_table(by_planner(rows)),
+            ranking_shares(ranking_table(rows)),
+        ):
             show_table(CONSOLE, table)
         page = Store(config.store).path("runs", config.name, "calibration.html")
         CONSOLE.print(f"{time.monotonic() - start:.0f} s\n{escape(page)}", soft_wrap=True)

@@ -54,14 +54,3 @@ def predictor_table(rows: Sequence[dict[str, Any]], steps: Sequence[int]) -> Tab
         regret = "-" if row["regret"] is None else f"{row['regret']:.3f}"
         table.add_row(escape(row["predictor"]), *start, estimate(row, "late"), pairs, regret)
     return table
-
-
-def figures_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """Single figures of a validation."""
-    table = Table(title="the forecast against training", title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("figure")
-    for name in ("value", "of"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(escape(row["figure"]), "-" if row["value"] is None else f"{row['value']:.3f}", f"{row['of']:,}")
-    return table

@@ -96,13 +96,13 @@ def validate_file(path: Path, assignments: list[str]) -> int:
 
 
 def _show_validation(result: dict[str, Any], store: Any) -> str:
-    from flows.command.forecasts import figures_table, predictor_table
-    from flows.command.terminal import show_table
+    from flows.command.forecasts import predictor_table
+    from flows.command.terminal import figure_table, show_table
     from schemas.config import Validation
 
     logged = Validation.model_validate(result["configuration"]["validation"]).logged
     show_table(CONSOLE, predictor_table(result["predictors"], logged))
-    show_table(CONSOLE, figures_table(result["figures"]))
+    show_table(CONSOLE, figure_table(result["figures"], "the forecast against training"))
     return "validation.html"
 
 

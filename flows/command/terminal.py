@@ -12,7 +12,6 @@ from rich.table import Table
 from rich.text import Text
 
 from schemas.tables import KEPT
-from tasks.calibration.figure import Figure
 from tasks.stages.aggregate.tables import headline
 
 ROLLOUT_LABELS = {"all": "all rollouts", "correct": "correct", "incorrect": "incorrect"}
@@ -104,16 +103,21 @@ def success_table(rows: Sequence[dict[str, Any]], level: float) -> Table:
     return table
 
 
-def figure_table(figures: Sequence[Figure]) -> Table:
-    """The figures of a calibration with their required ranges."""
-    table = Table(title="the estimators against the exact oracle", title_justify="left", box=SIMPLE_HEAD)
+def figure_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
+    """Figures with their required ranges.
+
+    Args:
+        rows: as `tasks.calibration.figure.Figure.row` gives them.
+    """
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     table.add_column("figure")
     for name in ("value", "of", "must be"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
-    for f in figures:
-        value = "-" if f.value is None else f"{f.value:.3f}" + ("" if f.error is None else f" ± {f.error:.3f}")
-        table.add_row(f.name, value, f"{f.n:,}", f.must_be, f.verdict or "")
+    for row in rows:
+        error = "" if row["error"] is None else f" ± {row['error']:.3f}"
+        value = "-" if row["value"] is None else f"{row['value']:.3f}{error}"
+        table.add_row(row["figure"], value, f"{row['of']:,}", row["must be"], row["verdict"] or "")
     return table
 
 

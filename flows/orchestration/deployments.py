@@ -22,6 +22,7 @@ from flows.command.configuration import ConfigurationError
 from flows.diagnose import diagnose
 from flows.nightly import nightly
 from flows.rank import rank
+from flows.validate import validate
 
 POOL = "opdscope"
 TAG = "opdscope"
@@ -48,6 +49,7 @@ def offers(config: dict[str, Any], suite: dict[str, Any], store: str) -> list[Of
     return [
         Offer(diagnose, "Score every teacher, context and loss, token by token.", {"config": run}),
         Offer(rank, "Rank teachers, contexts and losses from on-policy rollouts alone.", {"config": run}),
+        Offer(validate, "Train on every signal for real, and compare with the forecast.", {"config": run}),
         Offer(calibrate, "Evaluate the estimators against an exact oracle.", {"config": {"store": store}}),
         Offer(nightly, "Execute a suite again and mark scores that moved.", {"config": {"store": store, **suite}}),
     ]

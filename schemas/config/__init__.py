@@ -63,6 +63,7 @@ from schemas.config.trees import ForcedTree as ForcedTree
 from schemas.config.trees import RecordedTree as RecordedTree
 from schemas.config.trees import Tree as Tree
 from schemas.config.trees import WindowsTree as WindowsTree
+from schemas.config.validation import TOKEN_RULES as TOKEN_RULES
 from schemas.config.validation import AdamW as AdamW
 from schemas.config.validation import Lora as Lora
 from schemas.config.validation import NormalisedSteps as NormalisedSteps

@@ -61,6 +61,11 @@ class NightlyConfig(Settings):
         description="Configurations of the runs, each with its own name",
     )
     calibrate: CalibrateConfig | None = Field(None, description="Also check the estimators against the oracle")
+    validations: list[RunConfig] = Field(
+        default_factory=list,
+        max_length=limits.MOST_SIGNALS,
+        description="Also train on every signal of these runs, and compare with what was forecast",
+    )
     nights: int = Field(7, ge=1, le=10_000, description="Number of previous measurements that a score is compared with")
     slower: float = Field(
         0.25,
@@ -71,6 +76,6 @@ class NightlyConfig(Settings):
 
     @model_validator(mode="after")
     def _unique_names(self) -> Self:
-        names = [run.name for run in self.runs]
+        names = [run.name for run in (*self.runs, *self.validations)]
         check_unique("runs", [*names, *([self.calibrate.name] if self.calibrate is not None else [])])
         return self

@@ -1,6 +1,6 @@
 """Trainings of the student on its signals, which a forecast is judged by."""
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -56,10 +56,14 @@ class Lora(Settings):
     )
 
 
+TokenRule = Literal["first", "incorrect", "correct", "entropy", "divergence", "tip"]
+TOKEN_RULES: tuple[TokenRule, ...] = get_args(TokenRule)
+
+
 class Selection(Settings):
     """Tokens that a training learns from; the others count for nothing."""
 
-    kind: Literal["first", "incorrect", "correct", "entropy", "divergence", "tip"]
+    kind: TokenRule
     share: float = Field(
         1 / 3,
         gt=0,

@@ -33,7 +33,9 @@ TRAINED, HELD_OUT = 2560, 400
 
 def models_key(wanted: Sequence[TrainingRecipe]) -> str:
     """Content key of models that are trained together."""
-    every = [{k: v for k, v in asdict(recipe).items() if k != "seconds"} for recipe in wanted]
+    # steps are an estimate where a model trains until it is good
+    left_out = {recipe.name: {"seconds", *([] if recipe.copies else ["steps"])} for recipe in wanted}
+    every = [{k: v for k, v in asdict(recipe).items() if k not in left_out[recipe.name]} for recipe in wanted]
     settings: dict[str, object] = {"recipes": every}
     return Recipe("models", VERSION, settings, [], {"engine": engine_fingerprint("transformers")}).key
 

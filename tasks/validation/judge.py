@@ -11,6 +11,7 @@ import polars as pl
 from scipy.stats import spearmanr
 
 from schemas.training_tables import PREDICTIONS
+from tasks.calibration.figure import Figure, Range
 from tasks.statistics.csr import Floats
 
 CELL = ("student", "optimiser")
@@ -138,38 +139,90 @@ def predictor_rows(table: pl.DataFrame, early: int | None) -> list[dict[str, Any
     return rows
 
 
-def figures(table: pl.DataFrame, cost: tuple[int, int] | None) -> list[dict[str, Any]]:
-    """Single figures of a validation: what the forecast's intervals hold, its signs, its cost.
+def figures(table: pl.DataFrame, level: float, early: int | None, cost: tuple[int, int]) -> list[Figure]:
+    """The figures that a forecast is judged by, with the ranges required of them.
 
     Args:
+        table: as `schemas.training_tables.VALIDATION` declares it.
+        level: coverage of the forecast's intervals.
+        early: as for `predictor_rows`.
         cost: tokens of the forecast, and of one training on each signal, sampled and scored.
     """
+    late, start = cells(table, None), [] if early is None else cells(table, early)
     last = table.filter((pl.col("step") == pl.col("step").max()) & (pl.col("tokens") == "all"))
     told = last.filter(pl.col("forecast").is_not_null())
     inside = (told["measured"] >= told["forecast_low"]) & (told["measured"] <= told["forecast_high"])
     clear = told.filter(pl.col("verdict").is_in(["helps", "harms"]))
     right = (clear["measured"] > clear["base"]) == (clear["verdict"] == "helps")
-    rows = [
-        {"figure": "forecasts whose interval holds the measured success", **_share(inside)},
-        {"figure": "clear forecasts with the right sign", **_share(right)},
-    ]
-    off = (told["measured"] - told["forecast"]).abs()
-    rows.append({"figure": "mean error of the forecast", "value": _number(off.mean()), "of": len(off)})
     copied = told.filter(pl.col("remark").str.contains("copies"))
-    gap = (copied["measured"] - copied["forecast"]).abs()
-    rows.append({"figure": "the same where the answer is copied", "value": _number(gap.mean()), "of": len(gap)})
-    reward = last.filter(pl.col("teacher") == "reward")
-    rows.append(
-        {"figure": "success by training on the reward", "value": _number(reward["measured"].mean()), "of": len(reward)}
+    covers = Range(
+        level - 0.1, min(1.0, level + 0.07), f"{100 * (level - 0.1):.0f}-{100 * min(1.0, level + 0.07):.0f} %"
     )
-    if cost is not None:
-        rows.append({"figure": "tokens of the forecast / of one training on each", "value": cost[0] / cost[1], "of": 1})
-    return rows
+    reward = last.filter(pl.col("teacher") == "reward")
+    return [
+        _over("rank correlation of the forecast with success at the end", late, "forecast", correlation, _AT_LEAST_9),
+        _more("the same, above that of the mean cosine", late, "forecast"),
+        _over("rank correlation of gain with success at the start", start, "gain", correlation, _AT_LEAST_8),
+        _more("the same, above that of the mean cosine", start, "gain"),
+        _over("success lost by taking the first of the forecast", late, "forecast", regret, _AT_MOST_01),
+        _share("forecasts whose interval holds the measured success", inside, covers),
+        _share("clear forecasts with the right sign", right, Range(1.0, 1.0, "all")),
+        _mean_of("error of forecasts", (told["measured"] - told["forecast"]).abs()),
+        _mean_of(
+            "error of forecasts where answers are copied", (copied["measured"] - copied["forecast"]).abs(), _AT_MOST_1
+        ),
+        Figure("tokens of the forecast / of one training on each signal", cost[0] / cost[1], None, 1, _AT_MOST_20TH),
+        _mean_of("success at the end by training on the reward itself", reward["measured"]),
+        selections(table, early),
+    ]
 
 
-def _share(hits: pl.Series) -> dict[str, Any]:
-    return {"value": _number(hits.mean()), "of": len(hits)}
+_AT_LEAST_9, _AT_LEAST_8 = Range(0.9, 2.0, "at least .9"), Range(0.8, 2.0, "at least .8")
+_AT_LEAST_1, _AT_MOST_1 = Range(0.1, 2.0, "at least .1"), Range(-1.0, 0.1, "at most .1")
+_AT_MOST_01, _AT_MOST_20TH = Range(-1.0, 0.01, "at most .01"), Range(-1.0, 0.05, "at most 1/20")
 
 
-def _number(value: Any) -> float | None:
-    return None if value is None else float(value)
+def _over(name: str, of_cells: Sequence[Cell], predictor: str, statistic: Statistic, wanted: Range) -> Figure:
+    value, low, high = over_cells(of_cells, predictor, statistic)
+    return _figure(name, value, (high - low) / 4, len(of_cells), wanted)
+
+
+def _more(name: str, of_cells: Sequence[Cell], predictor: str) -> Figure:
+    """How much better a predictor orders trainings than the mean cosine."""
+    pairs = [
+        (
+            correlation(cell.predicted[predictor], cell.measured),
+            correlation(cell.predicted["mean_cosine"], cell.measured),
+        )
+        for cell in of_cells
+    ]
+    return _figure(name, _mean(a - b for a, b in pairs), np.nan, len(of_cells), _AT_LEAST_1)
+
+
+def selections(table: pl.DataFrame, early: int | None) -> Figure:
+    """How the predicted gain of training on some tokens alone orders such trainings at their start."""
+    step = table["step"].max() if early is None else early
+    at = table.filter((pl.col("step") == step) & pl.col("selected_gain").is_not_null())
+    found = []
+    for _, group in at.group_by("student", "optimiser", "teacher", "context", "loss", maintain_order=True):
+        if group.height > 1:
+            found.append(correlation(group["selected_gain"].to_numpy(), group["measured"].to_numpy()))
+    return _figure("rank correlation of selections' gains with success at the start", _mean(found), np.nan, len(found))
+
+
+def _share(name: str, hits: pl.Series, wanted: Range) -> Figure:
+    if not len(hits):
+        return Figure(name, None, None, 0, wanted)
+    share = float(hits.cast(pl.Float64).to_numpy().mean())
+    return Figure(name, share, float(np.sqrt(share * (1 - share) / len(hits))), len(hits), wanted)
+
+
+def _mean_of(name: str, values: pl.Series, wanted: Range | None = None) -> Figure:
+    x = values.to_numpy()
+    error = x.std(ddof=1) / np.sqrt(len(x)) if len(x) > 1 else np.nan
+    return _figure(name, float(x.mean()) if len(x) else np.nan, float(error), len(x), wanted)
+
+
+def _figure(name: str, value: float, error: float, n: int, wanted: Range | None = None) -> Figure:
+    known = np.isfinite(value)
+    return Figure(name, value if known else None, error if known and np.isfinite(error) else None, n, wanted)

@@ -45,9 +45,10 @@ def validation_task(
     students = [_student(store, name, run, keys) for name, (run, keys) in zip(names, runs, strict=True)]
     tables = {"trainings": trainings_table(students), "validation": validation_table(students)}
     logged = config.validation.logged
-    predictors = predictor_rows(tables["validation"], logged[0] if len(logged) > 1 else None)
+    early = logged[0] if len(logged) > 1 else None
+    predictors = predictor_rows(tables["validation"], early)
     try:
-        found = figures(tables["validation"], _cost(runs[0][0], tables["trainings"]))
+        cost = _cost(runs[0][0], tables["trainings"])
     finally:
         close_sessions()
     result: dict[str, Any] = {
@@ -55,7 +56,7 @@ def validation_task(
         "configuration": config.model_dump(mode="json"),
         "students": [student.name for student in students],
         "predictors": predictors,
-        "figures": found,
+        "figures": [f.row for f in figures(tables["validation"], config.scores.forecast_level, early, cost)],
         "stages": stages,
         "left_out": left_out,
     }

@@ -14,6 +14,7 @@ from schemas.signals import POLICY, Source, losses, model_sources
 from tasks.engines.protocol import Completed, Draw, Trunk
 from tasks.engines.scoring import Scored, View, grouped, hidden_each
 from tasks.run.models import LoadedModels
+from tasks.stages.aggregate.token_rules import NEED_DISTRIBUTIONS, NEED_VERDICTS, Tokens, selected
 from tasks.stages.distillation.directions import divergences
 from tasks.stages.distillation.gradients import complete
 from tasks.stages.draws import continuations
@@ -22,7 +23,6 @@ from tasks.stages.ranking import advantages
 from tasks.stages.updates.directions import Direction, of_loss, of_reward, pulled
 from tasks.statistics.csr import Floats, offsets_of
 from tasks.statistics.streams import stream_seed
-from tasks.validation.selection import NEED_DISTRIBUTIONS, NEED_VERDICTS, Tokens, selected
 from tasks.validation.student import Student
 from tasks.validation.trainings import Training
 

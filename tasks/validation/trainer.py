@@ -82,7 +82,7 @@ class Trainer:
             report(done, 0)
         for step in range(done, settings.steps):
             decoded, scored = self.student.decoded, SCORED.value
-            questions = self._of_step(training.seed, step)
+            questions = self.of_step(training.seed, step)
             rollouts = sample(self._asked, self._config, self.student, training, step, questions)
             self.student.step(gradient(self._config, self.student, training, rollouts))
             tokens = self.student.decoded - decoded
@@ -114,7 +114,7 @@ class Trainer:
         """Release the models."""
         self.models.close()
 
-    def _of_step(self, seed: int, step: int) -> list[str]:
+    def of_step(self, seed: int, step: int) -> list[str]:
         """The questions of a step: all of them in turn, in an order of its own for each seed and round."""
         n, batch = len(self._questions), self._config.validation.batch
         out = []

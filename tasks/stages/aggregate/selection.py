@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from schemas.arrays import AnyArray
-from schemas.config import Scores
+from schemas.config import TOKEN_RULES, Scores, Selection
 from schemas.signals import Signal
 from tasks.stages.aggregate.pooling import gain
 from tasks.stages.aggregate.predictors import AtNodes, joined
 from tasks.stages.aggregate.questions import QuestionScores
+from tasks.stages.aggregate.token_rules import Tokens, selected
 from tasks.stages.alignment import node_scores, simulate
 from tasks.statistics.bootstrap import bootstrap_interval, resample, resampled
 from tasks.statistics.csr import Floats
@@ -23,7 +24,9 @@ from tasks.statistics.estimators import Outcomes, pool_rounds
 from tasks.statistics.prior import Prior
 from tasks.statistics.quantiles import average_ranks
 
-CHOICES = ("all", "likely_positive", "resolved_positive", "predicted_positive")
+RULES = {rule.label: rule for rule in (Selection(kind=kind) for kind in TOKEN_RULES)}
+"""Rules that trainers use, by name, with their default share; of the tokens of one question."""
+CHOICES = ("all", "likely_positive", "resolved_positive", "predicted_positive", *RULES)
 """All; likelier positive than not, or resolved as positive, by the posterior; predicted positive without draws."""
 FOLDS = 5
 _SUMS = ("inner", "d_sq", "weight", "open", "rollouts")
@@ -65,8 +68,24 @@ def sum_choices(
             kept = (np.ones(len(d_sq), dtype=bool), positive, positive & (a["lfsr"] < 1 - scores.level))
             terms = _terms(q.weight, a["inner"], d_sq, q.open)
             out[i, :3] += [terms[k].sum(axis=0) for k in kept]
+    for i, signal in enumerate(signals):
+        if not q.needs_draws(signal):
+            out[i, CHOICES.index("predicted_positive") + 1 :] = _by_rules(q, signal)
     out[..., _SUMS.index("rollouts")] = 2 * len(q.rollouts["correct"])
     return out
+
+
+def _by_rules(q: QuestionScores, signal: Signal) -> Floats:
+    """Sums over the nodes that each rule selects, counted twice: rules look at no draw, which may all score."""
+    d, node = q.distillation[signal], q.tree["node"]
+    known = Tokens(
+        np.asarray(q.rollouts["offsets"], dtype=np.int64),
+        np.asarray(q.rollouts["correct"], dtype=np.float64),
+        np.asarray(q.tree["entropy"], dtype=np.float64),
+        np.nan_to_num(np.asarray(d["kl"], dtype=np.float64), nan=-np.inf),
+    )
+    terms = _terms(q.weight, q.alignment[signal]["inner"], np.asarray(d["d_sq"])[node], q.open)
+    return np.stack([2 * (terms * selected(rule, known)[node][:, None]).sum(axis=0) for rule in RULES.values()])
 
 
 def _terms(weight: Floats, inner: AnyArray, d_sq: AnyArray, open_: AnyArray) -> Floats:

@@ -1,4 +1,4 @@
-"""Which tokens of a step's rollouts a training learns from.
+"""Which tokens of some rollouts a training learns from, by rules that need no draws.
 
 Rules of the literature: the largest entropies of the student (Wang et al. 2025), the largest divergences, and both
 (token importance in on-policy distillation: tokens of high entropy, and confident ones that the teacher contradicts).
@@ -13,7 +13,7 @@ from tasks.statistics.csr import Floats, Ints, owners
 
 
 class Tokens(NamedTuple):
-    """What is known of a step's tokens, one rollout after another.
+    """What is known of the tokens of some rollouts, one after another.
 
     Attributes:
         offsets: where each rollout starts, [R+1].

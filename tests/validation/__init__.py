@@ -1,0 +1,1 @@
+"""Trainings of the student, and what they say of forecasts."""
