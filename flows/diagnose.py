@@ -8,7 +8,13 @@ from prefect import State, flow
 from prefect.logging import get_run_logger
 
 from flows.command.configuration import check_execution
-from flows.orchestration.artifacts import output_link, progress_artifacts, scores_artifact, summary_artifact
+from flows.orchestration.artifacts import (
+    output_link,
+    progress_artifacts,
+    scores_artifact,
+    summary_artifact,
+    table_artifact,
+)
 from flows.orchestration.runner import retried, task_runner
 from schemas.config import Execution, RunConfig
 from schemas.pipeline import PIPELINE, Scope, diagnosis_stages
@@ -120,6 +126,8 @@ def _diagnose(config: RunConfig) -> dict[str, Any]:
         session.keys.leave_out(done.not_pooled)
         run = write_run(session, done.ids, done.left_out, list(done.failed), outputs, done.stages)
         scores_artifact(config.name, read_patiently(session, "summary"))
+        forecasts = read_patiently(session, "forecasts")
+    table_artifact(f"{config.name}-forecasts", forecasts, f"success after training, forecast by run {config.name}")
     get_run_logger().info("outputs in %s", session.store.path("runs", config.name))
     output_link(session.store, config.name, "report.html")
     summary_artifact(config.name, done.stages, done.left_out, done.failed, run)

@@ -2,6 +2,7 @@
 
 from typing import Any, cast
 
+import polars as pl
 from prefect import flow
 
 from flows.command.configuration import check_ranked
@@ -46,6 +47,8 @@ def _rank(config: RunConfig) -> dict[str, Any]:
             result = cast(dict[str, Any], retried(rank_task, config.execution)(config, done.ids, figures))
             ranks = read_patiently(session, "ranks")
     run = {**result, "left_out": done.left_out, "failed": list(done.failed)}
+    forecasts = pl.DataFrame(result["forecasts"], infer_schema_length=None)
+    table_artifact(f"{config.name}-forecasts", forecasts, f"success after training, forecast by run {config.name}")
     table_artifact(f"{config.name}-ranks", ranks, f"ranking of run {config.name}")
     output_link(session.store, config.name, "rank.json")
     summary_artifact(f"{config.name}-rank", done.stages, done.left_out, done.failed, run)

@@ -7,7 +7,7 @@ import polars as pl
 from prefect import State, flow
 
 from flows.command.configuration import check_execution, check_ranked
-from flows.diagnose import diagnose
+from flows.diagnose import QuestionsFailedError, diagnose
 from flows.orchestration.artifacts import output_link, progress_artifacts, table_artifact
 from flows.orchestration.runner import retried
 from flows.rank import rank
@@ -70,9 +70,7 @@ def _validate(config: RunConfig) -> dict[str, Any]:
     )
     left_out: dict[str, str] = {}
     for run in runs:
-        left_out |= rank(run.config)["left_out"]
-        if config.validation.diagnose:
-            diagnose(run.config)
+        left_out |= _forecast(run.config)
     parts = [(run, part) for run in runs for part in run.by_optimiser()]
     publish(LABEL, 0, sum(config.validation.steps * len(part) for _, part in parts))
     summary, train = TaskSummary(), retried(train_task, config.execution)
@@ -86,6 +84,21 @@ def _validate(config: RunConfig) -> dict[str, Any]:
     table_artifact(f"{config.name}-figures", pl.DataFrame(result["figures"]), f"what trainings say, {config.name}")
     output_link(store, config.name, "validation.html")
     return result
+
+
+def _forecast(config: RunConfig) -> dict[str, str]:
+    """Rank the signals of a student, and diagnose them for comparison; returns the questions that were left out.
+
+    Raises:
+        QuestionsFailedError: some questions failed; there are no trainings without them.
+    """
+    try:
+        left_out: dict[str, str] = rank(config)["left_out"]
+        if config.validation.diagnose:
+            diagnose(config)
+    except QuestionsFailedError as error:
+        raise QuestionsFailedError(error.failed) from error  # whose outputs are those of no validation
+    return left_out
 
 
 class Planned(NamedTuple):

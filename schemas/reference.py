@@ -15,6 +15,7 @@ from pydantic_core import PydanticUndefined
 from schemas.config import Loss, RunConfig, is_cosmetic, loss_name, settings_in
 from schemas.config.trainers import TRAINERS
 from schemas.tables import HISTORY, RANKS, RUN_TABLES, Column
+from schemas.training_tables import VALIDATION_TABLES
 
 BEGIN = "<!-- reference: made by `python -m schemas.reference schemas/README.md` -->"
 END = "<!-- end of reference -->"
@@ -33,7 +34,7 @@ def reference() -> str:
         parts.append(_section(place, model))
         queue += _children(f"{place.split(' ')[0]}.", model)
     parts.append(_trainers())
-    tables = {**RUN_TABLES, "ranks": RANKS, "history": HISTORY}
+    tables = {**RUN_TABLES, "ranks": RANKS, **VALIDATION_TABLES, "history": HISTORY}
     return "\n".join([*parts, *(_columns(f"{name}.parquet", columns) for name, columns in tables.items())])
 
 

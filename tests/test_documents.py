@@ -24,6 +24,8 @@ SHELLS = {
     "tasks/outputs/names.py",
     "tasks/outputs/tasks.py",
     "tasks/demo/models.py",
+    "tasks/validation/outputs.py",
+    "tasks/validation/shells.py",
     "tasks/store/credentials.py",
 }
 PIPELINE = ["rollouts", "trees", "ideal", "distillation", "alignment", "aggregate"]

@@ -161,9 +161,9 @@ def figures(table: pl.DataFrame, level: float, early: int | None, cost: tuple[in
     reward = last.filter(pl.col("teacher") == "reward")
     return [
         _over("rank correlation of the forecast with success at the end", late, "forecast", correlation, _AT_LEAST_9),
-        _more("the same, above that of the mean cosine", late, "forecast"),
+        _more("the same, less that of the mean cosine", late, "forecast"),
         _over("rank correlation of gain with success at the start", start, "gain", correlation, _AT_LEAST_8),
-        _more("the same, above that of the mean cosine", start, "gain"),
+        _more("the same at the start, less that of the mean cosine", start, "gain"),
         _over("success lost by taking the first of the forecast", late, "forecast", regret, _AT_MOST_01),
         _share("forecasts whose interval holds the measured success", inside, covers),
         _share("clear forecasts with the right sign", right, Range(1.0, 1.0, "all")),

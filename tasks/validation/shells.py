@@ -17,8 +17,10 @@ from schemas.arrays import Arrays
 from schemas.config import RunConfig
 from tasks.operations.errors import patiently
 from tasks.operations.progress import publish
+from tasks.operations.user_code import check_code
 from tasks.operations.workers import in_processes
 from tasks.run.shells import TaskSummary
+from tasks.store.credentials import use_block
 from tasks.store.keys import Recipe
 from tasks.store.leases import LeaseManager
 from tasks.store.store import OBJECT, Store
@@ -64,6 +66,7 @@ def _trainer(configuration: str) -> Trainer:
 
     disable_progress_bar()
     config = RunConfig.model_validate_json(configuration)
+    check_code(config)
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.validation.workers))
     return Trainer(*read_material(config))
 
@@ -71,7 +74,10 @@ def _trainer(configuration: str) -> Trainer:
 def train(configuration: str, training: Training, key: str, meta: dict[str, Any]) -> tuple[int, float]:
     """Make one training, unless another process has; returns decoded tokens and seconds."""
     config, started = RunConfig.model_validate_json(configuration), time.monotonic()
-    execution, store = config.execution, Store(config.store)
+    execution = config.execution
+    if execution.storage_block is not None:
+        use_block(execution.storage_block)
+    store = Store(config.store)
     with LeaseManager(store, execution.lease).wait(key, lambda: None):
         if store.has(STAGE, key):
             return 0, 0.0

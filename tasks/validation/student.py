@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from schemas.arrays import AnyArray
-from schemas.config import AdamW, Lora, NormalisedSteps, RunConfig, TransformersEngine
+from schemas.config import AdamW, Engine, Lora, NormalisedSteps, RunConfig, ScoringSettings, TransformersEngine
 from tasks.engines.protocol import EngineError
 from tasks.engines.transformers.loading import load_transformers, vocabulary_size
 from tasks.engines.transformers.sampler import TransformersSampler
@@ -32,9 +32,7 @@ class Student:
             EngineError: it cannot be loaded, or has no weights with gradients.
         """
         lora, model = config.validation.lora, config.model
-        settings = TransformersEngine(
-            **config.engine.model_dump(include=set(TransformersEngine.model_fields) - {"kind"})
-        )
+        settings = _settings(config.engine)
         model = model if lora is not None else model.model_copy(update={"dtype": "float32"})
         self.scorer: TransformersScorer = load_transformers(model, settings, vocabulary_size(tokenizer))
         if lora is not None:
@@ -101,6 +99,13 @@ class Student:
             for key, value in state.items():
                 if isinstance(value, Tensor):
                     yield f"{name}{_OF}{key}", value
+
+
+def _settings(engine: Engine) -> TransformersEngine:
+    """The student is trained, and sampled from, with transformers, whatever the engine of the run."""
+    if isinstance(engine, TransformersEngine):
+        return engine
+    return TransformersEngine(**engine.model_dump(include=set(ScoringSettings.model_fields)))
 
 
 _OF = "|"

@@ -122,6 +122,6 @@ def test_advice_is_hedged_as_the_intervals_demand() -> None:
     assert "; c/none" in said and said.endswith(" would do harm") and "may be as good" not in said
     close = evidence()
     close = close._replace(handover={**close.handover, B.source: close.own[B.source]})
-    assert "b/none by reverse_kl may be as good" in advice(list(forecast(close).values()))
+    assert "/none by reverse_kl may be as good; c/none would" in advice(list(forecast(close).values()))
     worse = [{**row, "verdict": "unclear"} for row in rows]
     assert advice(worse).startswith("no signal is clearly forecast to raise success from 0.5")

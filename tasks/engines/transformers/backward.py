@@ -7,7 +7,8 @@ from torch import Tensor
 
 from tasks.engines.counts import MODEL_TIME, SCORED
 from tasks.engines.protocol import Completed, EngineError
-from tasks.engines.transformers.scorer import TransformersScorer, length, padded, predicting
+from tasks.engines.transformers.padding import length, padded, predicting
+from tasks.engines.transformers.scorer import TransformersScorer
 
 
 class BackwardPass:

@@ -11,6 +11,7 @@ from tasks.engines.memory import is_out_of_memory
 from tasks.engines.positions import length_limit
 from tasks.engines.protocol import Completed, EngineError
 from tasks.engines.transformers.attention import NAME, Completions, check_layers, replace_attention
+from tasks.engines.transformers.padding import length, padded, predicting
 
 if TYPE_CHECKING:
     from tasks.engines.transformers.backward import BackwardPass
@@ -279,24 +280,6 @@ class TransformersScorer:
                 f"{type(self.model).__name__}: log-probabilities {what} differ from the model's own by {error:.3g} "
                 f"(limit {limit}); another dtype or transformers version may help"
             )
-
-
-def length(sequence: Completed) -> int:
-    """Tokens of a prompt and its completion."""
-    return sum(map(len, sequence))
-
-
-def padded(sequences: Sequence[Completed]) -> torch.Tensor:
-    """Token ids, [B, T], with padding on the right, where a causal model does not see it."""
-    ids = torch.zeros(len(sequences), max(map(length, sequences)), dtype=torch.long)
-    for i, sequence in enumerate(sequences):
-        ids[i, : length(sequence)] = torch.tensor([*sequence.prompt, *sequence.tokens])
-    return ids
-
-
-def predicting(sequence: Completed) -> slice:
-    """The places of a sequence at which the tokens of its completion are predicted."""
-    return slice(len(sequence.prompt) - 1, length(sequence) - 1)
 
 
 def _prepared(model: Any) -> Any:
