@@ -1,6 +1,6 @@
 """What real trainings say of a forecast: rank correlations, pairs, regret, signs and coverage, as pure functions.
 
-Signals of one teacher with one context are not independent: every interval resamples them together, by source.
+Signals of one teacher with one context are not independent: every interval leaves them out together, by source.
 """
 
 from collections.abc import Callable, Sequence
@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
+from scipy.special import stdtrit
 from scipy.stats import spearmanr
 
 from schemas.training_tables import PREDICTIONS
@@ -16,8 +17,6 @@ from tasks.statistics.csr import Floats
 
 CELL = ("student", "optimiser")
 """Trainings that are compared with each other."""
-SIGNAL = ("teacher", "context", "loss", "tokens")
-REPLICATES = 2000
 
 
 class Cell(NamedTuple):
@@ -36,6 +35,12 @@ class Cell(NamedTuple):
     measured: Floats
     error: Floats
     base: float
+
+    def without(self, source: float) -> "Cell":
+        """The same without the signals of a source."""
+        kept = self.source != source
+        predicted = {name: values[kept] for name, values in self.predicted.items()}
+        return Cell(self.source[kept], predicted, self.measured[kept], self.error[kept], self.base)
 
 
 def cells(table: pl.DataFrame, step: int | None) -> list[Cell]:
@@ -94,19 +99,34 @@ def ordered(cell: Cell, name: str) -> float:
     return right / pairs if pairs else np.nan
 
 
-def over_cells(of_cells: Sequence[Cell], name: str, statistic: Statistic, seed: int = 0) -> tuple[float, float, float]:
-    """Mean of a statistic over cells, with the 95 % interval of a bootstrap over sources, the same in every cell."""
-    point = _mean(statistic(cell.predicted[name], cell.measured) for cell in of_cells)
+def over_cells(of_cells: Sequence[Cell], name: str, statistic: Statistic) -> tuple[float, float, int]:
+    """Mean of a statistic of a predictor over cells, its standard error, and how many sources there are."""
+    return jackknife(of_cells, lambda cell: statistic(cell.predicted[name], cell.measured))
+
+
+def jackknife(of_cells: Sequence[Cell], value: Callable[[Cell], float]) -> tuple[float, float, int]:
+    """Mean of a value over cells, its standard error by the jackknife over sources, and how many sources there are.
+
+    A source is left out of all cells together. A bootstrap would draw some twice, whose signals agree with themselves.
+    """
     sources = sorted({source for cell in of_cells for source in cell.source.tolist()})
-    rng, replicates = np.random.default_rng(seed), []
-    for _ in range(REPLICATES):
-        drawn = rng.choice(len(sources), len(sources))
-        taken = [np.concatenate([np.flatnonzero(cell.source == sources[d]) for d in drawn]) for cell in of_cells]
-        values = [statistic(c.predicted[name][t], c.measured[t]) for c, t in zip(of_cells, taken, strict=True)]
-        replicates.append(_mean(values))
-    known = np.array(replicates)[np.isfinite(replicates)]
-    low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (np.nan, np.nan)
-    return point, float(low), float(high)
+    n, point = len(sources), _mean(map(value, of_cells))
+    without = np.array([_mean(value(cell.without(source)) for cell in of_cells) for source in sources])
+    if n < _LEAST_SOURCES or not np.isfinite(without).all():
+        return point, np.nan, n
+    return point, float(np.sqrt((n - 1) / n * np.square(without - without.mean()).sum())), n
+
+
+def interval(point: float, error: float, n: int, low: float, high: float) -> tuple[float, float]:
+    """The 95 % interval of a jackknife over n sources, by Student's t, within the range of the statistic."""
+    if not np.isfinite(error):
+        return np.nan, np.nan
+    half = float(stdtrit(n - 1, 0.975)) * error
+    return max(low, point - half), min(high, point + half)
+
+
+_LEAST_SOURCES = 3
+_RANGES: dict[Statistic, tuple[float, float]] = {correlation: (-1.0, 1.0), regret: (0.0, 1.0)}
 
 
 def _mean(values: Any) -> float:
@@ -133,7 +153,8 @@ def predictor_rows(table: pl.DataFrame, early: int | None) -> list[dict[str, Any
             ("late", late, correlation),
             ("regret", late, regret),
         ):
-            row[column], row[f"{column}_low"], row[f"{column}_high"] = over_cells(of_cells, name, statistic)
+            row[column], error, n = over_cells(of_cells, name, statistic)
+            row[f"{column}_low"], row[f"{column}_high"] = interval(row[column], error, n, *_RANGES[statistic])
         row["ordered"] = _mean(ordered(cell, name) for cell in late)
         rows.append({key: None if value != value else value for key, value in row.items()})
     return rows
@@ -183,20 +204,19 @@ _AT_MOST_01, _AT_MOST_20TH = Range(-1.0, 0.01, "at most .01"), Range(-1.0, 0.05,
 
 
 def _over(name: str, of_cells: Sequence[Cell], predictor: str, statistic: Statistic, wanted: Range) -> Figure:
-    value, low, high = over_cells(of_cells, predictor, statistic)
-    return _figure(name, value, (high - low) / 4, len(of_cells), wanted)
+    value, error, _ = over_cells(of_cells, predictor, statistic)
+    return _figure(name, value, error, len(of_cells), wanted)
 
 
 def _more(name: str, of_cells: Sequence[Cell], predictor: str) -> Figure:
     """How much better a predictor orders trainings than the mean cosine."""
-    pairs = [
-        (
-            correlation(cell.predicted[predictor], cell.measured),
-            correlation(cell.predicted["mean_cosine"], cell.measured),
-        )
-        for cell in of_cells
-    ]
-    return _figure(name, _mean(a - b for a, b in pairs), np.nan, len(of_cells), _AT_LEAST_1)
+
+    def lead(cell: Cell) -> float:
+        of_predictor, of_cosine = (correlation(cell.predicted[n], cell.measured) for n in (predictor, "mean_cosine"))
+        return of_predictor - of_cosine
+
+    value, error, _ = jackknife(of_cells, lead)
+    return _figure(name, value, error, len(of_cells), _AT_LEAST_1)
 
 
 def selections(table: pl.DataFrame, early: int | None) -> Figure:

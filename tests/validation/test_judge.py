@@ -9,7 +9,7 @@ import pytest
 from schemas.config import Selection
 from schemas.signals import POLICY, Signal
 from schemas.training_tables import PREDICTIONS, TRAININGS, VALIDATION
-from tasks.validation.judge import cells, correlation, figures, ordered, over_cells, predictor_rows, regret
+from tasks.validation.judge import cells, correlation, figures, interval, ordered, over_cells, predictor_rows, regret
 from tasks.validation.page import validation_page
 from tasks.validation.results import Student, trainings_table, validation_table
 from tasks.validation.trainings import UNTRAINED, Training
@@ -150,11 +150,16 @@ def test_statistics_of_single_values() -> None:
     assert np.isnan(regret(np.full(3, np.nan), x))
 
 
-def test_intervals_resample_sources_not_signals() -> None:
-    late = cells(validation_table([student(noise=0.3)]), None)
+def test_intervals_leave_out_sources_not_signals() -> None:
+    late = cells(validation_table([student(noise=0.1)]), None)
     assert sorted(set(late[0].source.tolist())) == [1, 2, 3, 4, 5, 6]
-    value, low, high = over_cells(late, "forecast", correlation)
-    assert low < value < high
+    value, error, n = over_cells(late, "forecast", correlation)
+    assert n == 6 and 0 < error < 0.3
+    low, high = interval(value, error, n, -1, 1)
+    assert low < value < high <= 1 and high - value <= 2.58 * error  # t of 5 degrees of freedom
+    (cell,) = late
+    few = cell._replace(source=np.ones(12))
+    assert np.isnan(over_cells([few], "forecast", correlation)[1])
 
 
 def test_the_page_shows_what_was_found_and_escapes_names() -> None:
