@@ -131,4 +131,4 @@ def test_a_small_validation_of_the_demo(prefect_environment: dict[str, str], tmp
     for loss in ("reverse_kl", "forward_kl", "jsd"):
         row = by["copying", loss]
         assert row["measured"] < row["base"] and abs(row["measured"] - row["forecast"]) < 0.2
-        assert row["remark"].startswith("copies what it is shown") and row["verdict"] != "helps"
+        assert row["remark"].startswith("copies ") and row["verdict"] != "helps"

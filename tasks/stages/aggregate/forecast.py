@@ -139,12 +139,12 @@ class _Drawn(NamedTuple):
         """What speaks against the rest, in words."""
         said = []
         if _clearly(self.copied, level):
-            said.append(f"copies what it is shown: {self.copied.mean():.2f} of its success")
+            said.append(f"copies {self.copied.mean():.2f} of its success")
         known = self.direction[np.isfinite(self.direction)]
         if len(known) > level * len(self.direction) and _clearly(-known, level):
-            said.append("what it teaches on some questions lowers success on others")
+            said.append("lowers success on other questions")
             if _clearly(self.ceiling - base, level):
-                said.append("although the student could go on from its reasoning")
+                said.append("though it hands over")
         return "; ".join(said)
 
 
@@ -188,7 +188,7 @@ def advice(rows: Sequence[Mapping[str, Any]]) -> str:
         named = ", ".join(_name(row) for row in close[:3])
         more = f" and {len(close) - 3} more" if len(close) > 3 else ""
         said += f"; {named}{more} may be as good"
-    harmful = list(dict.fromkeys(f"{row['teacher']}/{row['context']}" for row in known if row["verdict"] == "harms"))
+    harmful = [_name(row) for row in known if row["verdict"] == "harms"]
     return said + (f"; {', '.join(harmful)} would do harm" if harmful else "")
 
 
