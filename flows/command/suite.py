@@ -22,19 +22,20 @@ def read_suite(path: Path, store: str | None = None) -> dict[str, Any]:
         ConfigurationError: a file that cannot be read.
     """
     fields = {**({} if store is None else {"store": store}), **read_configuration(path)}
-    runs = fields.get("runs")
-    if isinstance(runs, list):
-        fields["runs"] = [_run_fields(path, i, run) if isinstance(run, str) else run for i, run in enumerate(runs)]
-        if "store" in fields:
-            fields["runs"] = [{"store": fields["store"], **r} if isinstance(r, dict) else r for r in fields["runs"]]
+    for field in ("runs", "validations"):
+        given = fields.get(field)
+        if isinstance(given, list):
+            runs = [_run_fields(path, f"{field}.{i}", r) if isinstance(r, str) else r for i, r in enumerate(given)]
+            own = {"store": fields["store"]} if "store" in fields else {}
+            fields[field] = [{**own, **r} if isinstance(r, dict) else r for r in runs]
     return fields
 
 
-def _run_fields(suite: Path, index: int, run: str) -> dict[str, Any]:
+def _run_fields(suite: Path, field: str, run: str) -> dict[str, Any]:
     try:
         return read_configuration(suite.parent / run)
     except ConfigurationError as error:
-        raise ConfigurationError(f"runs.{index} of {str(suite)!r}: {error}") from error
+        raise ConfigurationError(f"{field} of {str(suite)!r}: {error}") from error
 
 
 def checked_suite(fields: dict[str, Any]) -> NightlyConfig:
