@@ -16,6 +16,7 @@ from tasks.run.session import RunSession
 from tasks.run.throughput import Throughput
 from tasks.store.listing import stored
 from tasks.store.store import OBJECT
+from tasks.validation.trainings import trainings
 
 
 @dataclass(frozen=True)
@@ -151,3 +152,16 @@ def duration(seconds: float) -> str:
     """A time in words, of two digits."""
     size, unit = next((u for u in reversed(_UNITS) if seconds >= 2 * u[0]), _UNITS[0])
     return f"{seconds / size:.2g} {unit}" if seconds / size < 100 else f"{seconds / size:,.0f} {unit}"
+
+
+def what_validation_takes(config: RunConfig) -> str:
+    """A line on the trainings of a validation: how many, and at most how many tokens they sample."""
+    settings = config.validation
+    students = 1 + len(settings.students)
+    n = sum(training.signal is not None for training in trainings(config)) * students
+    rollouts = n * settings.steps * settings.batch * settings.rollouts
+    most = rollouts * config.sampling.max_tokens
+    return (
+        f"validate: {n:,} trainings of {students} {'student' if students == 1 else 'students'}, {settings.steps:,} steps "
+        f"each, {rollouts:,} rollouts, at most {most:,} tokens, besides {len(settings.logged)} measurements of each"
+    )

@@ -242,7 +242,7 @@ def plan_file(path: Path, assignments: list[str], *, probe: bool) -> int:
 def _plan(config: RunConfig, *, probe: bool) -> None:
     from flows.command.live import progress
     from flows.command.terminal import show_table
-    from flows.plan import cost, cost_table, expectation
+    from flows.plan import cost, cost_table, expectation, what_validation_takes
     from tasks.engines.choice import choose
     from tasks.run.session import close_sessions, open_session
     from tasks.run.throughput import throughput
@@ -261,6 +261,8 @@ def _plan(config: RunConfig, *, probe: bool) -> None:
         CONSOLE.print("no estimate of time and memory: the weights of a model are not on this machine")
     if speed is not None:
         CONSOLE.print(expectation(costs, config, speed), soft_wrap=True)
+    if config.validation.held_out is not None:
+        CONSOLE.print(what_validation_takes(config), soft_wrap=True)
     if config.tree.samples:
         engine, why = choose(config)
         CONSOLE.print(f"engine: {engine.kind} ({why})")

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from flows.command.configuration import ConfigurationError
+from flows.plan import what_validation_takes
 from schemas.arrays import TRAININGS, check_layout
 from schemas.config import RunConfig, Selection
 from schemas.signals import POLICY, Signal
@@ -58,6 +59,13 @@ def test_signals_are_chosen_by_patterns_and_selections_come_beside_them(
     every = trainings(validation_config(settings, tmp_path, seeds=2, **chosen))
     assert len(every) == 1 + 2 * 2 * (2 + 2)
     assert {t.signal for t in every if t.tokens == "tip 0.33"} == {LARGE, ANSWER._replace(loss="reverse_kl")}
+
+
+def test_a_plan_says_what_trainings_take(config: RunConfig) -> None:
+    assert what_validation_takes(config) == (
+        "validate: 10 trainings of 1 student, 3 steps each, 180 rollouts, at most 4,320 tokens, besides 2 measurements "
+        "of each"
+    )
 
 
 @pytest.mark.parametrize("loss", ["reverse_kl", "forward_kl"])
