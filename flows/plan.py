@@ -161,7 +161,8 @@ def what_validation_takes(config: RunConfig) -> str:
     n = sum(training.signal is not None for training in trainings(config)) * students
     rollouts = n * settings.steps * settings.batch * settings.rollouts
     most = rollouts * config.sampling.max_tokens
+    whose = "1 student" if students == 1 else f"{students} students"
     return (
-        f"validate: {n:,} trainings of {students} {'student' if students == 1 else 'students'}, {settings.steps:,} steps "
-        f"each, {rollouts:,} rollouts, at most {most:,} tokens, besides {len(settings.logged)} measurements of each"
+        f"validate: {n:,} trainings of {whose}, {settings.steps:,} steps each, {rollouts:,} rollouts, at most "
+        f"{most:,} tokens, besides {len(settings.logged)} measurements of each"
     )
