@@ -157,6 +157,19 @@ def _wide(log_probs: torch.Tensor, vocabulary: int) -> torch.Tensor:
     return log_probs.double() if vocabulary <= DOUBLE_UP_TO else log_probs
 
 
+def padded_groups(lengths: Sequence[int], limit: int) -> list[list[int]]:
+    """Places of consecutive sequences with at most `limit` tokens together, padding included; at least one a group."""
+    groups: list[list[int]] = []
+    longest = 0
+    for place, length in enumerate(lengths):
+        longest = max(longest, length)
+        if not groups or longest * (len(groups[-1]) + 1) > limit:
+            groups.append([])
+            longest = length
+        groups[-1].append(place)
+    return groups
+
+
 def grouped(lengths: npt.NDArray[np.int64], limit: int) -> Iterator[list[int]]:
     """Places of consecutive sequences with at most `limit` tokens together; at least one per group."""
     group: list[int] = []

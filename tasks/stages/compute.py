@@ -40,7 +40,10 @@ class Computed:
         for name in stages:
             stage = PIPELINE[name]
             for question in self.questions[:1] if stage.scope is Scope.RUN else self.questions:
-                wanted: Sequence[Signal | None] = self.signals if stage.scope is Scope.SIGNAL else [None]
+                of_stage = stage.signals(self._config)
+                wanted: Sequence[Signal | None] = [None]
+                if stage.scope is Scope.SIGNAL:
+                    wanted = [signal for signal in self.signals if signal in of_stage]
                 if stage.scope is Scope.SOURCE:
                     wanted = [source.every_loss for source in stage.sources(self._config)]
                 if not wanted:

@@ -77,7 +77,7 @@ def correlation(predicted: Floats, measured: Floats) -> float:
 def regret(predicted: Floats, measured: Floats) -> float:
     """Success that is lost where the signal with the largest prediction is taken; ties share it."""
     known = np.isfinite(predicted)
-    if not known.any():
+    if known.sum() < 2:
         return np.nan
     chosen = known & (predicted == np.max(predicted[known]))
     return float(measured.max() - measured[chosen].mean())
@@ -233,8 +233,10 @@ def selections(table: pl.DataFrame, early: int | None) -> Figure:
 def _share(name: str, hits: pl.Series, wanted: Range) -> Figure:
     if not len(hits):
         return Figure(name, None, None, 0, wanted)
-    share = float(hits.cast(pl.Float64).to_numpy().mean())
-    return Figure(name, share, float(np.sqrt(share * (1 - share) / len(hits))), len(hits), wanted)
+    share, n = float(hits.cast(pl.Float64).to_numpy().mean()), len(hits)
+    centre = (share * n + 2) / (n + 4)  # Agresti and Coull 1998: all of few are no certainty
+    error = 0.0 if wanted.low == wanted.high else float(np.sqrt(centre * (1 - centre) / (n + 4)))
+    return Figure(name, share, error, n, wanted)
 
 
 def _mean_of(name: str, values: pl.Series, wanted: Range | None = None) -> Figure:

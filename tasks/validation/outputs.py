@@ -10,6 +10,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from schemas.config import RunConfig
+from schemas.config.run import REWARD
 from schemas.pipeline import PIPELINE, ranking_stages
 from schemas.signals import Signal
 from schemas.tables import FORECASTS
@@ -106,7 +107,8 @@ def _read(store: Store, run: RunConfig) -> list[tuple[pl.DataFrame, tuple[str, .
     if run.validation.diagnose:
         summary = read_table(store, run.name, "summary").filter(pl.col("group") == "all")
         out.append((summary, ("alignment", "mean_cosine")))
-        tokens = read_table(store, run.name, "tokens").group_by(_NAMES).agg(pl.col("kl").mean())
+        known = read_table(store, run.name, "tokens").filter(pl.col("kl").is_not_null())
+        tokens = known.group_by(_NAMES).agg(pl.col("kl").dot("weight") / pl.col("weight").sum())
         out.append((tokens, ("kl",)))
     return out
 
@@ -122,6 +124,7 @@ def _cost(run: RunConfig, trainings: pl.DataFrame) -> tuple[int, int]:
     first = trainings.filter(
         (pl.col("student") == trainings["student"][0])
         & (pl.col("optimiser") == trainings["optimiser"][0])
+        & (pl.col("teacher") != REWARD)
         & (pl.col("seed") == 0)
         & (pl.col("tokens") == "all")
         & (pl.col("step") == pl.col("step").max())

@@ -53,6 +53,8 @@ class ValidationSession:
         """Everything that a training depends on: that of a ranking on its questions, and how it goes."""
         held_out = [self.measured.keys.key("rollouts", i) for i in self.measured.keys.questions]
         settings: dict[str, object] = {"held_out_rollouts": self.config.validation.held_out_rollouts}
+        if self.config.validation.lora is not None:  # else the student is measured in float32
+            settings["dtype"] = self.config.model.dtype
         read: list[str] = []
         if training.signal is not None:
             settings |= self._settings(training)
@@ -123,6 +125,7 @@ def open_validation(config: RunConfig) -> ValidationSession:
     """
     material = read_material(config)
     _check_signals(config)
+    _check_any(config)
     run = _named("validation.questions", partial(start_session, material.config))
     held_out = config.validation.held_out
     if held_out is None:
@@ -142,6 +145,13 @@ def _check_signals(config: RunConfig) -> None:
                 known = ", ".join("/".join(signal) for signal in chosen_signals(config, ["*"]))
                 what = f"{name!r} names no signal to train on; known are {known or 'none'}"
                 raise InputError(f"validation.{field}", f"{what}. {why}" if why else what)
+
+
+def _check_any(config: RunConfig) -> None:
+    """Refuse a validation without a training."""
+    if all(training.signal is None for training in trainings(config)):
+        why = "; ".join(f"{'/'.join(source)} {reason}" for source, reason in untrained_sources(config).items())
+        raise InputError("validation.signals", f"there is nothing to train on: {why}; or set validation.reward to true")
 
 
 def _check_apart(material: Material) -> None:

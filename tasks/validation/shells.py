@@ -28,6 +28,9 @@ from tasks.validation.session import VERSION, read_material
 from tasks.validation.trainer import Trainer
 from tasks.validation.trainings import Training
 
+_Item = tuple[str, Training, str, dict[str, Any]]
+_WAIT = 1.0
+"""Seconds before a training that another process is making is looked at again."""
 LABEL = "training steps"
 STAGE, STATES = "trainings", "training_states"
 
@@ -71,22 +74,26 @@ def _trainer(configuration: str) -> Trainer:
     return Trainer(*read_material(config))
 
 
-def train(configuration: str, training: Training, key: str, meta: dict[str, Any]) -> tuple[int, float]:
-    """Make one training, unless another process has; returns decoded tokens and seconds."""
+def train(configuration: str, training: Training, key: str, meta: dict[str, Any]) -> int | None:
+    """Make one training; returns decoded tokens, 0 where it is there, and None where another process is making it."""
     config, started = RunConfig.model_validate_json(configuration), time.monotonic()
     execution = config.execution
     if execution.storage_block is not None:
         use_block(execution.storage_block)
     store = Store(config.store)
-    with LeaseManager(store, execution.lease).wait(key, lambda: None):
+    with LeaseManager(store, execution.lease).acquire(key) as acquired:
+        if not acquired:
+            time.sleep(_WAIT)
+            return None
         if store.has(STAGE, key):
-            return 0, 0.0
+            publish(LABEL, config.validation.steps)
+            return 0
         kept = StoredState(store, key, execution.round_seconds)
         arrays = _trainer(configuration).run(training, kept, lambda n, tokens: publish(LABEL, n, tokens=tokens))
         meta |= {"seconds": round(time.monotonic() - started, 3), "decoded_tokens": int(arrays["decoded"][-1])}
         patiently(lambda: store.commit(STAGE, key, arrays, meta), execution.retries, execution.retry_seconds)
         kept.clear()
-    return meta["decoded_tokens"], time.monotonic() - started
+    return int(arrays["decoded"][-1])
 
 
 @task(name="train", cache_policy=NO_CACHE, persist_result=False, task_run_name="{label}")
@@ -100,21 +107,21 @@ def train_task(label: str, config: RunConfig, wanted: list[tuple[Training, Recip
     if not missing:
         return Completed(name="Cached", message=f"{summary.cached} trainings in the store", data=summary)
     configuration = config.model_dump_json()
-    items = [(configuration, training, recipe.key, asdict(recipe)) for training, recipe in missing]
+    items: list[_Item] = [(configuration, training, recipe.key, asdict(recipe)) for training, recipe in missing]
+    left = list(items)
+
+    def ready() -> list[_Item]:
+        given, left[:] = list(left), []
+        return given
+
     with concurrency(limit, strict=True) if limit is not None else nullcontext():
-        for _, (decoded, _) in in_processes(train, _once(items), min(validation.workers, len(items))):
-            summary.made += 1
+        for item, decoded in in_processes(train, ready, min(validation.workers, len(items))):
+            if decoded is None:
+                left.append(item)  # comes last, as others can be made meanwhile
+                continue
+            summary.made += decoded > 0
+            summary.cached += decoded == 0
             summary.decoded_tokens += decoded
     summary.seconds = time.monotonic() - started
     logger.info("%s: %d made, %d in the store, %.1f s", label, summary.made, summary.cached, summary.seconds)
     return summary
-
-
-def _once(items: list[Any]) -> Any:
-    """Gives items at the first call."""
-
-    def ready() -> list[Any]:
-        given, items[:] = list(items), []
-        return given
-
-    return ready

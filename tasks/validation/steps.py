@@ -12,7 +12,7 @@ from schemas.arrays import Arrays
 from schemas.config import RunConfig
 from schemas.signals import POLICY, Source, losses, model_sources
 from tasks.engines.protocol import Completed, Draw, Trunk
-from tasks.engines.scoring import Scored, View, grouped, hidden_each
+from tasks.engines.scoring import Scored, View, hidden_each, padded_groups
 from tasks.run.models import LoadedModels
 from tasks.stages.aggregate.token_rules import NEED_DISTRIBUTIONS, NEED_VERDICTS, Tokens, selected
 from tasks.stages.distillation.directions import divergences
@@ -20,7 +20,7 @@ from tasks.stages.distillation.gradients import complete
 from tasks.stages.draws import continuations
 from tasks.stages.models import teacher_view
 from tasks.stages.ranking import advantages
-from tasks.stages.updates.directions import Direction, of_loss, of_reward, pulled
+from tasks.stages.updates.directions import BACKWARD, Direction, of_loss, of_reward, pulled
 from tasks.statistics.csr import Floats, offsets_of
 from tasks.statistics.streams import stream_seed
 from tasks.validation.student import Student
@@ -79,9 +79,15 @@ def sample(
     n, signal, out = config.validation.rollouts, training.signal, list[Rollout]()
     trunks = [Trunk(asked.prompt(question)) for question in questions]
     draws = [
-        Draw(i, 0, None, config.sampling.max_tokens, stream_seed(config.seed, question, "training", *place))
+        Draw(
+            i,
+            0,
+            None,
+            config.sampling.max_tokens,
+            stream_seed(config.seed, question, "training", training.seed, step, *_again(questions, i), r),
+        )
         for i, question in enumerate(questions)
-        for place in ((training.seed, step, r) for r in range(n))
+        for r in range(n)
     ]
     ends = student.sampler.continue_prefixes(trunks, draws, config.sampling.temperature)
     for i, question in enumerate(questions):
@@ -95,6 +101,12 @@ def sample(
         for r, end in enumerate(of_question):
             out.append(Rollout(Completed(trunks[i].prompt, end.tokens.tolist()), view, r, correct[r]))
     return out
+
+
+def _again(questions: Sequence[str], place: int) -> tuple[str, ...]:
+    """Tells a question that a step has more than once from itself."""
+    before = questions[:place].count(questions[place])
+    return (f"again {before}",) if before else ()
 
 
 def _needs_verdicts(config: RunConfig, training: Training) -> bool:
@@ -118,23 +130,45 @@ def gradient(
     The loss is minus success where the reward is the signal: the advantage of a rollout is its outcome less the mean of
     the others of its question, or of the step where there is one a question.
     """
-    lengths = np.array([sum(map(len, rollout.sequence)) for rollout in rollouts])
-    groups = list(grouped(lengths, config.engine.batch_tokens))
+    lengths = [sum(map(len, rollout.sequence)) for rollout in rollouts]
+    groups = padded_groups(lengths, config.engine.batch_tokens // BACKWARD)
     credit = _credits(config, rollouts)
     passes = [_Pass.of(config, student, training, [rollouts[i] for i in group], credit[group]) for group in groups]
     weight = _weights(config, student, training, rollouts, passes)
     total: dict[Parameter, Tensor] = {}
-    start = 0
+    start, largest = 0, _Largest()
     for of_group in passes:
         forward = student.scorer.forward([rollout.sequence for rollout in of_group.rollouts])
         part = weight[start : start + of_group.tokens]
         start += of_group.tokens
-        direction = _weighted(of_group.direction, torch.from_numpy(part))
+        direction = largest.seen(_weighted(of_group.direction, torch.from_numpy(part)))
         steps = pulled(forward, direction, of_group.tokens, config.engine.score_rows, of_group.vocabulary)
         for parameter, found in forward.by_parameter(forward.gradient(steps, last=True)).items():
             scaled = found.neg().div_(len(rollouts))
             total[parameter] = total[parameter].add_(scaled) if parameter in total else scaled
-    return total
+    return total if largest.value > _ROUNDING else {parameter: torch.zeros_like(g) for parameter, g in total.items()}
+
+
+_ROUNDING = 1e-5
+"""Largest direction at a token that is rounding alone, as of a teacher that equals the student: optimisers that
+divide by the gradient's size would follow it."""
+
+
+class _Largest:
+    """The largest norm of a direction that was seen."""
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+    def seen(self, direction: Direction) -> Direction:
+        """The same direction, noted as it is taken."""
+
+        def noted(log_p: Tensor, rows: slice) -> Tensor:
+            d = direction(log_p, rows)
+            self.value = max(self.value, float(d.norm(dim=-1).max()))
+            return d
+
+        return noted
 
 
 class _Pass(NamedTuple):

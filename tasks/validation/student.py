@@ -128,3 +128,8 @@ def _add_adapters(scorer: TransformersScorer, lora: Lora) -> None:
         inject_adapter_in_model(settings, scorer.model)
     except ValueError as error:
         raise EngineError(f"validation.lora: {error}") from error
+    if scorer.model.get_output_embeddings() is not scorer.head:
+        raise EngineError(f"validation.lora.targets: {lora.targets} have the output head, which cannot be adapted")
+    for parameter in scorer.model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()  # small updates of narrow weights are lost

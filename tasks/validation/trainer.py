@@ -73,10 +73,10 @@ class Trainer:
         by_name = {optimiser_name(optimiser): optimiser for optimiser in settings.optimisers}
         self.student.start(by_name.get(training.optimiser))
         if training.signal is None:
-            log = _Log(step=[0], success=[self.success()], decoded=[0], scored=[0])
+            log = _Log(len(self._held_out), step=[0], success=[self.success()], decoded=[0], scored=[0])
             return log.arrays
         saved = keeper.load()
-        log, done = (_Log(), 0) if saved is None else (_Log.of(saved), int(saved["done"][0]))
+        log, done = (_Log(len(self._held_out)), 0) if saved is None else (_Log.of(saved), int(saved["done"][0]))
         if saved is not None:
             self.student.restore(saved["weights"])
             report(done, 0)
@@ -117,21 +117,21 @@ class Trainer:
     def of_step(self, seed: int, step: int) -> list[str]:
         """The questions of a step: all of them in turn, in an order of its own for each seed and round."""
         n, batch = len(self._questions), self._config.validation.batch
-        out = []
-        for place in range(step * batch, (step + 1) * batch):
-            turn, within = divmod(place, n)
-            out.append(self._questions[self._order(seed, turn)[within]])
-        return out
+        places = [divmod(place, n) for place in range(step * batch, (step + 1) * batch)]
+        orders = {turn: self._order(seed, turn) for turn in {turn for turn, _ in places}}
+        return [self._questions[orders[turn][within]] for turn, within in places]
 
     def _order(self, seed: int, turn: int) -> list[int]:
         rng = np.random.default_rng(stream_seed(self._config.seed, "order of training", seed, turn))
-        return [int(i) for i in rng.permutation(len(self._questions))]
+        order: list[int] = rng.permutation(len(self._questions)).tolist()
+        return order
 
 
 @dataclass
 class _Log:
     """What is known of a training so far: at the logged steps, and of tokens since the start."""
 
+    held_out: int
     step: list[int] = field(default_factory=list)
     success: list[AnyArray] = field(default_factory=list)
     decoded: list[int] = field(default_factory=list)
@@ -143,7 +143,7 @@ class _Log:
     def of(cls, state: Arrays) -> "_Log":
         """As it was saved."""
         columns = (state["step"].tolist(), list(state["success"]), state["decoded"].tolist(), state["scored"].tolist())
-        return cls(*columns, *state["so_far"].tolist())
+        return cls(state["success"].shape[1], *columns, *state["so_far"].tolist())
 
     def count(self, decoded: int, scored: int) -> None:
         """Add the tokens of a step."""
@@ -162,7 +162,7 @@ class _Log:
         """In the layout `schemas.arrays.TRAININGS`."""
         return {
             "step": np.array(self.step, dtype=np.int32),
-            "success": np.array(self.success, dtype=np.float32).reshape(len(self.step), -1),
+            "success": np.array(self.success, dtype=np.float32).reshape(len(self.step), self.held_out),
             "decoded": np.array(self.decoded, dtype=np.int64),
             "scored": np.array(self.scored, dtype=np.int64),
         }

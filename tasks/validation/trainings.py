@@ -5,6 +5,7 @@ from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from schemas.config import RunConfig, Selection, optimiser_name
+from schemas.config.contexts import OTHER_ROLLOUTS
 from schemas.signals import POLICY, Signal, Source, model_sources, ranked_signals
 
 
@@ -56,7 +57,7 @@ def chosen_signals(config: RunConfig, patterns: Sequence[str]) -> list[Signal]:
 
 
 def trainable_signals(config: RunConfig) -> list[Signal]:
-    """Ranked signals but for those of contexts with generated texts, which would have to be written at every step."""
+    """Ranked signals, but for those of `untrained_sources`."""
     return [s for s in ranked_signals(config) if s.source not in untrained_sources(config)]
 
 
@@ -68,4 +69,6 @@ def untrained_sources(config: RunConfig) -> dict[Source, str]:
             out[source] = "shows generated texts, which would have to be written anew at every step"
         elif teacher.model is None and teacher.server is None and context.kind == "none":
             out[source] = "equals the student"
+        elif config.validation.rollouts < 2 and any(name in OTHER_ROLLOUTS for name in context.names.texts):
+            out[source] = "shows other rollouts, which a step has where validation.rollouts is 2 or more"
     return out

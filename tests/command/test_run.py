@@ -20,7 +20,7 @@ from flows.command.places import check_place, on_store
 from flows.command.run import load, plan_file, rank_file, run_demo, run_file
 from flows.command.terminal import number, rank_table, score, show_table, what_losses_keep, what_would_settle
 from flows.diagnose import QuestionsFailedError
-from schemas.tables import SUCCESS
+from schemas.tables import FORECASTS, SUCCESS
 from tasks.engines.protocol import EngineAwayError, EngineError
 from tasks.inputs.errors import InputError
 from tasks.outputs.files import parquet_bytes
@@ -162,15 +162,30 @@ OWN = frame(
 )
 
 
+FORECAST = frame(
+    [
+        {
+            **dict.fromkeys(FORECASTS, 0.0),
+            **{"place": 1, "teacher": "[bold]t[/bold]", "context": "none", "loss": "kl", "base": 0.25},
+            **{"forecast": 0.5, "forecast_low": 0.375, "forecast_high": 0.75, "p_best": 1.0},
+            **{"verdict": "helps", "remark": "copies [bold]much[/bold]"},
+        }
+    ],
+    FORECASTS,
+)
+
+
 def outputs(store: str, **more: Any) -> dict[str, Any]:
     """What a run gives, its tables being there."""
     Store(store).put_bytes(parquet_bytes(SUMMARY), "runs", "small", "summary.parquet")
     Store(store).put_bytes(parquet_bytes(KEPT), "runs", "small", "losses.parquet")
     Store(store).put_bytes(parquet_bytes(OWN), "runs", "small", "success.parquet")
+    Store(store).put_bytes(parquet_bytes(FORECAST), "runs", "small", "forecasts.parquet")
     stage = {"made": 1000, "cached": 2, "decoded_tokens": 1234567, "seconds": 1.0}
     return {
         "name": "small",
-        "configuration": {"store": store, "scores": {"level": 0.9}},
+        "configuration": {"store": store, "scores": {"level": 0.9, "forecast_level": 0.9}},
+        "advice": "train with [bold]t[/bold]/none by kl",
         "left_out": {},
         "stages": {"rollouts": stage, "trees": stage},
         "why_unresolved": None,
@@ -186,6 +201,7 @@ def test_scores_and_figures_of_a_run_are_shown(tmp_path: Path, capsys: pytest.Ca
     out = capsys.readouterr().out
     assert "90 % interval" in out and "[bold]t[/bold]" in out and ".50 [.40, .60]" in out
     assert "no signal: 1 of 2 questions [x]\n" in out and ".75 [.50, 1.00]" in out
+    assert out.startswith("train with [bold]t[/bold]/none by kl\n") and "helps: copies [bold]much[/bold]" in out
     assert "copied: [bold]t[/bold]/none is right .25 [.12, .50] more often" in out
     assert "kl looks at 90 % of the student's probability" in out
     assert "left out: question [q] :on:: cut [x]\n" in out and "unresolved: few [questions]\n" in out

@@ -16,6 +16,7 @@ from schemas.tables import LOSSES, SELECTION
 from tasks.outputs.diagnosis import load_scores, make_tables
 from tasks.run.session import RunSession, start_session
 from tasks.run.shells import run_stage
+from tasks.stages.aggregate.selection import CHOICES
 from tasks.statistics.prior import Prior
 from tests.golden.made import recorded_settings
 
@@ -56,7 +57,7 @@ def test_a_run_has_a_signal_of_the_reward_beside_those_of_teachers(settings: dic
     assert set(kept.columns) >= set(LOSSES) and kept["without_gradient"].is_null().all()
     assert (kept["covered"] == 1).all()
     chosen = tables["selection"].filter(pl.col("loss") != "reverse_kl")  # halves of draws do not make a direction
-    assert set(chosen.columns) == set(SELECTION) and chosen["gain"].is_null().all() and len(chosen) == 4 * 8
+    assert set(chosen.columns) == set(SELECTION) and chosen["gain"].is_null().all() and len(chosen) == len(CHOICES) * 8
 
 
 @pytest.mark.parametrize("kind", ["windows", "recorded"])

@@ -101,7 +101,7 @@ def test_every_stage_makes_what_it_declares() -> None:
         if stage.scope is Scope.SOURCE:
             continue  # no context has generated texts: nothing is asked for
         for question in ("a", "b"):
-            for signal in signals(CONFIG) if stage.scope is Scope.SIGNAL else [None]:
+            for signal in stage.signals(CONFIG) if stage.scope is Scope.SIGNAL else [None]:
                 check_layout(name, stage.arrays, done.artefact(name, question, signal))
 
 

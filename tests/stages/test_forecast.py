@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from schemas.config import JSD, ForwardKL, ReverseKL, Scores, Settings, TotalVariation
+from schemas.config import JSD, ForwardKL, PythonLoss, ReverseKL, Scores, Settings, TotalVariation
 from schemas.signals import Signal
 from schemas.tables import FORECASTS
 from tasks.stages.aggregate.forecast import Evidence, advice, forecast_rows
@@ -94,6 +94,18 @@ def test_a_verifier_that_does_not_tell_leaves_own_success() -> None:
     blind = known._replace(handover={source: np.full(40, np.nan) for source in known.own})
     found = forecast(blind)
     assert found[B]["forecast"] == pytest.approx(found[A]["forecast"], abs=0.05) and not found[B]["remark"]
+
+
+def test_handover_is_compared_with_own_success_on_the_questions_where_it_is_known() -> None:
+    known = evidence()
+    few = np.where(np.arange(40) < 10, known.own[A.source], np.nan)
+    found = forecast(known._replace(handover={**known.handover, A.source: few}))[A]
+    assert not found["remark"] and found["ceiling"] == pytest.approx(forecast(known)[A]["ceiling"], abs=0.02)
+
+
+def test_a_loss_of_the_users_own_is_not_asked_what_can_be_learned() -> None:
+    found = forecast(evidence(), PythonLoss(function="nowhere:nothing"))
+    assert found[A]["verdict"] == "helps" and found[B]["forecast"] < 0.6
 
 
 def test_certain_rates_have_uncertain_forecasts() -> None:

@@ -14,6 +14,7 @@ from flows.plan import what_validation_takes
 from schemas.arrays import TRAININGS, check_layout
 from schemas.config import RunConfig, Selection
 from schemas.signals import POLICY, Signal
+from tasks.engines.protocol import EngineError
 from tasks.inputs.errors import InputError
 from tasks.validation.session import open_validation
 from tasks.validation.steps import Asked, gradient, sample
@@ -170,6 +171,59 @@ def test_a_training_goes_on_from_a_state_to_the_same_bytes(
     assert all(torch.equal(p, weights[n]) for n, p in trainer.student.parameters.items())
 
 
+def test_a_state_before_the_first_measurement_is_kept(settings: dict[str, Any], tmp_path: Path) -> None:
+    trainer = trainer_of(validation_config(settings, tmp_path, evaluate_at=[]))
+    training, kept = Training(LARGE, None, "adamw", 0), Kept(1)
+    whole = trainer.run(training, kept, silent)
+    assert kept.state is not None and kept.state["success"].shape == (0, 10)
+    assert np.array_equal(trainer.run(training, kept, silent)["success"], whole["success"])
+    trainer.close()
+
+
+def test_questions_that_a_step_has_twice_have_other_rollouts(settings: dict[str, Any], tmp_path: Path) -> None:
+    config = validation_config(settings, tmp_path, batch=40)
+    trainer = trainer_of(config)
+    trainer.student.start(config.validation.optimisers[0])
+    questions = trainer.of_step(0, 0)
+    assert sorted(map(questions.count, set(questions))) == [2] * 20
+    rollouts = sample(Asked(trainer.models), config, trainer.student, Training(LARGE), 0, questions)
+    alone = sample(Asked(trainer.models), config, trainer.student, Training(LARGE), 0, questions[:20])
+    assert [r.sequence for r in rollouts[:20]] == [r.sequence for r in alone]
+    assert len({(r.sequence.prompt, tuple(r.sequence.tokens)) for r in rollouts}) > 30
+    trainer.close()
+
+
+def test_a_teacher_that_equals_the_student_moves_nothing(
+    settings: dict[str, Any], models: Path, tmp_path: Path
+) -> None:
+    same = [{"name": "same", "model": {"path": str(models / "student")}}]
+    trainer = trainer_of(validation_config(settings, tmp_path, run={"teachers": same}))
+    before = {n: p.detach().clone() for n, p in trainer.student.parameters.items()}
+    for optimiser in ("adamw", "normalised"):
+        trainer.run(Training(Signal("same", "none", "reverse_kl"), None, optimiser, 0), Kept(), silent)
+        assert all(torch.equal(p, before[n]) for n, p in trainer.student.parameters.items())
+    trainer.close()
+
+
+def test_adapters_are_float32_beside_narrow_weights_and_not_of_the_head(
+    settings: dict[str, Any], models: Path, tmp_path: Path
+) -> None:
+    narrow = {"student": {"path": str(models / "student"), "dtype": "bfloat16"}}
+    trainer = trainer_of(validation_config(settings, tmp_path, run=narrow, lora={"rank": 2}))
+    assert {p.dtype for p in trainer.student.parameters.values()} == {torch.float32}
+    trainer.run(Training(LARGE, None, "adamw", 0), Kept(), silent)
+    trainer.close()
+    of_head = trainer_of(validation_config(settings, tmp_path, lora={"targets": ["lm_head"]}))
+    with pytest.raises(EngineError, match="the output head, which cannot be adapted"):
+        of_head.run(UNTRAINED, Kept(), silent)
+    of_head.close()
+
+
+def test_the_student_as_it_is_measured_is_in_its_key(settings: dict[str, Any], tmp_path: Path) -> None:
+    own, adapted = keys(validation_config(settings, tmp_path)), keys(validation_config(settings, tmp_path, lora={}))
+    assert own[UNTRAINED] != adapted[UNTRAINED]
+
+
 def test_normalised_steps_have_their_length(config: RunConfig, trainer: Trainer) -> None:
     student = trainer.student
     student.start(config.validation.optimisers[1])
@@ -210,6 +264,8 @@ def test_a_current_teacher_is_the_student_as_it_is_now(settings: dict[str, Any],
 
 def test_contexts_may_show_rollouts(settings: dict[str, Any], tmp_path: Path) -> None:
     teachers = [{"name": "self", "contexts": ["right_attempt"]}]
+    with pytest.raises(InputError, match=r"shows other rollouts, which a step has where validation.rollouts is 2"):
+        open_validation(validation_config(settings, tmp_path, run={"teachers": teachers}, reward=False))
     config = validation_config(settings, tmp_path, run={"teachers": teachers}, rollouts=2)
     trainer = trainer_of(config)
     signal = Signal("self", "right_attempt", "reverse_kl")
@@ -266,6 +322,10 @@ def test_keys_hold_what_can_change_a_training_and_nothing_else(settings: dict[st
         ({"questions": {"path": "nowhere.jsonl"}}, "validation.questions.path: 'nowhere.jsonl' does not exist"),
         ({"signals": ["large/none/jsd"]}, "'large/none/jsd' names no signal to train on; known are large/none/rev"),
         ({"signals": ["self/none/*"]}, "self/none equals the student"),
+        (
+            {"run": {"teachers": [{"name": "self"}]}, "reward": False},
+            "validation.signals: there is nothing to train on",
+        ),
     ],
 )
 def test_what_cannot_be_validated_is_refused(

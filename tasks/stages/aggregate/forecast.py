@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from schemas.config import Scores, Settings
+from schemas.config import PythonLoss, Scores, Settings
 from schemas.signals import Signal, Source
 from tasks.stages.aggregate.updates import Products
 from tasks.stages.distillation.ambiguity import attainable
@@ -123,17 +123,21 @@ class _Drawn(NamedTuple):
     def of(
         cls, evidence: Evidence, signal: Signal, loss: Settings, base: Floats, counts: Floats, doubt: Floats
     ) -> "_Drawn":
-        own, handover = (_rate(of[signal.source], counts, doubt) for of in (evidence.own, evidence.handover))
-        if not np.isfinite(evidence.handover[signal.source]).any():  # a verifier that does not tell what it reads
-            handover = own
-        agreement = np.clip(np.divide(handover, own, out=np.ones(len(own)), where=own > 0), 0, 1)
-        ceiling = own * attainable(loss, agreement)
+        of_question, handed = evidence.own[signal.source], evidence.handover[signal.source]
+        own = _rate(of_question, counts, doubt)
+        before = handover = own
+        if np.isfinite(handed).any():  # else the verifier does not tell what it reads
+            before = _rate(np.where(np.isfinite(handed), of_question, np.nan), counts, doubt)
+            handover = _rate(handed, counts, doubt)
+        agreement = np.clip(np.divide(handover, before, out=np.ones(len(own)), where=before > 0), 0, 1)
+        # where a loss of the user's own comes to rest is not known
+        ceiling = own * (agreement if isinstance(loss, PythonLoss) else attainable(loss, agreement))
         direction = np.full(len(counts), np.nan)
         if evidence.policy is not None and signal in evidence.updates:
             direction, _ = Products.of(evidence.policy, evidence.updates[signal]).scores(counts)
         up, down = np.maximum(base, ceiling), np.minimum(base, ceiling)
         end = np.where(direction > 0, up, np.where(direction < 0, down, ceiling))
-        return cls(ceiling, own - handover, direction, end)
+        return cls(ceiling, before - handover, direction, end)
 
     def remark(self, base: Floats, level: float) -> str:
         """What speaks against the rest, in words."""

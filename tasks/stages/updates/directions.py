@@ -11,6 +11,9 @@ from tasks.engines.scoring import Scored, tempered
 from tasks.stages.distillation.gradients import complete
 from tasks.stages.distillation.losses import distillation_direction
 
+BACKWARD = 4
+"""How many times fewer tokens go through a model together where its activations are kept for gradients."""
+
 Direction = Callable[[Tensor, slice], Tensor]
 """Log-probabilities of the student at some rows of completions, [n, V], to the direction there, [n, V]."""
 

@@ -10,10 +10,10 @@ from schemas.arrays import AnyArray, Arrays
 from schemas.config import Settings
 from schemas.signals import POLICY, REWARDED, Signal, Source, losses, written_sources
 from tasks.engines.protocol import Completed, Differentiable
-from tasks.engines.scoring import Scored, View, grouped
+from tasks.engines.scoring import Scored, View, padded_groups
 from tasks.stages.protocol import Made, Work
 from tasks.stages.ranking import advantages
-from tasks.stages.updates.directions import Direction, of_loss, of_reward, pulled
+from tasks.stages.updates.directions import BACKWARD, Direction, of_loss, of_reward, pulled
 from tasks.statistics.csr import Floats
 
 
@@ -62,7 +62,8 @@ def updates(
     credit = torch.from_numpy(advantages(rollouts["reward"]))
     offsets = np.asarray(rollouts["offsets"], dtype=np.int64)
     R = len(offsets) - 1
-    for group in grouped(np.diff(offsets) + len(prompt), group_tokens):
+    lengths = (np.diff(offsets) + len(prompt)).tolist()
+    for group in padded_groups(lengths, group_tokens // BACKWARD):
         completions = [tokens[offsets[r] : offsets[r + 1]].tolist() for r in group]
         forward = student.forward([Completed(prompt, completion) for completion in completions])
         sampled = torch.tensor([token for completion in completions for token in completion])
