@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, cast
 
 import polars as pl
 from prefect import State, flow
+from prefect.logging import get_run_logger
 
 from flows.command.configuration import check_execution, check_ranked
 from flows.diagnose import QuestionsFailedError, diagnose
@@ -12,13 +13,14 @@ from flows.orchestration.artifacts import output_link, progress_artifacts, table
 from flows.orchestration.runner import retried
 from flows.rank import rank
 from schemas.config import RunConfig
+from tasks.inputs.errors import InputError
 from tasks.operations.errors import patiently
 from tasks.operations.progress import publish
 from tasks.run.shells import TaskSummary
 from tasks.store.keys import Recipe
 from tasks.store.references import pin
 from tasks.store.store import Store
-from tasks.validation.outputs import validation_task
+from tasks.validation.outputs import Beforehand, Trained, known_beforehand, validation_task
 from tasks.validation.session import open_validation
 from tasks.validation.shells import LABEL, STAGE, STATES, train_task
 from tasks.validation.trainings import UNTRAINED, Training
@@ -43,8 +45,7 @@ def students(config: RunConfig) -> list[RunConfig]:
     own = config.validation.model_copy(update={"students": []})
     runs = [config.model_copy(update={"validation": own})]
     for number, model in enumerate(config.validation.students, 2):
-        name = f"{config.name[:80]}-student-{number}"
-        runs.append(runs[0].model_copy(update={"student": model, "name": name}))
+        runs.append(runs[0].model_copy(update={"student": model, "name": config.name_of_student(number)}))
     return runs
 
 
@@ -54,9 +55,12 @@ def check_validation(config: RunConfig) -> None:
     Raises:
         ConfigurationError, InputError: the message gives the field and the value.
     """
-    for run in students(config):
+    for i, run in enumerate(students(config)):
         check_ranked(run)
-        open_validation(run).close()
+        try:
+            open_validation(run).close()
+        except InputError as error:
+            raise (error.under("student", f"validation.students[{i - 1}]") if i else error) from error
 
 
 def _validate(config: RunConfig) -> dict[str, Any]:
@@ -69,18 +73,25 @@ def _validate(config: RunConfig) -> dict[str, Any]:
         lambda: pin(store, config.name, "validate", needed), config.execution.retries, config.execution.retry_seconds
     )
     left_out: dict[str, str] = {}
+    known: list[Beforehand] = []
     for run in runs:
         left_out |= _forecast(run.config)
+        known.append(known_beforehand(store, run.config))
+        get_run_logger().info("forecast of %s: %s", run.config.name, known[-1].advice)
     parts = [(run, part) for run in runs for part in run.by_optimiser()]
-    publish(LABEL, 0, sum(config.validation.steps * len(part) for _, part in parts))
+    trainings = sum(training.signal is not None for _, part in parts for training, _ in part)
+    publish(LABEL, 0, config.validation.steps * trainings)
     summary, train = TaskSummary(), retried(train_task, config.execution)
     for number, (run, part) in enumerate(parts, 1):
         label = f"trainings, part {number} of {len(parts)}: {run.config.name}, {part[-1][0].optimiser}"
         summary.add(cast(State[Any], train(label, run.config, part, return_state=True)).result())
     publish(LABEL, over=True)
     write = retried(validation_task, config.execution)
-    keyed = [(run.config, [(training, recipe.key) for training, recipe in run.recipes]) for run in runs]
-    result = cast(dict[str, Any], write(config, keyed, {STAGE: summary.figures}, left_out))
+    trained = [
+        Trained(run.config, [(training, recipe.key) for training, recipe in run.recipes], beforehand)
+        for run, beforehand in zip(runs, known, strict=True)
+    ]
+    result = cast(dict[str, Any], write(config, trained, {STAGE: summary.figures}, left_out))
     table_artifact(f"{config.name}-figures", pl.DataFrame(result["figures"]), f"what trainings say, {config.name}")
     output_link(store, config.name, "validation.html")
     return result

@@ -100,6 +100,8 @@ def _show_validation(result: dict[str, Any], store: Any) -> str:
     from flows.command.terminal import figure_table, show_table
     from schemas.config import Validation
 
+    for student, advised in result["advice"].items():
+        CONSOLE.print(escape(f"{student}: {advised}"), style="bold", soft_wrap=True)
     logged = Validation.model_validate(result["configuration"]["validation"]).logged
     show_table(CONSOLE, predictor_table(result["predictors"], logged))
     show_table(CONSOLE, figure_table(result["figures"], "the forecast against training"))

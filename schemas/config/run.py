@@ -162,6 +162,10 @@ class RunConfig(Settings):
                 raise invalid(where, f"{name} needs draws from forced branches; tree.kind is windows, choose adaptive")
         return self
 
+    def name_of_student(self, number: int) -> str:
+        """The name of the run of a validation's further student, from 2 on."""
+        return f"{self.name[:80]}-student-{number}"
+
     @property
     def asked(self) -> Questions:
         """The questions of a run that is not recorded."""

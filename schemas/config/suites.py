@@ -76,6 +76,10 @@ class NightlyConfig(Settings):
 
     @model_validator(mode="after")
     def _unique_names(self) -> Self:
-        names = [run.name for run in (*self.runs, *self.validations)]
+        names = [run.name for run in self.runs]
+        for i, run in enumerate(self.validations):
+            names += [run.name, *(run.name_of_student(n) for n in range(2, 2 + len(run.validation.students)))]
+            if run.validation.held_out is None:
+                raise invalid(f"validations.{i}.validation.held_out", "missing; a validation needs held-out questions")
         check_unique("runs", [*names, *([self.calibrate.name] if self.calibrate is not None else [])])
         return self

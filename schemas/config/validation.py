@@ -75,7 +75,7 @@ class Selection(Settings):
     @property
     def label(self) -> str:
         """Name in tables."""
-        return self.kind if self.kind in ("incorrect", "correct") else f"{self.kind} {self.share:.2g}"
+        return self.kind if self.kind in ("incorrect", "correct") else f"{self.kind} {self.share:.3g}"
 
 
 class Validation(Settings):

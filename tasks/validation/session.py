@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from typing import NamedTuple, TypeVar
 
 from schemas.config import Questions, RecordedTree, RunConfig, Teacher, optimiser_name
@@ -123,6 +124,7 @@ def open_validation(config: RunConfig) -> ValidationSession:
     Raises:
         InputError: the message gives the field and the value.
     """
+    _check_means(config)
     material = read_material(config)
     _check_signals(config)
     _check_any(config)
@@ -133,6 +135,16 @@ def open_validation(config: RunConfig) -> ValidationSession:
     measured = _named("validation.held_out", partial(start_session, measured_config(config, held_out)))
     _check_apart(material)
     return ValidationSession(config, run, measured)
+
+
+def _check_means(config: RunConfig) -> None:
+    """Refuse a store that other processes do not see, and adapters without the package that makes them."""
+    if config.store.startswith("memory:"):
+        raise InputError("store", f"{config.store!r} is not seen by the processes that train; give a folder or URL")
+    if config.validation.lora is not None and find_spec("peft") is None:
+        raise InputError(
+            "validation.lora", "given, but peft is not installed: pip install -c constraints.txt -e '.[lora]'"
+        )
 
 
 def _check_signals(config: RunConfig) -> None:
@@ -159,7 +171,7 @@ def _check_apart(material: Material) -> None:
     columns = names_in(material.config.prompt.template).texts
 
     def asked(question: Question) -> tuple[str, ...]:
-        return tuple(question.fields[column] for column in columns)
+        return tuple(" ".join(question.fields[column].split()) for column in columns)
 
     trained = {asked(question): question.id for question in material.questions}
     for question in material.held_out:
@@ -174,4 +186,5 @@ def _named(field: str, read: Callable[[], Result]) -> Result:
     try:
         return read()
     except InputError as error:
-        raise error.under("questions", field) from error
+        named = error.under("questions", field)
+        raise (InputError(field, str(error)) if named is error and field != "questions" else named) from error

@@ -86,7 +86,7 @@ def train(configuration: str, training: Training, key: str, meta: dict[str, Any]
             time.sleep(_WAIT)
             return None
         if store.has(STAGE, key):
-            publish(LABEL, config.validation.steps)
+            publish(LABEL, config.validation.steps if training.signal is not None else 0)
             return 0
         kept = StoredState(store, key, execution.round_seconds)
         arrays = _trainer(configuration).run(training, kept, lambda n, tokens: publish(LABEL, n, tokens=tokens))
@@ -103,7 +103,8 @@ def train_task(label: str, config: RunConfig, wanted: list[tuple[Training, Recip
     limit, validation, store = config.execution.gpu_limit, config.validation, Store(config.store)
     missing = [(training, recipe) for training, recipe in wanted if not store.has(STAGE, recipe.key)]
     summary.cached = len(wanted) - len(missing)
-    publish(LABEL, validation.steps * summary.cached)
+    there = {training for training, _ in wanted} - {training for training, _ in missing}
+    publish(LABEL, validation.steps * sum(training.signal is not None for training in there))
     if not missing:
         return Completed(name="Cached", message=f"{summary.cached} trainings in the store", data=summary)
     configuration = config.model_dump_json()

@@ -297,6 +297,7 @@ def test_no_server_is_left(number: signal.Signals, times: int, terminal: bool, h
     assert started.left() == [] and not list(home.glob("*.process.json"))
 
 
+@pytest.mark.slow
 def test_the_next_command_ends_the_server_of_one_that_was_killed(home: Path) -> None:
     started = Started(home)
     started.process.kill()

@@ -125,6 +125,7 @@ def test_two_runs_at_once_share_the_work(start: Start, settings: dict[str, Any],
     assert tables(tmp_path / "store", "one") == tables(tmp_path / "store", "two") == tables(tmp_path / "alone", "alone")
 
 
+@pytest.mark.slow
 def test_the_work_of_a_killed_run_is_taken_over(start: Start, tmp_path: Path) -> None:
     ended(start("alone", store="alone"))
     first, second = start("one"), start("two")

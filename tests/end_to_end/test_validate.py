@@ -53,6 +53,19 @@ def test_a_validation_and_the_same_again(settings: dict[str, Any], models: Path,
     assert json.loads((folder / "validation.json").read_text())["predictors"] == result["predictors"]
 
 
+def test_a_validation_writes_its_tables_and_page(settings: dict[str, Any], cli: Command, tmp_path: Path) -> None:
+    path = written(settings, tmp_path, optimisers=[{"kind": "adamw", "learning_rate": 0.01}], reward=False)
+    done = cli("validate", str(path))
+    assert done.exit_code == 0, done.stderr
+    assert "rank correlation with success after training" in done.stdout and "after 3 steps" in done.stdout
+    folder = Path(settings["store"]) / "runs" / "small"
+    validation = pl.read_parquet(folder / "validation.parquet")
+    assert validation.columns == list(VALIDATION) and validation.height == 2 * 2
+    result = json.loads((folder / "validation.json").read_text())
+    assert set(result["files"]) == {"trainings.parquet", "validation.parquet", "validation.html"}
+    assert [row["predictor"] for row in result["predictors"]][:1] == ["forecast"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -53,7 +53,7 @@ def student(name: str = "s", noise: float = 0.0, changed: dict[int, dict[str, An
         known[signal]["verdict"] = "helps" if rate > 0.6 else "harms" if rate < 0.4 else "unclear"
     for place, change in (changed or {}).items():
         known[SIGNALS[place]] |= change
-    return Student(name, trained, known, {(SIGNALS[0], "all"): 0.1, (SIGNALS[0], "tip 0.33"): 0.2})
+    return Student(name, trained, known, {(SIGNALS[0], "all"): 0.1, (SIGNALS[0], "tip 0.333"): 0.2})
 
 
 def judged(table: pl.DataFrame) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def test_selections_are_ordered_by_their_predicted_gain() -> None:
     chosen = Selection(kind="tip")
     for rule, rate in ((chosen, 0.9), (Selection(kind="first"), 0.4)):
         one.trainings[Training(SIGNALS[0], rule, "adamw", 0)] = result(rate, 5)  # type: ignore[index]
-    one.selected[SIGNALS[0], "first 0.33"] = 0.15  # type: ignore[index]
+    one.selected[SIGNALS[0], "first 0.333"] = 0.15  # type: ignore[index]
     found = judged(validation_table([one]))["rank correlation of selections' gains with success at the start"]
     assert found["value"] == pytest.approx(1) and found["of"] == 1
 
@@ -169,6 +169,7 @@ def test_the_page_shows_what_was_found_and_escapes_names() -> None:
     result = {
         "name": hostile,
         "students": [hostile],
+        "advice": {hostile: hostile},
         "configuration": {"validation": {"seeds": 2, "steps": 20, "batch": 8, "rollouts": 1}},
         "predictors": predictor_rows(tables["validation"], 3),
         "figures": [f.row for f in figures(tables["validation"], 0.9, 3, (1, 40))],

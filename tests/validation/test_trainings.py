@@ -59,7 +59,7 @@ def test_signals_are_chosen_by_patterns_and_selections_come_beside_them(
     }
     every = trainings(validation_config(settings, tmp_path, seeds=2, **chosen))
     assert len(every) == 1 + 2 * 2 * (2 + 2)
-    assert {t.signal for t in every if t.tokens == "tip 0.33"} == {LARGE, ANSWER._replace(loss="reverse_kl")}
+    assert {t.signal for t in every if t.tokens == "tip 0.333"} == {LARGE, ANSWER._replace(loss="reverse_kl")}
 
 
 def test_a_plan_says_what_trainings_take(config: RunConfig) -> None:
