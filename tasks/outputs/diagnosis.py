@@ -101,14 +101,15 @@ def make_outputs(session: RunSession, ids: Sequence[str], left_out: LeftOut) -> 
     questions = answered(session, ids)
     success, handover = success_tables(session, questions)
     every = tables["summary"].filter(pl.col("group") == "all")
-    forecast = forecasts(session, questions, read_updates(session, ids), every.to_dicts())
+    updates = read_updates(session, ids)
+    forecast = forecasts(session, questions, updates, every.to_dicts())
     tables |= {"success": frame(success, SUCCESS), "handover": frame(handover, HANDOVERS)}
     tables["forecasts"] = frame(forecast, FORECASTS)
     why = _why_unresolved(session.config, tables["summary"], facts)
     written = generated_texts(session, ids)
     no_signal = without_signal({i: f.endings for i, f in zip(ids, facts, strict=True)}, session.config)
 
-    advised = advice(forecast)
+    advised = advice(forecast, bool(updates))
 
     def files() -> Iterator[tuple[str, bytes]]:
         for name, table in tables.items():

@@ -107,7 +107,7 @@ def rank_task(config: RunConfig, ids: list[str], stages: dict[str, dict[str, int
         "success": success,
         "handover": handover,
         "forecasts": frame(forecast, FORECASTS).to_dicts(),
-        "advice": advice(forecast),
+        "advice": advice(forecast, bool(updates)),
         "additional_questions": ranking.additional_questions,
         "additional_rollouts": ranking.additional_rollouts,
         "stages": stages,

@@ -81,7 +81,7 @@ def test_what_is_not_known_is_not_forecast() -> None:
     assert all(
         np.isnan(row["forecast"]) and row["verdict"] == "unclear" and row["place"] is None for row in few.values()
     )
-    assert advice(list(few.values())).startswith("no forecast")
+    assert advice(list(few.values()), True).startswith("no forecast")
     silent = forecast(evidence(silent={A}))
     assert np.isnan(silent[A]["forecast"]) and list(silent)[-1] == A
     unknown = evidence()
@@ -129,11 +129,14 @@ def test_intervals_hold_the_end_of_trainings_that_reach_their_ceiling() -> None:
 
 def test_advice_is_hedged_as_the_intervals_demand() -> None:
     rows = list(forecast(evidence()).values())
-    said = advice(rows)
+    said = advice(rows, True)
     assert said.startswith("train with a/none by reverse_kl: success is forecast to go from 0.5")
     assert "c/none by reverse_kl" in said and said.endswith(" would do harm") and "may be as good" not in said
     close = evidence()
     close = close._replace(handover={**close.handover, B.source: close.own[B.source]})
-    assert "/none by reverse_kl may be as good; c/none by reverse_kl would" in advice(list(forecast(close).values()))
+    assert "/none by reverse_kl may be as good; c/none by reverse_kl would" in advice(
+        list(forecast(close).values()), True
+    )
+    assert advice(rows, False) == f"{said}; harm that only update gains show is not known (update.dimensions)"
     worse = [{**row, "verdict": "unclear"} for row in rows]
-    assert advice(worse).startswith("no signal is clearly forecast to raise success from 0.5")
+    assert advice(worse, True).startswith("no signal is clearly forecast to raise success from 0.5")

@@ -173,8 +173,12 @@ def _estimates(drawn: Floats, base: Floats, level: float, n: int) -> dict[str, A
     }
 
 
-def advice(rows: Sequence[Mapping[str, Any]]) -> str:
-    """One sentence on what to train with, as clear as the forecasts are."""
+def advice(rows: Sequence[Mapping[str, Any]], with_updates: bool) -> str:
+    """One sentence on what to train with, as clear as the forecasts are.
+
+    Args:
+        with_updates: update gains were computed.
+    """
     known = [row for row in rows if np.isfinite(row["forecast"])]
     if not known:
         return "no forecast: it takes teachers that answer themselves (success.rollouts), and five questions or more"
@@ -193,7 +197,8 @@ def advice(rows: Sequence[Mapping[str, Any]]) -> str:
         more = f" and {len(close) - 3} more" if len(close) > 3 else ""
         said += f"; {named}{more} may be as good"
     harmful = [_name(row) for row in known if row["verdict"] == "harms"]
-    return said + (f"; {', '.join(harmful)} would do harm" if harmful else "")
+    said += f"; {', '.join(harmful)} would do harm" if harmful else ""
+    return said if with_updates else f"{said}; harm that only update gains show is not known (update.dimensions)"
 
 
 _MAY_BE_BEST = 0.1
