@@ -237,6 +237,7 @@ def test_draws_converge_to_the_enumerated_values(engines: Any, rollouts: Arrays)
     assert (many / few)[:2] == pytest.approx(1 / 4, rel=0.3)
 
 
+@pytest.mark.slow
 def test_z_scores_over_repeated_seeds_are_standard_normal(engines: Any, rollouts: Arrays) -> None:
     """Stated test: of 100 seeds, the mean of z = (estimate - exact) / (standard deviation over the seeds) is within
     3 / sqrt(100) of 0, for V, <g, d> and |g|^2 summed over the nodes, and each branch's z over its binomial error

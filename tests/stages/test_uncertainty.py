@@ -149,6 +149,7 @@ def selected(run: Run, trees: list[dict[str, Any]] | None) -> dict[str, dict[str
     return {row["tokens"]: row for row in selection_rows(sums, signals, SCORES, 0)}
 
 
+@pytest.mark.slow
 def test_selection_is_scored_on_draws_that_did_not_select(run: Run) -> None:
     """Where outcomes are noise, keeping what looks positive gains nothing; where they are not, it does."""
     held = dict.fromkeys(("likely_positive", "predicted_positive"), 0)
