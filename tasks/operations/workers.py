@@ -50,7 +50,7 @@ def in_processes(
         finally:
             if waiting:  # an error: whatever is being computed is not waited for
                 open_while_wanted.close()
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
 
 
 def _begin(queue: "SimpleQueue[Step]", ends: Connection) -> None:

@@ -99,8 +99,8 @@ def read_material(config: RunConfig) -> Material:
         raise InputError("validation.held_out", "missing; give a table of questions that are not trained on")
     training = training_config(config)
     where = "questions" if settings.questions is None else "validation.questions"
-    questions = _named(where, partial(load_questions, training))
-    held_out = _named("validation.held_out", partial(load_questions, measured_config(config, settings.held_out)))
+    questions = _table(where, partial(load_questions, training))
+    held_out = _table("validation.held_out", partial(load_questions, measured_config(config, settings.held_out)))
     return Material(training, questions, held_out)
 
 
@@ -183,6 +183,14 @@ def _check_apart(material: Material) -> None:
 
 def _named(field: str, read: Callable[[], Result]) -> Result:
     """What is read, with errors that name the field of the validation."""
+    try:
+        return read()
+    except InputError as error:
+        raise error.under("questions", field) from error
+
+
+def _table(field: str, read: Callable[[], Result]) -> Result:
+    """What is read of a table, with errors of other fields that name the table too."""
     try:
         return read()
     except InputError as error:

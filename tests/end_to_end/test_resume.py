@@ -28,7 +28,7 @@ def counted(counts: Path) -> tuple[int, list[int]]:
     return sum(int(line) for line in lines if line.isdigit()), [int(x[5:]) for x in lines if x.startswith("call ")]
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_runs_end_in_the_same_bytes(
     kills: int, settings: dict[str, Any], prefect_environment: dict[str, str], tmp_path: Path
 ) -> None:

@@ -159,7 +159,9 @@ def faulty(settings: dict[str, Any], tmp_path: Path, cli: Command) -> Faulty:
     return run
 
 
-@pytest.mark.parametrize("stage", ["trees", "distillation", "alignment"])
+@pytest.mark.parametrize(
+    "stage", ["trees", *(pytest.param(later, marks=pytest.mark.slow) for later in ("distillation", "alignment"))]
+)
 def test_a_question_that_fails_does_not_end_the_others(stage: str, faulty: Faulty, tmp_path: Path) -> None:
     """Whatever stage it fails in: the others have outputs, a rerun with the same fault too, and one without it all."""
     for _ in range(2):

@@ -66,23 +66,13 @@ def test_a_validation_writes_its_tables_and_page(settings: dict[str, Any], cli: 
     assert [row["predictor"] for row in result["predictors"]][:1] == ["forecast"]
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"held_out": None}, "validation.held_out: missing"),
-        ({"signals": ["nobody/*/*"]}, "validation.signals: 'nobody/*/*' names no signal"),
-        ({"students": [{"path": "/nowhere/model"}]}, "student.path: '/nowhere/model' is not there"),
-    ],
-)
 def test_what_cannot_be_done_is_said_before_anything_is_computed(
-    change: dict[str, Any], message: str, settings: dict[str, Any], cli: Command, tmp_path: Path
+    settings: dict[str, Any], cli: Command, tmp_path: Path
 ) -> None:
-    path = written(settings, tmp_path)
-    given = yaml.safe_load(path.read_text())
-    given["validation"] |= change
-    path.write_text(yaml.safe_dump(given))
+    path = written(settings, tmp_path, students=[{"path": "/nowhere/model"}])
     done = cli("validate", str(path))
-    assert done.exit_code == 2 and message in done.stderr
+    assert done.exit_code == 2
+    assert "validation.students[0].path: '/nowhere/model' is not there" in done.stderr
     assert not Store(settings["store"]).names("rollouts")
 
 
