@@ -65,7 +65,12 @@ class Served:
         return str(self.api.post(place, json={"parameters": {"config": config}}).raise_for_status().json()["id"])
 
     def state(self, run: str) -> dict[str, Any]:
-        return dict(self.api.get(f"/flow_runs/{run}").raise_for_status().json()["state"])
+        for _ in range(20):  # SQLite is locked now and then, which Prefect's own clients wait for
+            answer = self.api.get(f"/flow_runs/{run}")
+            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                break
+            time.sleep(0.5)
+        return dict(answer.raise_for_status().json()["state"])
 
     def wait(self, run: str, *types: str, seconds: int = 120) -> dict[str, Any]:
         for _ in range(5 * seconds):
