@@ -29,6 +29,7 @@ def written(settings: dict[str, Any], folder: Path, run: dict[str, Any] | None =
     return path
 
 
+@pytest.mark.slow
 def test_a_validation_and_the_same_again(settings: dict[str, Any], models: Path, cli: Command, tmp_path: Path) -> None:
     students = [{"path": str(models / "teacher")}]
     path = written(settings, tmp_path, optimisers=[{"kind": "adamw", "learning_rate": 0.01}], students=students)
