@@ -1,7 +1,7 @@
 """The validation: what was forecast of each signal, and what training on it really gives."""
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar, cast
 
 import polars as pl
 from prefect import State, flow
@@ -24,6 +24,8 @@ from tasks.validation.outputs import Beforehand, Trained, known_beforehand, vali
 from tasks.validation.session import open_validation
 from tasks.validation.shells import LABEL, STAGE, STATES, train_task
 from tasks.validation.trainings import UNTRAINED, Training
+
+Result = TypeVar("Result")
 
 
 @flow(name="validate", flow_run_name="{config.name}", persist_result=False)
@@ -55,18 +57,24 @@ def check_validation(config: RunConfig) -> None:
     Raises:
         ConfigurationError, InputError: the message gives the field and the value.
     """
+    _of_students(config, lambda run: open_validation(run).close())
+
+
+def _of_students(config: RunConfig, make: Callable[[RunConfig], Result]) -> list[Result]:
+    """Something of the run of every student; errors of a further student name it where the settings do."""
+    out = []
     for i, run in enumerate(students(config)):
         check_ranked(run)
         try:
-            open_validation(run).close()
+            out.append(make(run))
         except InputError as error:
             raise (error.under("student", f"validation.students[{i - 1}]") if i else error) from error
+    return out
 
 
 def _validate(config: RunConfig) -> dict[str, Any]:
-    check_ranked(config)
     check_execution(config.execution)
-    runs = [Planned.of(run) for run in students(config)]
+    runs = _of_students(config, Planned.of)
     store = Store(config.store)
     needed = [f"{folder}/{key}" for run in runs for key in run.keys for folder in (STAGE, STATES)]
     patiently(

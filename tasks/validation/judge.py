@@ -11,6 +11,7 @@ import polars as pl
 from scipy.special import stdtrit
 from scipy.stats import spearmanr
 
+from schemas.config.run import REWARD
 from schemas.training_tables import PREDICTIONS
 from tasks.calibration.figure import Figure, Range
 from tasks.statistics.csr import Floats
@@ -44,8 +45,8 @@ class Cell(NamedTuple):
 
 
 def cells(table: pl.DataFrame, step: int | None) -> list[Cell]:
-    """The cells of a table of `schemas.tables.VALIDATION`, on all tokens, after a step; None: after the last."""
-    of_teachers = table.filter((pl.col("tokens") == "all") & (pl.col("teacher") != "reward"))
+    """The cells of a table of `schemas.training_tables.VALIDATION`, on all tokens, after a step; None: the last one."""
+    of_teachers = table.filter((pl.col("tokens") == "all") & (pl.col("teacher") != REWARD))
     out = []
     for _, group in of_teachers.group_by(CELL, maintain_order=True):
         at = group.filter(pl.col("step") == (group["step"].max() if step is None else step))
@@ -179,7 +180,7 @@ def figures(table: pl.DataFrame, level: float, early: int | None, cost: tuple[in
     covers = Range(
         level - 0.1, min(1.0, level + 0.07), f"{100 * (level - 0.1):.0f}-{100 * min(1.0, level + 0.07):.0f} %"
     )
-    reward = last.filter(pl.col("teacher") == "reward")
+    reward = last.filter(pl.col("teacher") == REWARD)
     return [
         _over("rank correlation of the forecast with success at the end", late, "forecast", correlation, _AT_LEAST_9),
         _more("the same, less that of the mean cosine", late, "forecast"),

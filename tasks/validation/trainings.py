@@ -49,16 +49,14 @@ def trainings(config: RunConfig) -> list[Training]:
 
 
 def chosen_signals(config: RunConfig, patterns: Sequence[str]) -> list[Signal]:
-    """Signals that one of some patterns, teacher/context/loss, names, in their order.
-
-    Left out are those of a teacher that equals the student, and of contexts with generated texts.
-    """
+    """Those of `trainable_signals` that one of some patterns, teacher/context/loss, names, in their order."""
     return [s for s in trainable_signals(config) if any(fnmatchcase("/".join(s), pattern) for pattern in patterns)]
 
 
 def trainable_signals(config: RunConfig) -> list[Signal]:
     """Ranked signals, but for those of `untrained_sources`."""
-    return [s for s in ranked_signals(config) if s.source not in untrained_sources(config)]
+    left_out = untrained_sources(config)
+    return [signal for signal in ranked_signals(config) if signal.source not in left_out]
 
 
 def untrained_sources(config: RunConfig) -> dict[Source, str]:
