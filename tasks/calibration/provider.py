@@ -1,6 +1,6 @@
 """Evidence from the exact oracle: chains instead of models, sampled from their tables."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -76,6 +76,10 @@ class OracleProvider(WithoutModels):
     def texts(self, ids: Iterable[int]) -> dict[int, str]:
         """Placeholders: tokens of chains have no text."""
         return {token: f"#{token}" for token in ids}
+
+    def decode(self, runs: Sequence[Sequence[int]]) -> list[str]:
+        """Placeholders, one after another."""
+        return ["".join(f"#{token}" for token in run) for run in runs]
 
     def close(self) -> None:
         """Nothing to release."""

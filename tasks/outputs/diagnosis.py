@@ -1,6 +1,6 @@
 """The tables and the report of a diagnosis."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -8,11 +8,13 @@ import polars as pl
 
 from schemas.config import RunConfig
 from schemas.signals import Signal, signals
-from schemas.tables import FORECASTS, HANDOVERS, LOSSES, PREDICTORS, SELECTION, SUCCESS
+from schemas.tables import FORECASTS, HANDOVERS, LOSSES, PREDICTORS, SELECTION, SUCCESS, VOCABULARY
 from tasks.operations.progress import publish
 from tasks.outputs.files import parquet_bytes
 from tasks.outputs.generated import generated_texts
-from tasks.outputs.report.page import Facts, LeftOut, Told, render
+from tasks.outputs.report.facts import Facts, LeftOut, Told
+from tasks.outputs.report.page import render
+from tasks.outputs.report.rollouts import Rollouts
 from tasks.outputs.success import answered, forecasts, read_updates, success_tables
 from tasks.run.session import RunSession
 from tasks.stages.aggregate.forecast import advice
@@ -23,6 +25,7 @@ from tasks.stages.aggregate.questions import QuestionScores
 from tasks.stages.aggregate.selection import CHOICES, selection_rows, sum_choices, sum_predicted
 from tasks.stages.aggregate.tables import Texts, differences_table, frame, summary_table, tokens_table
 from tasks.stages.aggregate.truncation import Kept
+from tasks.stages.aggregate.vocabulary import Pushes
 from tasks.stages.no_signal import why_unresolved, without_signal
 from tasks.statistics.prior import Prior
 from tasks.statistics.streams import stream_seed
@@ -40,18 +43,29 @@ def load_scores(session: RunSession, ids: Sequence[str]) -> list[QuestionScores]
 
 
 def make_tables(
-    config: RunConfig, scored: Sequence[QuestionScores], texts: Texts, prior: Prior
+    config: RunConfig,
+    scored: Sequence[QuestionScores],
+    texts: Texts,
+    prior: Prior,
+    seen: Callable[[QuestionScores, pl.DataFrame], None] = lambda q, tokens: None,
 ) -> tuple[dict[str, pl.DataFrame], list[Facts]]:
-    """The tables of a run's signals, by name, and the page's facts about each question; one question at a time."""
+    """The tables of a run's signals, by name, and the page's facts about each question; one question at a time.
+
+    Args:
+        seen: is given every question once, with its rows of the table of tokens.
+    """
     names, scores = list(scored[0].distillation), config.scores
     temperature, limit = config.sampling.temperature, config.tree.tail_limit
     sums = Sums(all_bins(scores.groupings, scored, names))
     tokens, chosen, facts = [], [], []
     nodes: dict[Signal, list[AtNodes]] = {signal: [] for signal in names}
     truncated = dict.fromkeys(names, Kept())
+    pushes = Pushes(names)
     for q in scored:
         sums.add(q)
+        pushes.add(q)
         tokens.append(tokens_table(q, names, texts, scores.level))
+        seen(q, tokens[-1])
         seed = stream_seed("selection", config.seed, q.question_id)
         chosen.append(sum_choices(q, names, prior, scores, temperature, limit, seed))
         for signal, at_nodes in nodes.items():
@@ -70,6 +84,7 @@ def make_tables(
         "predictors": frame(predictor_rows(nodes, scores, config.seed), PREDICTORS),
         "losses": frame([{**signal._asdict(), **kept.shares()} for signal, kept in truncated.items()], LOSSES),
         "selection": frame(selection_rows(choices, names, scores, config.seed), SELECTION),
+        "vocabulary": frame(pushes.rows(texts(pushes.token_ids), scores.level), VOCABULARY),
     }
     return tables, facts
 
@@ -97,7 +112,8 @@ def make_outputs(session: RunSession, ids: Sequence[str], left_out: LeftOut) -> 
     """Tables and report."""
     scored = load_scores(session, ids)
     prior = Prior.of(session.store.need("prior", session.keys.key("prior", ids[0])).arrays)
-    tables, facts = make_tables(session.config, scored, session.provider.texts, prior)
+    shown = Rollouts(signals(session.config), len(scored), session.provider.texts, session.provider.decode)
+    tables, facts = make_tables(session.config, scored, session.provider.texts, prior, shown.add)
     questions = answered(session, ids)
     success, handover = success_tables(session, questions)
     every = tables["summary"].filter(pl.col("group") == "all")
@@ -116,7 +132,7 @@ def make_outputs(session: RunSession, ids: Sequence[str], left_out: LeftOut) -> 
             yield f"{name}.parquet", parquet_bytes(table)
         notes = [*no_signal, *written]
         told = Told(why, notes, advised)
-        page = render(session.config, scored, facts, tables, session.provider.texts, left_out, told)
+        page = render(session.config, facts, tables, shown, left_out, told)
         yield "report.html", page.encode()
 
     return Outputs(why, no_signal, written, advised, files())

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from schemas.text import reason
-from tasks.outputs.report.page import LeftOut
+from tasks.outputs.report.facts import LeftOut
 from tasks.run.session import RunSession
 from tasks.run.shells import TaskSummary
 from tasks.store.store import Store, StoreError

@@ -1,6 +1,6 @@
 """Evidence from tables recorded by another system: nothing is sampled, and no model is used."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from schemas.arrays import Arrays
 from schemas.config import RunConfig, Settings
@@ -86,6 +86,10 @@ class RecordedProvider(WithoutModels):
     def texts(self, ids: Iterable[int]) -> dict[int, str]:
         """Texts of token ids, from the table."""
         return {token: self._texts.get(token, "" if token < 0 else f"#{token}") for token in sorted(set(ids))}
+
+    def decode(self, runs: Sequence[Sequence[int]]) -> list[str]:
+        """Texts of runs of tokens: those of the tokens, one after another."""
+        return ["".join(self.texts([token])[token] for token in run) for run in runs]
 
     def close(self) -> None:
         """Nothing to close."""

@@ -6,7 +6,7 @@ from schemas.arrays import Arrays
 from schemas.config import MiniLLM, RunConfig, Settings
 from schemas.signals import REWARDED, Signal, Source
 from tasks.engines.scoring import Scored, View
-from tasks.engines.translation import TranslatedView
+from tasks.engines.translation import TranslatedView, decoded_after
 from tasks.engines.turn import TURN
 from tasks.stages.answers import make_answers, make_continuations
 from tasks.stages.distillation.gradients import distill
@@ -128,8 +128,11 @@ class ModelProvider:
     def texts(self, ids: Iterable[int]) -> dict[int, str]:
         """Text of token ids, from the tokenizer."""
         distinct = sorted(set(ids))
-        texts = self.models.tokenizer.batch_decode([[t] for t in distinct]) if distinct else []  # not of none: one text
-        return dict(zip(distinct, texts, strict=True))
+        return dict(zip(distinct, self.decode([[t] for t in distinct]), strict=True))
+
+    def decode(self, runs: Sequence[Sequence[int]]) -> list[str]:
+        """Texts of runs of tokens in the middle of a text, from the tokenizer."""
+        return decoded_after(self.models.tokenizer, runs) if runs else []
 
     def close(self) -> None:
         """Stop worker processes and the sampler."""

@@ -220,6 +220,10 @@ class Provider(Protocol):
         """Text of token ids."""
         ...
 
+    def decode(self, runs: Sequence[Sequence[int]]) -> list[str]:
+        """Texts of runs of tokens in the middle of a text."""
+        ...
+
     def close(self) -> None:
         """Stop worker processes and the sampler."""
         ...

@@ -239,6 +239,9 @@ class GivenProvider(WithoutModels):
     def texts(self, ids: Iterable[int]) -> dict[int, str]:
         return {token: str(token) for token in ids}
 
+    def decode(self, runs: Sequence[Sequence[int]]) -> list[str]:
+        return ["".join(map(str, run)) for run in runs]
+
     def close(self) -> None:
         """Nothing is held."""
 

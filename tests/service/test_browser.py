@@ -1,21 +1,18 @@
 """Prefect's UI as people use it, in headless Chromium: fill the form, run, look, retry.
 
-Needs Chromium and `pip install playwright`; screenshots go to the folder that OPDSCOPE_SCREENSHOTS names.
+Screenshots go to the folder that OPDSCOPE_SCREENSHOTS names.
 """
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.helpers.browser import chromium, shot
 from tests.helpers.served import Served, in_trees, processes, tables
 
-sync_api = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.slow
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 REBOUND = "rebound.example"
 """A name of somebody else that has been pointed at this machine."""
 ATTACK = """async ([api, deployment, folder]) => {
@@ -75,22 +72,12 @@ def served(tmp_path: Path, settings: dict[str, Any]) -> Iterator[Served]:
 
 @pytest.fixture
 def page(served: Served) -> Iterator[Any]:
-    with sync_api.sync_playwright() as p:
-        switches = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--host-resolver-rules=MAP *.example 127.0.0.1"]
-        # of newer browsers only; what they stop never reaches us
-        switches.append("--disable-features=LocalNetworkAccessChecks,BlockInsecurePrivateNetworkRequests")
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=switches)
+    # the last is of newer browsers only; what it stops never reaches us
+    blocked = "--disable-features=LocalNetworkAccessChecks,BlockInsecurePrivateNetworkRequests"
+    with chromium("--host-resolver-rules=MAP *.example 127.0.0.1", blocked) as browser:
         page = browser.new_page(viewport={"width": 1300, "height": 900}, base_url=f"http://127.0.0.1:{served.port}")
         page.set_default_timeout(30_000)
         yield page
-        browser.close()
-
-
-def shot(page: Any, name: str) -> None:
-    folder = os.environ.get("OPDSCOPE_SCREENSHOTS")
-    if folder:
-        page.wait_for_timeout(1500)  # charts and tables fade in
-        page.screenshot(path=str(Path(folder) / f"{name}.png"))
 
 
 def submit(page: Any, served: Served, **fields: str) -> str:
