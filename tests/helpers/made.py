@@ -29,9 +29,13 @@ PRIOR = Prior(np.array([0.3, 0.7]), np.array([4.0, 4.0]), np.array([0.5, 0.5]))
 """Success of branches about .3 or .7."""
 
 
-def made_signals(teachers: int, losses: int) -> list[Signal]:
-    """Signals of so many teachers and losses."""
-    return [Signal(f"teacher-{t}", "none", f"loss_{i}") for t in range(teachers) for i in range(losses)]
+def made_signals(teachers: int, losses: int, prefix: str = "") -> list[Signal]:
+    """Signals of so many teachers and losses; all names start with the prefix."""
+    return [
+        Signal(f"{prefix}teacher-{t}", f"{prefix}none", f"{prefix}loss_{i}")
+        for t in range(teachers)
+        for i in range(losses)
+    ]
 
 
 def made_question(
@@ -108,8 +112,8 @@ def made_question(
 class MadeQuestions(Sequence[QuestionScores]):
     """Questions of one size, made when they are looked at; the last one is kept."""
 
-    def __init__(self, number: int, signals: Sequence[Signal], **size: int) -> None:
-        self._number, self._signals, self._size = number, signals, size
+    def __init__(self, number: int, signals: Sequence[Signal], prefix: str = "", **size: int) -> None:
+        self._number, self._signals, self._prefix, self._size = number, signals, prefix, size
         self._last: tuple[int, QuestionScores] | None = None
 
     def __len__(self) -> int:
@@ -119,7 +123,7 @@ class MadeQuestions(Sequence[QuestionScores]):
         if not 0 <= place < self._number:
             raise IndexError(place)
         if self._last is None or self._last[0] != place:
-            made = made_question(f"question-{place:03}", self._signals, seed=place, **self._size)
+            made = made_question(f"{self._prefix}question-{place:03}", self._signals, seed=place, **self._size)
             self._last = (place, made)
         return self._last[1]
 
@@ -135,10 +139,17 @@ class MadePage(NamedTuple):
     questions: MadeQuestions
 
 
-def made_page(questions: int, teachers: int, losses: int, texts: Texts | None = None, **size: int) -> MadePage:
-    """A report of questions made at random; forecasts and own success are made at random too."""
-    signals = made_signals(teachers, losses)
-    made = MadeQuestions(questions, signals, **size)
+def made_page(
+    questions: int, teachers: int, losses: int, texts: Texts | None = None, prefix: str = "", **size: int
+) -> MadePage:
+    """A report of questions made at random; forecasts and own success are made at random too.
+
+    Args:
+        texts: of tokens; words by default.
+        prefix: what all names start with.
+    """
+    signals = made_signals(teachers, losses, prefix)
+    made = MadeQuestions(questions, signals, prefix, **size)
     rng = np.random.default_rng(0)
     spell = texts or word
     shown = Rollouts(signals, questions, spell, lambda runs: ["".join(spell(run)[t] for t in run) for run in runs])

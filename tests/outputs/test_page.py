@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import polars as pl
@@ -364,12 +365,18 @@ HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
 
 
 def test_hostile_output_stays_text(named: Any) -> None:
-    opened = named(
-        made_page(6, 2, 1, texts=lambda ids: dict.fromkeys(ids, HOSTILE), rollouts=2, tokens=12, nodes=12, branches=3)
-    )
+    size = {"rollouts": 2, "tokens": 12, "nodes": 12, "branches": 3}
+    opened = named(made_page(6, 2, 1, texts=lambda ids: dict.fromkeys(ids, HOSTILE), prefix=HOSTILE, **size))
+    assert opened.table("Forecast by signal")[0][1] == f"{HOSTILE}none"
     opened.go("where")
-    opened.go("question-000/0/0")
+    opened.go("tokens")
+    opened.page.locator(".rows a").nth(3).click()
+    opened.page.wait_for_function("n => Number(document.body.dataset.ready) >= n", arg=4)
     assert HOSTILE in opened.page.locator(".text-pane").inner_text()
+    opened.go(quote(f"{HOSTILE}question-003", safe="") + "/1/")
+    assert f"{HOSTILE}question-003 · rollout 1" in opened.page.locator("#tokens h2").inner_text()
+    opened.go("nothing%/0/0")
+    assert "no such rollout" in opened.page.locator("#tokens h2").inner_text()
     assert opened.page.locator("#main img, #main script").count() == 0
     assert opened.said == []
     added = "const s = document.createElement('script'); s.textContent = 'window.ran = 1'; document.body.append(s)"
