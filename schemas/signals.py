@@ -76,8 +76,9 @@ def losses(config: RunConfig) -> dict[str, Settings]:
 
 def signals(config: RunConfig) -> list[Signal]:
     """Every signal of a run: each loss of each teacher with each context, then the yardsticks."""
-    taught = [Signal(*source, loss) for source in sources(config) for loss in of_teachers(config)]
-    return [*taught, *(Signal(*REWARDED, loss) for loss in losses(config) if loss not in of_teachers(config))]
+    compared = of_teachers(config)
+    taught = [Signal(*source, loss) for source in sources(config) for loss in compared]
+    return [*taught, *(Signal(*REWARDED, loss) for loss in losses(config) if loss not in compared)]
 
 
 def of_teachers(config: RunConfig) -> dict[str, Settings]:

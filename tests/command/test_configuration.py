@@ -283,7 +283,7 @@ def base(
     monkeypatch.setenv(ALLOW_CODE, "1")
     rows = [json.loads(line) for line in questions.read_text().splitlines()]
     rich = tmp_path / "rich.jsonl"
-    columns = [{**r, "number": r["id"], "result": r["answer"], "odd": "yes"} for r in rows]
+    columns = [{**r, "number": r["id"], "result": r["answer"], "odd": "yes"} for r in rows[:3]]
     rich.write_text("".join(json.dumps(row) + "\n" for row in columns))
     (tmp_path / "copy.jsonl").write_text(rich.read_text())
     student = Path(shutil.copytree(models / "student", tmp_path / "student"))
