@@ -262,7 +262,7 @@ PIPELINE = {stage.name: stage for stage in _STAGES}
 
 ROUNDS_VERSION = 3
 """Version of the draws that are kept while a stage makes them."""
-AGGREGATE_VERSION = 8
+AGGREGATE_VERSION = 9
 """Version of a run's tables."""
 
 

@@ -28,10 +28,10 @@ def success_rows(questions: Sequence[Answered], scores: Scores, seed: int) -> li
     rows = []
     student = np.array([q.student for q in questions])
     counts = resample(len(questions), scores.bootstrap, seed)
-    for source in questions[0].answers:
-        own = np.array([float(np.mean(q.answers[source]["success"])) for q in questions])
+    handover = handover_rates(questions)
+    for source, own in own_rates(questions).items():
         cut = np.array([float(np.mean(q.answers[source]["truncated"])) for q in questions])
-        handed = np.array([rate(q.handover[source], BEFORE_ANSWER) for q in questions])
+        handed = handover[source]
         row: dict[str, Any] = {
             **source._asdict(),
             "questions": len(questions),
@@ -53,6 +53,22 @@ def handover_rows(questions: Sequence[Answered], scores: Scores, seed: int) -> l
             values = {"handover": np.array([rate(q.handover[source], part) for q in questions])}
             rows.append({**source._asdict(), "part": part} | _estimates(values, counts, scores.level))
     return rows
+
+
+def own_rates(questions: Sequence[Answered]) -> dict[Source, Floats]:
+    """Success rate of each teacher with its context on every question, [Q]."""
+    return {
+        source: np.array([float(np.mean(q.answers[source]["success"])) for q in questions])
+        for source in questions[0].answers
+    }
+
+
+def handover_rates(questions: Sequence[Answered]) -> dict[Source, Floats]:
+    """Success rate of the student from just before its answers, [Q]; NaN where it is not known."""
+    return {
+        source: np.array([rate(q.handover[source], BEFORE_ANSWER) for q in questions])
+        for source in questions[0].handover
+    }
 
 
 def rate(handover: Arrays, part: float) -> float:
