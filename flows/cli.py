@@ -144,6 +144,26 @@ def verify(
     raise typer.Exit(verify_file(config, overrides(set_, store, name), questions=questions))
 
 
+Runs = Annotated[
+    list[str], typer.Argument(help="Name of a run in the store, or STORE/runs/NAME, or STORE#NAME.", metavar="RUN...")
+]
+FinishedIn = Annotated[str, typer.Option("--store", help="Store of runs given by name; any fsspec URL.", metavar="URL")]
+
+
+@app.command()
+def compare(
+    runs: Runs,
+    store: FinishedIn = ".opdscope",
+    output: Annotated[
+        Path | None, typer.Option(help="Also write the tables: .md, .tex, .csv or .parquet.", metavar="FILE")
+    ] = None,
+) -> None:
+    """Show runs side by side: students, checkpoints, nights; differences to the first, paired by question."""
+    from flows.command.compare import compare_runs
+
+    raise typer.Exit(compare_runs(runs, store, output))
+
+
 @app.command()
 def nightly(suite: Annotated[Path, typer.Argument(help="YAML file of a suite.", metavar="SUITE.yaml")]) -> None:
     """Execute every run of a suite that has something new, and mark scores that moved since previous nights."""

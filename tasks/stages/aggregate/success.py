@@ -39,7 +39,7 @@ def success_rows(questions: Sequence[Answered], scores: Scores, seed: int) -> li
             "truncated": float(cut.mean()),
         }
         values = {"own": own, "gap": own - student, "handover": handed, "copied": own - handed}
-        rows.append(row | _estimates(values, counts, scores.level))
+        rows.append(row | mean_estimates(values, counts, scores.level))
     return rows
 
 
@@ -51,7 +51,7 @@ def handover_rows(questions: Sequence[Answered], scores: Scores, seed: int) -> l
         parts = sorted({part for q in questions for part in q.handover[source]["part"].tolist()})
         for part in parts:
             values = {"handover": np.array([rate(q.handover[source], part) for q in questions])}
-            rows.append({**source._asdict(), "part": part} | _estimates(values, counts, scores.level))
+            rows.append({**source._asdict(), "part": part} | mean_estimates(values, counts, scores.level))
     return rows
 
 
@@ -78,7 +78,7 @@ def rate(handover: Arrays, part: float) -> float:
     return float(np.asarray(handover["successes"])[of_part].sum() / draws) if draws else np.nan
 
 
-def _estimates(values: Mapping[str, Floats], counts: Floats, level: float) -> dict[str, float]:
+def mean_estimates(values: Mapping[str, Floats], counts: Floats, level: float) -> dict[str, float]:
     """Means over questions with bootstrap intervals; questions where a value is not known are left out."""
     out: dict[str, float] = {}
     for name, of_questions in values.items():
