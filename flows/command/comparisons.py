@@ -101,11 +101,12 @@ def _value(row: Row, run: Compared) -> str:
 def _change(row: Row) -> str:
     if row["difference"] is None:
         return "-"
-    if row["score"] != "gain":
-        return f"{'+' if round(row['difference'], 2) > 0 else ''}{estimate(row, 'difference')}"
-    if row["difference_low"] is None:
-        return f"{row['difference']:+.4f}"
-    return f"{row['difference']:+.4f} [{row['difference_low']:.4f}, {row['difference_high']:.4f}]"
+    gain = row["score"] == "gain"
+    sign = "+" if round(row["difference"], 4 if gain else 2) > 0 else ""
+    if not gain:
+        return f"{sign}{estimate(row, 'difference')}"
+    value, low, high = (row[f"difference{end}"] for end in ("", "_low", "_high"))
+    return f"{sign}{value:.4f}" + ("" if low is None else f" [{low:.4f}, {high:.4f}]")
 
 
 def what_changed(table: pl.DataFrame, runs: Sequence[Compared]) -> list[str]:
