@@ -165,6 +165,19 @@ def compare(
 
 
 @app.command()
+def figures(
+    run: Annotated[str, typer.Argument(help="Name of a run in the store, or STORE/runs/NAME, or STORE#NAME.")],
+    store: FinishedIn = ".opdscope",
+    output: Annotated[Path | None, typer.Option(help="Folder; default: RUN-figures.", metavar="FOLDER")] = None,
+    formats: Annotated[str, typer.Option("--format", help="Of the figures, separated by commas.")] = "svg,png,pdf",
+) -> None:
+    """Write the figures of a run for a paper, and its tables in LaTeX and Markdown."""
+    from flows.command.figures import draw_figures
+
+    raise typer.Exit(draw_figures(run, store, output, formats))
+
+
+@app.command()
 def nightly(suite: Annotated[Path, typer.Argument(help="YAML file of a suite.", metavar="SUITE.yaml")]) -> None:
     """Execute every run of a suite that has something new, and mark scores that moved since previous nights."""
     from flows.command.suite import run_nightly

@@ -25,6 +25,8 @@ _MINUS = re.compile(r"(?:^|(?<=[ \[+]))-(?=[.0-9])")
 _JOINED = re.compile(r"-(?=-)|(?<=[?!])(?=\{`\})")
 """Where LaTeX would make one sign of two."""
 _MARKDOWN = re.compile(r"[\\`*_|~<>&$@:]|\](?=[(\[])|(?<=www)\.|(?<=WWW)\.")
+_LONG = 30
+"""Letters from which on a cell is set in lines."""
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """What a cell starts with that spreadsheets take for a formula."""
 
@@ -55,7 +57,11 @@ def latex_text(text: str) -> str:
 
 def latex(grid: Grid) -> str:
     """A table with rules of the package `booktabs`, its title as the caption."""
-    columns = "".join("r" if right else "l" for right in grid.right)
+    cells = list(zip(grid.header, *grid.rows, strict=True))
+    columns = "".join(
+        "r" if right else r"p{0.3\linewidth}" if max(map(len, column)) > _LONG else "l"
+        for right, column in zip(grid.right, cells, strict=True)
+    )
     lines = [r"\begin{table}", r"\centering", f"\\caption{{{latex_text(grid.title)}}}", r"\small"]
     lines += [f"\\begin{{tabular}}{{{columns}}}", r"\toprule", _latex_row(grid.header), r"\midrule"]
     lines += [_latex_row(row) for row in grid.rows]

@@ -11,7 +11,8 @@ from markupsafe import Markup
 
 from schemas.config import RunConfig, is_local_folder
 from schemas.text import BETWEEN
-from tasks.outputs.report.charts import LOSSES_SHOWN, SOURCES_SHOWN, ChartError, along, forest
+from tasks.outputs.figures.charts import LOSSES_SHOWN, SOURCES_SHOWN, Names, along, forest
+from tasks.outputs.figures.style import ChartError, drawn
 from tasks.stages.aggregate.questions import QuestionScores
 from tasks.stages.aggregate.tables import Texts, headline
 from tasks.stages.no_signal import Endings
@@ -170,23 +171,24 @@ def render(
 
 def draw_charts(summary: pl.DataFrame, loss: str) -> tuple[dict[str, Markup], list[str]]:
     """The charts by title, and notes on charts that are missing or incomplete; tables contain what they would show."""
-    drawn: dict[str, Markup] = {}
-    notes = []
+    shown: dict[str, Markup] = {}
+    notes, names = [], Names.of(summary)
     for group, title in {"": FOREST, **GROUPS}.items():
         try:
-            svg = along(summary, group, loss, title) if group else forest(summary)
+            chart = along(summary, group, loss, title, names) if group else forest(summary, names)
+            svg = None if chart is None else drawn(chart, "svg").decode()
         except ChartError as error:
             notes.append(f"The chart of alignment by {title} could not be drawn: {error}.")
             continue
         if svg is not None:
-            drawn[title] = Markup(svg)  # noqa: S704 - drawn here; names are escaped by Vega
+            shown[title] = Markup(svg)  # noqa: S704 - drawn here; names are escaped by Vega
     sources, losses = summary.select("teacher", "context").n_unique(), summary["loss"].n_unique()
     if sources > SOURCES_SHOWN or losses > LOSSES_SHOWN:
         notes.append(
             f"Charts show the first {min(sources, SOURCES_SHOWN)} of {sources} teachers with contexts and the first "
             f"{min(losses, LOSSES_SHOWN)} of {losses} losses; summary.parquet contains all."
         )
-    return drawn, notes
+    return shown, notes
 
 
 def _student(config: RunConfig) -> str:
