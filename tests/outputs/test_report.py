@@ -55,7 +55,7 @@ def test_a_page_of_undefined_scores() -> None:
 def summary_of(teachers: int, losses: int) -> pl.DataFrame:
     rows = [
         {"group": group, "bin": bin_, "teacher": f"t{t}", "context": "none", "loss": f"l{i}"}
-        | {"alignment": 0.1, "alignment_low": 0.0, "alignment_high": 0.2}
+        | {"alignment": 0.1, "alignment_low": 0.0, "alignment_high": 0.2, "d_sq": 1.0}
         for t in range(teachers)
         for i in range(losses)
         for group, bin_ in (("all", "all"), ("position", "1"), ("position", "2"))
@@ -67,7 +67,7 @@ def test_a_chart_that_cannot_be_drawn_is_left_out_and_said(monkeypatch: pytest.M
     def fails(spec: object) -> str:
         raise ValueError("Vega is\nill")
 
-    monkeypatch.setattr("tasks.outputs.report.charts.vlc.vegalite_to_svg", fails)
+    monkeypatch.setattr("tasks.outputs.figures.style.vlc.vegalite_to_svg", fails)
     html = page("x", {})
     assert "The chart of alignment by teacher, context and loss could not be drawn: Vega is." in html
     assert "Token by token" in html

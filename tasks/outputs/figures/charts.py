@@ -10,7 +10,7 @@ import altair as alt
 import polars as pl
 
 from schemas.text import BETWEEN
-from tasks.outputs.figures.style import COLUMN, LABELS, TEXT, Marked, rule
+from tasks.outputs.figures.style import COLUMN, LABELS, TEXT, Marked, length, rule
 
 ROLLOUTS = {"all": "all rollouts", "correct": "correct rollouts", "incorrect": "incorrect rollouts"}
 SOURCES_SHOWN, LOSSES_SHOWN, SOURCES_ALONG = 30, 12, 8
@@ -96,8 +96,12 @@ def intervals(
         return None
     names = list(panel.names if panel else dict.fromkeys(row["name"] for row in known))
     scale = alt.Scale(domain=list(domain), nice=False, clamp=True) if domain else alt.Scale(zero=False)
-    beside = panel is None or panel.beside
-    axis = alt.Axis(grid=True, tickBand="extent", ticks=False, labels=beside)
+    in_two = length(names) > LABELS
+    marked = marked._replace(room=(COLUMN if panel is None else TEXT) - beside(names))
+    labels: dict[str, Any] = {"labels": panel is None or panel.beside}
+    if in_two:
+        labels |= {"labelExpr": f"split(datum.label, '{BETWEEN}')", "labelOffset": -4}  # names have none
+    axis = alt.Axis(grid=True, tickBand="extent", ticks=False, **labels)
     y = alt.Y("name:N", sort=names, title=None, scale=alt.Scale(domain=names, padding=0), axis=axis)
     offset = alt.YOffset(f"{marked.field}:N", sort=list(marked.shown), scale=alt.Scale(paddingOuter=0.4))
     base = alt.Chart().encode(y=y, yOffset=offset)
@@ -108,10 +112,17 @@ def intervals(
     layers = [bars.properties(data=_whole(known)), points.properties(data=alt.Data(values=known))]
     if line is not None:
         layers.insert(0, rule([{"at": line}]).encode(x=alt.X("at:Q", title=title, scale=scale)))
-    chart = alt.layer(*layers).properties(height=max(12.0, 5.5 * len(marked.shown) + 4) * len(names))
+    height = max(22.0 if in_two else 12.0, 5.5 * len(marked.shown) + 4) * len(names)
+    chart = alt.layer(*layers).properties(height=height)
     if panel is None:
         return chart.properties(width=COLUMN, autosize=FIT)
     return chart.properties(width=panel.width)
+
+
+def beside(names: Sequence[str]) -> int:
+    """Width of names beside a chart, about: where they are long, teacher and context are under each other."""
+    parts = [part for name in names for part in name.split(BETWEEN)] if length(names) > LABELS else names
+    return min(LABELS, length(parts)) + 10
 
 
 def _whole(rows: Rows) -> alt.Data:
@@ -128,11 +139,10 @@ def forest(summary: pl.DataFrame, names: Names) -> alt.HConcatChart | None:
     losses = names.marked("loss", rows)
     sources = [name for name in names.sources if name in set(rows["name"])]
     present = [name for name in ROLLOUTS if name in set(rows["bin"])]
-    beside = min(LABELS, 4 * max(map(len, sources))) + 10
     panels: list[Layers] = []
     for name in present:
         of = rows.filter(pl.col("bin") == name).to_dicts()
-        width = (TEXT - beside - _BETWEEN * (len(ROLLOUTS) - 1) - 16) // len(ROLLOUTS)
+        width = (TEXT - beside(sources) - _BETWEEN * (len(ROLLOUTS) - 1) - 16) // len(ROLLOUTS)
         panel, title = Panel(sources, name == present[0], width), ["alignment", ROLLOUTS[name]]
         chart = intervals(of, title, losses, line=0.0, domain=domain_of(rows), panel=panel)
         panels += [chart] if chart is not None else []

@@ -3,6 +3,7 @@
 import altair as alt
 import polars as pl
 
+from schemas.text import BETWEEN
 from tasks.outputs.figures.charts import FIT, SOURCES_ALONG, Layers, Names, Rows, in_order, intervals
 from tasks.outputs.figures.style import COLUMN, Marked, rule
 
@@ -24,7 +25,7 @@ def forecasts(table: pl.DataFrame, names: Names) -> Layers | None:
     rows = names.shown(table.filter(pl.col("forecast").is_not_null()))
     if rows.is_empty():
         return None
-    title = "success after training (line: before)"
+    title = ["success after training", "(line: before)"]
     marked = names.marked("loss", rows)
     return intervals(_rows(rows, "source", "forecast", "loss"), title, marked, line=rows["base"][0], domain=(0, 1))
 
@@ -37,11 +38,11 @@ def success(table: pl.DataFrame, base: float | None) -> Layers | None:
     """
     if table.is_empty():
         return None
-    every = Names(in_order(table.select(source=pl.concat_str("teacher", pl.lit(" / "), "context")), "source"), [])
+    every = Names(in_order(table.select(source=pl.concat_str("teacher", pl.lit(BETWEEN), "context")), "source"), [])
     rows = every.shown(table)
     told = [{**row, "kind": kind} for name, kind in SUCCESS.items() for row in _rows(rows, "source", name)]
     shown = [kind for kind in SUCCESS.values() if any(row["kind"] == kind and row["value"] is not None for row in told)]
-    title = "success" if base is None else "success (line: the student's)"
+    title = "success" if base is None else ["success", "(line: the student's)"]
     return intervals(told, title, Marked("kind", shown, list(SUCCESS.values())), line=base, domain=(0, 1))
 
 
@@ -82,9 +83,7 @@ def gain_against_forecast(summary: pl.DataFrame, table: pl.DataFrame, names: Nam
     bars = base.mark_rule(strokeWidth=0.7, opacity=0.5)
     bars = bars.encode(y=alt.Y("change_low:Q", title=title, axis=axis), y2="change_high:Q")
     points = base.mark_point(filled=True, size=22, opacity=1)
-    points = points.encode(
-        y=alt.Y("change:Q", title=title), shape=losses.shape(orient="bottom", columns=len(losses.shown))
-    )
+    points = points.encode(y=alt.Y("change:Q", title=title), shape=losses.shape(orient="bottom"))
     zero = rule([{"at": 0}])
     values = rows.select("source", "loss", "gain", "change", "change_low", "change_high").to_dicts()
     layers = [zero.encode(x=alt.X("at:Q")), zero.encode(y=alt.Y("at:Q")), bars, points]

@@ -15,15 +15,15 @@ PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 """Colours that the colour-blind tell apart (Okabe and Ito 2008), and a grey in place of their yellow."""
 SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left"]
 FORMATS = ("svg", "png", "pdf")
-LABELS = 120
-"""Length of the names beside a chart and in its legend; of longer ones the end is left out."""
+LABELS = 105
+"""Length of the names beside a chart; of longer ones the end is left out."""
 _FONT = "Helvetica, Arial, 'Liberation Sans', 'DejaVu Sans', sans-serif"
 _SIZE = 8
 _INK, _FAINT, _RULE = "#222222", "#dddddd", "#777777"
 _INCH = 300
 """Dots an inch of a PNG."""
-_WIDE = 14
-"""Letters of a name from which on a legend has two columns, not three."""
+_LETTER, _SYMBOL = 3.7, 16
+"""Widths of a letter, on average, and of a symbol of a legend with what is around it."""
 
 
 class ChartError(ValueError):
@@ -37,11 +37,13 @@ class Marked(NamedTuple):
         field: that they stand in.
         shown: those of this chart.
         every: those of all charts, in order.
+        room: width of the legend.
     """
 
     field: str
     shown: Sequence[str]
     every: Sequence[str]
+    room: int = COLUMN - 45
 
     def color(self, **legend: Any) -> alt.Color:
         """Their colours."""
@@ -53,11 +55,18 @@ class Marked(NamedTuple):
 
     def _legend(self, marks: Sequence[str], legend: dict[str, Any]) -> dict[str, Any]:
         given = [marks[self.every.index(name) % len(marks)] for name in self.shown]
-        columns = 2 if max(map(len, self.shown)) > _WIDE else 3
+        widths = {c: sum(length(self.shown[i::c]) + _SYMBOL for i in range(c)) for c in (4, 3, 2)}
+        columns = next((c for c, width in widths.items() if width <= self.room), 1)
+        fitting = {"title": None, "columns": columns, "labelLimit": self.room - _SYMBOL}
         return {
             "scale": alt.Scale(domain=list(self.shown), range=given),
-            "legend": alt.Legend(**{"title": None, "columns": columns, **legend}),
+            "legend": alt.Legend(**{**fitting, **legend}),
         }
+
+
+def length(names: Sequence[str]) -> int:
+    """Length of the longest of some names, about."""
+    return int(_LETTER * max(map(len, names), default=0))
 
 
 def rule(values: Sequence[dict[str, float]]) -> alt.Chart:
@@ -79,12 +88,12 @@ def drawn(chart: alt.TopLevelMixin, form: str) -> bytes:
             **{"labelFontSize": _SIZE, "titleFontSize": _SIZE, "titleFontWeight": "normal", "titlePadding": 4},
             **{"labelColor": _INK, "titleColor": _INK, "gridColor": _FAINT, "gridWidth": 0.5, "labelPadding": 3},
             **{"domainColor": _RULE, "tickColor": _RULE, "domainWidth": 0.7, "tickWidth": 0.7, "tickSize": 3},
-            **{"labelFlush": False, "titleLimit": COLUMN - 40, "labelLimit": LABELS},
+            **{"labelFlush": False, "titleLimit": COLUMN - 60, "labelLimit": LABELS},
         )
         .configure_legend(
             **{"orient": "top", "labelFontSize": _SIZE, "titleFontSize": _SIZE, "titleFontWeight": "normal"},
             **{"labelColor": _INK, "symbolSize": 25, "symbolStrokeWidth": 1, "symbolOpacity": 1, "columnPadding": 6},
-            **{"offset": 4, "padding": 0, "rowPadding": 1, "labelLimit": LABELS - 20, "labelOffset": 2},
+            **{"offset": 4, "padding": 0, "rowPadding": 1, "labelOffset": 2},
         )
         .to_dict()
     )
