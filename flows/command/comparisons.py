@@ -64,7 +64,7 @@ class _Cells(NamedTuple):
         """From a row of the table."""
         names = {name: escape(row[name]) for name in _NAMES if row[name] is not None}
         run = next(run for run in runs if run.name == row["run"])
-        return cls(escape(row["run"]), names, _value(row, run), _change(row))
+        return cls(escape(row["run"]), names, _shown(row, run), _change(row))
 
 
 def _beside(shown: Table, names: Sequence[str], parts: Sequence[Sequence[_Cells]]) -> None:
@@ -89,12 +89,17 @@ def _below(shown: Table, names: Sequence[str], parts: Sequence[Sequence[_Cells]]
             shown.add_row(*told, cells.run, cells.value, cells.change if j else "")
 
 
-def _value(row: Row, run: Compared) -> str:
+def _shown(row: Row, run: Compared) -> str:
+    """A score, or why there is none."""
     if row["value"] is None and row["score"] in ("alignment", "gain"):
         columns = run.columns.get(Signal(*(row[name] for name in _NAMES)))
         if columns is None:
             return "-"  # not a signal of this run
         return "undefined" if row["score"] == "gain" or not columns["d_sq"].any() else "unresolved"
+    return _value(row)
+
+
+def _value(row: Row) -> str:
     return f"{row['value']:.4f}" if row["score"] == "gain" else estimate(row, "value")
 
 
@@ -110,11 +115,11 @@ def _change(row: Row) -> str:
 
 
 def what_changed(table: pl.DataFrame, runs: Sequence[Compared]) -> list[str]:
-    """A line for each run after the first: what differs clearly, and what does not."""
-    return [escape(_line(table, runs[0], other)) for other in runs[1:]]
+    """Lines for each run after the first: what differs clearly, and what does not."""
+    return [escape(line) for other in runs[1:] for line in _lines(table, runs[0], other)]
 
 
-def _line(table: pl.DataFrame, first: Compared, other: Compared) -> str:
+def _lines(table: pl.DataFrame, first: Compared, other: Compared) -> list[str]:
     of = {name: table.filter(pl.col("run") == run.name).to_dicts() for name, run in (("a", first), ("b", other))}
     before, after = (next(row for row in of[side] if row["score"] == "success") for side in "ab")
     common = len(set(first.ids) & set(other.ids))
@@ -123,8 +128,8 @@ def _line(table: pl.DataFrame, first: Compared, other: Compared) -> str:
         f"{number(after['value'])} ({_change(after)}, {_over(common, first, other)})"
     ]
     said += _best(of["a"], of["b"])
-    said += [text for score in ("forecast", "alignment") if (text := _clear(of["b"], score, first, other))]
-    return "; ".join(said)
+    clear = (_clear(of["b"], score, first, other) for score in ("forecast", "alignment", "gain"))
+    return ["; ".join(said), *(f"  {line}" for line in clear if line is not None)]
 
 
 def _over(common: int, first: Compared, other: Compared) -> str:
@@ -144,8 +149,10 @@ def _best(before: Sequence[Row], after: Sequence[Row]) -> list[str]:
         ]
         if len(found) == 2:
             names = [_name(row) for row in found]
-            what = f"stays {names[0]}" if names[0] == names[1] else f"{names[0]} -> {names[1]}"
-            return [f"best signal by {score} {what}"]
+            if names[0] == names[1]:
+                return [f"highest {score} stays that of {names[0]}"]
+            told = [f"{name} ({_value(row)})" for name, row in zip(names, found, strict=True)]
+            return [f"highest {score} {' -> '.join(told)}"]
     return []
 
 
@@ -154,6 +161,7 @@ def _clear(rows: Sequence[Row], score: str, first: Compared, other: Compared) ->
     known = [row for row in rows if row["score"] == score and row["difference_low"] is not None]
     if not known:
         return None
+    known.sort(key=lambda row: -abs(row["difference"]))
     up = [_name(row) for row in known if row["difference_low"] > 0]
     down = [_name(row) for row in known if row["difference_high"] < 0]
     if not up and not down:
