@@ -37,7 +37,7 @@ def comparison_tables(table: pl.DataFrame, runs: Sequence[Compared]) -> list[Tab
     out = []
     for score, title in _TITLES.items():
         rows = table.filter(pl.col("score") == score)
-        if rows["value"].is_null().all():
+        if rows.is_empty() or (rows["value"].is_null().all() and score != "alignment"):
             continue
         level = max(run.forecast_level if score == "forecast" else run.level for run in runs)
         shown = Table(title=f"{title}, {100 * level:g} % interval", title_justify="left", box=SIMPLE_HEAD)

@@ -109,21 +109,22 @@ def differences(first: Compared, other: Compared) -> dict[Key, Difference]:
     paired = (common, common) if common else (sorted(first.ids), sorted(other.ids))
     seeds = [0 if common else stream_seed("comparison", *sorted(run.ids)) for run in (first, other)]
     whole = len(common) == len(first.ids) == len(other.ids)
+    each = zip(paired[:1] if common else paired, seeds, strict=False)
+    chances = [Chance.of(len(ids), replicates, seed) for ids, seed in each]
     samples = [
-        _Sampled(run, ids, Chance.of(len(ids), replicates, seed), seed)
-        for run, ids, seed in zip((first, other), paired, seeds, strict=True)
+        _Sampled(run, ids, chance, seed)
+        for run, ids, chance, seed in zip((first, other), paired, (chances[0], chances[-1]), seeds, strict=True)
     ]
     out = {}
     for key, value in first.values.items():
         if key not in other.values or not np.isfinite(value.value) or not np.isfinite(other.values[key].value):
             continue
-        a, b = (sample.replicates(key) for sample in samples)
-        if common and key.score in _RATES:
-            a, b = _both_known(samples, key)
+        rates = bool(common) and key.score in _RATES
+        a, b = _both_known(samples, key) if rates else [sample.replicates(key) for sample in samples]
         at = other.values[key].value - value.value if whole or not common else b.value - a.value
         same = bool(common) and _same(first, other, common, key)
         of = max(first.forecast_level, other.forecast_level) if key.score == "forecast" else level
-        out[key] = _difference(a, b, at, of, same, a.units if common and key.score in _RATES else len(common))
+        out[key] = _difference(a, b, at, of, same, a.units if rates else len(common))
     return out
 
 
@@ -141,7 +142,7 @@ def rate_replicates(rates: Floats, counts: Floats) -> Replicates:
     if not known.any():
         return Replicates(np.nan, np.full(len(counts), np.nan), 0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        drawn = counts[:, known] @ rates[known] / counts[:, known].sum(axis=1)
+        drawn = counts @ np.where(known, rates, 0.0) / (counts @ known.astype(np.float64))
     return Replicates(float(rates[known].mean()), drawn, int(known.sum()))
 
 

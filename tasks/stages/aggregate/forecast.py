@@ -100,8 +100,8 @@ def _rate(values: Floats, counts: Floats, doubt: Floats) -> Floats:
     Without it a rate that is 1 in all questions would have no spread.
     """
     known = np.isfinite(values)
-    total = counts[:, known].sum(axis=1)
-    return np.asarray((counts[:, known] @ values[known] + doubt) / (total + 1), dtype=np.float64)
+    total = counts @ known.astype(np.float64)
+    return np.asarray((counts @ np.where(known, values, 0.0) + doubt) / (total + 1), dtype=np.float64)
 
 
 class Chance(NamedTuple):
