@@ -92,7 +92,7 @@ def place(run: str, store: str) -> tuple[str, str]:
     """
     other, sign, name = run.rpartition("#")
     if sign:
-        if not other or not name:
+        if not other or not name or "/" in name:
             raise ConfigurationError(f"RUN: {quoted(run)} lacks its store or its name; give STORE#NAME")
         return other, name
     if "/" not in run:

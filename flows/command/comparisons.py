@@ -164,12 +164,13 @@ def _clear(rows: Sequence[Row], score: str, first: Compared, other: Compared) ->
     known.sort(key=lambda row: -abs(row["difference"]))
     up = [_name(row) for row in known if row["difference_low"] > 0]
     down = [_name(row) for row in known if row["difference_high"] < 0]
+    signals = f"{len(known)} signal{'' if len(known) == 1 else 's'}"
     if not up and not down:
-        return f"{score} clearly changed for none of {len(known)} signals"
+        return f"{score} clearly changed for none of {signals}"
     told = [f"{way} for {_some(names)}" for way, names in (("up", up), ("down", down)) if names]
     levels = [run.forecast_level if score == "forecast" else run.level for run in (first, other)]
     by_chance = (1 - max(levels)) * len(known)
-    return f"{score} clearly {' and '.join(told)}, of {len(known)} signals (by chance alone, about {by_chance:.1g})"
+    return f"{score} clearly {' and '.join(told)}, of {signals} (by chance alone, about {by_chance:.1g})"
 
 
 def _some(names: Sequence[str]) -> str:

@@ -3,23 +3,29 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from prefect.logging import disable_run_logger
 from typer.testing import CliRunner, Result
 
 from flows.cli import app
+from flows.command.comparisons import comparison_tables, what_changed
 from flows.command.configuration import checked
 from schemas.pipeline import diagnosis_stages
 from schemas.question_tables import COMPARISON
+from tasks.outputs.comparison.differences import Value
+from tasks.outputs.comparison.rows import comparison_table
 from tasks.outputs.diagnosis import make_outputs
 from tasks.outputs.files import write_files, write_run
 from tasks.run.session import start_session
 from tasks.run.shells import run_stage
 from tests.helpers.small import small_settings
+from tests.outputs.test_comparison import ALIGNMENT, SIGNAL, two
 
 NAME = r"a_b%&${x}~^\|#<i>=1"
 
@@ -91,6 +97,35 @@ def test_a_run_and_itself(store: Path, tmp_path: Path) -> None:
     assert {*table["teacher"].drop_nulls().unique()} == {NAME, "self"}
 
 
+def test_what_changed_is_said_in_words() -> None:
+    a, b = two(60)
+    lines = what_changed(comparison_table([a, b]), [a, b])
+    success = lines[0].partition("; ")[0]
+    assert re.fullmatch(
+        r"b against a: success of the student: (.+) -> (.+) \((.+) \[.+\], 60 common questions\)", success
+    )
+    assert "highest forecast stays that of t/none by kl" in lines[0]
+    assert lines[2] == "  alignment clearly up for t/none by kl, of 1 signal (by chance alone, about 0.05)"
+    down = what_changed(comparison_table([b, a]), [b, a])
+    assert down[2] == lines[2].replace("up", "down")
+    apart = two(60, ids=[f"r{i}" for i in range(60)])
+    assert "not paired: no common questions" in what_changed(comparison_table(apart), apart)[0]
+    assert comparison_table(apart).filter(pl.col("run") == "b")["paired"].unique().to_list() == [0]
+
+
+def test_an_unknown_alignment_is_told_from_an_undefined_one() -> None:
+    a, b = two()
+    lost = {**b.values, ALIGNMENT: Value(np.nan, np.nan, np.nan)}
+    silent = {SIGNAL: {**b.columns[SIGNAL], "d_sq": np.zeros(24)}}
+    for other, word in (
+        (replace(b, values=lost), "unresolved"),
+        (replace(b, values=lost, columns=silent), "undefined"),
+    ):
+        shown = comparison_tables(comparison_table([a, other]), [a, other])
+        alignment = next(table for table in shown if "alignment" in str(table.title))
+        assert [next(iter(column.cells)) for column in alignment.columns][4:] == [word, "-"]
+
+
 @pytest.mark.parametrize("suffix", ["md", "tex"])
 def test_comparisons_in_a_paper(store: Path, tmp_path: Path, suffix: str) -> None:
     out = tmp_path / f"c.{suffix}"
@@ -131,6 +166,7 @@ def test_figures_and_tables_of_a_run(store: Path, tmp_path: Path, monkeypatch: p
         ),
         (("compare", "small", "../x"), "RUN: '../x' is not the folder of a run; give STORE/runs/NAME"),
         (("compare", "small", "#x"), "RUN: '#x' lacks its store or its name; give STORE#NAME"),
+        (("compare", "small", "x#a/b"), "RUN: 'x#a/b' lacks its store or its name; give STORE#NAME"),
         (("compare", "small", "/nowhere/runs/x"), "RUN: '/nowhere/runs/x': there is no store '/nowhere'"),
         (
             ("compare", "small", "few", "--output", "x.pdf"),

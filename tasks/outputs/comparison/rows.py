@@ -1,5 +1,6 @@
 """Runs side by side, as a table."""
 
+import math
 from collections.abc import Sequence
 
 import polars as pl
@@ -10,7 +11,7 @@ from tasks.stages.aggregate.tables import frame
 
 SCORES = ("success", "own", "handover", "forecast", "alignment", "gain")
 """In the order of the table."""
-_NAN = float("nan")
+_NAN = math.nan
 
 
 def comparison_table(runs: Sequence[Compared]) -> pl.DataFrame:
@@ -25,13 +26,14 @@ def comparison_table(runs: Sequence[Compared]) -> pl.DataFrame:
         for run, to_first in zip(runs, found, strict=True):
             value, difference = run.values.get(key, Value(_NAN, _NAN, _NAN)), to_first.get(key)
             at = difference or Difference(_NAN, _NAN, _NAN, 0)
+            known = difference is not None and math.isfinite(at.value)
             rows.append(
                 {
                     **key._asdict(),
                     "run": run.name,
                     **dict(zip(("value", "value_low", "value_high"), value, strict=True)),
                     **dict(zip(("difference", "difference_low", "difference_high"), at[:3], strict=True)),
-                    "paired": None if difference is None else at.paired,
+                    "paired": at.paired if known else None,
                 }
             )
     return frame(rows, COMPARISON)

@@ -41,7 +41,7 @@ class Finished(NamedTuple):
             there = ", ".join(finished[:20]) or "none"
             raise StoreError(f"there is no finished run {quoted(name)} in {store.url!r}; finished runs there: {there}")
         told = read_json(store, name, "run.json")
-        if told is None or "configuration" not in told:
+        if told is None or not {"configuration", "files", "artefacts"} <= told.keys():
             raise StoreError(f"run.json of run {name!r} in {store.url!r} is damaged; run it again: nothing is decoded")
         try:
             return cls(store, name, RunConfig.model_validate(told["configuration"]), told)

@@ -63,8 +63,9 @@ def left_out(summary: pl.DataFrame) -> list[str]:
     lines = []
     if len(names.sources) > SOURCES_ALONG or len(names.losses) > LOSSES_SHOWN:
         lines.append(
-            f"figures show the first {SOURCES_SHOWN} of {len(names.sources)} teachers with contexts, the first "
-            f"{SOURCES_ALONG} where each has a colour, and the first {LOSSES_SHOWN} of {len(names.losses)} losses"
+            f"figures show the first {min(SOURCES_SHOWN, len(names.sources))} of {len(names.sources)} teachers with "
+            f"contexts, the first {min(SOURCES_ALONG, len(names.sources))} where each has a colour, and the first "
+            f"{min(LOSSES_SHOWN, len(names.losses))} of {len(names.losses)} losses"
         )
     if len(names.losses) > 1:
         lines.append(f"selection, predictors and alignment along bins are by {names.losses[0]}")

@@ -102,7 +102,7 @@ def drawn(chart: alt.TopLevelMixin, form: str) -> bytes:
             return bytes(vlc.vegalite_to_png(spec, ppi=_INCH))
         if form == "pdf":
             return bytes(vlc.vegalite_to_pdf(spec))
-        return _in_points(_numbered(str(vlc.vegalite_to_svg(spec)))).encode()
+        return _in_points(str(vlc.vegalite_to_svg(spec))).encode()
     except ValueError as error:
         raise ChartError(reason(error)) from error
 
@@ -110,12 +110,3 @@ def drawn(chart: alt.TopLevelMixin, form: str) -> bytes:
 def _in_points(svg: str) -> str:
     """The drawing with its width and height in points."""
     return re.sub(r'(<svg [^>]*?width="[0-9.]+)(" height="[0-9.]+)"', r'\g<1>pt\g<2>pt"', svg, count=1)
-
-
-def _numbered(svg: str) -> str:
-    """The drawing with its parts numbered from 0; a process goes on counting from one drawing to the next."""
-    parts = {name: f"part{i}" for i, name in enumerate(dict.fromkeys(re.findall(r' id="([^"]+)"', svg)))}
-    if not parts:
-        return svg
-    names = "|".join(map(re.escape, sorted(parts, key=len, reverse=True)))
-    return re.sub(rf'( id="|url\(#|href="#)({names})(?=["\)])', lambda found: found[1] + parts[found[2]], svg)
