@@ -144,6 +144,39 @@ def verify(
     raise typer.Exit(verify_file(config, overrides(set_, store, name), questions=questions))
 
 
+Runs = Annotated[
+    list[str], typer.Argument(help="Name of a run in the store, or STORE/runs/NAME, or STORE#NAME.", metavar="RUN...")
+]
+FinishedIn = Annotated[str, typer.Option("--store", help="Store of runs given by name; any fsspec URL.", metavar="URL")]
+
+
+@app.command()
+def compare(
+    runs: Runs,
+    store: FinishedIn = ".opdscope",
+    output: Annotated[
+        Path | None, typer.Option(help="Also write the tables: .md, .tex, .csv or .parquet.", metavar="FILE")
+    ] = None,
+) -> None:
+    """Show runs side by side: students, checkpoints, nights; differences to the first, paired by question."""
+    from flows.command.compare import compare_runs
+
+    raise typer.Exit(compare_runs(runs, store, output))
+
+
+@app.command()
+def figures(
+    run: Annotated[str, typer.Argument(help="Name of a run in the store, or STORE/runs/NAME, or STORE#NAME.")],
+    store: FinishedIn = ".opdscope",
+    output: Annotated[Path | None, typer.Option(help="Folder; default: RUN-figures.", metavar="FOLDER")] = None,
+    formats: Annotated[str, typer.Option("--format", help="Of the figures, separated by commas.")] = "svg,png,pdf",
+) -> None:
+    """Write the figures of a run for a paper, and its tables in LaTeX and Markdown."""
+    from flows.command.figures import draw_figures
+
+    raise typer.Exit(draw_figures(run, store, output, formats))
+
+
 @app.command()
 def nightly(suite: Annotated[Path, typer.Argument(help="YAML file of a suite.", metavar="SUITE.yaml")]) -> None:
     """Execute every run of a suite that has something new, and mark scores that moved since previous nights."""

@@ -12,9 +12,11 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from schemas.columns import Column
 from schemas.config import Loss, RunConfig, is_cosmetic, loss_name, settings_in
 from schemas.config.trainers import TRAINERS
-from schemas.tables import HISTORY, RANKS, RUN_TABLES, Column
+from schemas.question_tables import COMPARISON
+from schemas.tables import HISTORY, RANKS, RUN_TABLES
 from schemas.training_tables import VALIDATION_TABLES
 
 BEGIN = "<!-- reference: made by `python -m schemas.reference schemas/README.md` -->"
@@ -34,7 +36,7 @@ def reference() -> str:
         parts.append(_section(place, model))
         queue += _children(f"{place.split(' ')[0]}.", model)
     parts.append(_trainers())
-    tables = {**RUN_TABLES, "ranks": RANKS, **VALIDATION_TABLES, "history": HISTORY}
+    tables = {**RUN_TABLES, "ranks": RANKS, **VALIDATION_TABLES, "history": HISTORY, "comparison": COMPARISON}
     return "\n".join([*parts, *(_columns(f"{name}.parquet", columns) for name, columns in tables.items())])
 
 

@@ -1,14 +1,7 @@
 """Columns of the tables that a run writes, with polars type names; null means undefined."""
 
-from typing import NamedTuple
-
-
-class Column(NamedTuple):
-    """One column: its polars type and what it holds."""
-
-    dtype: str
-    meaning: str
-
+from schemas.columns import Column
+from schemas.question_tables import QUESTIONS
 
 TOKENS: dict[str, Column] = {
     "question_id": Column("String", "the question"),
@@ -292,6 +285,7 @@ RUN_TABLES = {
     "predictors": PREDICTORS,
     "selection": SELECTION,
     "losses": LOSSES,
+    "questions": QUESTIONS,
     "success": SUCCESS,
     "handover": HANDOVERS,
     "forecasts": FORECASTS,

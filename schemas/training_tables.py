@@ -1,6 +1,7 @@
 """Columns of the tables that a validation writes, with polars type names; null means undefined."""
 
-from schemas.tables import FORECASTS, Column
+from schemas.columns import Column
+from schemas.tables import FORECASTS
 
 TRAININGS: dict[str, Column] = {
     "student": Column("String", "the student's model, or its number where students are alike in name"),

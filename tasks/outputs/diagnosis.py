@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 
 from schemas.config import RunConfig
+from schemas.question_tables import BY_QUESTION
 from schemas.signals import Signal, signals
 from schemas.tables import FORECASTS, HANDOVERS, LOSSES, PREDICTORS, SELECTION, SUCCESS, VOCABULARY
 from tasks.operations.progress import publish
@@ -15,7 +16,7 @@ from tasks.outputs.generated import generated_texts
 from tasks.outputs.report.facts import Facts, LeftOut, Told
 from tasks.outputs.report.page import render
 from tasks.outputs.report.rollouts import Rollouts
-from tasks.outputs.success import answered, forecasts, read_updates, success_tables
+from tasks.outputs.success import answered, answered_table, forecasts, read_updates, success_tables
 from tasks.run.session import RunSession
 from tasks.stages.aggregate.forecast import advice
 from tasks.stages.aggregate.groups import all_bins
@@ -23,7 +24,7 @@ from tasks.stages.aggregate.pooling import Sums
 from tasks.stages.aggregate.predictors import AtNodes, predictor_rows
 from tasks.stages.aggregate.questions import QuestionScores
 from tasks.stages.aggregate.selection import CHOICES, selection_rows, sum_choices, sum_predicted
-from tasks.stages.aggregate.tables import Texts, differences_table, frame, summary_table, tokens_table
+from tasks.stages.aggregate.tables import Texts, differences_table, frame, questions_table, summary_table, tokens_table
 from tasks.stages.aggregate.truncation import Kept
 from tasks.stages.aggregate.vocabulary import Pushes
 from tasks.stages.no_signal import why_unresolved, without_signal
@@ -83,6 +84,7 @@ def make_tables(
         "differences": differences_table(pool),
         "predictors": frame(predictor_rows(nodes, scores, config.seed), PREDICTORS),
         "losses": frame([{**signal._asdict(), **kept.shares()} for signal, kept in truncated.items()], LOSSES),
+        "questions": questions_table(sums.by_question(), [f.question_id for f in facts], [f.endings for f in facts]),
         "selection": frame(selection_rows(choices, names, scores, config.seed), SELECTION),
         "vocabulary": frame(pushes.rows(texts(pushes.token_ids), scores.level), VOCABULARY),
     }
@@ -119,6 +121,8 @@ def make_outputs(session: RunSession, ids: Sequence[str], left_out: LeftOut) -> 
     every = tables["summary"].filter(pl.col("group") == "all")
     updates = read_updates(session, ids)
     forecast = forecasts(session, questions, updates, every.to_dicts())
+    by_question = answered_table(signals(session.config), ids, questions, updates)
+    tables["questions"] = tables["questions"].join(by_question, on=BY_QUESTION, how="left", maintain_order="left")
     tables |= {"success": frame(success, SUCCESS), "handover": frame(handover, HANDOVERS)}
     tables["forecasts"] = frame(forecast, FORECASTS)
     why = _why_unresolved(session.config, tables["summary"], facts)

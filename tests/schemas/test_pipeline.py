@@ -12,6 +12,7 @@ from flows.command.configuration import checked
 from schemas.arrays import Array, check_layout
 from schemas.config import RunConfig
 from schemas.pipeline import PIPELINE, Scope, Stage, diagnosis_stages, layout_of, ranking_stages, versions
+from schemas.question_tables import COMPARISON
 from schemas.signals import Signal, Source, losses, model_sources, signals, sources
 from schemas.tables import HISTORY, RANKS, RUN_TABLES
 from tasks.operations.implementations import implementation
@@ -116,5 +117,5 @@ def test_signals_are_every_source_with_every_loss_in_order(config: RunConfig) ->
 def test_columns_of_tables_are_types_of_polars() -> None:
     import polars as pl
 
-    for table in (*RUN_TABLES.values(), RANKS, HISTORY):
+    for table in (*RUN_TABLES.values(), RANKS, HISTORY, COMPARISON):
         assert all(issubclass(getattr(pl, column.dtype), pl.DataType) and column.meaning for column in table.values())

@@ -16,6 +16,7 @@ LeftOut = Mapping[str, str]
 class Facts(NamedTuple):
     """Counts of one question; `tail_missing` is the largest tail of a node that was not drawn."""
 
+    question_id: str
     rollouts: int
     correct: int
     truncated_rollouts: int
@@ -37,6 +38,7 @@ class Facts(NamedTuple):
         """From a question's arrays."""
         drawn = row_sums(np.asarray(q.tree["branch_tail"], dtype=np.float64), q.tree["branch_offsets"])
         return cls(
+            question_id=q.question_id,
             rollouts=len(q.rollouts["correct"]),
             correct=int(q.rollouts["correct"].sum()),
             truncated_rollouts=int(q.rollouts["truncated"].sum()),

@@ -57,11 +57,8 @@ def forecast_rows(
         losses: of every signal.
     """
     n, level = len(evidence.base), scores.forecast_level
-    counts = resample(n, scores.bootstrap, seed)
-    rng = np.random.default_rng([seed, 16])
-    of_student, of_teachers = rng.beta(0.5, 0.5, (2, len(counts)))  # Jeffreys prior
-    progress = rng.uniform(*_PROGRESS, len(counts))
-    base = _rate(evidence.base, counts, of_student)
+    chance = Chance.of(n, scores.bootstrap, seed)
+    base = chance.base(evidence.base)
     ends: dict[Signal, Floats] = {}
     rows: dict[Signal, dict[str, Any]] = {}
     for signal, loss in losses.items():
@@ -70,9 +67,11 @@ def forecast_rows(
         if n < LEAST_UNITS or signal in evidence.silent or not np.isfinite(own).any():
             rows[signal] |= dict.fromkeys(_UNKNOWN, np.nan) | {"verdict": "unclear"}
             continue
-        drawn = _Drawn.of(evidence, signal, loss, base, counts, of_teachers)
-        noise = rng.normal(0, _NOISE, len(counts))
-        ends[signal] = np.clip(base + progress * (drawn.end - base) + noise, 0, 1)
+        direction = np.full(len(chance.counts), np.nan)
+        if evidence.policy is not None and signal in evidence.updates:
+            direction, _ = Products.of(evidence.policy, evidence.updates[signal]).scores(chance.counts)
+        drawn = Drawn.of(own, evidence.handover[signal.source], direction, loss, base, chance)
+        ends[signal] = chance.success(base, drawn.end, chance.noise())
         rows[signal] |= _estimates(ends[signal], base, level, n)
         rows[signal] |= {"ceiling": float(drawn.ceiling.mean()), "remark": drawn.remark(base, level)}
     best = shares_of_best(np.stack(list(ends.values()), axis=1)) if ends else ()
@@ -101,11 +100,48 @@ def _rate(values: Floats, counts: Floats, doubt: Floats) -> Floats:
     Without it a rate that is 1 in all questions would have no spread.
     """
     known = np.isfinite(values)
-    total = counts[:, known].sum(axis=1)
-    return np.asarray((counts[:, known] @ values[known] + doubt) / (total + 1), dtype=np.float64)
+    total = counts @ known.astype(np.float64)
+    return np.asarray((counts @ np.where(known, values, 0.0) + doubt) / (total + 1), dtype=np.float64)
 
 
-class _Drawn(NamedTuple):
+class Chance(NamedTuple):
+    """What differs between the replicates, [b] each: the questions, and what trainings make of what is known.
+
+    Attributes:
+        counts: how often each question occurs, [b, Q].
+        student, teachers: rate of the one more question that stands for those unseen.
+        progress: share of the way to the ceiling that trainings go.
+        rng: draws the noise of trainings.
+    """
+
+    counts: Floats
+    student: Floats
+    teachers: Floats
+    progress: Floats
+    rng: np.random.Generator
+
+    @classmethod
+    def of(cls, questions: int, replicates: int, seed: int) -> "Chance":
+        """Draw it."""
+        counts = resample(questions, replicates, seed)
+        rng = np.random.default_rng([seed, 16])
+        student, teachers = rng.beta(0.5, 0.5, (2, replicates))  # Jeffreys prior
+        return cls(counts, student, teachers, rng.uniform(*_PROGRESS, replicates), rng)
+
+    def base(self, rates: Floats) -> Floats:
+        """The student's success, [b], from its rates by question, [Q]."""
+        return _rate(rates, self.counts, self.student)
+
+    def noise(self) -> Floats:
+        """What chance adds to the success of trainings on one signal, [b]."""
+        return self.rng.normal(0, _NOISE, len(self.counts))
+
+    def success(self, base: Floats, end: Floats, noise: Floats) -> Floats:
+        """Success after training, [b], where that levels off at `end`."""
+        return np.clip(base + self.progress * (end - base) + noise, 0, 1)
+
+
+class Drawn(NamedTuple):
     """What follows for one signal in every replicate, [b] each.
 
     Attributes:
@@ -121,9 +157,10 @@ class _Drawn(NamedTuple):
 
     @classmethod
     def of(
-        cls, evidence: Evidence, signal: Signal, loss: Settings, base: Floats, counts: Floats, doubt: Floats
-    ) -> "_Drawn":
-        of_question, handed = evidence.own[signal.source], evidence.handover[signal.source]
+        cls, of_question: Floats, handed: Floats, direction: Floats, loss: Settings, base: Floats, chance: Chance
+    ) -> "Drawn":
+        """From a teacher's own success and handover by question, [Q]; direction and base in every replicate, [b]."""
+        counts, doubt = chance.counts, chance.teachers
         own = _rate(of_question, counts, doubt)
         before = handover = own
         if np.isfinite(handed).any():  # else the verifier does not tell what it reads
@@ -132,9 +169,6 @@ class _Drawn(NamedTuple):
         agreement = np.clip(np.divide(handover, before, out=np.ones(len(own)), where=before > 0), 0, 1)
         # where a loss of the user's own comes to rest is not known
         ceiling = own * (agreement if isinstance(loss, PythonLoss) else attainable(loss, agreement))
-        direction = np.full(len(counts), np.nan)
-        if evidence.policy is not None and signal in evidence.updates:
-            direction, _ = Products.of(evidence.policy, evidence.updates[signal]).scores(counts)
         up, down = np.maximum(base, ceiling), np.minimum(base, ceiling)
         end = np.where(direction > 0, up, np.where(direction < 0, down, ceiling))
         return cls(ceiling, before - handover, direction, end)

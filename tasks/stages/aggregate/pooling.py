@@ -174,6 +174,10 @@ class Sums:
                     for n in [n for n, rows in of_group.items() if not rows[:, SUMS.index("open")].any()]:
                         del of_group[n]
 
+    def by_question(self) -> dict[Signal, Floats]:
+        """Sums over all positions of every added question, [Q, len(SUMS)], by signal."""
+        return {signal: np.stack([sums[0] for sums in of]) for signal, of in self._questions.items()}
+
     def pool(self, scores: Scores, seed: int) -> Pool:
         """Pool the added questions."""
         pool = Pool(scores.level, {}, {}, {}, {}, {}, {}, {})

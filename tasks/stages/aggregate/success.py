@@ -28,10 +28,10 @@ def success_rows(questions: Sequence[Answered], scores: Scores, seed: int) -> li
     rows = []
     student = np.array([q.student for q in questions])
     counts = resample(len(questions), scores.bootstrap, seed)
-    for source in questions[0].answers:
-        own = np.array([float(np.mean(q.answers[source]["success"])) for q in questions])
+    handover = handover_rates(questions)
+    for source, own in own_rates(questions).items():
         cut = np.array([float(np.mean(q.answers[source]["truncated"])) for q in questions])
-        handed = np.array([rate(q.handover[source], BEFORE_ANSWER) for q in questions])
+        handed = handover[source]
         row: dict[str, Any] = {
             **source._asdict(),
             "questions": len(questions),
@@ -39,7 +39,7 @@ def success_rows(questions: Sequence[Answered], scores: Scores, seed: int) -> li
             "truncated": float(cut.mean()),
         }
         values = {"own": own, "gap": own - student, "handover": handed, "copied": own - handed}
-        rows.append(row | _estimates(values, counts, scores.level))
+        rows.append(row | mean_estimates(values, counts, scores.level))
     return rows
 
 
@@ -51,8 +51,24 @@ def handover_rows(questions: Sequence[Answered], scores: Scores, seed: int) -> l
         parts = sorted({part for q in questions for part in q.handover[source]["part"].tolist()})
         for part in parts:
             values = {"handover": np.array([rate(q.handover[source], part) for q in questions])}
-            rows.append({**source._asdict(), "part": part} | _estimates(values, counts, scores.level))
+            rows.append({**source._asdict(), "part": part} | mean_estimates(values, counts, scores.level))
     return rows
+
+
+def own_rates(questions: Sequence[Answered]) -> dict[Source, Floats]:
+    """Success rate of each teacher with its context on every question, [Q]."""
+    return {
+        source: np.array([float(np.mean(q.answers[source]["success"])) for q in questions])
+        for source in questions[0].answers
+    }
+
+
+def handover_rates(questions: Sequence[Answered]) -> dict[Source, Floats]:
+    """Success rate of the student from just before its answers, [Q]; NaN where it is not known."""
+    return {
+        source: np.array([rate(q.handover[source], BEFORE_ANSWER) for q in questions])
+        for source in questions[0].handover
+    }
 
 
 def rate(handover: Arrays, part: float) -> float:
@@ -62,7 +78,7 @@ def rate(handover: Arrays, part: float) -> float:
     return float(np.asarray(handover["successes"])[of_part].sum() / draws) if draws else np.nan
 
 
-def _estimates(values: Mapping[str, Floats], counts: Floats, level: float) -> dict[str, float]:
+def mean_estimates(values: Mapping[str, Floats], counts: Floats, level: float) -> dict[str, float]:
     """Means over questions with bootstrap intervals; questions where a value is not known are left out."""
     out: dict[str, float] = {}
     for name, of_questions in values.items():

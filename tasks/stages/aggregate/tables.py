@@ -7,10 +7,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from schemas.columns import Column
+from schemas.question_tables import POOLED
 from schemas.signals import Signal
-from schemas.tables import DIFFERENCES, SUMMARY, TOKENS, Column
+from schemas.tables import DIFFERENCES, SUMMARY, TOKENS
 from tasks.stages.aggregate.pooling import SUMS, Pool
 from tasks.stages.aggregate.questions import NodeRows, QuestionScores
+from tasks.stages.no_signal import Endings
+from tasks.statistics.csr import Floats
 from tasks.statistics.estimators import reliability
 
 Texts = Callable[[Iterable[int]], Mapping[int, str]]
@@ -106,6 +110,24 @@ def summary_table(pool: Pool) -> pl.DataFrame:
                 row |= zip((name, f"{name}_low", f"{name}_high"), pool.estimate(signal, g, name), strict=True)
             rows.append(row)
     return frame(rows, SUMMARY)
+
+
+def questions_table(sums: Mapping[Signal, Floats], ids: Sequence[str], endings: Sequence[Endings]) -> pl.DataFrame:
+    """One row per question, teacher, context and loss; columns of `schemas.question_tables.POOLED`.
+
+    Args:
+        sums: over all positions of each question, [Q, len(SUMS)], by signal.
+        ids: of the questions.
+        endings: how their rollouts ended.
+    """
+    frames = []
+    for signal, of_questions in sums.items():
+        columns: dict[str, Any] = dict(zip(SUMS, of_questions.T, strict=True))
+        columns |= {name: [value] * len(ids) for name, value in signal._asdict().items()}
+        columns |= {"question_id": ids, "nonempty": columns["rollouts"]}
+        columns |= {name: [getattr(e, name) for e in endings] for name in ("rollouts", "correct", "truncated")}
+        frames.append(_frame(columns, POOLED))
+    return pl.concat(frames)
 
 
 def differences_table(pool: Pool) -> pl.DataFrame:

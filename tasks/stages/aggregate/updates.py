@@ -38,6 +38,18 @@ class Products(NamedTuple):
             return gain, np.where(g_sq > 0, gain / np.sqrt(np.maximum(g_sq, 0)), np.nan)
 
 
+def crossed(policy: Floats, update: Floats) -> Floats:
+    """<G, D> of each question with the others, [Q]: the mean of it is that over all pairs of questions; NaN for one.
+
+    Args:
+        policy, update: by question, [Q, U] each.
+    """
+    others = len(policy) - 1
+    itself = np.einsum("qu,qu->q", policy, update)
+    both = policy @ update.sum(axis=0) + update @ policy.sum(axis=0)
+    return np.asarray((both / 2 - itself) / others if others else np.full(1, np.nan), dtype=np.float64)
+
+
 def update_columns(
     policy: Floats, updates: Mapping[Signal, Floats], carrying: int, scores: Scores, seed: int
 ) -> dict[Signal, dict[str, Any]]:
