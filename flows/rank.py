@@ -44,10 +44,10 @@ def _rank(config: RunConfig) -> dict[str, Any]:
         session = open_session(config)
         with writing(session):
             figures = {name: summary.figures for name, summary in done.stages.items()}
-            result = cast(dict[str, Any], retried(rank_task, config.execution)(config, done.ids, figures))
+            write = retried(rank_task, config.execution)
+            run = cast(dict[str, Any], write(config, done.ids, figures, done.left_out, list(done.failed)))
             ranks = read_patiently(session, "ranks")
-    run = {**result, "left_out": done.left_out, "failed": list(done.failed)}
-    forecasts = pl.DataFrame(result["forecasts"], infer_schema_length=None)
+    forecasts = pl.DataFrame(run["forecasts"], infer_schema_length=None)
     table_artifact(f"{config.name}-forecasts", forecasts, f"success after training, forecast by run {config.name}")
     table_artifact(f"{config.name}-ranks", ranks, f"ranking of run {config.name}")
     output_link(session.store, config.name, "rank.json")

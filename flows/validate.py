@@ -1,6 +1,6 @@
 """The validation: what was forecast of each signal, and what training on it really gives."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar, cast
 
 import polars as pl
@@ -16,8 +16,10 @@ from schemas.config import RunConfig
 from tasks.inputs.errors import InputError
 from tasks.operations.errors import patiently
 from tasks.operations.progress import publish
+from tasks.outputs.names import holding
 from tasks.run.shells import TaskSummary
-from tasks.store.keys import Recipe
+from tasks.store.keys import Recipe, digest
+from tasks.store.leases import LeaseManager
 from tasks.store.references import pin
 from tasks.store.store import Store
 from tasks.validation.outputs import Beforehand, Trained, known_beforehand, validation_task
@@ -75,8 +77,15 @@ def _of_students(config: RunConfig, make: Callable[[RunConfig], Result]) -> list
 def _validate(config: RunConfig) -> dict[str, Any]:
     check_execution(config.execution)
     runs = _of_students(config, Planned.of)
-    store = Store(config.store)
     needed = [f"{folder}/{key}" for run in runs for key in run.keys for folder in (STAGE, STATES)]
+    store = Store(config.store)
+    with holding(config, "validate", digest(needed), LeaseManager(store, config.execution.lease)):
+        return _forecast_and_train(config, runs, store, needed)
+
+
+def _forecast_and_train(
+    config: RunConfig, runs: Sequence["Planned"], store: Store, needed: Sequence[str]
+) -> dict[str, Any]:
     patiently(
         lambda: pin(store, config.name, "validate", needed), config.execution.retries, config.execution.retry_seconds
     )
