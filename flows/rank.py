@@ -7,7 +7,7 @@ from prefect import flow
 
 from flows.command.configuration import check_ranked
 from flows.diagnose import QuestionsFailedError, run_stages
-from flows.orchestration.artifacts import output_link, progress_artifacts, summary_artifact, table_artifact
+from flows.orchestration.artifacts import output_link, progress_artifacts, run_link, summary_artifact, table_artifact
 from flows.orchestration.runner import retried
 from schemas.config import RunConfig
 from schemas.pipeline import ranking_stages
@@ -29,6 +29,7 @@ def rank(config: RunConfig) -> dict[str, Any]:
         QuestionsFailedError: some questions failed; the ranking covers the others.
     """
     try:
+        run_link(config.name)
         with progress_artifacts():
             return _rank(config)
     finally:

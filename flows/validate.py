@@ -9,7 +9,7 @@ from prefect.logging import get_run_logger
 
 from flows.command.configuration import check_execution, check_ranked
 from flows.diagnose import QuestionsFailedError, diagnose
-from flows.orchestration.artifacts import output_link, progress_artifacts, table_artifact
+from flows.orchestration.artifacts import output_link, progress_artifacts, run_link, table_artifact
 from flows.orchestration.runner import retried
 from flows.rank import rank
 from schemas.config import RunConfig
@@ -40,6 +40,7 @@ def validate(config: RunConfig) -> dict[str, Any]:
     Raises:
         QuestionsFailedError: some questions of the ranking or the diagnosis failed.
     """
+    run_link(config.name)
     with progress_artifacts():
         return _validate(config)
 

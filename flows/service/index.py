@@ -112,10 +112,11 @@ class Index:
         state, shown = _state(told, holding, behind)
         by_time = sorted(told, key=lambda flow: files[OUTPUTS[flow]].changed, reverse=True)
         best = next((told[flow].best for flow in by_time if told[flow].best is not None), None)
-        written = [entry.changed for name, entry in files.items()]
+        whole = [of_flow for of_flow in told.values() if not of_flow.damaged]
+        written = [entry.changed for entry in files.values()]
         return {
             "name": run,
-            "when": datetime.fromtimestamp(max(written), UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if written else None,
+            "when": _time(max(written)) if written else None,
             "kinds": [KINDS[flow] for flow in OUTPUTS if flow in told or flow in behind],
             "student": next((f.student for f in told.values() if f.student is not None), None),
             "questions": max((f.questions for f in told.values() if f.questions is not None), default=None),
@@ -123,8 +124,8 @@ class Index:
             "state": state.value,
             "remarks": _remarks(state, told),
             "progress": None if shown is None else {"flow": KINDS[shown], **behind[shown]._asdict()},
-            "tokens": sum(f.tokens for f in told.values()) if told else None,
-            "seconds": round(sum(f.seconds for f in told.values()), 1) if told else None,
+            "tokens": sum(f.tokens for f in whole) if whole else None,
+            "seconds": round(sum(f.seconds for f in whole), 1) if whole else None,
             "pages": [name for name in PAGES if name in files],
             "files": [
                 name
@@ -132,6 +133,14 @@ class Index:
                 if name.rpartition(".")[2] in _TYPES and name not in PAGES and not name.startswith(REFERENCES)
             ],
         }
+
+
+def _time(seconds: float) -> str | None:
+    """A time in UTC; None for one that no calendar has, as anyone can give a file."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except (OverflowError, ValueError, OSError):
+        return None
 
 
 def _version(files: Mapping[str, Entry], name: str) -> str:
@@ -162,9 +171,13 @@ def _remarks(state: State, told: Mapping[str, Facts]) -> list[str]:
         if of_flow.damaged:
             out.append(of_flow.damaged)
         if of_flow.failed:
-            out.append(f"{kind}: {of_flow.failed:,} questions failed; run again to try them")
+            out.append(f"{kind}: {_questions(of_flow.failed)} failed; run again to retry")
         if (only := of_flow.left_out - of_flow.failed) > 0:
-            out.append(f"{kind}: {only:,} questions left out")
+            out.append(f"{kind}: {_questions(only)} left out")
         if of_flow.figures:
             out.append(f"{kind}: {of_flow.passed} of {of_flow.figures} figures pass")
     return out
+
+
+def _questions(n: int) -> str:
+    return "1 question" if n == 1 else f"{n:,} questions"

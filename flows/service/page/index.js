@@ -66,6 +66,7 @@ function outputs(run) {
   return cell;
 }
 
+// A row; roles as narrow windows show tables as blocks, which hides from screen readers that they are tables.
 function row(run) {
   const cost = make("div", {}, count(run.tokens), make("small", {}, duration(run.seconds)));
   const cells = [
@@ -73,12 +74,12 @@ function row(run) {
     ["questions", "number", count(run.questions)], ["best signal", "", best(run)], ["state", "state", state(run)],
     ["tokens, time", "number", cost], ["outputs", "outputs", outputs(run)],
   ];
-  const name = make("th", { scope: "row" }, run.name);
+  const name = make("th", { scope: "row", role: "rowheader" }, run.name);
   const rest = cells.map(([title, kind, content]) => {
     const inner = content instanceof Element && content.tagName === "DIV" ? content : make("div", {}, content);
-    return make("td", { class: kind, "data-title": title }, inner);
+    return make("td", { role: "cell", class: kind, "data-title": title }, inner);
   });
-  return make("tr", { id: `run-${run.name}` }, name, ...rest);
+  return make("tr", { role: "row" }, name, ...rest);
 }
 
 // What a column is sorted by; null comes last.
