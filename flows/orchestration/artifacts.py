@@ -1,4 +1,4 @@
-"""Artifacts of a run in Prefect's UI: progress of each stage, tables, a summary, and links to the index and the report."""
+"""Artifacts of a run in Prefect's UI: progress of each stage, tables, a summary, links to the index and the report."""
 
 import os
 import re
@@ -97,7 +97,9 @@ def run_link(run: str) -> None:
     base = os.environ.get(REPORTS_URL)
     if base:
         link = f"{base.rstrip('/')}/?run={quote(run, safe='')}"
-        create_link_artifact(link, link_text=f"{run} among all runs", key=_key(f"{run}-run"), description="live")
+        create_link_artifact(
+            link, link_text=f"{run} among all runs", key=_key(f"{run}-run"), description="the run in the index, live"
+        )
 
 
 def output_link(store: Store, run: str, file: str) -> None:
