@@ -160,18 +160,17 @@ def test_a_run_goes_on_while_its_lease_is_held(store: Store) -> None:
 def test_a_killed_run_is_interrupted(tmp_path: Path) -> None:
     code = (
         "import sys, time\n"
-        "from tasks.outputs.names import name_lease\n"
         "from tasks.store.leases import LeaseManager\n"
         "from tasks.store.store import Store\n"
         "from tasks.store.references import pin\n"
         "store = Store(sys.argv[1])\n"
-        "with LeaseManager(store, 60.0).acquire(name_lease('diagnose', 'first'), 'need'):\n"
+        "with LeaseManager(store, 60.0).acquire(sys.argv[2], 'need'):\n"
         "    pin(store, 'first', 'diagnose', ['trees/' + 'a' * 64])\n"
         "    print('held', flush=True)\n"
         "    time.sleep(60)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", code, str(tmp_path)]
+    command = [sys.executable, "-c", code, str(tmp_path), name_lease("diagnose", "first")]
     store, index = Store(str(tmp_path)), Index(Store(str(tmp_path)))
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
