@@ -17,6 +17,7 @@ from typing import Any
 import polars as pl
 import pytest
 import uvicorn
+from s3fs import S3FileSystem
 from starlette.testclient import TestClient
 
 from flows.command.terminal import estimate
@@ -34,6 +35,7 @@ from tasks.store.leases import FOLDER, LeaseManager
 from tasks.store.references import pin, pin_also
 from tasks.store.store import OBJECT, Store
 from tests.helpers.places import ROOT
+from tests.helpers.s3 import Gate, s3_server
 
 HOSTILE = "</script><img src=x onerror=document.title='pwned'>"
 
@@ -413,3 +415,28 @@ def test_a_browser_shows_hostile_texts_as_texts(tmp_path: Path, address: Callabl
     page = shown("/?run=second")
     assert page.count('<tr role="row">') == 2 and "1 of 2 runs" in page
     assert "<title>kept out</title>" in shown("/second/report.html")
+
+
+def test_on_s3_a_look_takes_few_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    with s3_server() as url:
+        gate = Gate(url)
+        for name, value in gate.environment.items():
+            monkeypatch.setenv(name, value)
+        S3FileSystem.clear_instance_cache()
+        try:
+            store = Store("s3://bucket/index")
+            needed = artefacts("rollouts", "trees")
+            make(store, needed[:6])
+            for i in range(5):
+                write(store, f"run-{i}", tables={"forecasts": frame([forecast(0.9, 1)], FORECASTS)})
+            with LeaseManager(store, 60.0).acquire(name_lease("diagnose", "run-9"), "need"):
+                pin(store, "run-9", "diagnose", needed)
+                index = Index(store)
+                assert [row["state"] for row in index.rows()] == ["finished"] * 5 + ["running"]
+                gate.requests.clear()
+                rows = index.rows()
+                assert rows[0]["best"]["text"] == ".90 [.80, .95]" and rows[-1]["progress"]["made_in_all"] == 6
+                # folders, leases, the lease of the one that goes on, and the folder of its unfinished stage
+                assert gate.requests.total() <= 6
+        finally:
+            gate.shutdown()
