@@ -40,8 +40,9 @@ class Rollouts:
     """Rollouts of one question, sampled from the student.
 
     Log-probabilities are those after the prompt at each token of the completion, before any sampling temperature:
-    `log_softmax(logits[P - 1 : -1])` of prompt and completion, P the length of the prompt. They are tensors or arrays,
-    asked for once, one rollout after the other: a sequence that computes them on demand keeps those of one in memory.
+    `log_softmax(logits[P - 1 : -1, :len(tokenizer)])` of prompt and completion, P the length of the prompt; many models
+    have more logits than tokens. They are tensors or arrays, asked for once, one rollout after the other: a sequence
+    that computes them on demand keeps those of one in memory.
 
     Attributes:
         tokens: completions, with the token that ends them: R sequences of token ids.
@@ -53,7 +54,7 @@ class Rollouts:
     tokens: Sequence[Any]
     rewards: Any
     student: Sequence[Any]
-    teachers: Mapping[str | tuple[str, str], Sequence[Any]]
+    teachers: Mapping[str, Sequence[Any]] | Mapping[tuple[str, str], Sequence[Any]]
 
 
 class Checked:
@@ -75,7 +76,7 @@ class Checked:
         """
         R = len(given.tokens)
         if R < 2:
-            raise InputError(f"{place}.tokens", f"{R} rollouts given; give 2 or more, to compare them with each other")
+            raise InputError(f"{place}.tokens", f"{R} given; give 2 or more, to compare them with each other")
         completions = [_completion(ids, f"{place}.tokens[{r}]") for r, ids in enumerate(given.tokens)]
         self.place = place
         self.tokens: npt.NDArray[np.int32] = np.concatenate(completions).astype(np.int32)
