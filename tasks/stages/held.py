@@ -54,7 +54,7 @@ class Rollouts:
     tokens: Sequence[Any]
     rewards: Any
     student: Sequence[Any]
-    teachers: Mapping[str, Sequence[Any]] | Mapping[tuple[str, str], Sequence[Any]]
+    teachers: Mapping[Any, Sequence[Any]]
 
 
 class Checked:
@@ -95,6 +95,8 @@ class Checked:
             )
             for key, rows in given.teachers.items()
         }
+        if len(self.teachers) < len(given.teachers):
+            raise InputError(f"{place}.teachers", f"{quoted(list(given.teachers))} given; give each name once")
         vocabulary = min(view.vocabulary for view in (self.student, *self.teachers.values()))
         for r, ids in enumerate(completions):
             if ids.max() >= vocabulary:

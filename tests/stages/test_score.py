@@ -226,6 +226,7 @@ T1 = len(Q.tokens[1])
         ({"rewards": [1, 0]}, r"rewards: \[1.0, 0.0\] given; give 4 finite numbers"),
         ({"rewards": [1, 0, float("nan"), 0]}, r"rewards: \[1.0, 0.0, nan, 0.0\] given"),
         ({"teachers": {}}, r"teachers: none given; give one at least"),
+        ({"teachers": {"a": Q.student, ("a", "none"): Q.student}}, r"teachers: .*; give each name once"),
         ({"teachers": {3: Q.student}}, r"teachers: 3 given; give a teacher's name, or"),
         ({"teachers": {"a": Q.student[:2]}}, r"teachers\['a'\]: of 2 rollouts; give those of the 4 in tokens"),
         ({"student": with_row(Q.student, Q.student[1][:, 0])}, r"student\[1\]: .*with the sampled token's .*alone"),
