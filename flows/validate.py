@@ -87,6 +87,11 @@ def _validate(config: RunConfig) -> dict[str, Any]:
 def _forecast_and_train(
     config: RunConfig, runs: Sequence["Planned"], store: Store, needed: Sequence[str]
 ) -> dict[str, Any]:
+    """Validate each student, whose run's name is held.
+
+    Args:
+        needed: artefacts, as `stage/key`.
+    """
     patiently(
         lambda: pin(store, config.name, "validate", needed), config.execution.retries, config.execution.retry_seconds
     )
