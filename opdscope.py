@@ -1,4 +1,4 @@
-"""opdscope from Python: configurations, runs and their tables, as with the commands."""
+"""opdscope from Python: configurations, runs and their tables, as with the commands; scores within a trainer's loop."""
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -25,33 +25,46 @@ if TYPE_CHECKING:
     from flows.diagnose import QuestionsFailedError
     from tasks.engines.protocol import EngineError
     from tasks.inputs.errors import InputError
+    from tasks.outputs.loading import LoadedRun, load_run
+    from tasks.stages.held import Rollouts, TopLogprobs
+    from tasks.stages.score import score
     from tasks.store.store import StoreError
 
 __all__ = [
     "ConfigurationError",
     "EngineError",
     "InputError",
+    "LoadedRun",
     "QuestionsFailedError",
+    "Rollouts",
     "StoreError",
+    "TopLogprobs",
     "configuration",
     "diagnose",
+    "load_run",
     "rank",
+    "score",
     "table",
 ]
 
-_ERRORS = {
+_ON_USE = {
     "EngineError": "tasks.engines.protocol",
     "InputError": "tasks.inputs.errors",
+    "LoadedRun": "tasks.outputs.loading",
     "QuestionsFailedError": "flows.diagnose",
+    "Rollouts": "tasks.stages.held",
     "StoreError": "tasks.store.store",
+    "TopLogprobs": "tasks.stages.held",
+    "load_run": "tasks.outputs.loading",
+    "score": "tasks.stages.score",
 }
-"""Module of each error that is imported on first use, as torch or Prefect come with it."""
+"""Module of each name that is imported on first use, as torch or Prefect come with it."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _ERRORS:
+    if name not in _ON_USE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_ERRORS[name]), name)
+    return getattr(import_module(_ON_USE[name]), name)
 
 
 def configuration(source: str | Path | Mapping[str, Any], assignments: str | Sequence[str] = ()) -> RunConfig:

@@ -11,6 +11,7 @@ from flows.command.configuration import check_execution
 from flows.orchestration.artifacts import (
     output_link,
     progress_artifacts,
+    run_link,
     scores_artifact,
     summary_artifact,
     table_artifact,
@@ -109,6 +110,7 @@ def diagnose(config: RunConfig) -> dict[str, Any]:
         QuestionsFailedError: some questions failed; the outputs cover the others.
     """
     try:
+        run_link(config.name)
         with progress_artifacts(), named(config, "diagnose", diagnosis_stages()):
             return _diagnose(config)
     finally:

@@ -7,7 +7,7 @@ from prefect import flow
 
 from flows.command.configuration import check_ranked
 from flows.diagnose import QuestionsFailedError, run_stages
-from flows.orchestration.artifacts import output_link, progress_artifacts, summary_artifact, table_artifact
+from flows.orchestration.artifacts import output_link, progress_artifacts, run_link, summary_artifact, table_artifact
 from flows.orchestration.runner import retried
 from schemas.config import RunConfig
 from schemas.pipeline import ranking_stages
@@ -29,6 +29,7 @@ def rank(config: RunConfig) -> dict[str, Any]:
         QuestionsFailedError: some questions failed; the ranking covers the others.
     """
     try:
+        run_link(config.name)
         with progress_artifacts():
             return _rank(config)
     finally:
@@ -44,10 +45,10 @@ def _rank(config: RunConfig) -> dict[str, Any]:
         session = open_session(config)
         with writing(session):
             figures = {name: summary.figures for name, summary in done.stages.items()}
-            result = cast(dict[str, Any], retried(rank_task, config.execution)(config, done.ids, figures))
+            write = retried(rank_task, config.execution)
+            run = cast(dict[str, Any], write(config, done.ids, figures, done.left_out, list(done.failed)))
             ranks = read_patiently(session, "ranks")
-    run = {**result, "left_out": done.left_out, "failed": list(done.failed)}
-    forecasts = pl.DataFrame(result["forecasts"], infer_schema_length=None)
+    forecasts = pl.DataFrame(run["forecasts"], infer_schema_length=None)
     table_artifact(f"{config.name}-forecasts", forecasts, f"success after training, forecast by run {config.name}")
     table_artifact(f"{config.name}-ranks", ranks, f"ranking of run {config.name}")
     output_link(session.store, config.name, "rank.json")

@@ -1,6 +1,6 @@
 """The validation: what was forecast of each signal, and what training on it really gives."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar, cast
 
 import polars as pl
@@ -9,15 +9,17 @@ from prefect.logging import get_run_logger
 
 from flows.command.configuration import check_execution, check_ranked
 from flows.diagnose import QuestionsFailedError, diagnose
-from flows.orchestration.artifacts import output_link, progress_artifacts, table_artifact
+from flows.orchestration.artifacts import output_link, progress_artifacts, run_link, table_artifact
 from flows.orchestration.runner import retried
 from flows.rank import rank
 from schemas.config import RunConfig
 from tasks.inputs.errors import InputError
 from tasks.operations.errors import patiently
 from tasks.operations.progress import publish
+from tasks.outputs.names import holding
 from tasks.run.shells import TaskSummary
-from tasks.store.keys import Recipe
+from tasks.store.keys import Recipe, digest
+from tasks.store.leases import LeaseManager
 from tasks.store.references import pin
 from tasks.store.store import Store
 from tasks.validation.outputs import Beforehand, Trained, known_beforehand, validation_task
@@ -38,6 +40,7 @@ def validate(config: RunConfig) -> dict[str, Any]:
     Raises:
         QuestionsFailedError: some questions of the ranking or the diagnosis failed.
     """
+    run_link(config.name)
     with progress_artifacts():
         return _validate(config)
 
@@ -75,8 +78,20 @@ def _of_students(config: RunConfig, make: Callable[[RunConfig], Result]) -> list
 def _validate(config: RunConfig) -> dict[str, Any]:
     check_execution(config.execution)
     runs = _of_students(config, Planned.of)
-    store = Store(config.store)
     needed = [f"{folder}/{key}" for run in runs for key in run.keys for folder in (STAGE, STATES)]
+    store = Store(config.store)
+    with holding(config, "validate", digest(needed), LeaseManager(store, config.execution.lease)):
+        return _forecast_and_train(config, runs, store, needed)
+
+
+def _forecast_and_train(
+    config: RunConfig, runs: Sequence["Planned"], store: Store, needed: Sequence[str]
+) -> dict[str, Any]:
+    """Validate each student, whose run's name is held.
+
+    Args:
+        needed: artefacts, as `stage/key`.
+    """
     patiently(
         lambda: pin(store, config.name, "validate", needed), config.execution.retries, config.execution.retry_seconds
     )

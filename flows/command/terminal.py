@@ -77,8 +77,8 @@ def rank_table(ranks: pl.DataFrame, level: float) -> Table:
         table.add_row(
             str(row["rank"] or ""),
             *(escape(row[name]) for name in ("teacher", "context", "loss")),
-            _interval(row, "gain") if known else "undefined",
-            _interval(row, "gain_deficit") if known and row["rank"] > 1 else "",
+            precise(row, "gain") if known else "undefined",
+            precise(row, "gain_deficit") if known and row["rank"] > 1 else "",
             f"{100 * row['p_best']:.0f} %" if row["p_best"] is not None else "",
             *(estimate(row, "update_gain") for _ in updates),
         )
@@ -142,7 +142,8 @@ def ranking_shares(ranking: pl.DataFrame) -> Table:
     return table
 
 
-def _interval(row: dict[str, Any], name: str) -> str:
+def precise(row: dict[str, Any], name: str) -> str:
+    """A gain with its interval, as far as that is known, with four decimals."""
     low, value, high = (row[n] for n in (f"{name}_low", name, f"{name}_high"))
     if low is None:
         return f"{value:.4f}"

@@ -1,4 +1,4 @@
-"""Artifacts of a run in Prefect's UI: progress of each stage, tables, a summary, and a link to the report."""
+"""Artifacts of a run in Prefect's UI: progress of each stage, tables, a summary, links to the index and the report."""
 
 import os
 import re
@@ -90,6 +90,16 @@ def table_artifact(name: str, table: pl.DataFrame, description: str) -> None:
 def markdown_artifact(name: str, text: str, description: str) -> None:
     """Text for the UI."""
     create_markdown_artifact(text, key=_key(name), description=description)
+
+
+def run_link(run: str) -> None:
+    """A link to the run's row in the index of runs, where that is served; the row follows the run while it goes on."""
+    base = os.environ.get(REPORTS_URL)
+    if base:
+        link = f"{base.rstrip('/')}/?run={quote(run, safe='')}"
+        create_link_artifact(
+            link, link_text=f"{run} among all runs", key=_key(f"{run}-run"), description="the run in the index, live"
+        )
 
 
 def output_link(store: Store, run: str, file: str) -> None:

@@ -1,13 +1,11 @@
-"""Outputs of runs in a browser: a list of runs and their files, read from the store."""
+"""Outputs of runs in a browser: an index that follows runs while they go on, and their files. Nothing is written."""
 
-import os
-import re
-import stat
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from html import escape
+import json
+from collections.abc import Awaitable, Callable
+from functools import cache
+from importlib.resources import files
 
-from fsspec.implementations.local import LocalFileSystem
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -15,19 +13,47 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from flows.service.folders import can_be_requested, read_output
 from flows.service.guard import Password, guarded
-from tasks.store.references import REFERENCES
-from tasks.store.store import Store
+from flows.service.index import Index
+from schemas.text import reason
+from tasks.store.store import Store, StoreError
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
+COLUMNS = (
+    ("name", "name", False),
+    ("when", "when, UTC", False),
+    ("kinds", "kind", False),
+    ("student", "student", False),
+    ("questions", "questions", True),
+    ("best", "best signal", False),
+    ("state", "state", False),
+    ("tokens", "tokens, time", True),
+)
+"""Columns of the index that sort: the key of a row, the title, and whether it holds numbers."""
 _TYPES = {"html": "text/html; charset=utf-8", "json": "application/json", "parquet": "application/octet-stream"}
 _HEADERS = {
-    # these pages contain model output: nothing in them is executed or fetched
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "X-DNS-Prefetch-Control": "off",
 }
-_STYLE = "body{font:15px/1.5 system-ui;margin:3em auto;max-width:50em}td{padding:.2em 1em .2em 0}a{color:#1a5fb4}"
+_NOTHING = {**_HEADERS, "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; sandbox"}
+_INDEX = {
+    **_HEADERS,
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; "
+        "form-action 'none'; frame-ancestors 'none'"
+    ),
+}
+_REPORT = {
+    **_HEADERS,
+    # These pages contain model output. Their own policy narrows scripts to theirs. The sandbox gives whatever runs all
+    # the same an origin of its own: it reads no other page, nothing from this server or Prefect's, and fetches nothing.
+    "Content-Security-Policy": (
+        "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
+        "form-action 'none'; frame-ancestors 'none'; sandbox allow-scripts allow-downloads"
+    ),
+}
 
 
 def reports(store: Store, hosts: list[str], login: str | None = None) -> ASGIApp:
@@ -37,6 +63,10 @@ def reports(store: Store, hosts: list[str], login: str | None = None) -> ASGIApp
         hosts: names under which it answers, so that no foreign web page can read it.
         login: `user:password` to require.
     """
+    index = Index(store)
+    page = Environment(
+        loader=PackageLoader("flows.service", "page"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    ).get_template("index.html.jinja")
 
     def answer(make: Callable[[Request], Response]) -> Callable[[Request], Awaitable[Response]]:
         async def endpoint(request: Request) -> Response:
@@ -44,82 +74,56 @@ def reports(store: Store, hosts: list[str], login: str | None = None) -> ASGIApp
 
         return endpoint
 
-    def listing(request: Request) -> Response:
-        rows = "".join(
-            f"<tr><td>{escape(run)}</td><td>{_links(run, output_names(store, run))}</td></tr>"
-            for run in output_names(store)
-        )
-        body = f"<table>{rows}</table>" if rows else "<p>No runs yet.</p>"
-        page = (
-            f"<!doctype html><title>opdscope</title><style>{_STYLE}</style><h1>Runs in {escape(store.url)}</h1>{body}"
-        )
-        return HTMLResponse(page, headers=_HEADERS)
+    def show(request: Request) -> Response:
+        try:
+            runs = json.loads(index.snapshot().body)["runs"]
+        except (OSError, StoreError):  # the page asks again, and says so
+            runs = []
+        return HTMLResponse(page.render(store=store.url, columns=COLUMNS, runs=runs), headers=_INDEX)
+
+    def rows(request: Request) -> Response:
+        headers = {**_NOTHING, "Cache-Control": "no-cache"}
+        try:
+            found = index.snapshot()
+        except (OSError, StoreError) as error:
+            said = json.dumps({"error": f"{store.url!r} cannot be read: {reason(error)}"})
+            return Response(said, status_code=503, media_type="application/json", headers=headers)
+        headers["ETag"] = found.tag
+        if request.headers.get("if-none-match") == found.tag:
+            return Response(status_code=304, headers=headers)
+        return Response(found.body, media_type="application/json", headers=headers)
 
     def file(request: Request) -> Response:
         run, name = request.path_params["run"], request.path_params["file"]
-        kind = _TYPES.get(name.rpartition(".")[2])
-        known = kind is not None and _NAME.fullmatch(run) and _NAME.fullmatch(name)
+        ending = name.rpartition(".")[2]
+        known = ending in _TYPES and can_be_requested(run) and can_be_requested(name)
         data = read_output(store, run, name) if known else None
         if data is None:
-            return Response("not found", status_code=404, media_type="text/plain")
-        return Response(data, media_type=kind, headers=_HEADERS)
+            return Response("not found", status_code=404, media_type="text/plain", headers=_NOTHING)
+        return Response(data, media_type=_TYPES[ending], headers=_REPORT if ending == "html" else _NOTHING)
 
-    app: ASGIApp = Starlette(routes=[Route("/", answer(listing)), Route("/{run}/{file}", answer(file))])
+    routes = [
+        Route("/", answer(show)),
+        Route("/runs.json", answer(rows)),
+        *(Route(f"/{name}", _asset(name, kind)) for name, kind in _ASSETS.items()),
+        Route("/{run}/{file}", answer(file)),
+    ]
+    app: ASGIApp = Starlette(routes=routes)
     return guarded(app if login is None else Password(app, login), hosts)
 
 
-def read_output(store: Store, run: str, name: str) -> bytes | None:
-    """An output of a run, or None if there is no regular file of that name; symbolic links are not followed."""
-    if not isinstance(store.fs, LocalFileSystem):
-        try:
-            return store.get_bytes("runs", run, name)
-        except IsADirectoryError:
-            return None
-    try:
-        with _opened(store.root, "runs", run) as folder:
-            # opening a pipe must not wait for its other end
-            descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
-            with os.fdopen(descriptor, "rb") as file:
-                return file.read() if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
-    except OSError:
-        return None
+_ASSETS = {"index.js": "text/javascript", "index.css": "text/css"}
 
 
-def output_names(store: Store, *run: str) -> list[str]:
-    """The runs, or the outputs of one, whose names can be requested; symbolic links are not followed."""
-    if not isinstance(store.fs, LocalFileSystem):
-        found = store.names("runs", *run)
-    else:
-        try:
-            with _opened(store.root, "runs", *run) as folder, os.scandir(folder) as entries:
-                found = sorted(e.name for e in entries if _is_plain(e, folder=not run))
-        except OSError:
-            found = []
-    return [name for name in found if _NAME.fullmatch(name)]
+def _asset(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
+    """The endpoint of a file that belongs to the index page."""
+
+    async def endpoint(request: Request) -> Response:
+        return Response(_content(name), media_type=kind, headers={**_NOTHING, "Cache-Control": "no-cache"})
+
+    return endpoint
 
 
-def _is_plain(entry: "os.DirEntry[str]", *, folder: bool) -> bool:
-    return entry.is_dir(follow_symlinks=False) if folder else entry.is_file(follow_symlinks=False)
-
-
-@contextmanager
-def _opened(root: str, *parts: str) -> Iterator[int]:
-    """A descriptor of a subfolder, opened without following symbolic links.
-
-    Raises:
-        OSError: it does not exist, or a part of its path is a symbolic link.
-    """
-    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        for part in parts:
-            parent = descriptor
-            descriptor = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
-            os.close(parent)
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _links(run: str, files: list[str]) -> str:
-    linked = [name for name in files if name.rpartition(".")[2] in _TYPES and not name.startswith(REFERENCES)]
-    return " ".join(f'<a href="/{escape(run)}/{escape(name)}">{escape(name)}</a>' for name in linked)
+@cache
+def _content(name: str) -> bytes:
+    return (files("flows.service") / "page" / name).read_bytes()

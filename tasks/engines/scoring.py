@@ -85,7 +85,7 @@ class View(NamedTuple):
         log_probs = self.scorer.log_probs(hidden)
         if log_probs.shape[-1] == vocabulary:
             return log_probs
-        return torch.log_softmax(_wide(log_probs, vocabulary)[..., :vocabulary], dim=-1)
+        return torch.log_softmax(wide(log_probs, vocabulary)[..., :vocabulary], dim=-1)
 
 
 def score_blocks(
@@ -150,10 +150,11 @@ def _checked(log_probs: torch.Tensor, vocabulary: int) -> torch.Tensor:
     """
     if not bool((log_probs < torch.inf).all()):
         raise EngineError("the model returns log-probabilities that are not numbers; try dtype float32 or bfloat16")
-    return _wide(log_probs, vocabulary)
+    return wide(log_probs, vocabulary)
 
 
-def _wide(log_probs: torch.Tensor, vocabulary: int) -> torch.Tensor:
+def wide(log_probs: torch.Tensor, vocabulary: int) -> torch.Tensor:
+    """Log-probabilities in double where that is cheap."""
     return log_probs.double() if vocabulary <= DOUBLE_UP_TO else log_probs
 
 

@@ -8,9 +8,11 @@ from prefect.logging import get_run_logger
 
 from schemas.config import RunConfig
 from tasks.inputs.errors import InputError
+from tasks.operations.errors import patiently
 from tasks.outputs.files import read_json
 from tasks.run.session import RunSession, open_session
 from tasks.store.keys import digest
+from tasks.store.leases import LeaseManager
 from tasks.store.references import pin, pin_also
 
 WAIT_SECONDS = 0.2
@@ -28,14 +30,34 @@ def named(config: RunConfig, flow: str, stages: Sequence[str]) -> Iterator[None]
     """
     session = open_session(config)
     need = digest(session.keys.references(stages))
-    lease = digest(["run", flow, config.name])
+    with holding(config, flow, need, session.leases):
+        yield
+
+
+def name_lease(flow: str, run: str) -> str:
+    """The name of the lease that a flow holds on a run's name."""
+    return digest(["run", flow, run])
+
+
+@contextmanager
+def holding(config: RunConfig, flow: str, need: str, leases: LeaseManager) -> Iterator[None]:
+    """Hold the run's name for a flow that needs the artefacts with this digest.
+
+    Raises:
+        InputError: a run of this name with another configuration is active.
+    """
+    lease, execution = name_lease(flow, config.name), config.execution
     seen: set[str] = set()
     while True:
         with ExitStack() as held:
-            if session.with_retries(lambda: held.enter_context(session.leases.acquire(lease, need))):
+
+            def acquire(held: ExitStack = held) -> bool:
+                return held.enter_context(leases.acquire(lease, need))
+
+            if patiently(acquire, execution.retries, execution.retry_seconds):
                 yield
                 return
-        others = {r.name for r in session.leases.rivals(lease) if r.alive and not r.expired and r.subject != need}
+        others = {r.name for r in leases.rivals(lease) if r.alive and not r.expired and r.subject != need}
         if others & seen:  # not one that has only come and looked
             raise InputError(
                 "name",

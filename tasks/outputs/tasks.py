@@ -66,11 +66,19 @@ def aggregate_task(config: RunConfig, ids: list[str], left_out: dict[str, str], 
 
 
 @task(name="rank", cache_policy=NO_CACHE, persist_result=False, task_run_name="rank")
-def rank_task(config: RunConfig, ids: list[str], stages: dict[str, dict[str, int | float]]) -> dict[str, Any]:
+def rank_task(
+    config: RunConfig,
+    ids: list[str],
+    stages: dict[str, dict[str, int | float]],
+    left_out: dict[str, str],
+    failed: list[str],
+) -> dict[str, Any]:
     """Rank all signals; writes `ranks.parquet` and `rank.json`, and returns the latter's content.
 
     Args:
         stages: what the stages before did (`tasks.run.shells.TaskSummary.figures`).
+        left_out: questions without a place in it, with the reason.
+        failed: those of them that are because of an error.
     """
     session = open_session(config)
     cache, keys = OneQuestion(session.store), session.keys
@@ -98,6 +106,8 @@ def rank_task(config: RunConfig, ids: list[str], stages: dict[str, dict[str, int
         "name": config.name,
         "configuration": config.model_dump(mode="json"),
         "questions": ids,
+        "left_out": left_out,
+        "failed": failed,
         "settled": ranking.settled,
         "why_unresolved": why,
         "without_signal": without_signal(dict(zip(ids, ranking.endings, strict=True)), config),

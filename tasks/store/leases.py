@@ -16,7 +16,7 @@ import json
 import platform
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
@@ -79,7 +79,7 @@ class LeaseManager:
         """Hold no lease yet.
 
         Args:
-            duration: seconds without renewal after which others take a lease over.
+            duration: seconds without renewal after which others take a lease over, unless their own is longer.
         """
         self._store, self._duration = store, duration
         process, started = this_process()
@@ -150,7 +150,7 @@ class LeaseManager:
     def renew(self, lease: Lease) -> None:
         """Show that the holder is alive."""
         lease.beats += 1
-        content = {**self._process, "subject": lease.subject, "beat": lease.beats}
+        content = {**self._process, "subject": lease.subject, "beat": lease.beats, "seconds": self._duration}
         self._store.put_note(json.dumps(content).encode(), FOLDER, lease.name)
 
     def release(self, lease: Lease) -> None:
@@ -161,11 +161,20 @@ class LeaseManager:
 
     def rivals(self, name: str, own: Lease | None = None) -> list[Rival]:
         """Leases of a name, except one of this process."""
+        found = self.holders({name}).get(name, [])
+        return [rival for rival in found if own is None or rival.name != own.name]
+
+    def holders(self, wanted: Collection[str]) -> dict[str, list[Rival]]:
+        """Leases of many names, by name; those that nobody holds are left out."""
         existing = self._store.names(FOLDER)
         self._seen = {n: seen for n, seen in self._seen.items() if n in existing}
-        others = [n for n in existing if n.rpartition(".")[0] == name and (own is None or n != own.name)]
-        contents = {n: self._store.get_bytes(FOLDER, n) for n in others}
-        return [self._rival(n, content) for n, content in contents.items() if content is not None]
+        out: dict[str, list[Rival]] = {}
+        for object_name in existing:
+            name = object_name.rpartition(".")[0]
+            content = self._store.get_bytes(FOLDER, object_name) if name in wanted else None
+            if content is not None:
+                out.setdefault(name, []).append(self._rival(object_name, content))
+        return out
 
     def _rival(self, name: str, content: bytes) -> Rival:
         now = time.monotonic()
@@ -178,11 +187,12 @@ class LeaseManager:
             subject = lease["subject"]
             local = lease["machine"] == self._process["machine"]
             ended = local and is_gone(lease["process"], lease["started"])
-        except (ValueError, KeyError, TypeError):  # damaged
-            subject, local, ended = None, False, False
+            duration = max(self._duration, float(lease.get("seconds", 0.0)))  # older versions do not say it
+        except (ValueError, KeyError, TypeError, AttributeError):  # damaged
+            subject, local, ended, duration = None, False, False, self._duration
         # an own lease that could not be removed when it was released
         left = name.rpartition(".")[2].startswith(self._id) and name not in self._held
-        return Rival(name, subject, (local and not ended) or changed, ended or left or now - since > self._duration)
+        return Rival(name, subject, (local and not ended) or changed, ended or left or now - since > duration)
 
     def _beat(self, lease: Lease, finished: Event) -> None:
         while not finished.wait(self._duration / 4):

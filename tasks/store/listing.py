@@ -75,7 +75,7 @@ def stored(store: Store, stage: str) -> Iterator[Stored]:
     for path, info in store.find(stage).items():
         key, _, name = path.partition("/")
         if belongs_to_store(stage, key, name):
-            yield Stored(stage, key, name, int(info["size"]), _seconds(info))
+            yield Stored(stage, key, name, int(info["size"]), changed(info))
 
 
 def _local(folder: Path, stage: str) -> Iterator[Stored]:
@@ -100,7 +100,7 @@ def _entries(folder: str | Path) -> Iterator[os.DirEntry[str]]:
         yield from entries
 
 
-def _seconds(info: dict[str, Any]) -> float:
+def changed(info: dict[str, Any]) -> float:
     """When an object was written; file systems report this under different names."""
     for name in ("LastModified", "mtime", "created", "updated", "last_modified"):
         value = info.get(name)

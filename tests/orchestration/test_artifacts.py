@@ -19,6 +19,7 @@ from flows.orchestration.artifacts import (
     output_link,
     plain,
     progress_artifacts,
+    run_link,
     scores_artifact,
     summary_artifact,
     table_artifact,
@@ -185,6 +186,17 @@ def test_a_link_leads_where_reports_are_served_and_else_says_where_they_lie(
     monkeypatch.setenv(REPORTS_URL, "http://127.0.0.1:4201/")
     output_link(store, "run 1?#", "a b.html")
     assert made["run-1-a-b-html"]["content"] == "http://127.0.0.1:4201/run%201%3F%23/a%20b.html"
+
+
+def test_a_run_links_to_its_row_where_the_index_is_served(
+    made: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(REPORTS_URL, raising=False)
+    run_link("run.1")
+    assert made == {}
+    monkeypatch.setenv(REPORTS_URL, "http://127.0.0.1:4201/")
+    run_link("run.1&x=/")
+    assert made["run-1-x-run"]["content"] == "http://127.0.0.1:4201/?run=run.1%26x%3D%2F"
 
 
 def test_progress_is_told_at_the_end_whatever_was_done(made: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

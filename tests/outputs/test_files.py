@@ -161,7 +161,7 @@ def test_tables_of_artefacts_that_are_gone_are_an_error(opened: RunSession) -> N
 
 def test_a_ranking_is_written_whole(opened: RunSession) -> None:
     ids = diagnosed(opened, "rollouts", "ranking")
-    result = rank_task.fn(opened.config, ids, {"rollouts": {"made": 6}})
+    result = rank_task.fn(opened.config, ids, {"rollouts": {"made": 6}}, {}, [])
     assert result["stages"] == {"rollouts": {"made": 6}}
     assert json.loads(opened.store.get_bytes("runs", "small", "rank.json") or b"") == result
     ranks = read_table(opened.store, "small", "ranks")

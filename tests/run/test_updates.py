@@ -139,7 +139,7 @@ def test_intervals_hold_the_update_gain_of_the_population() -> None:
 def test_a_ranking_has_update_gains_where_it_is_asked_for(settings: dict[str, Any]) -> None:
     session = updated(settings)
     config, ids = session.config, session.keys.questions
-    result = rank_task.fn(config, ids, {})
+    result = rank_task.fn(config, ids, {}, {}, [])
     ranks = pl.read_parquet(Path(config.store) / "runs" / config.name / "ranks.parquet")
     assert set(result["files"]) == {"ranks.parquet"} and len(ranks) == 3 * 2
     known = ranks.filter(pl.col("teacher") == "large")

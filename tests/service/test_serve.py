@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -247,10 +248,18 @@ def test_a_run_from_the_ui_and_one_that_is_killed_and_retried(served: Served, fo
     # a run, its artifacts and its report
     config["tree"]["draws"] = 48
     run = served.start({**config, "name": "whole", "store": "store"})
+    index, seen = f"http://127.0.0.1:{served.reports}/runs.json", set()
+    for _ in range(600):
+        seen |= {row["state"] for row in httpx.get(index).json()["runs"]}
+        if "finished" in seen:
+            break
+        time.sleep(0.1)
+    assert seen == {"running", "finished"}
     assert served.wait(run, "COMPLETED", "FAILED", "CRASHED")["type"] == "COMPLETED"
     artifacts = served.artifacts(run)
     assert {a["type"] for a in artifacts.values()} == {"progress", "table", "markdown"}  # links are of this type
     assert artifacts["progress-trees"]["data"] == 100.0
+    assert f"(http://127.0.0.1:{served.reports}/?run=whole)" in artifacts["whole-run"]["data"]
     link = re.search(r"\((http[^)]+)\)", artifacts["whole-report-html"]["data"])
     assert link is not None and link[1] == f"http://127.0.0.1:{served.reports}/whole/report.html"
     report = httpx.get(link[1])
