@@ -1,7 +1,7 @@
 // What is known at one node: the signals there, and its branches.
 
 import {h, name, svg} from "./dom.js";
-import {count, interval, isKnown, number, percent, significant, visible, wilson} from "./format.js";
+import {count, interval, isKnown, number, percent, probability, significant, visible, wilson} from "./format.js";
 
 /** The panel of a node; `signals` are places of one or two signals. */
 export function nodeDetails(run, question, node, token, signals) {
@@ -10,7 +10,7 @@ export function nodeDetails(run, question, node, token, signals) {
     h("h3", {}, "at ", h("code", {}, name(visible(token))), `, position ${facts.position}`),
     h("dl", { class: "about" }, [
       ["success from here", number(facts.value)],
-      ["student's probability", significant(facts.student_prob)],
+      ["student's probability", probability(facts.student_prob)],
       ["entropy", `${significant(facts.entropy)} nat`],
       ["stands for", `${significant(facts.weight)} positions`],
     ].map(([what, value]) => h("div", {}, h("dt", {}, what), h("dd", {}, value)))),
@@ -28,7 +28,7 @@ function signalFacts(run, at, signal) {
     { class: "signal" },
     h("h4", {}, name(run.label(signal))),
     h("p", {}, h("b", {}, isKnown(at.cosine) ? `cosine ${interval(at.cosine, at.cosine_low, at.cosine_high)}` : "cosine not known: branches hardly differ"), at.resolved ? ", sign known" : ""),
-    h("p", { class: "muted" }, `helps with probability ${number(at.p_positive)}; ${sign}; |d|² ${significant(at.d_sq)}; KL ${significant(at.kl)} nat; teacher's probability ${significant(at.teacher_prob)}`),
+    h("p", { class: "muted" }, `helps with probability ${number(at.p_positive)}; ${sign}; |d|² ${significant(at.d_sq)}; KL ${significant(at.kl)} nat; teacher's probability ${probability(at.teacher_prob)}`),
   );
 }
 
@@ -45,10 +45,10 @@ function branchTable(run, branches, signals) {
       "tr",
       {},
       h("th", { scope: "row", class: "text" }, h("code", {}, name(visible(text))), branch.isTail ? h("span", { class: "muted" }, " tail") : null),
-      h("td", {}, significant(branch.prob)),
+      h("td", {}, probability(branch.prob)),
       h("td", {}, `${count(branch.successes)}/${count(branch.draws)} `, h("span", { class: "muted" }, interval(branch.successes / branch.draws, low, high))),
       h("td", {}, signedBar(branch.ideal, ofIdeal)),
-      branch.of.map((of, i) => [h("td", {}, significant(of.teacher)), h("td", {}, signedBar(of.direction, ofSignal[i]))]),
+      branch.of.map((of, i) => [h("td", {}, probability(of.teacher)), h("td", {}, signedBar(of.direction, ofSignal[i]))]),
     );
   });
   return h(

@@ -46,6 +46,11 @@ export function significant(value) {
   return text.replace(/^(-?)0\./, "$1.");
 }
 
+/** The page keeps probabilities in steps of 5e-5. */
+export function probability(value) {
+  return value < 1e-4 ? "<1e-4" : significant(value);
+}
+
 export function count(value) {
   return value.toLocaleString("en-US");
 }
