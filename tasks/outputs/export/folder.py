@@ -1,0 +1,81 @@
+"""The folder of an export: never over someone else's files, and recognisable where it was not finished."""
+
+import hashlib
+import json
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from schemas.text import quoted, reason
+from tasks.inputs.errors import InputError
+
+INDEX = "export.json"
+_KIND = "opdscope export"
+
+
+def check_folder(folder: Path) -> dict[str, Any]:
+    """The index of an earlier export in a folder; empty where there is nothing yet.
+
+    Raises:
+        InputError: the folder contains other files, or cannot be read.
+    """
+    try:
+        if not folder.exists():
+            return {}
+        if not folder.is_dir():
+            raise InputError("--output", f"{quoted(str(folder))} is a file; give a folder")
+        if not any(folder.iterdir()):
+            return {}
+        index = json.loads((folder / INDEX).read_bytes())
+    except FileNotFoundError:
+        index = None
+    except ValueError:
+        index = None
+    except OSError as error:
+        raise InputError("--output", f"{quoted(str(folder))} cannot be read: {reason(error)}") from error
+    if not isinstance(index, dict) or index.get("kind") != _KIND:
+        raise InputError("--output", f"{quoted(str(folder))} contains other files; give a new folder")
+    return index
+
+
+def write_folder(folder: Path, index: dict[str, Any], files: Iterable[tuple[str, bytes]]) -> dict[str, Any]:
+    """Write the files of an export, and its index last.
+
+    While files are written, the index says so: it has `"finished": false` and names no file. Files of an earlier export
+    that are not written again are removed.
+
+    Raises:
+        InputError: see `check_folder`; or the folder cannot be written.
+    """
+    earlier = check_folder(folder)
+    named = {"kind": _KIND, **index}
+    digests: dict[str, str] = {}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        left = [*earlier.get("files", {}), *earlier.get("earlier", [])]
+        _put(folder / INDEX, _json({**named, "finished": False, "files": {}, "earlier": left}))
+        for name, content in files:
+            _put(folder / name, content)
+            digests[name] = hashlib.sha256(content).hexdigest()
+        for name in {name for name in left if isinstance(name, str) and Path(name).name == name} - {*digests, INDEX}:
+            (folder / name).unlink(missing_ok=True)
+        final = {**named, "finished": True, "files": digests}
+        _put(folder / INDEX, _json(final))
+    except OSError as error:
+        raise InputError("--output", f"{quoted(str(folder))} cannot be written: {reason(error)}") from error
+    return final
+
+
+def _put(path: Path, content: bytes) -> None:
+    """Write a file atomically."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, indent=1, allow_nan=False).encode() + b"\n"
