@@ -50,9 +50,7 @@ def python_files(to: str, run: str, signal: Signal, rules: dict[str, Rule], mask
         "rules": {
             repr(name): {
                 "constant": repr(rule.constant),
-                "coefficients": {
-                    repr(f): repr(b) for f, b in zip(rule.features, rule.coefficients, strict=True)
-                },
+                "coefficients": {repr(f): repr(b) for f, b in zip(rule.features, rule.coefficients, strict=True)},
             }
             for name, rule in rules.items()
         },

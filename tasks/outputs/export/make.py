@@ -10,11 +10,11 @@ import polars as pl
 
 from schemas.signals import Signal
 from schemas.text import listed, quoted
-from schemas.token_weights import EXPORT_SCHEMA
+from schemas.token_weights import EXPORT_SCHEMA, SOURCES
 from tasks.inputs.errors import InputError
 from tasks.outputs.export.folder import check_folder, write_folder
-from tasks.outputs.export.glue import TARGETS, TRAINERS, python_files
-from tasks.outputs.export.source import FinishedRun, chosen_signal, open_run, rivals
+from tasks.outputs.export.glue import TARGETS, python_files
+from tasks.outputs.export.source import FinishedRun, chosen_signal, forecast_of, open_run, rivals
 from tasks.outputs.files import parquet_bytes
 from tasks.stages.aggregate.questions import QuestionScores
 from tasks.stages.aggregate.token_choice import CHOICES
@@ -102,7 +102,9 @@ def make(run: FinishedRun, signal: Signal, choose: str, mask: bool) -> Made:
     parts: list[Estimated] = []
     prompts: dict[str, list[int]] = {}
     for q, moments in zip(scored, gathered.full, strict=True):
-        parts.append(estimated(q, moments, everything, wanted, setting, judged.spread, config.scores.level, config.seed))
+        parts.append(
+            estimated(q, moments, everything, wanted, setting, judged.spread, config.scores.level, config.seed)
+        )
         prompts[q.question_id] = _prompt(q)
     table, scale = weighted(parts, mask)
     return Made(signal, table, scale, final_rules(everything, parts), judged, prompts)
@@ -119,7 +121,7 @@ def rule_json(run: FinishedRun, made: Made, mask: bool) -> dict[str, Any]:
     for name, rule in made.rules.items():
         figures = {key: value for key, value in gains[name].items() if key != "tokens"} | made.judged.correlations[name]
         rules[name] = {**rule.as_json(), **figures, **verdict(gains[name], "the rule")}
-    return _plain(
+    plain: dict[str, Any] = _plain(
         {
             "kind": "opdscope rule",
             "schema": EXPORT_SCHEMA,
@@ -133,44 +135,57 @@ def rule_json(run: FinishedRun, made: Made, mask: bool) -> dict[str, Any]:
             "rules": rules,
         }
     )
+    return plain
 
 
 def verdict(row: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """Whether weights are better than equal ones on other questions, and that in words."""
+    """Whether weights are better than equal ones on other questions, and that in words.
+
+    Args:
+        row: one of `Judged.gains`.
+        what: the weights.
+    """
     low, high = row["additional_gain_low"], row["additional_gain_high"]
     if math.isnan(row["gain"]):
-        return {"better": False, "verdict": f"{what} keeps no token: no part of the signal is expected to help"}
-    if math.isnan(low):
-        return {"better": False, "verdict": f"whether {what} is better than equal weights is not known: too few questions"}
-    if low > 0:
+        said = "keeps no token that is known to help: nothing is gained from this signal"
+    elif math.isnan(low):
+        said = "is not judged: too few questions carry signal"
+    elif low > 0 and row["gain_low"] > 0:
         return {"better": True, "verdict": f"{what} is better than equal weights on other questions"}
-    worse = "worse than equal weights on other questions" if high < 0 else "not shown to be better than equal weights"
-    return {"better": False, "verdict": f"{what} is {worse}"}
+    elif low > 0:
+        said = "avoids harm, but is not shown to help: give another signal"
+    else:
+        said = f"is {'worse than' if high < 0 else 'not shown to be better than'} equal weights on other questions"
+    return {"better": False, "verdict": f"{what} {said}"}
 
 
 def index_json(
     run: FinishedRun, made: Made, to: str, choose: str, mask: bool, rule: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What `export.json` says, apart from the files."""
-    replay = next(row for row in made.judged.gains if row["tokens"] == "replay")
+    gains = {row["tokens"]: row for row in made.judged.gains}
     counts = made.weights["source"].value_counts()
-    return _plain(
+    of_source = {row["source"]: row["count"] for row in counts.iter_rows(named=True)}
+    plain: dict[str, Any] = _plain(
         {
             "schema": EXPORT_SCHEMA,
             "to": to,
             **_about(run, made.signal),
+            "forecast": forecast_of(run, made.signal),
             "choose": choose,
             "changed": made.judged.changed,
             "mask": mask,
             "scale": made.scale,
             "tokens": made.weights.height,
-            **{row["source"]: row["count"] for row in counts.sort("source").iter_rows(named=True)},
-            "weighted": verdict(replay, "the weighting"),
+            **{source: of_source.get(source, 0) for source in SOURCES},
+            "weighted": verdict(gains["replay"], "the weighting"),
+            "chosen": None if choose == "run" else verdict(gains["chosen"], "the choice"),
             "rule": {name: {k: of[k] for k in ("better", "verdict")} for name, of in rule["rules"].items()},
-            "gains": made.judged.gains,
+            "gains": [row for row in made.judged.gains if choose != "run" or row["tokens"] != "chosen"],
             "spread": made.judged.spread,
         }
     )
+    return plain
 
 
 def _about(run: FinishedRun, signal: Signal) -> dict[str, Any]:
@@ -178,7 +193,7 @@ def _about(run: FinishedRun, signal: Signal) -> dict[str, Any]:
     return {
         "run": run.name,
         "aggregate": run.run.get("aggregate"),
-        "student": {"path": student.path, "revision": student.revision},
+        "student": None if student is None else {"path": student.path, "revision": student.revision},
         "signal": signal._asdict(),
         "level": run.config.scores.level,
     }
@@ -216,8 +231,3 @@ def rollout_rows(made: Made) -> Iterator[dict[str, Any]]:
             "loss": part["loss"][0],
             **{named.get(name, name): part[name].to_list() for name in lists},
         }
-
-
-def trainer_module(to: str) -> str | None:
-    """The module that a trainer gets; None for tables."""
-    return TRAINERS.get(to)

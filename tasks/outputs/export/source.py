@@ -145,6 +145,18 @@ def rivals(run: FinishedRun, signal: Signal) -> list[Signal]:
     return [signal, *(other for other in run.usable if other.loss == signal.loss and other != signal)]
 
 
+def forecast_of(run: FinishedRun, signal: Signal) -> dict[str, Any] | None:
+    """What a run's forecast says of a signal; None where it has none.
+
+    Raises:
+        StoreError: the table is missing or damaged.
+    """
+    for row in run.table("forecasts").iter_rows(named=True):
+        if Signal(row["teacher"], row["context"], row["loss"]) == signal and row["forecast"] is not None:
+            return {name: row[name] for name in ("forecast", "forecast_low", "forecast_high", "verdict", "remark")}
+    return None
+
+
 def display(signal: Signal) -> str:
     """A signal in words."""
     return f"{signal.teacher}{BETWEEN}{signal.context} by {signal.loss}"

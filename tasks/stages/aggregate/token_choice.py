@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tasks.stages.aggregate.token_rule_fit import Moments, fit
-from tasks.statistics.bootstrap import resample
+from tasks.statistics.bootstrap import resample, resampled
 from tasks.statistics.csr import Floats, Ints
 
 REPLICATES = 200
@@ -21,9 +21,8 @@ def replicates(moments: Sequence[Moments], seed: int) -> Floats:
         moments: of each question, for all signals: [K, F, F] and [K, F].
     """
     counts = resample(len(moments), REPLICATES, seed)
-    norm = np.tensordot(counts, np.stack([m.norm for m in moments]), axes=1)
-    inner = np.tensordot(counts, np.stack([m.inner for m in moments]), axes=1)
-    return fit(Moments(norm, inner))
+    norm, inner = np.stack([m.norm for m in moments]), np.stack([m.inner for m in moments])
+    return fit(Moments(resampled(counts, norm), resampled(counts, inner)))
 
 
 def by_question(moments: Moments, coefficients: Floats, resampled: Floats, level: float) -> int:

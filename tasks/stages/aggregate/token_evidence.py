@@ -78,7 +78,8 @@ class Drawn(NamedTuple):
 
     def of(self, chosen: Ints) -> Floats:
         """The simulated ratio of the signal that each node's position follows, [S, n]."""
-        return np.take_along_axis(self.ratio, chosen[self.node][None, None], axis=0)[0]
+        ratio: Floats = np.take_along_axis(self.ratio, chosen[self.node][None, None], axis=0)[0]
+        return ratio
 
 
 def posterior(

@@ -1,7 +1,7 @@
 """Rules for the weights of tokens, from what a trainer knows of fresh rollouts, fitted on a diagnosis.
 
-With weights w on the tokens, a unit step along a signal gains sum w <g, d> / sqrt(R sum w^2 |d|^2) to first order, which
-is largest where w is <g, d> / |d|^2. A rule is the least-squares fit of that ratio, every position counting by its
+With weights w on the tokens, a unit step along a signal gains sum w <g, d> / sqrt(R sum w^2 |d|^2) to first order, most
+where w is <g, d> / |d|^2. A rule is the least-squares fit of that ratio, every position counting by its
 |d|^2, to features that are known without draws: its normal equations hold sum <g, d> x, of which the nodes give an
 estimate without bias, and sum |d|^2 x x', which is known exactly.
 """

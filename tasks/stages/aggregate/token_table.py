@@ -30,7 +30,14 @@ class Estimated(NamedTuple):
 
 
 def estimated(
-    q: QuestionScores, moments: Moments, fitted: Fit, wanted: Wanted, setting: Setting, spread: float, level: float, seed: int
+    q: QuestionScores,
+    moments: Moments,
+    fitted: Fit,
+    wanted: Wanted,
+    setting: Setting,
+    spread: float,
+    level: float,
+    seed: int,
 ) -> Estimated:
     """Estimates of one question's tokens, by a fit to all questions.
 

@@ -13,14 +13,25 @@ from tasks.stages.aggregate.pooling import gain
 from tasks.stages.aggregate.predictors import correlations
 from tasks.stages.aggregate.questions import QuestionScores
 from tasks.stages.aggregate.token_evidence import Evidence, Plan, Setting, replayed
-from tasks.stages.aggregate.token_rule_fit import FOLDS, RULES, Moments, Rule, design, fit, known, length, total, weights
+from tasks.stages.aggregate.token_rule_fit import (
+    FOLDS,
+    RULES,
+    Moments,
+    Rule,
+    design,
+    fit,
+    known,
+    length,
+    total,
+    weights,
+)
 from tasks.statistics.bootstrap import bootstrap_interval, resample, resampled
 from tasks.statistics.csr import Floats, Ints
 from tasks.statistics.streams import stream_seed
 
 FULL = "full"
 WEIGHTINGS = ("all", "chosen", *RULES, "replay")
-"""Equal weights of the run's signal; of those chosen; each rule, as for fresh rollouts; draws, and the full rule elsewhere."""
+"""Equal weights on the run's signal, and on those chosen; each rule, as on fresh rollouts; draws, else the full rule."""
 
 
 class Wanted(NamedTuple):
