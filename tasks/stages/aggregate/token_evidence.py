@@ -1,6 +1,6 @@
 """What one question tells about the weights of its tokens, under signals that compete for them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -136,25 +136,33 @@ class Plan(NamedTuple):
     mask: bool
 
 
+def replays(
+    q: QuestionScores, signals: Sequence[Signal], plan: Plan, setting: Setting, seed: int
+) -> Iterator[tuple[Floats, Mapping[str, AnyArray]]]:
+    """Weights [T] by half of the draws at the nodes and by the rule elsewhere, with the tree of the other half."""
+    rng = np.random.default_rng(seed)
+    halves = split(q.tree, rng)
+    for selecting, scoring in (halves, halves[::-1]):
+        drawn = posterior(q, selecting, signals, setting, int(rng.integers(2**63)))
+        w = np.nan_to_num(weights(plan.estimate, plan.mask))
+        w[drawn.node] = weights(drawn.of(plan.chosen).mean(axis=0) * plan.scale, plan.mask)
+        yield w, scoring
+
+
 def replayed(
     q: QuestionScores, signals: Sequence[Signal], evidence: Evidence, plan: Plan, setting: Setting, seed: int
 ) -> tuple[Floats, float]:
     """`Evidence.sums` of weights that follow the draws at the nodes, [2], and the number of positions with a weight.
 
-    Half of a node's draws make its weight, the other half score it, and vice versa. The nodes' own weights count once
-    each, those of the rule for all other positions.
+    The half of the draws that makes a node's weight does not score it. The nodes' own weights count once each, those of
+    the rule for all other positions.
     """
-    rng = np.random.default_rng(seed)
-    halves = split(q.tree, rng)
     merged = NodeRows(q)
     by_rule = np.nan_to_num(weights(plan.estimate, plan.mask))
     start = evidence.sums(plan.chosen, by_rule)
     of_signal = np.take_along_axis(evidence.d_sq, plan.chosen[None], axis=0)[0]
     out, kept = np.zeros(2), 0.0
-    for selecting, scoring in (halves, halves[::-1]):
-        drawn = posterior(q, selecting, signals, setting, int(rng.integers(2**63)))
-        w = by_rule.copy()
-        w[drawn.node] = weights(drawn.of(plan.chosen).mean(axis=0) * plan.scale, plan.mask)
+    for w, scoring in replays(q, signals, plan, setting, seed):
         inner = _unbiased(q, signals, scoring, setting.temperature)
         of_node = np.nan_to_num(merged.mean(np.take_along_axis(inner, plan.chosen[evidence.node][None], axis=0)[0]))
         out += [start[0] + ((w - by_rule)[merged.node] * of_node).sum(), (w**2 * of_signal).sum()]

@@ -31,7 +31,7 @@ from tasks.statistics.streams import stream_seed
 
 FULL = "full"
 WEIGHTINGS = ("all", "chosen", *RULES, "replay")
-"""Equal weights on the run's signal, and on those chosen; each rule, as on fresh rollouts; draws, else the full rule."""
+"""Equal weights on the run's signal, or on those chosen; each rule, as on fresh rollouts; draws, else the full rule."""
 
 
 class Wanted(NamedTuple):
@@ -192,7 +192,7 @@ class Judging:
             added = {"additional_gain": point[i] - point[0]}
             added |= {"additional_gain_low": more[0], "additional_gain_high": more[1]}
             figures = {**row, **added} if i else {**row, **dict.fromkeys(added, np.nan)}
-            rows.append({"tokens": name, "share": kept[i, 2] / kept[i, 3], **_defined(figures, known_)})
+            rows.append({"tokens": name, "share": float(kept[i, 2] / kept[i, 3]), **_defined(figures, known_)})
         pooled, replicated = fitted.sum(axis=0), resampled(counts, fitted)
         found = {}
         for i, name in enumerate(RULES):
