@@ -21,22 +21,25 @@ def check_folder(folder: Path) -> dict[str, Any]:
         InputError: the folder contains other files, or cannot be read.
     """
     try:
-        if not folder.exists():
-            return {}
-        if not folder.is_dir():
+        if folder.exists() and not folder.is_dir():
             raise InputError("--output", f"{quoted(str(folder))} is a file; give a folder")
-        if not any(folder.iterdir()):
+        if not folder.exists() or not any(folder.iterdir()):
             return {}
-        index = json.loads((folder / INDEX).read_bytes())
-    except FileNotFoundError:
-        index = None
-    except ValueError:
-        index = None
+        index = _index(folder / INDEX)
     except OSError as error:
         raise InputError("--output", f"{quoted(str(folder))} cannot be read: {reason(error)}") from error
-    if not isinstance(index, dict) or index.get("kind") != _KIND:
+    if index.get("kind") != _KIND:
         raise InputError("--output", f"{quoted(str(folder))} contains other files; give a new folder")
     return index
+
+
+def _index(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty if there is none."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def write_folder(folder: Path, index: dict[str, Any], files: Iterable[tuple[str, bytes]]) -> dict[str, Any]:

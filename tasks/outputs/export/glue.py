@@ -49,8 +49,10 @@ def python_files(to: str, run: str, signal: Signal, rules: dict[str, Rule], mask
         "features": FEATURES,
         "rules": {
             repr(name): {
-                "constant": repr(rule.constant),
-                "coefficients": {repr(f): repr(b) for f, b in zip(rule.features, rule.coefficients, strict=True)},
+                "constant": repr(float(rule.constant)),
+                "coefficients": {
+                    repr(f): repr(float(b)) for f, b in zip(rule.features, rule.coefficients, strict=True)
+                },
             }
             for name, rule in rules.items()
         },

@@ -21,7 +21,7 @@ from tasks.stages.aggregate.token_choice import CHOICES
 from tasks.stages.aggregate.token_evidence import Setting
 from tasks.stages.aggregate.token_rule_fit import FEATURES, MOST_WEIGHT, Rule
 from tasks.stages.aggregate.token_table import Estimated, estimated, final_rules, weighted
-from tasks.stages.aggregate.token_weights import Gathered, Judged, Judging, Wanted, folds
+from tasks.stages.aggregate.token_weights import FULL, Gathered, Judged, Judging, Wanted, folds
 from tasks.store.store import Store
 
 
@@ -30,7 +30,7 @@ class Made(NamedTuple):
 
     Attributes:
         weights: `schemas.token_weights.WEIGHTS`.
-        scale: what estimates of predicted tokens are, in units of the full rule's.
+        scale: what the full rule's estimates were multiplied by, for the weights to leave the signal as long as it was.
     """
 
     signal: Signal
@@ -107,7 +107,8 @@ def make(run: FinishedRun, signal: Signal, choose: str, mask: bool) -> Made:
         )
         prompts[q.question_id] = _prompt(q)
     table, scale = weighted(parts, mask)
-    return Made(signal, table, scale, final_rules(everything, parts), judged, prompts)
+    rules = final_rules(everything, parts)
+    return Made(signal, table, scale * everything.scale / rules[FULL].scale, rules, judged, prompts)
 
 
 def _prompt(q: QuestionScores) -> list[int]:
@@ -176,6 +177,7 @@ def index_json(
             "changed": made.judged.changed,
             "mask": mask,
             "scale": made.scale,
+            "questions": len(run.questions),
             "tokens": made.weights.height,
             **{source: of_source.get(source, 0) for source in SOURCES},
             "weighted": verdict(gains["replay"], "the weighting"),

@@ -84,8 +84,12 @@ def open_run(store: Store, name: str) -> FinishedRun:
     try:
         config = RunConfig.model_validate(run["configuration"])
         complete = all(isinstance(run["artefacts"][question], list) for question in run["questions"])
-    except (ValidationError, KeyError, TypeError) as error:
-        raise InputError("RUN", f"run.json of {quoted(name)} cannot be read: {reason(error)}; run it again") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        told = ": ".join([*filter(None, [".".join(map(str, first["loc"]))]), first["msg"]])
+        raise InputError("RUN", f"run.json of {quoted(name)} is of another version: {told}; run it again") from error
+    except (KeyError, TypeError) as error:
+        raise InputError("RUN", f"run.json of {quoted(name)} lacks {reason(error)}; run it again") from error
     if not config.tree.sampled:
         raise InputError(
             "RUN",
