@@ -68,7 +68,7 @@ def logits_of(model: Any, prompt: Tensor, completion: Tensor) -> Tensor:
     return logits[len(prompt) - 1 : -1].double()
 
 
-def trainer(kind: Any, config: Any, models: Path, folder: Path, rows: dict[str, list[str]], **given: Any) -> Any:
+def trainer(kind: Any, config: Any, models: Path, folder: Path, rows: dict[str, list[Any]], **given: Any) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(models / "student")
     tokenizer.padding_side = "left"
     model = AutoModelForCausalLM.from_pretrained(models / "student", dtype=torch.float32)
@@ -145,6 +145,44 @@ def test_sdft_weights_each_token(glue: ModuleType, models: Path, tmp_path: Path,
     for loss, hand, unweighted in seen:
         assert loss > 0 and loss == pytest.approx(hand, rel=2e-5)
         assert loss != pytest.approx(unweighted, rel=1e-2)
+
+
+def test_sdpo_weights_each_token_of_its_distillation(glue: ModuleType, models: Path, tmp_path: Path) -> None:
+    from trl.experimental.sdpo import SDPOConfig
+
+    seen: list[tuple[float, float]] = []
+
+    class Watched(glue.WeightedSDPOTrainer):  # type: ignore[name-defined, misc]
+        def _compute_self_distillation_loss(self, model: Any, inputs: Any, distillation_logits: Any) -> Tensor:
+            loss: Tensor = super()._compute_self_distillation_loss(model, inputs, distillation_logits)
+            each = []
+            for i, mask in enumerate(inputs["completion_mask"].bool()):
+                student, teacher = (
+                    logits[i][mask].detach().double()
+                    for logits in (distillation_logits.student_logits, distillation_logits.teacher_logits)
+                )
+                taught = distillation_logits.loss_mask[i].sum() > 0
+                kl = (student.softmax(-1) * (student.log_softmax(-1) - teacher.log_softmax(-1))).sum(-1)
+                w = by_hand(columns(student, teacher, inputs["completion_ids"][i][mask]))
+                each.append(sum(a * float(b) for a, b in zip(w, kl, strict=True)) / len(w) if taught else 0.0)
+            seen.append((loss.item(), sum(each) / len(each)))
+            return loss
+
+    def kinds(completion_ids: list[list[int]], **_: Any) -> list[float]:
+        return [float(i % 2) for i, _ in enumerate(completion_ids)]  # one of each pair is a demonstration
+
+    told = {
+        "distillation_mode": "full_logits",
+        "distillation_alpha": 1.0,
+        "distillation_is_clip": None,
+        "dont_reprompt_on_self_success": False,
+    }
+    rows = {"prompt": [[{"role": "user", "content": prompt}] for prompt in PROMPTS]}
+    job = trainer(Watched, SDPOConfig, models, tmp_path / "run", rows, arguments=told, reward_funcs=kinds)
+    job.train()
+    assert seen and any(loss > 0 for loss, _ in seen)
+    for loss, hand in seen:
+        assert loss == pytest.approx(hand, rel=2e-5, abs=1e-9)
 
 
 def test_grpo_weights_each_advantage(glue: ModuleType, models: Path, tmp_path: Path) -> None:
