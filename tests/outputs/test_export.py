@@ -22,23 +22,14 @@ from tasks.outputs.export.glue import TARGETS, TRAINERS, python_files
 from tasks.outputs.export.make import export_run, verdict
 from tasks.stages.aggregate.token_rule_fit import FEATURES, RULES, Rule, design, weights
 from tasks.store.store import Store, StoreError
-from tests.helpers.finished import finished_run
-from tests.helpers.small import small_settings
 
 LARGE = Signal("large", "none", "reverse_kl")
 
 
-@pytest.fixture(scope="module")
-def store(models: Path, questions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    settings = small_settings(models, questions, tmp_path_factory.mktemp("export") / "store")
-    settings["losses"] = ["reverse_kl", "minillm"]
-    return finished_run(settings)
-
-
 @pytest.fixture
-def scratch(store: Path, tmp_path: Path) -> Path:
+def scratch(finished: Path, tmp_path: Path) -> Path:
     """A copy of the store that a test may damage."""
-    return Path(shutil.copytree(store, tmp_path / "scratch"))
+    return Path(shutil.copytree(finished, tmp_path / "scratch"))
 
 
 def module(path: Path) -> ModuleType:
@@ -57,8 +48,8 @@ def artefacts(store: Path, question: str) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("to", TARGETS)
-def test_every_target_has_its_files(store: Path, tmp_path: Path, to: str) -> None:
-    told = export_run(str(store), "small", to, output=tmp_path / "out")
+def test_every_target_has_its_files(finished: Path, tmp_path: Path, to: str) -> None:
+    told = export_run(str(finished), "small", to, output=tmp_path / "out")
     index = json.loads((tmp_path / "out" / "export.json").read_text())
     assert index == {name: value for name, value in told.items() if name != "folder"}
     assert index["finished"] and (index["to"], index["run"], index["schema"]) == (to, "small", 1)
@@ -73,15 +64,15 @@ def test_every_target_has_its_files(store: Path, tmp_path: Path, to: str) -> Non
             compile((tmp_path / "out" / name).read_bytes(), name, "exec")
 
 
-def test_weights_belong_to_the_tokens_of_the_rollouts(store: Path, tmp_path: Path) -> None:
-    told = export_run(str(store), "small", "trl", signal="large/none/reverse_kl", output=tmp_path)
+def test_weights_belong_to_the_tokens_of_the_rollouts(finished: Path, tmp_path: Path) -> None:
+    told = export_run(str(finished), "small", "trl", signal="large/none/reverse_kl", output=tmp_path)
     table = pl.read_parquet(tmp_path / "weights.parquet")
     assert table.columns == list(WEIGHTS)
     assert [str(dtype) for dtype in table.dtypes] == [column.dtype for column in WEIGHTS.values()]
     lines = [json.loads(line) for line in (tmp_path / "weights.jsonl").read_text().splitlines()]
-    opened = Store(str(store))
+    opened = Store(str(finished))
     for question, part in table.group_by("question_id", maintain_order=True):
-        keys = artefacts(store, str(question[0]))
+        keys = artefacts(finished, str(question[0]))
         rollouts = opened.need("rollouts", keys["rollouts"][0]).arrays
         tree = opened.need("trees", keys["trees"][0]).arrays
         assert part["token_id"].to_list() == rollouts["tokens"].tolist()
@@ -103,9 +94,9 @@ def test_weights_belong_to_the_tokens_of_the_rollouts(store: Path, tmp_path: Pat
     assert set(zip(table["teacher"], table["context"], table["loss"], strict=True)) == {tuple(LARGE)}
 
 
-def test_the_gain_of_equal_weights_is_that_of_the_summary(store: Path, tmp_path: Path) -> None:
-    told = export_run(str(store), "small", "parquet", signal="self/answer/reverse_kl", output=tmp_path)
-    summary = pl.read_parquet(store / "runs/small/summary.parquet").filter(
+def test_the_gain_of_equal_weights_is_that_of_the_summary(finished: Path, tmp_path: Path) -> None:
+    told = export_run(str(finished), "small", "parquet", signal="self/answer/reverse_kl", output=tmp_path)
+    summary = pl.read_parquet(finished / "runs/small/summary.parquet").filter(
         (pl.col("group") == "all") & (pl.col("teacher") == "self") & (pl.col("context") == "answer")
     )
     found = told["gains"][0]
@@ -116,9 +107,9 @@ def test_the_gain_of_equal_weights_is_that_of_the_summary(store: Path, tmp_path:
         assert found["gain_low"] == pytest.approx(expected["gain_low"])
 
 
-def test_predicted_weights_are_those_of_the_rule_beside_them(store: Path, tmp_path: Path) -> None:
-    told = export_run(str(store), "small", "jsonl", signal="large/none/reverse_kl", output=tmp_path / "a")
-    export_run(str(store), "small", "parquet", signal="large/none/reverse_kl", output=tmp_path / "b")
+def test_predicted_weights_are_those_of_the_rule_beside_them(finished: Path, tmp_path: Path) -> None:
+    told = export_run(str(finished), "small", "jsonl", signal="large/none/reverse_kl", output=tmp_path / "a")
+    export_run(str(finished), "small", "parquet", signal="large/none/reverse_kl", output=tmp_path / "b")
     rule, table = module(tmp_path / "a" / "opdscope_rule.py"), pl.read_parquet(tmp_path / "b" / "weights.parquet")
     place = pl.col("position") / pl.len().over("question_id", "rollout_id")
     part = table.with_columns(place.alias("place")).filter(pl.col("source") == "predicted")
@@ -132,8 +123,8 @@ def test_predicted_weights_are_those_of_the_rule_beside_them(store: Path, tmp_pa
     assert ratio == pytest.approx(np.full(len(ratio), told["scale"]), rel=1e-9)
 
 
-def test_an_export_is_the_same_every_time(store: Path, tmp_path: Path) -> None:
-    one, two = (export_run(str(store), "small", "trl", choose="token", output=tmp_path / n) for n in ("a", "b"))
+def test_an_export_is_the_same_every_time(finished: Path, tmp_path: Path) -> None:
+    one, two = (export_run(str(finished), "small", "trl", choose="token", output=tmp_path / n) for n in ("a", "b"))
     assert one["files"] == two["files"] and one["gains"] == two["gains"]
 
 
@@ -187,10 +178,10 @@ def test_names_stay_text_in_python(name: str, tmp_path: Path) -> None:
     assert name.strip().splitlines()[-1] in (found.__doc__ or "")
 
 
-def test_rule_json_says_what_the_rule_is_worth(store: Path, tmp_path: Path) -> None:
-    told = export_run(str(store), "small", "jsonl", mask=True, output=tmp_path)
+def test_rule_json_says_what_the_rule_is_worth(finished: Path, tmp_path: Path) -> None:
+    told = export_run(str(finished), "small", "jsonl", mask=True, output=tmp_path)
     rule = json.loads((tmp_path / "rule.json").read_text())
-    run = json.loads((store / "runs/small/run.json").read_text())
+    run = json.loads((finished / "runs/small/run.json").read_text())
     assert (rule["schema"], rule["aggregate"], rule["mask"]) == (1, run["aggregate"], True)
     assert rule["student"]["path"] == run["configuration"]["student"]["path"]
     assert list(rule["features"]) == list(FEATURES) and rule["signal"] == told["signal"]
@@ -226,8 +217,8 @@ def test_verdicts_are_plain(figures: dict[str, float], better: bool, said: str) 
 
 
 @pytest.mark.parametrize("choose", ["question", "token"])
-def test_choices_are_written_by_token(store: Path, tmp_path: Path, choose: str) -> None:
-    told = export_run(str(store), "small", "parquet", choose=choose, output=tmp_path)
+def test_choices_are_written_by_token(finished: Path, tmp_path: Path, choose: str) -> None:
+    told = export_run(str(finished), "small", "parquet", choose=choose, output=tmp_path)
     table = pl.read_parquet(tmp_path / "weights.parquet")
     assert set(table["loss"]) == {"reverse_kl"} and "is" in told["chosen"]["verdict"]
     assert [r["tokens"] for r in told["gains"]] == ["all", "chosen", *RULES, "replay"]
@@ -236,30 +227,30 @@ def test_choices_are_written_by_token(store: Path, tmp_path: Path, choose: str) 
         assert by_question["teacher"].to_list() == by_question["context"].to_list() == [1] * 6
 
 
-def test_a_folder_of_someone_else_is_left_alone(store: Path, tmp_path: Path) -> None:
+def test_a_folder_of_someone_else_is_left_alone(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     for given, why in ((tmp_path, "contains other files"), (tmp_path / "notes.txt", "is a file")):
         with pytest.raises(InputError, match=f"--output: .*{why}; give a"):
-            export_run(str(store), "small", "jsonl", output=given)
+            export_run(str(finished), "small", "jsonl", output=given)
     for content in ("{}", "[1]", "not json", '{"kind": "other"}'):
         (tmp_path / "export.json").write_text(content)
         with pytest.raises(InputError, match="contains other files"):
-            export_run(str(store), "small", "jsonl", output=tmp_path)
+            export_run(str(finished), "small", "jsonl", output=tmp_path)
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def test_an_earlier_export_is_replaced(store: Path, tmp_path: Path) -> None:
-    export_run(str(store), "small", "trl", output=tmp_path)
+def test_an_earlier_export_is_replaced(finished: Path, tmp_path: Path) -> None:
+    export_run(str(finished), "small", "trl", output=tmp_path)
     (tmp_path / "notes.txt").write_text("mine")
-    told = export_run(str(store), "small", "jsonl", output=tmp_path)
+    told = export_run(str(finished), "small", "jsonl", output=tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {*told["files"], "export.json", "notes.txt"}
     assert "opdscope_trl.py" not in told["files"]
 
 
 def test_a_killed_export_says_that_it_is_not_finished(
-    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    export_run(str(store), "small", "trl", output=tmp_path)
+    export_run(str(finished), "small", "trl", output=tmp_path)
     put = folders._put
 
     def killed(path: Path, content: bytes) -> None:
@@ -269,11 +260,11 @@ def test_a_killed_export_says_that_it_is_not_finished(
 
     monkeypatch.setattr(folders, "_put", killed)
     with pytest.raises(KeyboardInterrupt):
-        export_run(str(store), "small", "jsonl", output=tmp_path)
+        export_run(str(finished), "small", "jsonl", output=tmp_path)
     index = json.loads((tmp_path / "export.json").read_text())
     assert (index["finished"], index["files"]) == (False, {})
     monkeypatch.undo()
-    told = export_run(str(store), "small", "jsonl", output=tmp_path)
+    told = export_run(str(finished), "small", "jsonl", output=tmp_path)
     assert told["finished"] and {p.name for p in tmp_path.iterdir()} == {*told["files"], "export.json"}
 
 
@@ -292,10 +283,10 @@ def test_a_killed_export_says_that_it_is_not_finished(
         ({"signal": "self/none/reverse_kl"}, "--signal: 'self/none/reverse_kl' equals the student"),
     ],
 )
-def test_bad_arguments_are_named(store: Path, tmp_path: Path, given: dict[str, str], message: str) -> None:
+def test_bad_arguments_are_named(finished: Path, tmp_path: Path, given: dict[str, str], message: str) -> None:
     told: dict[str, Any] = {"name": "small", "to": "jsonl", "output": tmp_path / "out", **given}
     with pytest.raises(InputError, match=message):
-        export_run(str(store), **told)
+        export_run(str(finished), **told)
     assert not (tmp_path / "out").exists()
 
 
@@ -348,6 +339,6 @@ def test_damage_is_told(scratch: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_no_model_is_loaded(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_model_is_loaded(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.nn.Module, "__call__", lambda *_: pytest.fail("a model was run"))
-    assert made.export_run(str(store), "small", "verl", output=tmp_path / "out")["finished"]
+    assert made.export_run(str(finished), "small", "verl", output=tmp_path / "out")["finished"]
