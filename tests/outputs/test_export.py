@@ -22,6 +22,7 @@ from tasks.outputs.export.glue import TARGETS, TRAINERS, python_files
 from tasks.outputs.export.make import export_run, verdict
 from tasks.stages.aggregate.token_rule_fit import FEATURES, RULES, Rule, design, weights
 from tasks.store.store import Store, StoreError
+from tests.helpers.places import ROOT
 
 LARGE = Signal("large", "none", "reverse_kl")
 
@@ -342,3 +343,10 @@ def test_damage_is_told(scratch: Path, tmp_path: Path) -> None:
 def test_no_model_is_loaded(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.nn.Module, "__call__", lambda *_: pytest.fail("a model was run"))
     assert made.export_run(str(finished), "small", "verl", output=tmp_path / "out")["finished"]
+
+
+def test_the_readme_lists_every_column() -> None:
+    page = (ROOT / "tasks/outputs/export/README.md").read_text()
+    for name, column in WEIGHTS.items():
+        meaning = column.meaning.replace("|", "&#124;")
+        assert f"| `{name}` | {column.dtype} | {meaning} |" in page
