@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,7 +21,8 @@ from tasks.outputs.export import folder as folders
 from tasks.outputs.export import make as made
 from tasks.outputs.export.glue import TARGETS, TRAINERS, python_files
 from tasks.outputs.export.make import export_run, verdict
-from tasks.stages.aggregate.token_rule_fit import FEATURES, RULES, Rule, design, weights
+from tasks.stages.aggregate import token_weights
+from tasks.stages.aggregate.token_rule_fit import FEATURES, RULES, Rule, design, known, weights
 from tasks.store.store import Store, StoreError
 from tests.helpers.places import ROOT
 
@@ -69,6 +71,7 @@ def test_weights_belong_to_the_tokens_of_the_rollouts(finished: Path, tmp_path: 
     told = export_run(str(finished), "small", "trl", signal="large/none/reverse_kl", output=tmp_path)
     table = pl.read_parquet(tmp_path / "weights.parquet")
     assert table.columns == list(WEIGHTS)
+    assert pl.read_parquet_metadata(tmp_path / "weights.parquet")["opdscope_schema"] == "1"
     assert [str(dtype) for dtype in table.dtypes] == [column.dtype for column in WEIGHTS.values()]
     lines = [json.loads(line) for line in (tmp_path / "weights.jsonl").read_text().splitlines()]
     opened = Store(str(finished))
@@ -256,6 +259,7 @@ def test_a_killed_export_says_that_it_is_not_finished(
 
     def killed(path: Path, content: bytes) -> None:
         if path.name == "rule.json":
+            (path.parent / f".rule.json.{'0' * 32}").write_bytes(content[:10])
             raise KeyboardInterrupt
         put(path, content)
 
@@ -338,6 +342,17 @@ def test_damage_is_told(scratch: Path, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=f"alignment/{key} is missing; run again to make it"):
         export_run(str(scratch), "small", "jsonl", output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_teacher_that_tells_nothing_is_named(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(vars(token_weights), "known", nothing_of(known))
+    with pytest.raises(InputError, match=r"--signal: .* has no token of which entropy, log_ratio, .* are known"):
+        export_run(str(finished), "small", "jsonl", output=tmp_path / "out")
+
+
+def nothing_of(of: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """What is known of tokens, without the teacher's part."""
+    return lambda q, signal: (found := of(q, signal)) | {"log_ratio": np.full_like(found["entropy"], np.nan)}
 
 
 def test_no_model_is_loaded(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

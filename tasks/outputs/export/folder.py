@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +13,8 @@ from tasks.inputs.errors import InputError
 
 INDEX = "export.json"
 _KIND = "opdscope export"
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{32}")
+"""Name of a file that is being written, with the name of the one that it becomes."""
 
 
 def check_folder(folder: Path) -> dict[str, Any]:
@@ -23,7 +26,7 @@ def check_folder(folder: Path) -> dict[str, Any]:
     try:
         if folder.exists() and not folder.is_dir():
             raise InputError("--output", f"{quoted(str(folder))} is a file; give a folder")
-        if not folder.exists() or not any(folder.iterdir()):
+        if not folder.exists() or all(_TEMPORARY.fullmatch(path.name) for path in folder.iterdir()):
             return {}
         index = _index(folder / INDEX)
     except OSError as error:
@@ -61,8 +64,11 @@ def write_folder(folder: Path, index: dict[str, Any], files: Iterable[tuple[str,
         for name, content in files:
             _put(folder / name, content)
             digests[name] = hashlib.sha256(content).hexdigest()
-        for name in {name for name in left if isinstance(name, str) and Path(name).name == name} - {*digests, INDEX}:
-            (folder / name).unlink(missing_ok=True)
+        written = {*digests, INDEX}
+        for path in folder.iterdir():
+            temporary = _TEMPORARY.fullmatch(path.name)
+            if (path.name in left and path.name not in written) or (temporary and temporary[1] in {*left, *written}):
+                path.unlink(missing_ok=True)
         final = {**named, "finished": True, "files": digests}
         _put(folder / INDEX, _json(final))
     except OSError as error:

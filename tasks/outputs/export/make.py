@@ -1,5 +1,6 @@
 """An export: weights of a run's tokens, a rule for fresh ones, their figures, and the files of a trainer."""
 
+import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,12 +15,11 @@ from schemas.token_weights import EXPORT_SCHEMA, SOURCES
 from tasks.inputs.errors import InputError
 from tasks.outputs.export.folder import check_folder, write_folder
 from tasks.outputs.export.glue import TARGETS, python_files
-from tasks.outputs.export.source import FinishedRun, chosen_signal, forecast_of, open_run, rivals
-from tasks.outputs.files import parquet_bytes
+from tasks.outputs.export.source import FinishedRun, chosen_signal, display, forecast_of, open_run, rivals
 from tasks.stages.aggregate.questions import QuestionScores
 from tasks.stages.aggregate.token_choice import CHOICES
 from tasks.stages.aggregate.token_evidence import Setting
-from tasks.stages.aggregate.token_rule_fit import FEATURES, MOST_WEIGHT, Rule
+from tasks.stages.aggregate.token_rule_fit import FEATURES, MOST_WEIGHT, Rule, total
 from tasks.stages.aggregate.token_table import Estimated, estimated, final_rules, weighted
 from tasks.stages.aggregate.token_weights import FULL, Gathered, Judged, Judging, Wanted, folds
 from tasks.store.store import Store
@@ -85,7 +85,11 @@ def export_run(
 
 
 def make(run: FinishedRun, signal: Signal, choose: str, mask: bool) -> Made:
-    """Weights, rules and figures of a run."""
+    """Weights, rules and figures of a run.
+
+    Raises:
+        InputError: the signal's teacher tells none of what a rule looks at.
+    """
     config = run.config
     wanted = Wanted([signal] if choose == "run" else rivals(run, signal), choose, mask)
     setting = Setting(run.prior(), config.sampling.temperature, config.scores.posterior)
@@ -93,6 +97,12 @@ def make(run: FinishedRun, signal: Signal, choose: str, mask: bool) -> Made:
     gathered, judging = Gathered(wanted), Judging(wanted, setting, config.scores, config.seed)
     for q in scored:
         gathered.add(q)
+    if not (total(gathered.full).length_sq[0] > 0):
+        raise InputError(
+            "--signal",
+            f"{quoted(display(signal))} has no token of which {listed(FEATURES)} are known: "
+            "its teacher does not tell its distributions; give another signal",
+        )
     for held_out, others in folds(len(scored)):
         fitted = gathered.fit(others, config.seed)
         for i in held_out:
@@ -212,11 +222,17 @@ def _plain(value: Any) -> Any:
 
 def _files(made: Made, to: str, name: str, rule: Mapping[str, Any], mask: bool) -> Iterator[tuple[str, bytes]]:
     if to != "jsonl":
-        yield "weights.parquet", parquet_bytes(made.weights)
+        yield "weights.parquet", _parquet(made.weights)
     if to != "parquet":
         yield "weights.jsonl", "".join(json.dumps(row) + "\n" for row in rollout_rows(made)).encode()
     yield "rule.json", json.dumps(rule, indent=1, allow_nan=False).encode() + b"\n"
     yield from python_files(to, name, made.signal, made.rules, mask).items()
+
+
+def _parquet(table: pl.DataFrame) -> bytes:
+    buffer = io.BytesIO()
+    table.write_parquet(buffer, compression="zstd", metadata={"opdscope_schema": str(EXPORT_SCHEMA)})
+    return buffer.getvalue()
 
 
 def rollout_rows(made: Made) -> Iterator[dict[str, Any]]:
@@ -226,6 +242,7 @@ def rollout_rows(made: Made) -> Iterator[dict[str, Any]]:
     named = {"token_id": "token_ids", "weight": "weights"}
     for (question, rollout), part in made.weights.group_by(by, maintain_order=True):
         yield {
+            "schema": EXPORT_SCHEMA,
             "question_id": question,
             "rollout_id": rollout,
             "correct": part["correct"][0],

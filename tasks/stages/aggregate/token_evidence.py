@@ -50,7 +50,7 @@ class Evidence:
         """Of a question."""
         return cls(
             np.stack([np.nan_to_num(np.asarray(q.distillation[s]["d_sq"], dtype=np.float64)) for s in signals]),
-            np.stack([np.asarray(q.alignment[s]["inner"], dtype=np.float64) for s in signals]),
+            np.stack([np.nan_to_num(np.asarray(q.alignment[s]["inner"], dtype=np.float64)) for s in signals]),
             np.stack([np.asarray(q.alignment[s]["inner_noise"], dtype=np.float64) for s in signals]),
             np.asarray(q.tree["node"], dtype=np.int64),
             q.weight,
