@@ -93,9 +93,9 @@ def assign_advantages(trace: Any, values: float | list[float]) -> None:
 
 
 def post_process_rewards(args: Any, samples: list[Any], **kwargs: Any) -> tuple[list[float], list[float]]:
-    """miles': attaches a teacher's log-probabilities."""
+    """miles': attaches a teacher's log-probabilities, as tensors."""
     for sample in samples:
-        sample.teacher_log_probs = sample.reward["teacher"]
+        sample.teacher_log_probs = torch.tensor(sample.reward["teacher"])
     return [0.0] * len(samples), [0.0] * len(samples)
 
 

@@ -114,6 +114,7 @@ def test_miles(load: Load) -> None:
     one, empty = recorded.sample([7, 8], [1, 2, 3, 4], OWN, TEACHER), recorded.sample([7], [], [], [])
     assert glue.post_process_rewards(None, [one, empty]) == ([0.0, 0.0], [0.0, 0.0])
     kl = [o - t for o, t in zip(OWN, TEACHER, strict=True)]
+    assert all(type(value) is float for value in one.opd_reverse_kl)
     assert one.opd_reverse_kl == pytest.approx([a * b for a, b in zip(sampled(OWN, TEACHER), kl, strict=True)])
     assert empty.opd_reverse_kl == []
     vars(glue)["REPLAY"] = {((7, 8), (1, 2, 3, 4)): [1.0, 0.0, 2.0, 3.0]}
