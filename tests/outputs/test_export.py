@@ -315,7 +315,9 @@ def test_runs_that_tell_no_weights(scratch: Path, tmp_path: Path) -> None:
         ({"configuration": {"seed": "x"}}, "run.json of 'small' is of another version: seed: .*; run it again"),
         ({"questions": ["chain-001"]}, "'small' has fewer than 2 questions"),
         ({"questions": ["chain-001", "gone"]}, "run.json of 'small' lacks 'gone'; run it again"),
-        ({"configuration": {"losses": [{"kind": "minillm"}]}}, "all losses of 'small' need draws"),
+        ({"artefacts": {"chain-001": []}}, "run.json of 'small' lacks 'rollouts'"),
+        ({"configuration": {"losses": [{"kind": "reverse_kl"}]}}, "run.json of 'small' lacks 'distillation of chain-"),
+        ({"configuration": {"losses": [{"kind": "minillm"}, {"kind": "dr_grpo"}]}}, "all losses of 'small' need draws"),
     ):
         edit(scratch, **fields)
         with pytest.raises(InputError, match=f"RUN: {message}"):

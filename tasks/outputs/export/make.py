@@ -184,7 +184,7 @@ def index_json(
             **_about(run, made.signal),
             "forecast": forecast_of(run, made.signal),
             "choose": choose,
-            "changed": made.judged.changed,
+            "changed": _changed(made),
             "mask": mask,
             "scale": made.scale,
             "questions": len(run.questions),
@@ -198,6 +198,12 @@ def index_json(
         }
     )
     return plain
+
+
+def _changed(made: Made) -> float:
+    """Share of the tokens that follow another signal than the run's."""
+    same = pl.all_horizontal(pl.col(name) == value for name, value in made.signal._asdict().items())
+    return float(made.weights.select((~same).mean()).item())
 
 
 def _about(run: FinishedRun, signal: Signal) -> dict[str, Any]:

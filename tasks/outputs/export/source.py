@@ -81,28 +81,48 @@ def open_run(store: Store, name: str) -> FinishedRun:
         ranked = read_json(store, name, "rank.json") is not None
         why = "is a ranking, which has no nodes; run it with opdscope run" if ranked else "is not done, or damaged"
         raise InputError("RUN", f"{quoted(name)} {why}" + ("" if ranked else "; run it again"))
-    try:
-        config = RunConfig.model_validate(run["configuration"])
-        complete = all(isinstance(run["artefacts"][question], list) for question in run["questions"])
-    except ValidationError as error:
-        first = error.errors()[0]
-        told = ": ".join([*filter(None, [".".join(map(str, first["loc"]))]), first["msg"]])
-        raise InputError("RUN", f"run.json of {quoted(name)} is of another version: {told}; run it again") from error
-    except (KeyError, TypeError) as error:
-        raise InputError("RUN", f"run.json of {quoted(name)} lacks {reason(error)}; run it again") from error
+    config = _configuration(name, run)
     if not config.tree.sampled:
         raise InputError(
             "RUN",
             f"tree.kind of {quoted(name)} is {config.tree.kind}, whose nodes are no sample of all tokens with known "
             "probabilities: neither a rule nor weights of other tokens follow from them; use adaptive or forced",
         )
-    if not complete or len(run["questions"]) < _LEAST_QUESTIONS:
-        raise InputError("RUN", f"{quoted(name)} has fewer than {_LEAST_QUESTIONS} questions, too few to judge a rule")
-    of_run = losses(config)
-    usable = [signal for signal in signals(config) if not isinstance(of_run[signal.loss], NEED_DRAWS)]
-    if not usable:
+    found = FinishedRun(store, name, run, config, _usable(config))
+    if not found.usable:
         raise InputError("RUN", f"all losses of {quoted(name)} need draws: their directions are known at nodes only")
-    return FinishedRun(store, name, run, config, usable)
+    try:
+        _check_artefacts(found)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError("RUN", f"run.json of {quoted(name)} lacks {reason(error)}; run it again") from error
+    if len(found.questions) < _LEAST_QUESTIONS:
+        raise InputError("RUN", f"{quoted(name)} has fewer than {_LEAST_QUESTIONS} questions, too few to judge a rule")
+    return found
+
+
+def _configuration(name: str, run: Mapping[str, Any]) -> RunConfig:
+    try:
+        return RunConfig.model_validate(run.get("configuration"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        told = ": ".join([*filter(None, [".".join(map(str, first["loc"]))]), first["msg"]])
+        raise InputError("RUN", f"run.json of {quoted(name)} is of another version: {told}; run it again") from error
+
+
+def _usable(config: RunConfig) -> list[Signal]:
+    of_run = losses(config)
+    return [signal for signal in signals(config) if not isinstance(of_run[signal.loss], NEED_DRAWS)]
+
+
+def _check_artefacts(run: FinishedRun) -> None:
+    """Raise KeyError unless every question has the artefacts that are read, of every signal where they are of one."""
+    wanted = {"rollouts": 1, "trees": 1, "ideal": 1, "prior": 1}
+    wanted |= dict.fromkeys(("distillation", "alignment"), len(signals(run.config)))
+    for question in run.questions:
+        keys = run.keys(question)
+        for stage, count in wanted.items():
+            if len(keys[stage]) != count:
+                raise KeyError(f"{stage} of {question}")
 
 
 def chosen_signal(run: FinishedRun, text: str | None) -> Signal:
@@ -114,7 +134,7 @@ def chosen_signal(run: FinishedRun, text: str | None) -> Signal:
     """
     every = run.table("summary").filter(pl.col("group") == "all")
     found = {Signal(row["teacher"], row["context"], row["loss"]): row for row in every.iter_rows(named=True)}
-    taught = [signal for signal in run.usable if found.get(signal, {}).get("d_sq", 0.0) > 0]
+    taught = _taught(run)
     if text is not None:
         return _named(run, text, taught)
     for row in run.table("forecasts").iter_rows(named=True):
@@ -125,6 +145,13 @@ def chosen_signal(run: FinishedRun, text: str | None) -> Signal:
     if not gains:
         raise InputError("RUN", f"no signal of {quoted(run.name)} has a gain: there is nothing to weight")
     return max(gains, key=lambda signal: gains[signal])
+
+
+def _taught(run: FinishedRun) -> list[Signal]:
+    """The usable signals that do not equal the student everywhere."""
+    rows = run.table("summary").filter((pl.col("group") == "all") & (pl.col("d_sq") > 0))
+    found = {Signal(*row) for row in rows.select("teacher", "context", "loss").iter_rows()}
+    return [signal for signal in run.usable if signal in found]
 
 
 def _named(run: FinishedRun, text: str, taught: Sequence[Signal]) -> Signal:
@@ -146,7 +173,7 @@ def _name(signal: Signal) -> str:
 
 def rivals(run: FinishedRun, signal: Signal) -> list[Signal]:
     """The signal, and those of other teachers and contexts by the same loss."""
-    return [signal, *(other for other in run.usable if other.loss == signal.loss and other != signal)]
+    return [signal, *(other for other in _taught(run) if other.loss == signal.loss and other != signal)]
 
 
 def forecast_of(run: FinishedRun, signal: Signal) -> dict[str, Any] | None:

@@ -127,13 +127,11 @@ class Judged:
         gains: a row for each of `WEIGHTINGS`: share of tokens kept, gain, and what it adds to that of equal weights.
         correlations: of each rule's estimate with <g, d> / |d|^2, with interval.
         spread: standard deviation of <g, d> / |d|^2 around the full rule's estimate, in units of weight.
-        changed: share of the tokens that follow another signal than the run's.
     """
 
     gains: list[dict[str, Any]]
     correlations: dict[str, dict[str, float]]
     spread: float
-    changed: float
 
 
 class Judging:
@@ -144,7 +142,6 @@ class Judging:
         self._sums: list[Floats] = []  # [weightings, (inner, d_sq, kept, tokens, rollouts)]
         self._fitted: list[Floats] = []  # [rules, 7], as `correlations` takes them
         self._carrying: list[bool] = []
-        self._changed: list[float] = []
 
     def add(self, q: QuestionScores, moments: Moments, fitted: Fit) -> None:
         """Add a question.
@@ -170,7 +167,6 @@ class Judging:
             np.stack([_correlation_sums(evidence, estimates[name], fitted.rules[name].scale) for name in RULES])
         )
         self._carrying.append(evidence.carries)
-        self._changed.append(float((how.chosen != 0).sum()))
 
     @staticmethod
     def _row(evidence: Evidence, chosen: Ints, w: Floats) -> Floats:
@@ -200,8 +196,7 @@ class Judging:
             low, high = bootstrap_interval(correlations(replicated[:, i])[0], units, level)
             figures = {"correlation": value, "correlation_low": low, "correlation_high": high}
             found[name] = _defined(figures, bool(np.isfinite(value)))
-        tokens = sums[:, 0, 3].sum()
-        return Judged(rows, found, _spread(pooled[list(RULES).index(FULL)]), float(np.sum(self._changed) / tokens))
+        return Judged(rows, found, _spread(pooled[list(RULES).index(FULL)]))
 
 
 def _defined(figures: Mapping[str, float], defined: bool) -> dict[str, float]:
