@@ -48,11 +48,9 @@ def python_files(to: str, run: str, signal: Signal, rules: dict[str, Rule], mask
         "squashed": repr(tuple(name for name, feature in FEATURES.items() if feature.formula != "x")),
         "features": FEATURES,
         "rules": {
-            repr(name): {
+            name: {
                 "constant": repr(float(rule.constant)),
-                "coefficients": {
-                    repr(f): repr(float(b)) for f, b in zip(rule.features, rule.coefficients, strict=True)
-                },
+                "coefficients": {f: repr(float(b)) for f, b in zip(rule.features, rule.coefficients, strict=True)},
             }
             for name, rule in rules.items()
         },
