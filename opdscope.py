@@ -41,6 +41,7 @@ __all__ = [
     "TopLogprobs",
     "configuration",
     "diagnose",
+    "export",
     "load_run",
     "rank",
     "score",
@@ -118,8 +119,40 @@ def rank(config: RunConfig) -> dict[str, Any]:
         return flow(config)
 
 
+def export(
+    run: str,
+    to: str,
+    *,
+    store: str = ".opdscope",
+    signal: str | None = None,
+    choose: str = "run",
+    mask: bool = False,
+    output: str | Path | None = None,
+) -> dict[str, Any]:
+    """Write what a trainer needs of a finished run, as `opdscope export` does: weights of its tokens, rules for others.
+
+    Args:
+        run: its name under the store.
+        to: a trainer, jsonl or parquet.
+        signal: TEACHER/CONTEXT/LOSS; the first by forecast unless given.
+        choose: run, question or token: how far teacher and context may differ.
+        mask: weights of 0 and 1.
+        output: folder; RUN-TO in the working folder unless given.
+
+    Returns:
+        the content of `export.json`, with the path of the folder as `folder`.
+
+    Raises:
+        InputError: names the argument, the value and what would be right.
+        StoreError: an artefact or table is missing or damaged.
+    """
+    from tasks.outputs.export.make import export_run
+
+    return export_run(store, run, to, signal=signal, choose=choose, mask=mask, output=output)
+
+
 def table(config: RunConfig, name: str) -> "pl.DataFrame":
-    """A table of an existing run: tokens, summary, differences, predictors, selection or ranks.
+    """A table of an existing run: one of `schemas.tables.RUN_TABLES`, or ranks.
 
     Raises:
         ConfigurationError: there is no table of this name.

@@ -235,6 +235,29 @@ def serve(
 Kept = Annotated[str, typer.Option("--store", help="The store; any fsspec URL.", metavar="URL")]
 
 
+@app.command()
+def export(
+    run_name: Annotated[str, typer.Argument(help="Name of a finished run in the store.", metavar="RUN")],
+    to: Annotated[
+        str, typer.Option(help="verl, trl, prime-rl, miles, nemo-rl, tinker, jsonl or parquet.", metavar="TRAINER")
+    ],
+    store: Kept = ".opdscope",
+    signal: Annotated[
+        str | None, typer.Option(help="Default: the first by forecast, or by gain.", metavar="TEACHER/CONTEXT/LOSS")
+    ] = None,
+    choose: Annotated[
+        str,
+        typer.Option(help="run: one signal; question or token: another teacher or context where it is clearly better."),
+    ] = "run",
+    mask: Annotated[bool, typer.Option("--mask", help="Weights of 0 and 1 only.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Folder; default: RUN-TRAINER, here.", metavar="FOLDER")] = None,
+) -> None:
+    """Write weights of the run's tokens, a rule for fresh rollouts, and what a trainer's hook needs."""
+    from flows.command.export import export_file
+
+    raise typer.Exit(export_file(run_name, to, store=store, signal=signal, choose=choose, mask=mask, output=output))
+
+
 @store_app.command("ls")
 def store_ls(store: Kept = ".opdscope") -> None:
     """List artefacts and bytes by stage, and the runs."""

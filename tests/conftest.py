@@ -22,6 +22,7 @@ from typer.testing import CliRunner, Result
 from flows.cli import app
 from tasks.demo.train import make_tokenizer
 from tests.helpers.command import Command
+from tests.helpers.finished import finished_run
 from tests.helpers.prefect_server import Server
 from tests.helpers.small import make_models, make_questions, small_settings
 
@@ -47,6 +48,13 @@ def models(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokeni
 @pytest.fixture(scope="session")
 def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_questions(tmp_path_factory.mktemp("questions") / "questions.jsonl")
+
+
+@pytest.fixture(scope="session")
+def finished(models: Path, questions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of a small run that is done; tests do not write to it."""
+    settings = small_settings(models, questions, tmp_path_factory.mktemp("finished") / "store")
+    return finished_run(settings | {"losses": ["reverse_kl", "minillm"]})
 
 
 @pytest.fixture

@@ -145,9 +145,9 @@ def ranking_shares(ranking: pl.DataFrame) -> Table:
 def precise(row: dict[str, Any], name: str) -> str:
     """A gain with its interval, as far as that is known, with four decimals."""
     low, value, high = (row[n] for n in (f"{name}_low", name, f"{name}_high"))
-    if low is None:
-        return f"{value:.4f}"
-    return f"{value:.4f} [{low:.4f}, {high:.4f}]"
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if low is None else f"{value:.4f} [{low:.4f}, {high:.4f}]"
 
 
 def what_would_settle(ranks: pl.DataFrame, result: dict[str, Any]) -> str:

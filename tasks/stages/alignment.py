@@ -123,7 +123,7 @@ def node_scores(
     row_of_node = np.zeros(len(nodes.outcomes.offsets) - 1, dtype=np.int64)
     row_of_node[nodes.row] = np.arange(len(nodes.row))  # any row of the node
     linear = c[nodes.first], c_rest[row_of_node]
-    simulated, norm_sq = _simulate_products(nodes, posterior, linear, d_sq[row_of_node], returns, temperature)
+    simulated, norm_sq = simulate_products(nodes, posterior, linear, d_sq[row_of_node], returns, temperature)
     with np.errstate(divide="ignore", invalid="ignore"):
         cosines = np.clip(simulated / (posterior.g_norm * np.sqrt(norm_sq)), -1.0, 1.0)
     has_signal = (norm_sq > 0).all(axis=0) & (np.diff(nodes.outcomes.offsets) >= 2)  # one branch: no difference
@@ -185,7 +185,7 @@ def _estimates(
     return d_head, {"inner": inner, "inner_noise": np.full_like(noise, np.nan), "d_sq": norm_sq}
 
 
-def _simulate_products(
+def simulate_products(
     nodes: PooledRounds,
     posterior: Posterior,
     linear: tuple[Floats, Floats],

@@ -96,8 +96,8 @@ def predictor_rows(nodes: Mapping[Signal, Sequence[AtNodes]], scores: Scores, se
                 r = average_ranks(column[use]) / use.sum() - 0.5
                 v, t, e = w[use], y[use], noise[use]
                 np.add.at(sums, owner[use], np.stack([v, v * r, v * r**2, v * t, v * t**2, v * e, v * r * t], axis=1))
-            corrected, plain = (float(v) for v in _correlations(sums.sum(axis=0)))
-            replicates = _correlations(resampled(counts, sums))[0]
+            corrected, plain = (float(v) for v in correlations(sums.sum(axis=0)))
+            replicates = correlations(resampled(counts, sums))[0]
             lost = not np.isfinite(corrected) or np.isnan(replicates).mean() > (1 - scores.level) / 2
             low, high = (np.nan, np.nan) if lost else bootstrap_interval(replicates, carrying, scores.level)
             rows.append(
@@ -114,8 +114,11 @@ def predictor_rows(nodes: Mapping[Signal, Sequence[AtNodes]], scores: Scores, se
     return rows
 
 
-def _correlations(sums: Floats) -> tuple[Floats, Floats]:
-    """Corrected and plain correlation from weighted sums [..., 7]; NaN where a variance is not positive."""
+def correlations(sums: Floats) -> tuple[Floats, Floats]:
+    """Corrected and plain correlation from weighted sums of 1, x, x^2, y, y^2, the noise in y^2, and xy, [..., 7].
+
+    NaN where a variance is not positive.
+    """
     n, x, xx, y, yy, noise, xy = np.moveaxis(sums, -1, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         covariance = xy / n - x * y / n**2

@@ -1,0 +1,90 @@
+"""The folder of an export: never over someone else's files, and recognisable where it was not finished."""
+
+import hashlib
+import json
+import re
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from schemas.text import quoted, reason
+from tasks.inputs.errors import InputError
+
+INDEX = "export.json"
+_KIND = "opdscope export"
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{32}")
+"""Name of a file that is being written, with the name of the one that it becomes."""
+
+
+def check_folder(folder: Path) -> dict[str, Any]:
+    """The index of an earlier export in a folder; empty where there is nothing yet.
+
+    Raises:
+        InputError: the folder contains other files, or cannot be read.
+    """
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise InputError("--output", f"{quoted(str(folder))} is a file; give a folder")
+        if not folder.exists() or all(_TEMPORARY.fullmatch(path.name) for path in folder.iterdir()):
+            return {}
+        index = _index(folder / INDEX)
+    except OSError as error:
+        raise InputError("--output", f"{quoted(str(folder))} cannot be read: {reason(error)}") from error
+    if index.get("kind") != _KIND:
+        raise InputError("--output", f"{quoted(str(folder))} contains other files; give a new folder")
+    return index
+
+
+def _index(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty if there is none."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def write_folder(folder: Path, index: dict[str, Any], files: Iterable[tuple[str, bytes]]) -> dict[str, Any]:
+    """Write the files of an export, and its index last.
+
+    While files are written, the index says so: it has `"finished": false` and names no file. Files of an earlier export
+    that are not written again are removed.
+
+    Raises:
+        InputError: see `check_folder`; or the folder cannot be written.
+    """
+    earlier = check_folder(folder)
+    named = {"kind": _KIND, **index}
+    digests: dict[str, str] = {}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        left = [*earlier.get("files", {}), *earlier.get("earlier", [])]
+        _put(folder / INDEX, _json({**named, "finished": False, "files": {}, "earlier": left}))
+        for name, content in files:
+            _put(folder / name, content)
+            digests[name] = hashlib.sha256(content).hexdigest()
+        written = {*digests, INDEX}
+        for path in folder.iterdir():
+            temporary = _TEMPORARY.fullmatch(path.name)
+            if (path.name in left and path.name not in written) or (temporary and temporary[1] in {*left, *written}):
+                path.unlink(missing_ok=True)
+        final = {**named, "finished": True, "files": digests}
+        _put(folder / INDEX, _json(final))
+    except OSError as error:
+        raise InputError("--output", f"{quoted(str(folder))} cannot be written: {reason(error)}") from error
+    return final
+
+
+def _put(path: Path, content: bytes) -> None:
+    """Write a file atomically."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, indent=1, allow_nan=False).encode() + b"\n"
