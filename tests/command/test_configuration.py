@@ -334,25 +334,26 @@ def test_every_field_changes_the_keys_or_is_listed_as_cosmetic(base: dict[str, A
         if isinstance(change, str):
             for place, path in places.items():
                 value = value.replace(place, path)
-        start = base
         parts = name.split(".")
+        plain = base if parts[0] == "losses" else {**base, "losses": LOSSES[:2]}
+        start = plain
         if parts[0] == "verifier":
             kind = parts.pop(1)
             choice: dict[str, Any] = {"labels": [str(i) for i in range(10)]} if kind == "choice" else {}
-            start = {**base, "verifier": {"kind": kind, **choice}}
+            start = {**plain, "verifier": {"kind": kind, **choice}}
             if kind == "python":
                 start["verifier"]["function"] = "tests.helpers.judges:last_word"
             if kind == "yes_no":
                 start = merged(start, {"questions": {"answer": "odd"}})
         elif parts[0] == "task":  # beside which everything that it sets is set
-            start = {**checked(base).model_dump(mode="json"), "task": {"name": "boolq"}}
+            start = {**checked(plain).model_dump(mode="json"), "task": {"name": "boolq"}}
         elif parts[0] == "tree":
             kind = parts.pop(1)
-            start = base if kind == "forced" else {**base, "tree": {"kind": kind}, "losses": LOSSES[:1]}
+            start = plain if kind == "forced" else {**plain, "tree": {"kind": kind}, "losses": LOSSES[:1]}
         elif parts[0] == "engine":
             kind = parts.pop(1)
             start = {
-                **base,
+                **plain,
                 "engine": {"kind": kind, "urls": ["http://127.0.0.1:8000"]} if "server" in kind else {"kind": kind},
             }
         elif parts[0] == "losses":
@@ -364,14 +365,14 @@ def test_every_field_changes_the_keys_or_is_listed_as_cosmetic(base: dict[str, A
                 writing = {"template": "{{ prompt }} {{ solution }}", "max_tokens": 12}
                 written = {"generate": writing} if used == "rationale" else {}
                 using = {"kind": used, "template": USING[used], **written}
-                start = merged(base, {"teachers": {"1": {"contexts": {"1": using}}}})
+                start = merged(plain, {"teachers": {"1": {"contexts": {"1": using}}}})
             parts = ["teachers", "1", "contexts", "1", *parts[2:]]
         elif parts[0] == "teachers":
             parts.insert(1, "0")
         elif parts[0] == "success":
-            start = merged(base, {"success": {"rollouts": 2}})
+            start = merged(plain, {"success": {"rollouts": 2}})
         elif parts[:2] == ["scores", "groupings"]:
-            start = merged(base, {"scores": {"groupings": [{"by": "entropy"}]}})
+            start = merged(plain, {"scores": {"groupings": [{"by": "entropy"}]}})
             parts.insert(2, "0")
         override: Any = value
         for part in reversed(parts):

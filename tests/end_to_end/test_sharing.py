@@ -111,6 +111,7 @@ def count(run: dict[str, Any], what: str) -> int:
     return sum(stage[what] for name, stage in run["stages"].items() if name != "aggregate")
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_share_the_work(start: Start, settings: dict[str, Any], tmp_path: Path) -> None:
     settings["execution"] = {**EXECUTION, "questions_in_flight": 1}  # or the first one to come has all work in hand
     ended(start("alone", store="alone"))

@@ -416,3 +416,14 @@ def test_strange_and_very_long_rollouts(named: Any) -> None:
     page.locator("#tokens .token[data-place]").last.scroll_into_view_if_needed()
     assert page.evaluate("performance.now()") - started < 5_000
     assert opened.said == []
+
+
+def test_a_run_without_a_node(named: Any) -> None:
+    opened = named(made_page(5, 2, 2, rollouts=2, tokens=10, nodes=0, branches=3))
+    assert [row[4] for row in opened.table("Alignment by signal")] == ["no nodes"] * 4
+    opened.go("where")
+    assert "Nothing to draw" in opened.page.locator("#where").inner_text()
+    opened.go("question-001/1/3")
+    assert "No token of this rollout was drawn from" in details(opened.page)
+    assert opened.page.locator(".text-pane").inner_text().split()
+    assert opened.said == []

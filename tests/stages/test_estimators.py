@@ -78,8 +78,8 @@ def with_seed(models: OracleModels, chain: Chain, seed: int) -> OracleModels:
     ("head", "tail", "draws", "node_choice", "allocation"),
     [
         (2, 4, 24, "leverage", "leverage"),  # most of the probability in the tail
-        (4, 2, 16, "uniform", "equal"),
-        (12, 2, 40, "leverage", "leverage"),  # no tail at all
+        pytest.param(4, 2, 16, "uniform", "equal", marks=pytest.mark.slow),
+        pytest.param(12, 2, 40, "leverage", "leverage", marks=pytest.mark.slow),  # no tail at all
     ],
 )
 def test_pooled_inner_and_squared_norm_are_unbiased(

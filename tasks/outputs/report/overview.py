@@ -34,8 +34,7 @@ def overview(
 ) -> dict[str, Any]:
     """The overview, as JSON: tables become lists of records, in which `signal` is a place in `signals`."""
     summary = tables["summary"]
-    names = summary.select(_NAMES).unique(maintain_order=True).rows()
-    signals = [Signal(*map(str, row)) for row in names]
+    signals = [Signal(*map(str, row)) for row in tables["losses"].select(_NAMES).rows()]  # with or without nodes
     place = {signal: i for i, signal in enumerate(signals)}
     pairs = tables["differences"].filter(pl.col("group") == "all")
     outcome = tables["differences"].filter(pl.col("group") == "outcome")
