@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 import opdscope
+from schemas.tables import RUN_TABLES
 
 
 @pytest.mark.usefixtures("prefect_here")
@@ -26,7 +27,7 @@ def test_a_wrong_field_is_named(settings: dict[str, Any]) -> None:
 
 
 def test_a_table_that_no_run_has_is_refused_by_name(settings: dict[str, Any]) -> None:
-    names = "tokens, summary, differences, predictors, selection, losses, questions, success, handover, forecasts, vocabulary, ranks"
+    names = ", ".join((*RUN_TABLES, "ranks"))
     with pytest.raises(opdscope.ConfigurationError, match=f"name: 'rank' is no table of a run; give one of {names}"):
         opdscope.table(opdscope.configuration(settings), "rank")
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from schemas.arrays import AnyArray
+from schemas.arrays import NO_DRAWS, AnyArray
 from schemas.config import Scores
 from schemas.signals import Signal
 from schemas.tables import FORECASTS, SUCCESS
@@ -70,6 +70,7 @@ def made_question(
         "draws": draws,
         "successes": successes,
         "truncations": np.zeros(B, dtype=np.int32),
+        **NO_DRAWS,
     }
     correct = rng.random(rollouts) < 0.5
     taken: dict[str, AnyArray] = {

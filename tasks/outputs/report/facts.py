@@ -23,6 +23,7 @@ class Facts(NamedTuple):
     rollout_tokens: int
     nodes: int
     draws: int
+    draw_tokens: int
     successes: int
     truncated_draws: int
     tail_missing: float
@@ -45,6 +46,7 @@ class Facts(NamedTuple):
             rollout_tokens=int(q.rollouts["offsets"][-1]),
             nodes=len(np.unique(q.tree["node"])),
             draws=int(q.tree["draws"].sum()),
+            draw_tokens=len(q.tree["draw_tokens"]),
             successes=int(q.tree["successes"].sum()),
             truncated_draws=int(q.tree["truncations"].sum()),
             tail_missing=float(np.max(np.where(drawn > 0, 0.0, q.tree["tail_prob"]), initial=0.0)),

@@ -100,7 +100,16 @@ def kept_at_thresholds(tokens: pl.DataFrame, signals: Sequence[Signal]) -> list[
 def _counts(facts: Sequence[Facts], tokens: pl.DataFrame) -> dict[str, Any]:
     totals = {
         name: sum(getattr(f, name) for f in facts)
-        for name in ("rollouts", "correct", "truncated_rollouts", "rollout_tokens", "nodes", "draws", "truncated_draws")
+        for name in (
+            "rollouts",
+            "correct",
+            "truncated_rollouts",
+            "rollout_tokens",
+            "nodes",
+            "draws",
+            "draw_tokens",
+            "truncated_draws",
+        )
     }
     return {
         "questions": len(facts),

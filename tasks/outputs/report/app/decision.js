@@ -56,6 +56,7 @@ function facts(run) {
     [count(c.rollout_tokens), "tokens of rollouts"],
     [count(c.nodes), "nodes"],
     [count(c.draws), "draws"],
+    ...(c.draw_tokens ? [[count(c.draw_tokens), "tokens of draws"]] : []),
   ];
   return h("ul", { class: "facts" }, items.map(([value, what]) => h("li", {}, h("b", {}, value), ` ${what}`)));
 }
@@ -163,7 +164,7 @@ function limits(run) {
       ? "Nodes are a sample of the positions, drawn with known probabilities from the student alone; sums are weighted by their inverse."
       : "Inclusion probabilities of nodes are unknown, so pooled scores describe the scored nodes only.",
     "Mean cosine: the plain mean of uncorrected node cosines, the score of arXiv 2605.10889. Undefined: the teacher equals the student, or, by grpo, all rollouts of each question end alike. Unresolved: the ideal gradient cannot be told from 0.",
-    "What the run cost in time, by stage, is in run.json beside this page, and in the list of runs.",
+    "What the run cost in time, by stage, and in tokens of teachers is in run.json beside this page, and in the index of runs of opdscope serve.",
   ];
   return [h("h2", {}, "Limits of the numbers"), h("ul", { class: "notes" }, lines.map((line) => h("li", {}, line)))];
 }
