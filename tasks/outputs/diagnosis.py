@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from schemas.config import RunConfig
+from schemas.config import RunConfig, WindowsTree
 from schemas.question_tables import BY_QUESTION
 from schemas.signals import Signal, signals
 from schemas.tables import FORECASTS, HANDOVERS, LOSSES, PREDICTORS, SELECTION, SUCCESS, VOCABULARY
@@ -114,7 +114,8 @@ def make_outputs(session: RunSession, ids: Sequence[str], left_out: LeftOut) -> 
     """Tables and report."""
     scored = load_scores(session, ids)
     prior = Prior.of(session.store.need("prior", session.keys.key("prior", ids[0])).arrays)
-    shown = Rollouts(signals(session.config), len(scored), session.provider.texts, session.provider.decode)
+    spell, temperature = session.provider, session.config.sampling.temperature
+    shown = Rollouts(signals(session.config), len(scored), spell.texts, spell.decode, temperature)
     tables, facts = make_tables(session.config, scored, session.provider.texts, prior, shown.add)
     questions = answered(session, ids)
     success, handover = success_tables(session, questions)
@@ -146,5 +147,8 @@ def _why_unresolved(config: RunConfig, summary: pl.DataFrame, facts: Sequence[Fa
     every = summary.filter(pl.col("group") == "all")
     if every.filter((pl.col("d_sq") > 0) & pl.col("alignment").is_null()).is_empty() and not every.is_empty():
         return None
+    if not any(f.nodes for f in facts):
+        fewer = ", or lower tree.min_visits" if isinstance(config.tree, WindowsTree) else ""
+        return f"no position was drawn from: raise tree.draws{fewer}"
     carrying = 0 if every.is_empty() else int(every["carrying"][0])
     return why_unresolved([f.endings for f in facts], carrying, config)

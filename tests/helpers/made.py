@@ -153,7 +153,11 @@ def made_page(
     made = MadeQuestions(questions, signals, prefix, **size)
     rng = np.random.default_rng(0)
     spell = texts or word
-    shown = Rollouts(signals, questions, spell, lambda runs: ["".join(spell(run)[t] for t in run) for run in runs])
+
+    def decode(runs: Sequence[Sequence[int]]) -> list[str]:
+        return ["".join(spell(run)[token] for token in run) for run in runs]
+
+    shown = Rollouts(signals, questions, spell, decode, TEMPERATURE)
     chain = random_chain(3, length=10)
     scores = Scores(bootstrap=200, posterior=100)
     config = oracle_config(chain).model_copy(update={"scores": scores, "name": "made"})

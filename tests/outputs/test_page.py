@@ -427,3 +427,64 @@ def test_a_run_without_a_node(named: Any) -> None:
     assert "No token of this rollout was drawn from" in details(opened.page)
     assert opened.page.locator(".text-pane").inner_text().split()
     assert opened.said == []
+
+
+def test_the_last_of_several_searches_counts(opened: Opened) -> None:
+    opened.go("tokens")
+    box, status = opened.page.get_by_label("Search the text of the rollouts"), ".navigator [role=status]"
+    opened.page.evaluate(
+        """texts => {
+            const box = document.querySelector('.search')
+            for (const text of texts) { box.value = text; box.dispatchEvent(new Event('change')) }
+        }""",
+        ["ba", "", "no such text at all"],
+    )
+    opened.page.wait_for_function(
+        "s => document.querySelector(s).textContent.startsWith('0 of')", arg=status, timeout=60_000
+    )
+    opened.page.wait_for_timeout(500)
+    assert opened.page.locator(status).inner_text().startswith("0 of")
+    box.fill("")
+    box.dispatch_event("change")
+    opened.page.wait_for_function("s => !document.querySelector(s).textContent.startsWith('0 of')", arg=status)
+
+
+def test_an_address_keeps_both_signals(opened: Opened) -> None:
+    opened.go("question-000/0/")
+    page = opened.page
+    rollout = page.locator(".rows a").first
+    rollout.click()
+    page.get_by_label("signal", exact=True).last.select_option(label="teacher-1/none by loss_1")
+    page.get_by_label("beside it").select_option(label="teacher-2/none by loss_2")
+    address = page.url
+    page.reload()
+    page.wait_for_selector("body[data-ready]")
+    page.wait_for_function("() => document.querySelectorAll('.text-pane').length === 2")
+    chosen = [page.locator(f"#{box} option:checked").inner_text() for box in ("signal-a", "signal-b")]
+    assert chosen == ["teacher-1/none by loss_1", "teacher-2/none by loss_2"] and page.url == address
+    page.get_by_label("beside it").select_option(label="none")
+
+
+def test_bins_stand_from_low_to_high(opened: Opened) -> None:
+    opened.go("where")
+    for label in opened.page.locator("#where svg.chart").all():
+        bins = [
+            text
+            for text in label.locator("text.tick[text-anchor=middle]").all_text_contents()
+            if re.fullmatch(r"[0-9.]+-[0-9.]+ %", text)
+        ]
+        assert bins == sorted(bins, key=lambda text: float(text.split("-")[0]))
+    order = opened.page.evaluate("typeof inOrder")
+    assert order == "undefined"  # modules are closed
+
+
+def test_long_names_fit_a_phone(named: Any) -> None:
+    opened = named(
+        made_page(
+            5, 2, 1, prefix="self-distillation-with-a-privileged-context-", rollouts=2, tokens=20, nodes=10, branches=3
+        )
+    )
+    opened.page.set_viewport_size({"width": 375, "height": 700})
+    for view in ("decision", "where", "tokens"):
+        opened.go(view)
+        assert opened.page.evaluate("document.documentElement.scrollWidth") <= 375, view

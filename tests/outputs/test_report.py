@@ -39,7 +39,7 @@ def page(texts: str, left_out: dict[str, str], why: str | None = None, lines: Se
     by_id = dict.fromkeys(range(chain.tokens), texts)
     scores = Scores(bootstrap=200)
     config = models.config.model_copy(update={"scores": scores, "name": "run"})
-    shown = Rollouts(list(q.distillation), 1, lambda _: by_id, lambda runs: ["".join(texts for _ in r) for r in runs])
+    shown = Rollouts(list(q.distillation), 1, lambda _: by_id, lambda runs: [texts * len(r) for r in runs], 1.0)
     tables, facts = make_tables(config, [q], lambda _: by_id, fit([pool_rounds(q.tree).outcomes]), shown.add)
     assert np.isfinite(tables["tokens"]["weight"].to_numpy()).all()
     tables |= {"success": frame([], SUCCESS), "forecasts": frame([], FORECASTS)}
@@ -111,10 +111,14 @@ def test_a_page_of_undefined_scores() -> None:
 
 def test_numbers_are_kept_as_precisely_as_said() -> None:
     rng = np.random.default_rng(0)
+    rough = rng.normal(0, 1, 999)
     unit, real = rng.uniform(-1, 1, 999), rng.normal(0, 1, 999) * 10.0 ** rng.integers(-9, 9, 999)
     unit[:3], real[:3] = (np.nan, 1.0, -1.0), (np.nan, 0.0, -0.0)
     whole = rng.integers(-(2**31), 2**31 - 1, 999)
-    text = packed({"w": Column("int", whole), "u": Column("unit", unit), "r": Column("real", real)}, {"a": "b"})
+    text = packed(
+        {"w": Column("int", whole), "u": Column("unit", unit), "r": Column("real", real), "c": Column("rough", rough)},
+        {"a": "b"},
+    )
     meta, columns, content = unpacked(text)
     assert meta == {"a": "b"}
 
@@ -126,9 +130,12 @@ def test_numbers_are_kept_as_precisely_as_said() -> None:
     assert (planes("w", 4).view("<i4")[:, 0] == whole).all()
     steps = planes("u", 2).view("<i2")[:, 0]
     assert steps[0] == -32768 and np.abs(steps[1:] / UNIT - unit[1:]).max() <= 0.5 / UNIT + 1e-12
-    floats = (planes("r", 2).view("<u2")[:, 0].astype(np.uint32) << 16).view(np.float32)
+    wide = np.concatenate([np.zeros((999, 1), np.uint8), planes("r", 3)], axis=1)
+    floats = np.ascontiguousarray(wide).view("<f4")[:, 0]
     assert np.isnan(floats[0]) and (floats[1:3] == 0).all()
-    assert (np.abs(floats[3:] / real[3:] - 1) <= 1 / 256).all()
+    assert (np.abs(floats[3:] / real[3:] - 1) <= 2**-16).all()
+    coarse = (planes("c", 2).view("<u2")[:, 0].astype(np.uint32) << 16).view(np.float32)
+    assert (np.abs(coarse / rough - 1) <= 2**-8).all()
 
 
 def test_thresholds_keep_shares_of_tokens_and_of_the_signal() -> None:
@@ -164,9 +171,12 @@ def test_the_most_telling_rollouts_are_kept_where_room_is_scarce(monkeypatch: An
         shown = len(question["rollout"])
         assert question["rollout"] == by_id[question["id"]]["rollout"][:shown]
 
+    total = sum(len(text) for text in re.findall(r'id="data-[0-9]+">([^<]*)<', small.html))
+    assert total <= 9_000
+
     monkeypatch.setattr(rollouts, "LEAST_BYTES", 100)  # not even the text of one
     monkeypatch.setattr(rollouts, "MOST_BYTES", 100)
-    none = Rollouts(signals, 1, lambda ids: dict.fromkeys(ids, "x"), lambda runs: ["x" for _ in runs])
+    none = Rollouts(signals, 1, lambda ids: dict.fromkeys(ids, "x"), lambda runs: ["x" for _ in runs], 1.0)
     q = made_question("q", signals, rollouts=2, tokens=60, nodes=5, branches=3, seed=0)
     none.add(q, tokens_table(q, signals, lambda ids: dict.fromkeys(ids, "x"), 0.95))
     assert none.questions == [] and none.left_out == {"questions": 1, "rollouts": 2, "nodes": 0}
@@ -179,5 +189,6 @@ def test_parts_of_a_character_are_shown_where_it_is_whole() -> None:
     def decode(runs: Sequence[Sequence[int]]) -> list[str]:
         return ["é" if list(run) == [1, 2] else rollouts.BROKEN for run in runs]
 
-    shown = Rollouts(signals, 1, lambda ids: {i: parts[i] for i in ids}, decode)
-    assert shown._pieces([0, 1, 2, 0, 3, 1, 2]) == {1: "", 2: "é", 5: "", 6: "é"}
+    shown = Rollouts(signals, 1, lambda ids: {i: parts[i] for i in ids}, decode, 1.0)
+    assert shown._pieces([0, 1, 2, 0, 3, 1, 2], [7]) == {1: "", 2: "é", 5: "", 6: "é"}
+    assert shown._pieces([0, 1, 2, 0, 3, 1, 2], [2, 7]) == {5: "", 6: "é"}  # no character of two rollouts

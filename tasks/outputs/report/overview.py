@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from schemas.config import RunConfig
+from schemas.config import RunConfig, WindowsTree
 from schemas.signals import Signal
 from tasks.outputs.report.facts import Facts
 from tasks.outputs.report.rollouts import Rollouts
 
-THRESHOLDS = np.linspace(0.0, 1.0, 51)
+THRESHOLDS = np.round(np.linspace(0.0, 1.0, 51), 2)
 """Least probabilities that a token helps, at which the page tells what is kept."""
 
 _NAMES = ["teacher", "context", "loss"]
@@ -59,6 +59,7 @@ def overview(
         "vocabulary": _records(tables["vocabulary"], place),
         "thresholds": {"at": THRESHOLDS.tolist(), "kept": kept_at_thresholds(tables["tokens"], signals)},
         "counts": _counts(facts, tables["tokens"]),
+        "draws_visit_many": isinstance(config.tree, WindowsTree),
         "questions": [question.listed for question in shown.questions],
         "left_out": shown.left_out,
         "texts": [list(texts), list(texts.values())],
@@ -88,11 +89,12 @@ def kept_at_thresholds(tokens: pl.DataFrame, signals: Sequence[Signal]) -> list[
         rows = tokens.filter(*(pl.col(name) == value for name, value in signal._asdict().items()))
         p, weight, d_sq = (rows[name].to_numpy().astype(np.float64) for name in ("p_positive", "weight", "d_sq"))
         weight = np.nan_to_num(weight)
-        kept = np.nan_to_num(p, nan=-1.0)[None] >= THRESHOLDS[:, None]
+        order = np.argsort(np.nan_to_num(p, nan=-1.0), kind="stable")
+        first = np.searchsorted(np.nan_to_num(p, nan=-1.0)[order], THRESHOLDS)  # of those that are kept
         shares = []
         for mass in (weight, weight * np.nan_to_num(d_sq)):
-            total = float(mass.sum())
-            shares.append([float(value) / total if total > 0 else None for value in kept @ mass])
+            above = np.concatenate([np.cumsum(mass[order][::-1])[::-1], [0.0]])
+            shares.append([float(value) / float(above[0]) if above[0] > 0 else None for value in above[first]])
         out.append(shares)
     return out
 

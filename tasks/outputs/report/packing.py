@@ -10,9 +10,10 @@ import numpy as np
 
 from schemas.arrays import AnyArray
 
-Kind = Literal["int", "unit", "real"]
-"""How numbers are kept: `int` as 32 bits; `unit`, numbers within [-1, 1], in steps of 1 / UNIT; `real` as bfloat16,
-whose relative error is at most 1/256. NaN stays NaN in the last two."""
+Kind = Literal["int", "unit", "real", "rough"]
+"""How numbers are kept: `int` as 32 bits; `unit`, numbers within [-1, 1], in steps of 1 / UNIT; `real` as the first 24
+bits of a float32, whose relative error is at most 2^-16, and `rough` as its first 16, at most 2^-8. NaN stays NaN in all
+but the first."""
 
 UNIT = 20_000
 _UNDEFINED = -32_768
@@ -52,7 +53,15 @@ def _planes(column: Column) -> bytes:
         scaled = np.rint(np.clip(np.nan_to_num(values.astype(np.float64)), -1.0, 1.0) * UNIT)
         numbers = np.where(np.isnan(values.astype(np.float64)), _UNDEFINED, scaled).astype("<i2")
     else:
+        dropped = 8 if column.kind == "real" else 16
         bits = values.astype("<f4").view("<u4")
-        rounded = bits + 0x7FFF + ((bits >> 16) & 1)
-        numbers = np.where(np.isnan(values.astype("<f4")), 0x7FC0, rounded >> 16).astype("<u2")
-    return np.ascontiguousarray(numbers.view(np.uint8).reshape(len(numbers), numbers.itemsize).T).tobytes()
+        rounded = bits + (1 << (dropped - 1)) - 1 + ((bits >> dropped) & 1)  # to even
+        numbers = np.where(np.isnan(values.astype("<f4")), 0x7FC00000, rounded).astype("<u4") >> dropped
+        return _by_significance(numbers.astype("<u4"), 4 - dropped // 8)
+    return _by_significance(numbers, numbers.itemsize)
+
+
+def _by_significance(numbers: AnyArray, width: int) -> bytes:
+    """The low bytes of all numbers, then the next ones, up to a width."""
+    parts = numbers.view(np.uint8).reshape(len(numbers), numbers.itemsize)[:, :width]
+    return np.ascontiguousarray(parts.T).tobytes()

@@ -1,5 +1,6 @@
 """Rollouts of a report, token by token: what the page shows of them, packed by question."""
 
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -31,12 +32,16 @@ class Shown(NamedTuple):
     Attributes:
         listed: its id, and lists by shown rollout: number, correct, truncated, tokens, nodes, nodes with a known sign.
         data: its shown rollouts, packed.
+        tokens: ids that they and the branches of their nodes have.
         known: nodes of all its rollouts with a known sign, and all its nodes.
+        left_out: rollouts, and nodes of shown ones, that had no room.
     """
 
     listed: dict[str, Any]
     data: str
+    tokens: Ints
     known: tuple[int, int]
+    left_out: tuple[int, int]
 
 
 class Rollouts:
@@ -44,27 +49,37 @@ class Rollouts:
 
     Attributes:
         questions: those shown.
-        left_out: questions, rollouts (theirs too), and nodes of shown rollouts, that had no room.
     """
 
-    def __init__(self, signals: Sequence[Signal], questions: int, texts: Texts, decode: Decode) -> None:
+    def __init__(
+        self, signals: Sequence[Signal], questions: int, texts: Texts, decode: Decode, temperature: float
+    ) -> None:
         """Start empty.
 
         Args:
             questions: number of them that will be added.
             texts: gives the text of token ids.
             decode: gives the text of runs of tokens.
+            temperature: of sampling.
         """
-        self._signals, self._texts, self._decode = list(signals), texts, decode
+        self._signals, self._texts, self._decode, self._temperature = list(signals), texts, decode, temperature
         self._room = max(LEAST_BYTES, MOST_BYTES // max(1, questions))
-        self._ids: set[int] = set()
+        self._bytes = 0
+        self._without_room = (0, 0)  # questions, and their rollouts
         self.questions: list[Shown] = []
-        self.left_out = {"questions": 0, "rollouts": 0, "nodes": 0}
 
     @property
     def vocabulary(self) -> Mapping[int, str]:
         """Texts of all tokens shown."""
-        return self._texts(sorted(self._ids))
+        return self._texts(sorted({int(token) for question in self.questions for token in question.tokens}))
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Questions, rollouts (theirs too), and nodes of shown rollouts, that had no room."""
+        questions, rollouts = self._without_room
+        of_shown = [question.left_out for question in self.questions]
+        rollouts += sum(rollouts_ for rollouts_, _ in of_shown)
+        return {"questions": questions, "rollouts": rollouts, "nodes": sum(nodes for _, nodes in of_shown)}
 
     def add(self, q: QuestionScores, tokens: pl.DataFrame) -> None:
         """Add a question.
@@ -75,7 +90,7 @@ class Rollouts:
         Args:
             tokens: its rows of `tokens.parquet`.
         """
-        told = _Told.of(q, tokens, self._signals)
+        told = _Told.of(q, tokens, self._signals, self._temperature)
         resolved = told.resolved.any(axis=0)
         number = len(q.rollouts["correct"])
         nodes = np.bincount(told.rollout, minlength=number)
@@ -88,16 +103,14 @@ class Rollouts:
             if share * number < 1:
                 least = np.argsort(told.lfsr[kept], kind="stable")
                 kept = np.sort(kept[least[: int(share * number * len(kept))]])
-            data = self._packed(q, told, shown, kept)
-            if len(data) <= self._room or not len(kept):
+            data, ids = self._packed(q, told, shown, kept)
+            if len(data) <= self._room or (len(shown) == 1 and not len(kept)):
                 break
             share *= 0.9 * self._room / len(data)
         if len(data) > self._room:  # the text of a single rollout
-            self.left_out["questions"] += 1
-            self.left_out["rollouts"] += number
+            self._leave_out(number)
             return
-        self.left_out["rollouts"] += number - len(shown)
-        self.left_out["nodes"] += int(np.isin(told.rollout, shown).sum()) - len(kept)
+        left_out = number - len(shown), int(np.isin(told.rollout, shown).sum()) - len(kept)
         lengths = np.diff(np.asarray(q.rollouts["offsets"], dtype=np.int64))
         lists = {
             "rollout": shown,
@@ -108,18 +121,24 @@ class Rollouts:
             "resolved": known[shown].astype(int),
         }
         listed = {"id": q.question_id, **{name: values.tolist() for name, values in lists.items()}}
-        self.questions.append(Shown(listed, data, (int(resolved.sum()), len(told.node))))
-        if sum(len(question.data) for question in self.questions) > MOST_BYTES:
-            last = min(reversed(self.questions), key=lambda question: question.known)
-            self.questions.remove(last)
-            self.left_out["questions"] += 1
-            self.left_out["rollouts"] += len(last.listed["rollout"])
+        self.questions.append(Shown(listed, data, ids, (int(resolved.sum()), len(told.node)), left_out))
+        self._bytes += len(data)
+        while self._bytes > MOST_BYTES:
+            last = min(range(len(self.questions)), key=lambda i: (*self.questions[i].known, -i))
+            dropped = self.questions.pop(last)
+            self._bytes -= len(dropped.data)
+            self._leave_out(len(dropped.listed["rollout"]) + dropped.left_out[0])
 
-    def _packed(self, q: QuestionScores, told: "_Told", shown: Ints, kept: Ints) -> str:
+    def _leave_out(self, rollouts: int) -> None:
+        questions, before = self._without_room
+        self._without_room = questions + 1, before + rollouts
+
+    def _packed(self, q: QuestionScores, told: "_Told", shown: Ints, kept: Ints) -> tuple[str, Ints]:
+        """The rollouts with some of their nodes, packed, and the ids of their tokens and branches."""
         offsets = np.asarray(q.rollouts["offsets"], dtype=np.int64)
         text = np.asarray(q.rollouts["tokens"])[rows_of(offsets, shown)]
         branches = rows_of(told.offsets, kept)
-        self._ids.update(np.unique(text).tolist(), np.unique(told.branch_token[branches]).tolist())
+        ids = np.union1d(text, told.branch_token[branches]).astype(np.int64)
         place = np.zeros(int(max(shown, default=0)) + 1, dtype=np.int64)
         place[shown] = np.arange(len(shown))
         columns = {
@@ -133,21 +152,26 @@ class Rollouts:
             "branch_successes": Column("int", told.successes[branches]),
             "branch_tail": Column("int", told.tail[branches]),
             "branch_prob": Column("unit", told.prob[branches]),
-            "ideal": Column("real", told.ideal[branches]),
+            "ideal": Column("rough", told.ideal[branches]),
             **{name: Column("unit", told.table[name][0, kept]) for name in ("student_prob", "value", "tail_prob")},
             **{name: Column("real", told.table[name][0, kept]) for name in ("entropy", "weight")},
             **{name: Column("unit", told.table[name][:, kept]) for name in _SHARES},
             "d_sq": Column("real", told.table["d_sq"][:, kept]),
             "resolved": Column("int", told.resolved[:, kept]),
-            "direction": Column("real", told.direction[:, branches]),
+            "direction": Column("rough", told.direction[:, branches]),
             "teacher_branch": Column("unit", told.teacher[:, branches]),
             "kl": Column("real", told.table["kl"][told.of_source][:, kept]),
             "teacher_prob": Column("unit", told.table["teacher_prob"][told.of_source][:, kept]),
         }
-        return packed(columns, {"pieces": self._pieces(text.tolist())})
+        pieces = self._pieces(text.tolist(), np.cumsum(np.diff(offsets)[shown]).tolist())
+        return packed(columns, {"pieces": pieces}), ids
 
-    def _pieces(self, text: Sequence[int]) -> dict[int, str]:
-        """Texts of tokens that are parts of a character: the last part has all of it, the others have none."""
+    def _pieces(self, text: Sequence[int], ends: Sequence[int]) -> dict[int, str]:
+        """Texts of tokens that are parts of a character: the last part has all of it, the others have none.
+
+        Args:
+            ends: where the rollouts end.
+        """
         alone = self._texts(set(text))
         broken = [BROKEN in alone[token] for token in text]
         out: dict[int, str] = {}
@@ -156,7 +180,8 @@ class Rollouts:
             if not broken[start]:
                 start += 1
                 continue
-            runs = [text[start : start + n] for n in range(1, _LONGEST_CHARACTER + 1)]
+            end = min(ends[bisect_right(ends, start)], start + _LONGEST_CHARACTER)
+            runs = [text[start:stop] for stop in range(start + 1, end + 1)]
             decoded = self._decode(runs)
             whole = next((n for n, found in enumerate(decoded, 1) if BROKEN not in found), 1)
             if BROKEN not in decoded[whole - 1]:
@@ -179,7 +204,7 @@ class _Told(NamedTuple):
         offsets: where each node's branches start, [N+1].
         direction: d at the branches, NaN for losses that need draws, [S, B].
         teacher: the teacher's probability of the branches, [M, B].
-        ideal: P (Q - V), [B].
+        ideal: P (Q - V) / temperature, [B].
     """
 
     node: Ints
@@ -200,7 +225,7 @@ class _Told(NamedTuple):
     teacher: Floats
 
     @classmethod
-    def of(cls, q: QuestionScores, tokens: pl.DataFrame, signals: Sequence[Signal]) -> "_Told":
+    def of(cls, q: QuestionScores, tokens: pl.DataFrame, signals: Sequence[Signal], temperature: float) -> "_Told":
         """From a question's arrays and its rows of the table of tokens."""
         node = NodeRows(q).node
         shape = (len(signals), len(node))
@@ -229,7 +254,7 @@ class _Told(NamedTuple):
             outcomes.successes.astype(np.int64),
             outcomes.tail.astype(np.int64),
             outcomes.prob,
-            outcomes.prob * (outcomes.rate - table["value"][0][owner]),
+            outcomes.prob * (outcomes.rate - table["value"][0][owner]) / temperature,
             np.reshape(direction, (len(signals), len(first))),
             np.reshape(teacher, (len(sources), len(first))),
         )

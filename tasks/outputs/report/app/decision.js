@@ -55,7 +55,7 @@ function facts(run) {
     [percent(c.correct / c.rollouts), "of them correct"],
     [count(c.rollout_tokens), "tokens of rollouts"],
     [count(c.nodes), "nodes"],
-    [count(c.draws), "draws"],
+    [count(c.draws), run.draws_visit_many ? "visits of nodes by draws" : "draws"],
     ...(c.draw_tokens ? [[count(c.draw_tokens), "tokens of draws"]] : []),
   ];
   return h("ul", { class: "facts" }, items.map(([value, what]) => h("li", {}, h("b", {}, value), ` ${what}`)));
@@ -157,7 +157,7 @@ export function pairDifference(pairs, one, other, what) {
 function limits(run) {
   const c = run.counts;
   const lines = [
-    `${count(c.truncated_rollouts)} of ${count(c.rollouts)} rollouts and ${count(c.truncated_draws)} of ${count(c.draws)} draws were stopped by the length limit; such a completion counts as wrong unless its answer was already complete.`,
+    `${count(c.truncated_rollouts)} of ${count(c.rollouts)} rollouts and ${count(c.truncated_draws)} of ${count(c.draws)} ${run.draws_visit_many ? "visits by draws" : "draws"} were stopped by the length limit; such a completion counts as wrong unless its answer was already complete.`,
     `Nodes whose tail was not drawn leave out at most ${c.tail_missing.toPrecision(2)} of probability each, and are biased by no more.`,
     "Intervals of pooled scores: bootstrap by question (by rollout below five questions), the same replicates for all, so that differences are paired. Single tokens: posterior simulation under a prior of how much sibling branches differ, fitted over all nodes.",
     c.sampled

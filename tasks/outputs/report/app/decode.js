@@ -26,11 +26,12 @@ function readColumn(kind, data, count) {
     return Int32Array.from({ length: count }, (_, i) => byte(0, i) | (byte(1, i) << 8) | (byte(2, i) << 16) | (byte(3, i) << 24));
   }
   if (kind === "unit") {
-    return Float32Array.from({ length: count }, (_, i) => {
+    return Float64Array.from({ length: count }, (_, i) => {
       const steps = ((byte(0, i) | (byte(1, i) << 8)) << 16) >> 16;
       return steps === UNDEFINED ? NaN : steps / UNIT;
     });
   }
-  const bits = Uint32Array.from({ length: count }, (_, i) => (byte(0, i) << 16) | (byte(1, i) << 24));
+  const wide = kind === "real"; // the first 24 bits of a float32, else the first 16
+  const bits = Uint32Array.from({ length: count }, (_, i) => (wide ? (byte(0, i) << 8) | (byte(1, i) << 16) | (byte(2, i) << 24) : (byte(0, i) << 16) | (byte(1, i) << 24)));
   return new Float32Array(bits.buffer);
 }

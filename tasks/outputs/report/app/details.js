@@ -64,13 +64,13 @@ function signedBar(value, largest) {
   const size = (18 * Math.abs(value)) / largest;
   return h(
     "span",
-    { class: "signed", title: String(Number(value.toPrecision(3))) },
+    { class: "signed", title: String(Number(value.toPrecision(2))) },
     svg(
       "svg",
       { viewBox: "0 0 40 12", width: 40, height: 12, "aria-hidden": "true" },
       svg("rect", { class: value < 0 ? "away" : "towards", x: value < 0 ? 20 - size : 20, y: 2, width: size, height: 8 }),
       svg("line", { class: "axis", x1: 20, x2: 20, y1: 0, y2: 12 }),
     ),
-    h("span", { class: "unseen" }, significant(value)),
+    h("span", { class: "unseen" }, String(Number(value.toPrecision(2)))),
   );
 }

@@ -11,17 +11,22 @@ import {showWhere} from "./where.js";
 function runOf(data) {
   const texts = new Map(data.texts[0].map((id, i) => [id, data.texts[1][i]]));
   const sources = [...new Set(data.signals.map(([teacher, context]) => JSON.stringify([teacher, context])))];
+  const labels = labelsOf(data.signals);
   const best = data.forecasts.find((r) => isKnown(r.forecast)) ?? data.summary.find((r) => r.group === "all" && isKnown(r.alignment));
   return {
     ...data,
     first: best?.signal ?? 0,
     sourceOf: data.signals.map(([teacher, context]) => sources.indexOf(JSON.stringify([teacher, context]))),
-    label: (signal) => {
-      const [teacher, context, loss] = data.signals[signal];
-      return `${teacher}/${context} by ${loss}`;
-    },
+    label: (signal) => labels[signal],
     text: (token) => texts.get(token) ?? `#${token}`,
   };
+}
+
+/** Signals in a few words, as in the terminal; names may hold a slash, but not one with spaces around it. */
+function labelsOf(signals) {
+  const written = (between) => signals.map(([teacher, context, loss]) => `${teacher}${between}${context} by ${loss}`);
+  const short = written("/");
+  return new Set(short).size === short.length ? short : written(" / ");
 }
 
 async function start() {

@@ -27,7 +27,8 @@ export class Navigator {
     );
     this.filters = { outcome: "", question: "", resolved: false };
     this.found = null;
-    this.search = 0;
+    this.search = 0; // counts searches, so that one knows when it is not the last
+    this.isSearching = false;
     this.current = null;
     this.#build();
     this.#filter();
@@ -70,7 +71,7 @@ export class Navigator {
     );
     this.rows.style.setProperty("height", `${this.shown.length * ROW}px`);
     this.list.scrollTop = 0;
-    if (this.search === 0) this.#say("");
+    if (!this.isSearching) this.#say("");
     this.#draw();
   }
 
@@ -86,6 +87,7 @@ export class Navigator {
     const wanted = text.toLowerCase();
     const mine = ++this.search;
     this.found = wanted === "" ? null : new Map();
+    this.isSearching = true;
     if (wanted !== "") {
       for (let place = 0; place < this.run.questions.length; place++) {
         const question = await this.questions.load(place);
@@ -99,10 +101,11 @@ export class Navigator {
           this.#filter();
           this.#say(`; searching, question ${place + 1} of ${this.run.questions.length}`);
           await new Promise((resolve) => setTimeout(resolve));
+          if (mine !== this.search) return;
         }
       }
     }
-    this.search = 0;
+    this.isSearching = false;
     this.#filter();
   }
 

@@ -1,4 +1,4 @@
-// What the address says: #decision, #where, #tokens, or #question/rollout/position, and a signal after it if it is chosen.
+// What the address says: #decision, #where, #tokens, or #question/rollout/position, and after it one signal or two if they are chosen.
 
 export const VIEWS = ["decision", "where", "tokens"];
 
@@ -6,18 +6,19 @@ export const VIEWS = ["decision", "where", "tokens"];
 export function parseRoute(hash) {
   const parts = hash.replace(/^#/, "").split("/").map(decoded);
   if (parts.length < 2) return { view: VIEWS.includes(parts[0]) ? parts[0] : null };
-  const [question, rollout, position, ...signal] = parts;
+  const [question, rollout, position, ...names] = parts;
+  const signals = [names.slice(0, 3), names.slice(3, 6)].filter((signal) => signal.length === 3);
   return {
     view: "tokens",
     question,
     rollout: Number(rollout),
     position: position === undefined || position === "" ? null : Number(position),
-    signal: signal.length === 3 ? signal : null,
+    signals,
   };
 }
 
-export function tokenRoute(question, rollout, position, signal) {
-  const parts = [question, rollout, position ?? "", ...(signal ?? [])];
+export function tokenRoute(question, rollout, position, signals = []) {
+  const parts = [question, rollout, position ?? "", ...signals.flat()];
   return `#${parts.map(encodeURIComponent).join("/")}`;
 }
 

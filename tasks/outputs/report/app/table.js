@@ -15,7 +15,7 @@ export function sortedTable(label, columns, rows, first = null, rowAttributes = 
 
   function head(column, i) {
     const attributes = { scope: "col", class: column.text ? "text" : null, title: column.about ?? null };
-    if (!column.key) return h("th", attributes, column.title);
+    if (!column.key) return h("th", attributes, column.title || h("span", { class: "unseen" }, "drawn"));
     return h("th", attributes, h("button", { type: "button", onclick: () => sort(i) }, column.title));
   }
 

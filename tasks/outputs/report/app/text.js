@@ -68,7 +68,7 @@ export class TextPane {
   paint(threshold) {
     this.nodes.forEach(({ at }, i) => {
       const classes = ["token"];
-      if (threshold > 0 && !(at.p_positive >= threshold)) classes.push("out");
+      if (threshold > 0 && !isKept(at, threshold)) classes.push("out");
       else if (!isKnown(at.cosine)) classes.push("unknown");
       else {
         classes.push(tone(at.cosine));
@@ -106,6 +106,11 @@ export class TextPane {
       on.select(place, { focus: true });
     }
   }
+}
+
+/** Whether a token helps with at least a probability, which the page keeps in steps of 5e-5. */
+export function isKept(at, threshold) {
+  return at.p_positive >= threshold - 2.5e-5;
 }
 
 function placeOf(target) {

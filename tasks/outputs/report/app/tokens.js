@@ -6,7 +6,7 @@ import {count, isKnown, percent} from "./format.js";
 import {Navigator} from "./navigator.js";
 import {Questions} from "./rollout.js";
 import {tokenRoute} from "./route.js";
-import {TextPane} from "./text.js";
+import {TextPane, isKept} from "./text.js";
 import {ValueLine} from "./valueline.js";
 
 const NONE = -1;
@@ -27,7 +27,7 @@ export class Tokens {
 
   #build(section) {
     const every = this.run.signals.map((_, i) => [i, this.run.label(i)]);
-    const set = (which) => (value) => ((this.signals[which] = Number(value)), this.#draw());
+    const set = (which) => (value) => ((this.signals[which] = Number(value)), this.#draw(), this.#activate(this.active));
     this.first = choice("signal", every, this.signals[0], set(0), { id: "signal-a" });
     this.second = choice("beside it", [[NONE, "none"], ...every], NONE, set(1), { id: "signal-b" });
     this.slider = h("input", { type: "range", id: "threshold", min: 0, max: 1, step: 0.02, value: 0, oninput: () => this.#setThreshold(Number(this.slider.value)) });
@@ -71,7 +71,7 @@ export class Tokens {
       this.details.replaceChildren();
       return;
     }
-    if (route.signal) this.#choose(route.signal);
+    if (route.signals?.length) this.#choose(route.signals);
     if (found !== this.rollout || !this.question) {
       this.rollout = found;
       const question = await this.questions.load(found.place);
@@ -87,11 +87,13 @@ export class Tokens {
     this.#activate(this.active, { scroll: isKnown(route.position) });
   }
 
+  /** Chooses the signals that an address names; those that are not of this run stay as they are. */
   #choose(wanted) {
-    const place = this.run.signals.findIndex((signal) => signal.every((part, i) => part === wanted[i]));
-    if (place < 0) return;
-    this.signals[0] = place;
-    this.first.querySelector("select").value = String(place);
+    const selects = [this.first, this.second].map((label) => label.querySelector("select"));
+    const places = wanted.map((names) => this.run.signals.findIndex((signal) => signal.every((part, i) => part === names[i])));
+    if (places.includes(-1)) return;
+    this.signals = [places[0], places[1] ?? NONE];
+    selects.forEach((select, i) => (select.value = String(this.signals[i])));
   }
 
   /** The node at a position, or the last before it; where none is asked for, the first whose sign is known. */
@@ -136,7 +138,7 @@ export class Tokens {
     this.panes.forEach((pane) => pane.paint(threshold));
     if (!this.panes.length) return;
     const [tokens, mass] = this.run.thresholds.kept[this.signals[0]].map((shares) => shares[Math.round(threshold * (this.run.thresholds.at.length - 1))]);
-    const here = this.panes[0].nodes.filter(({ at }) => at.p_positive >= threshold).length;
+    const here = this.panes[0].nodes.filter(({ at }) => isKept(at, threshold)).length;
     this.kept.textContent = `≥ ${threshold.toFixed(2)}: ${percent(tokens)} of the run's tokens and ${percent(mass)} of |d|² kept; here ${count(here)} of ${count(this.nodes.length)} nodes`;
   }
 
@@ -157,8 +159,9 @@ export class Tokens {
     this.panes.forEach((pane, i) => pane.activate(place, { ...how, focus: how.focus && i === Math.max(0, from) }));
     this.line.mark(place);
     this.#preview(null);
-    const signal = this.signals[0] === this.run.first ? null : this.run.signals[this.signals[0]];
-    history.replaceState(null, "", tokenRoute(this.rollout.question, this.rollout.rollout, this.nodes[place].position, signal));
+    const isDefault = this.signals[0] === this.run.first && this.signals[1] === NONE;
+    const signals = isDefault ? [] : this.#shownSignals().map((signal) => this.run.signals[signal]);
+    history.replaceState(null, "", tokenRoute(this.rollout.question, this.rollout.rollout, this.nodes[place].position, signals));
   }
 }
 

@@ -59,7 +59,7 @@ export function showWhere(section, run) {
 function charts(run, signals, of) {
   const drawn = Object.entries(GROUPS).flatMap(([group, title]) => {
     const rows = run.summary.filter((r) => r.group === group && signals.includes(r.signal));
-    const bins = [...new Set(rows.map((r) => r.bin))];
+    const bins = inOrder([...new Set(rows.map((r) => r.bin))]);
     if (bins.length < 2) return [];
     const series = signals.map((signal) => ({
       place: of(signal),
@@ -73,6 +73,12 @@ function charts(run, signals, of) {
     h("p", { class: "muted" }, `Alignment by group of tokens, ${percent(run.level)} intervals. Entropy and divergence are in quantiles of the student's positions, lowest first.`),
     drawn.length ? h("div", { class: "charts" }, drawn) : h("p", {}, "Nothing to draw: choose a teacher whose alignment is known."),
   ];
+}
+
+/** Labels of bins from low to high; those that are no numbers stay as they come. */
+function inOrder(bins) {
+  const ends = (bin) => bin.split("-").map(Number.parseFloat);
+  return bins.every((bin) => ends(bin).every(Number.isFinite)) ? bins.sort((a, b) => ends(a)[0] - ends(b)[0] || ends(a)[1] - ends(b)[1]) : bins;
 }
 
 function predictors(run, signals) {
@@ -141,7 +147,8 @@ function vocabularyTable(title, rows) {
     return significant(row[what]) + (isKnown(ends[0]) ? ` [${ends.map(significant).join(", ")}]` : "");
   };
   const agrees = (row) => {
-    if (!isKnown(row.ideal_low) || (row.ideal_low <= 0 && row.ideal_high >= 0)) return ["", "not known"];
+    const isTold = (what) => isKnown(row[`${what}_low`]) && (row[`${what}_low`] > 0 || row[`${what}_high`] < 0);
+    if (!isTold("ideal") || !isTold("push")) return ["", "not known"];
     return row.ideal > 0 === row.push > 0 ? ["helps", "towards success"] : ["harms", "away from it"];
   };
   const columns = [
