@@ -5,9 +5,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.command.environment import prepare
+from flows.command.environment import make_home, set_prefect
 
-prepare()  # before anything reads the environment
+set_prefect()  # before anything imports Prefect
 
 from flows.command.configuration import (  # noqa: E402
     ConfigurationError,
@@ -94,7 +94,9 @@ def diagnose(config: RunConfig) -> dict[str, Any]:
         InputError: names the field and the value.
         EngineError: a model, a device or a server cannot do what is requested.
         StoreError: the store cannot be used.
+        ConfigurationError: the folder of Prefect's state cannot be created.
     """
+    make_home()
     from flows.diagnose import diagnose as flow
     from flows.service.own_server import server_of_command
 
@@ -112,6 +114,7 @@ def rank(config: RunConfig) -> dict[str, Any]:
         ConfigurationError: there is nothing to rank.
         QuestionsFailedError, InputError, EngineError, StoreError: as for `diagnose`.
     """
+    make_home()
     from flows.rank import rank as flow
     from flows.service.own_server import server_of_command
 

@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from flows.command.configuration import ConfigurationError
 from flows.command.guarded import CONSOLE, OK, guarded
-from flows.command.places import check_place
+from flows.command.places import check_place, put_file
 from schemas.text import quoted
 
 if TYPE_CHECKING:
@@ -37,13 +37,14 @@ def compare_runs(runs: Sequence[str], store: str, output: Path | None) -> int:
         found = [finished(run, store) for run in runs]
         sides = [compared(run, label) for run, label in zip(found, labels([run.name for run in found]), strict=True)]
         table = comparison_table(sides)
+        tables = comparison_tables(table, sides)
+        if output is not None:  # before the terminal, which may be closed by then
+            put_file(output, _content(output.suffix, table, tables))
         for line in what_changed(table, sides):
             CONSOLE.print(line, style="bold", soft_wrap=True)
-        tables = comparison_tables(table, sides)
         for shown in tables:
             show_table(CONSOLE, shown)
         if output is not None:
-            output.write_bytes(_content(output.suffix, table, tables))
             CONSOLE.print(escape(str(output)), soft_wrap=True)
         return OK
 

@@ -39,8 +39,8 @@ def comparison_tables(table: pl.DataFrame, runs: Sequence[Compared]) -> list[Tab
         rows = table.filter(pl.col("score") == score)
         if rows.is_empty() or (rows["value"].is_null().all() and score != "alignment"):
             continue
-        level = max(run.forecast_level if score == "forecast" else run.level for run in runs)
-        shown = Table(title=f"{title}, {100 * level:g} % interval", title_justify="left", box=SIMPLE_HEAD)
+        levels = [run.forecast_level if score == "forecast" else run.level for run in runs]
+        shown = Table(title=f"{title}, {_coverage(levels)}", title_justify="left", box=SIMPLE_HEAD)
         names = [name for name in _NAMES if rows[name].is_not_null().any()]
         for name in names:
             shown.add_column(name, no_wrap=True)
@@ -49,6 +49,14 @@ def comparison_tables(table: pl.DataFrame, runs: Sequence[Compared]) -> list[Tab
         fill(shown, names, [[_Cells.of(row, runs) for row in part.to_dicts()] for part in by_signal])
         out.append(shown)
     return out
+
+
+def _coverage(levels: Sequence[float]) -> str:
+    """Of the intervals of each run, and of the differences, which have the larger one."""
+    told = [f"{100 * level:g} %" for level in levels]
+    if len(set(told)) == 1:
+        return f"{told[0]} interval"
+    return f"intervals of {', '.join(told)}; of differences {100 * max(levels):g} %"
 
 
 class _Cells(NamedTuple):
@@ -149,7 +157,8 @@ def _best(before: Sequence[Row], after: Sequence[Row]) -> list[str]:
         ]
         if len(found) == 2:
             names = [_name(row) for row in found]
-            if names[0] == names[1]:
+            same = all(row["difference"] in (0.0, None) for row in after if row["score"] == score)
+            if names[0] == names[1] or same:
                 return [f"highest {score} stays that of {names[0]}"]
             told = [f"{name} ({_value(row)})" for name, row in zip(names, found, strict=True)]
             return [f"highest {score} {' -> '.join(told)}"]

@@ -8,6 +8,7 @@ from rich.markup import escape
 from flows.command.compare import finished
 from flows.command.configuration import ConfigurationError
 from flows.command.guarded import CONSOLE, OK, guarded
+from flows.command.places import put_file
 from schemas.text import quoted
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def draw_figures(run: str, store: str, output: Path | None, formats: str) -> int
             except ChartError as error:
                 CONSOLE.print(escape(f"no {figure.name}: it could not be drawn: {error}"), soft_wrap=True)
         _write_tables(folder, of)
-        for line in left_out(tables["summary"]):
+        for line in left_out(tables):
             CONSOLE.print(escape(line), soft_wrap=True)
         return OK
 
@@ -74,7 +75,7 @@ def folder_for(output: Path | None, name: str) -> Path:
 
 
 def _write(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
+    put_file(path, content)
     CONSOLE.print(escape(str(path)), soft_wrap=True)
 
 

@@ -1,5 +1,6 @@
 """Stores that commands are given, and commands on them."""
 
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,3 +67,19 @@ def on_store(url: str, act: Callable[[Any, Console], int]) -> int:
         return act(store, CONSOLE)
 
     return guarded(action)
+
+
+def put_file(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all; a symbolic link in its place is replaced, not followed.
+
+    Raises:
+        ConfigurationError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError as error:
+        raise ConfigurationError(f"--output: {quoted(str(path))} cannot be written: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)

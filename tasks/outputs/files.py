@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 
+from schemas.tables import RUN_TABLES
 from schemas.text import reason
 from tasks.outputs.report.facts import LeftOut
 from tasks.run.session import RunSession
@@ -85,6 +86,22 @@ def read_table(store: Store, run: str, name: str) -> pl.DataFrame:
     return parsed(data, f"{name}.parquet of run {run!r} in {store.url!r}")
 
 
+def read_declared(store: Store, run: str, name: str) -> pl.DataFrame:
+    """A table of a diagnosis with all columns that this version declares.
+
+    Raises:
+        StoreError: it is missing, damaged, of another version, or another run is replacing it.
+    """
+    table = read_table(store, run, name)
+    for column, declared in RUN_TABLES[name].items():
+        if column not in table.columns or table.schema[column] != getattr(pl, declared.dtype):
+            raise StoreError(
+                f"{name}.parquet of run {run!r} in {store.url!r} has no column {column!r} of type {declared.dtype}: "
+                "it is of another version, or damaged; run it again: nothing is decoded"
+            )
+    return table
+
+
 def parsed(data: bytes, what: str) -> pl.DataFrame:
     """The table in a parquet file.
 
@@ -104,7 +121,8 @@ def _digests(store: Store, run: str) -> dict[str, str]:
     """SHA-256 of a run's files, from the JSON files that it writes last; none from those that are damaged."""
     out: dict[str, str] = {}
     for name in ("run.json", "rank.json", "validation.json"):
-        out |= (read_json(store, run, name) or {}).get("files", {})
+        files = (read_json(store, run, name) or {}).get("files")
+        out |= files if isinstance(files, dict) else {}
     return out
 
 
@@ -112,7 +130,7 @@ def read_json(store: Store, run: str, name: str) -> dict[str, Any] | None:
     """A JSON object among a run's outputs; None if it is missing or damaged."""
     try:
         content = json.loads(store.get_bytes("runs", run, name) or b"null")
-    except ValueError:  # damaged: treated as missing
+    except (ValueError, RecursionError):  # damaged: treated as missing
         return None
     return content if isinstance(content, dict) else None
 

@@ -187,6 +187,7 @@ def test_a_run_without_a_single_node_ends_in_tables(
     assert pl.read_parquet(folder / "tokens.parquet").height == 0
     selection = pl.read_parquet(folder / "selection.parquet")
     assert selection.height > 0 and selection["gain"].is_null().all()
+    assert "no position was drawn from: raise tree.draws, or lower tree.min_visits" in done.stdout
 
 
 def test_rank_and_rank_again(config_file: Path, settings: dict[str, Any], cli: Command, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """compare and figures on finished runs: what they print and write, and what they refuse, in one line."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -217,3 +218,45 @@ def test_runs_that_cannot_be_compared(own: Path) -> None:
     refused("run.json of run 'few' in")
     (run / "run.json").rename(run / "rank.json")
     refused("is a ranking; give one of `opdscope run`")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("run.json", {"artefacts": []}),
+        ("run.json", {"files": 5}),
+        ("summary", ["alignment"]),
+        ("forecasts", ["forecast"]),
+        ("success", ["own"]),
+        ("questions", ["own"]),
+    ],
+)
+def test_outputs_of_another_version_are_said_as_such(own: Path, name: str, content: Any) -> None:
+    folder = own / "runs" / "small"
+    told = json.loads((folder / "run.json").read_text())
+    if name == "run.json":
+        told |= content
+    else:
+        told["files"].pop(f"{name}.parquet")  # without a digest
+        table = pl.read_parquet(folder / f"{name}.parquet").drop(content)
+        table.write_parquet(folder / f"{name}.parquet")
+        told["files"][f"{name}.parquet"] = hashlib.sha256((folder / f"{name}.parquet").read_bytes()).hexdigest()
+    (folder / "run.json").write_text(json.dumps(told))
+    found = invoke("compare", "few", "small", "--store", own)
+    assert found.exit_code == 2 and "run it again" in found.stderr and "Traceback" not in found.stderr
+
+
+def test_a_file_is_written_whole_and_over_no_ones_else(own: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "precious.csv"
+    precious.write_text("mine")
+    (tmp_path / "c.csv").symlink_to(precious)
+    found = invoke("compare", "small", "few", "--store", own, "--output", tmp_path / "c.csv")
+    assert found.exit_code == 0 and precious.read_text() == "mine" and not (tmp_path / "c.csv").is_symlink()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_intervals_of_different_levels_are_named() -> None:
+    a, b = two()
+    b = replace(b, level=0.8)
+    titles = [str(shown.title) for shown in comparison_tables(comparison_table([a, b]), [a, b])]
+    assert "the student's success, intervals of 95 %, 80 %; of differences 95 %" in titles

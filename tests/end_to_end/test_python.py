@@ -1,5 +1,9 @@
 """opdscope as a Python module."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,3 +39,12 @@ def test_a_table_that_no_run_has_is_refused_by_name(settings: dict[str, Any]) ->
 def test_all_that_it_offers_is_there() -> None:
     assert {name for name in opdscope.__all__ if getattr(opdscope, name, None) is None} == set()
     assert not hasattr(opdscope, "nothing")
+
+
+def test_the_import_changes_nothing_of_the_process(tmp_path: Path) -> None:
+    """A trainer's own bars and warnings stay, and nothing is written where it is imported."""
+    code = "import os, opdscope; opdscope.load_run; opdscope.score; print(os.environ.get('TQDM_DISABLE'))"
+    without = {name: value for name, value in os.environ.items() if name not in ("TQDM_DISABLE", "PREFECT_HOME")}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=without, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "None" and list(tmp_path.iterdir()) == []

@@ -10,13 +10,24 @@ import altair as alt
 import polars as pl
 import pytest
 
+from schemas.tables import FORECASTS, SUMMARY
 from tasks.outputs.figures import charts, outlook, style
 from tasks.outputs.figures.charts import LOSSES_SHOWN, SOURCES_ALONG, SOURCES_SHOWN, Names, along, domain_of, forest
 from tasks.outputs.figures.drawing import figures, left_out
 from tasks.outputs.figures.style import COLUMN, PALETTE, SHAPES, ChartError, drawn
+from tasks.stages.aggregate.tables import frame
 
 HOSTILE = ["<script>alert(1)</script>", "a & b \" ' <", "معلّم", "מורה", "\\n{{x}}", "datum.x", "x" * 100, "a.b[0]"]
+HALVES = ("0-50 %", "50-100 %")
 SIGNAL = {"teacher": "t", "context": "none", "loss": "kl"}
+
+
+def names_of(rows: pl.DataFrame) -> Names:
+    return Names.of(rows, frame([], FORECASTS))
+
+
+def left_out_of(rows: pl.DataFrame) -> list[str]:
+    return left_out({"summary": rows, "forecasts": frame([], FORECASTS)})
 
 
 def table(columns: Mapping[str, Any], *rows: dict[str, Any]) -> pl.DataFrame:
@@ -60,14 +71,14 @@ def rules(chart: alt.TopLevelMixin | None) -> int:
 
 
 def of(rows: pl.DataFrame, group: str = "entropy", loss: str = "kl") -> alt.TopLevelMixin | None:
-    return along(rows, group, loss, "x", Names.of(summary(*({"loss": name} for name in ("kl", "jsd")))))
+    return along(rows, group, loss, "x", names_of(summary(*({"loss": name} for name in ("kl", "jsd")))))
 
 
 def test_without_a_known_score_there_is_no_chart() -> None:
     for empty in (summary(), summary(LOST, {**LOST, "group": "outcome", "bin": "correct"})):
-        names = Names.of(empty)
+        names = names_of(empty)
         assert forest(empty, names) is None and of(empty) is None
-    names = Names.of(summary({}))
+    names = names_of(summary({}))
     assert outlook.forecasts(forecasts({"forecast": None}), names) is None
     assert outlook.success(table(SUCCESS), None) is None
     assert outlook.success(table(SUCCESS, {"own": None, "handover": None}), 0.5) is None
@@ -78,8 +89,8 @@ def test_without_a_known_score_there_is_no_chart() -> None:
 
 def test_undefined_scores_are_not_drawn_as_0() -> None:
     rows = summary({}, {"loss": "jsd", **LOST}, {"group": "outcome", "bin": "correct"})
-    assert marks(forest(rows, Names.of(rows))) == 2 and "correct rollouts" in svg(forest(rows, Names.of(rows)))
-    found = of(summary(*({"group": "entropy", "bin": f"{b}", **({} if b != 1 else LOST)} for b in range(3))))
+    assert marks(forest(rows, names_of(rows))) == 2 and "correct rollouts" in svg(forest(rows, names_of(rows)))
+    found = of(summary(*({"group": "entropy", "bin": f"{b}-{b + 1} %", **({} if b != 1 else LOST)} for b in range(3))))
     assert marks(found) == 2
 
 
@@ -95,23 +106,23 @@ def test_without_an_interval_there_is_a_point_alone() -> None:
 
 def test_one_bin_is_no_chart_along_bins() -> None:
     assert of(summary({"group": "entropy", "bin": "0-100 %"})) is None
-    two = summary({"group": "entropy", "bin": "a"}, {"group": "entropy", "bin": "b", "loss": "jsd"})
+    two = summary({"group": "entropy", "bin": HALVES[0]}, {"group": "entropy", "bin": HALVES[1], "loss": "jsd"})
     assert of(two) is None  # of each loss one
 
 
 def test_other_groups_and_losses_are_not_in_a_chart() -> None:
     rows = [
-        {"group": g, "bin": b, "loss": loss} for g in ("entropy", "position") for b in "ab" for loss in ("kl", "jsd")
+        {"group": g, "bin": b, "loss": loss} for g in ("entropy", "position") for b in HALVES for loss in ("kl", "jsd")
     ]
     assert marks(of(summary(*rows))) == 2
-    assert marks(forest(summary({}, *rows), Names.of(summary({}, *rows)))) == 1
+    assert marks(forest(summary({}, *rows), names_of(summary({}, *rows)))) == 1
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_names_are_text_in_a_chart_and_nothing_else(name: str) -> None:
     every = summary({"teacher": name}, {"teacher": "other", "loss": "jsd"})
-    bins = summary(*({"group": "entropy", "bin": b, "teacher": name} for b in "ab"))
-    names = Names.of(every)
+    bins = summary(*({"group": "entropy", "bin": b, "teacher": name} for b in HALVES))
+    names = names_of(every)
     forecast = outlook.forecasts(forecasts({"teacher": name}), names)
     for chart in (forest(every, names), along(bins, "entropy", "kl", "entropy", names), forecast):
         found = svg(chart)
@@ -127,7 +138,7 @@ def test_names_are_text_in_a_chart_and_nothing_else(name: str) -> None:
 
 def test_colours_and_shapes_are_the_same_in_every_chart() -> None:
     every = summary({"teacher": "a"}, {"teacher": "b", "d_sq": 0.0}, {"teacher": "c"}, {"teacher": "d"})
-    names = Names.of(every)
+    names = names_of(every)
     assert names.sources == ["a / none", "c / none", "d / none"]  # nothing is learned from b
     marked = names.marked("source", pl.DataFrame({"source": ["d / none", "c / none"]}))
     assert marked.shown == ["c / none", "d / none"]
@@ -149,12 +160,12 @@ def test_axes_reach_to_what_a_cosine_can_be(lows: list[float], domain: list[floa
 
 def test_charts_hold_the_first_sources_and_losses() -> None:
     rows = [{"teacher": f"t{t}", "loss": f"l{i}"} for t in range(SOURCES_SHOWN + 2) for i in range(LOSSES_SHOWN + 2)]
-    names = Names.of(summary(*rows))
+    names = names_of(summary(*rows))
     shown = names.shown(summary(*rows))
     assert shown.height == SOURCES_SHOWN * LOSSES_SHOWN
     assert charts.in_order(shown, "source") == [f"t{t} / none" for t in range(SOURCES_SHOWN)]
-    assert "first 30 of 32 teachers with contexts" in left_out(summary(*rows))[0]
-    assert left_out(summary({})) == []
+    assert "first 30 of 32 teachers with contexts" in left_out_of(summary(*rows))[0]
+    assert left_out_of(summary({})) == []
 
 
 def test_a_drawing_that_fails_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,10 +174,10 @@ def test_a_drawing_that_fails_is_said_in_one_line(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr("tasks.outputs.figures.style.vlc.vegalite_to_svg", fails)
     with pytest.raises(ChartError, match=r"^Vega is$"):
-        svg(forest(summary({}), Names.of(summary({}))))
+        svg(forest(summary({}), names_of(summary({}))))
 
 
-BINS = [{"group": group, "bin": b} for group in ("position", "entropy", "divergence", "difficulty") for b in "ab"]
+BINS = [{"group": group, "bin": b} for group in ("position", "entropy", "divergence", "difficulty") for b in HALVES]
 RUN = {
     "summary": summary({}, {"loss": "jsd", "gain": 0.2}, *BINS),
     "forecasts": forecasts({}, {"loss": "jsd", "change": 0.3}),
@@ -189,7 +200,7 @@ def test_every_figure_of_a_run_is_a_column_or_a_page_wide_and_the_same_every_tim
 
 
 def test_pictures_have_300_dots_an_inch_and_text_stays_text() -> None:
-    chart = outlook.forecasts(RUN["forecasts"], Names.of(RUN["summary"]))
+    chart = outlook.forecasts(RUN["forecasts"], names_of(RUN["summary"]))
     assert chart is not None
     png, pdf = drawn(chart, "png"), drawn(chart, "pdf")
     assert png == drawn(chart, "png")
@@ -214,3 +225,22 @@ def test_what_cannot_be_drawn_is_said(name: str, changed: Changed, missing: set[
     assert {figure.name for figure in found if figure.chart is None} == missing, name
     assert all(figure.lacking for figure in found)
     assert all(list(figure.files(["svg"])) == [] for figure in found if figure.chart is None)
+
+
+def test_bins_stand_from_low_to_high_whichever_signal_lacks_some() -> None:
+    other = {"teacher": "u"}
+    places = [({}, (40, 50)), ({}, (90, 100)), (other, (20, 30)), (other, (40, 50)), (other, (5, 10))]
+    rows = summary({}, other, *({"group": "divergence", "bin": f"{a}-{b} %", **of} for of, (a, b) in places))
+    chart = along(rows, "divergence", "kl", "x", names_of(rows))
+    assert chart is not None
+    found = chart.to_dict()["layer"][1]["encoding"]["x"]["sort"]
+    assert found == ["5-10 %", "20-30 %", "40-50 %", "90-100 %"]
+
+
+def test_forecasts_are_drawn_without_a_node() -> None:
+    told = {"forecast": 0.8, "forecast_low": 0.7, "forecast_high": 0.9, "base": 0.5}
+    rows = pl.DataFrame([{**dict.fromkeys(FORECASTS), **SIGNAL, **told}]).cast(
+        {name: getattr(pl, column.dtype) for name, column in FORECASTS.items()}
+    )
+    empty = frame([], SUMMARY)
+    assert outlook.forecasts(rows, Names.of(empty, rows)) is not None

@@ -175,3 +175,27 @@ def test_differences_are_those_of_the_tables_where_all_questions_are_common() ->
     low, high = differences(a, b)[FORECAST][1:3]
     assert low < 0.05 < high
     assert differences(with_forecast(a, 0.7), b)[FORECAST][1:3] == pytest.approx((low + 0.1, high + 0.1))
+
+
+def test_the_same_artefacts_differ_by_nothing_whatever_the_tables_say() -> None:
+    """Tables of one configuration may differ by the chance of their replicates, where signals have another order."""
+    first, _ = two()
+    again = with_forecast(compared("again", first.columns[SIGNAL], made="a"), 0.81)
+    first = with_forecast(compared("a", first.columns[SIGNAL], made="a"), 0.8)
+    found = differences(first, again)[FORECAST]
+    assert found[:3] == (0.0, 0.0, 0.0)
+
+
+def test_rates_that_are_known_for_some_questions_only_are_compared_where_both_are() -> None:
+    rng = np.random.default_rng(0)
+    columns = drawn(rng, rng.normal(0, 1, 24))
+    some = {**columns, "own": np.where(np.arange(24) < 15, columns["own"], np.nan)}
+    shifted = {**columns, "own": columns["own"] + 0.004}
+    found = differences(compared("a", some), compared("b", shifted))[OWN]
+    assert found.value == pytest.approx(0.004) and found.paired == 15
+
+
+def test_an_alignment_of_few_questions_has_a_difference_without_an_interval() -> None:
+    a, b = two(LEAST_UNITS - 1)
+    found = differences(a, b)[ALIGNMENT]
+    assert np.isfinite(found.value) and np.isnan(found.low)

@@ -180,7 +180,7 @@ def test_sessions_are_closed() -> None:
 
 def unresolved(settings: dict[str, Any], rows: list[dict[str, Any]]) -> str | None:
     table = pl.DataFrame(rows, schema={name: getattr(pl, c.dtype) for name, c in SUMMARY.items()})
-    facts: Any = [SimpleNamespace(endings=Endings(4, 0, 0, 10, 0))]
+    facts: Any = [SimpleNamespace(endings=Endings(4, 0, 0, 10, 0), nodes=1)]
     return diagnosis._why_unresolved(checked(settings), table, facts)
 
 

@@ -121,8 +121,9 @@ def differences(first: Compared, other: Compared) -> dict[Key, Difference]:
             continue
         rates = bool(common) and key.score in _RATES
         a, b = _both_known(samples, key) if rates else [sample.replicates(key) for sample in samples]
-        at = other.values[key].value - value.value if whole or not common else b.value - a.value
         same = bool(common) and _same(first, other, common, key)
+        of_tables = (whole and not rates and not same) or not common
+        at = other.values[key].value - value.value if of_tables else b.value - a.value
         of = max(first.forecast_level, other.forecast_level) if key.score == "forecast" else level
         out[key] = _difference(a, b, at, of, same, a.units if rates else len(common))
     return out
@@ -152,7 +153,7 @@ def pooled_replicates(columns: Mapping[str, Floats], counts: Floats, level: floa
     sums = np.stack([named.get(name, np.zeros(counts.shape[1])) for name in SUMS], axis=1)
     value, drawn = float(pooled(sums.sum(axis=0))[score]), pooled(resampled(counts, sums))[score]
     units = int((columns["open"] > 0).sum())
-    unresolved = np.isnan(drawn).mean() > (1 - level) / 2 or units < LEAST_UNITS
+    unresolved = units >= LEAST_UNITS and np.isnan(drawn).mean() > (1 - level) / 2
     return Replicates(np.nan if score == "alignment" and unresolved else value, drawn, units)
 
 

@@ -5,17 +5,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from schemas.config import RunConfig
-from schemas.question_tables import QUESTIONS
 from schemas.signals import losses as named_losses
 from schemas.text import quoted, reason
 from tasks.outputs.comparison.differences import POOLED_SCORES, Compared, Key, Value, columns_by_signal
-from tasks.outputs.files import read_json, read_table
+from tasks.outputs.files import read_declared, read_json
 from tasks.stages.aggregate.success import mean_estimates
 from tasks.statistics.bootstrap import resample
 from tasks.store.store import Store, StoreError
+
+
+class _Told(BaseModel):
+    """What is read of `run.json`."""
+
+    configuration: dict[str, Any]
+    files: dict[str, str]
+    artefacts: dict[str, list[tuple[str, str]]]
 
 
 class Finished(NamedTuple):
@@ -41,10 +48,14 @@ class Finished(NamedTuple):
             there = ", ".join(finished[:20]) or "none"
             raise StoreError(f"there is no finished run {quoted(name)} in {store.url!r}; finished runs there: {there}")
         told = read_json(store, name, "run.json")
-        if told is None or not {"configuration", "files", "artefacts"} <= told.keys():
-            raise StoreError(f"run.json of run {name!r} in {store.url!r} is damaged; run it again: nothing is decoded")
         try:
-            return cls(store, name, RunConfig.model_validate(told["configuration"]), told)
+            _Told.model_validate(told)
+        except ValidationError as error:
+            raise StoreError(
+                f"run.json of run {name!r} in {store.url!r} is damaged; run it again: nothing is decoded"
+            ) from error
+        try:
+            return cls(store, name, RunConfig.model_validate((told or {})["configuration"]), told or {})
         except ValidationError as error:
             raise StoreError(
                 f"the configuration of run {name!r} in {store.url!r} is of another version "
@@ -57,12 +68,12 @@ class Finished(NamedTuple):
         Raises:
             StoreError: it is missing or damaged.
         """
-        if f"{name}.parquet" not in self.told.get("files", {}):
+        if f"{name}.parquet" not in self.told["files"]:
             raise StoreError(
                 f"run {self.name!r} in {self.store.url!r} has no {name}.parquet, as it was made before this version; "
                 "run it again: nothing is decoded"
             )
-        return read_table(self.store, self.name, name)
+        return read_declared(self.store, self.name, name)
 
 
 def compared(run: Finished, label: str) -> Compared:
@@ -75,10 +86,8 @@ def compared(run: Finished, label: str) -> Compared:
         StoreError: a table of it is missing or damaged.
     """
     questions = run.table("questions")
-    if missing := [name for name in QUESTIONS if name not in questions.columns]:
-        raise StoreError(
-            f"questions.parquet of run {run.name!r} in {run.store.url!r} lacks {missing[0]!r}; run it again"
-        )
+    if questions.is_empty():
+        raise StoreError(f"run {run.name!r} in {run.store.url!r} has no questions in its tables; run it again")
     ids, columns = columns_by_signal(questions)
     scores = run.config.scores
     values = _student(questions, ids, run.config)

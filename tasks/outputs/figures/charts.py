@@ -32,10 +32,13 @@ class Names(NamedTuple):
     losses: Sequence[str]
 
     @classmethod
-    def of(cls, summary: pl.DataFrame) -> "Names":
-        """Those of signals that anything is learned from."""
-        taught = _named(summary.filter((pl.col("group") == "all") & (pl.col("d_sq") > 0)))
-        return cls(in_order(taught, "source"), in_order(taught, "loss"))
+    def of(cls, summary: pl.DataFrame, forecasts: pl.DataFrame) -> "Names":
+        """Those of signals that anything is learned from: with a direction, or, without nodes, with a forecast."""
+        names = ["teacher", "context", "loss"]
+        taught = summary.filter((pl.col("group") == "all") & (pl.col("d_sq") > 0)).select(names)
+        known = forecasts.filter(pl.col("forecast").is_not_null()).select(names)
+        every = _named(pl.concat([taught, known]))
+        return cls(in_order(every, "source"), in_order(every, "loss"))
 
     def shown(self, table: pl.DataFrame, most: int = SOURCES_SHOWN) -> pl.DataFrame:
         """The rows of the first sources and losses, with teacher and context as one name, `source`."""
@@ -161,7 +164,7 @@ def along(summary: pl.DataFrame, group: str, loss: str, title: str, names: Names
     scale = alt.Scale(domain=domain, nice=False, clamp=True)
     axis = alt.Axis(labelAngle=0, labelLimit=60, grid=False)
     offset = alt.XOffset("source:N", sort=list(sources.shown), scale=alt.Scale(paddingOuter=0.4))
-    x = alt.X("bin:N", sort=in_order(of_group, "bin"), title=title, axis=axis)
+    x = alt.X("bin:N", sort=from_low_to_high(in_order(of_group, "bin")), title=title, axis=axis)
     base = alt.Chart().encode(x=x, xOffset=offset, color=sources.color())
     y = alt.Y("low:Q", title=["alignment", f"by {loss}"], scale=scale, axis=alt.Axis(tickCount=5, titleLimit=120))
     bars = base.mark_rule(strokeWidth=1).encode(y=y, y2="high:Q")
@@ -174,6 +177,11 @@ def along(summary: pl.DataFrame, group: str, loss: str, title: str, names: Names
         points.properties(data=alt.Data(values=values)),
     ]
     return alt.layer(*layers).properties(width=COLUMN, height=120, autosize=FIT)
+
+
+def from_low_to_high(bins: Sequence[str]) -> list[str]:
+    """Labels of bins in order; a signal without nodes in one has no row for it."""
+    return sorted(bins, key=lambda label: [float(end) for end in label.removesuffix(" %").split("-")])
 
 
 def domain_of(rows: pl.DataFrame) -> list[float]:

@@ -41,7 +41,7 @@ class Figure(NamedTuple):
 def figures(tables: Mapping[str, pl.DataFrame]) -> Iterator[Figure]:
     """All figures of a run; those by one loss are of its first."""
     summary, forecasts, success = tables["summary"], tables["forecasts"], tables["success"]
-    names = Names.of(summary)
+    names = Names.of(summary, forecasts)
     loss = names.losses[0] if names.losses else ""
     base = forecasts["base"][0] if forecasts.height else None
     yield Figure("forecast", outlook.forecasts(forecasts, names), "no signal has a forecast")
@@ -57,9 +57,9 @@ def figures(tables: Mapping[str, pl.DataFrame]) -> Iterator[Figure]:
     yield Figure("predictors", made, "no correlation is known")
 
 
-def left_out(summary: pl.DataFrame) -> list[str]:
+def left_out(tables: Mapping[str, pl.DataFrame]) -> list[str]:
     """Lines on what figures do not show."""
-    names = Names.of(summary)
+    names = Names.of(tables["summary"], tables["forecasts"])
     lines = []
     if len(names.sources) > SOURCES_ALONG or len(names.losses) > LOSSES_SHOWN:
         lines.append(

@@ -12,8 +12,8 @@ from schemas.arrays import AnyArray
 
 Kind = Literal["int", "unit", "real", "rough"]
 """How numbers are kept: `int` as 32 bits; `unit`, numbers within [-1, 1], in steps of 1 / UNIT; `real` as the first 24
-bits of a float32, whose relative error is at most 2^-16, and `rough` as its first 16, at most 2^-8. NaN stays NaN in all
-but the first."""
+bits of a float32, whose relative error is at most 2^-16, and `rough` as its first 16, at most 2^-8. NaN stays NaN, but
+for `int`, which has none."""
 
 UNIT = 20_000
 _UNDEFINED = -32_768
