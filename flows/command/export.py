@@ -20,6 +20,8 @@ _NAMES = {
     "student": "rule: student",
     "replay": "draws, else rule: full",
 }
+_SHORT, _LONG = 0.9, 1.1
+"""Lengths of the signal, over that with equal weights, between which nothing is said of it."""
 
 
 def export_file(
@@ -89,8 +91,20 @@ def _estimate(row: dict[str, Any], name: str) -> str:
     return f"{value:.4f}" if low is None else f"{value:.4f} [{low:.4f}, {high:.4f}]"
 
 
+def _length(of: dict[str, Any], length: float) -> str:
+    """What weights do to the length of the signal, where that is much."""
+    if length == 0:
+        return "; all weights are 0"
+    if length < _SHORT:
+        told = f"; it leaves {length:.2g} of the signal's length, as the rest is expected to do harm"
+        return f"{told}: raise the learning rate" if of["better"] else told
+    return f"; it makes the signal {length:.2g} times as long: lower the learning rate" if length > _LONG else ""
+
+
 def what_it_is_worth(told: dict[str, Any]) -> list[str]:
     """Lines that say whether the weights, the rules and the choice are better than equal weights."""
-    lines = [f"these rollouts: {told['weighted']['verdict']}"]
-    lines += [f"fresh rollouts, rule {name}: {of['verdict']}" for name, of in told["rule"].items()]
+    lines = [f"these rollouts: {told['weighted']['verdict']}{_length(told['weighted'], told['length'])}"]
+    lines += [
+        f"fresh rollouts, rule {name}: {of['verdict']}{_length(of, of['length'])}" for name, of in told["rule"].items()
+    ]
     return lines + ([f"choice by {told['choose']}: {told['chosen']['verdict']}"] if told["choose"] != "run" else [])

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from transformers import Trainer, TrainerCallback
+from transformers import GenerationConfig, Trainer, TrainerCallback
 
 import opdscope
 
@@ -113,7 +113,8 @@ class GainCallback(TrainerCallback):
             )
 
     def _ids(self, prompt: str) -> list[int]:
-        ids: list[int] = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        """Tokens of a prompt, with those that the tokenizer adds to plain text, as in TRL."""
+        ids: list[int] = self.tokenizer(text=prompt)["input_ids"]
         return ids
 
     def _completions(self, model: Any, prompt: Sequence[int]) -> list[list[int]]:
@@ -121,9 +122,7 @@ class GainCallback(TrainerCallback):
         end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
         given = torch.tensor([prompt], device=model.device)
         beyond = list(range(len(self.tokenizer), model.config.get_text_config().vocab_size))  # logits of no token
-        sampled = model.generate(
-            given,
-            attention_mask=torch.ones_like(given),
+        settings = GenerationConfig(
             do_sample=True,
             temperature=1.0,
             top_k=0,
@@ -133,7 +132,13 @@ class GainCallback(TrainerCallback):
             max_new_tokens=self.max_tokens,
             eos_token_id=end,
             pad_token_id=end if pad is None else pad,
-        )[:, len(prompt) :].tolist()
+        )
+        own = model.generation_config
+        model.generation_config = settings  # `generate` takes from there what it is not told, penalties for one
+        try:
+            sampled = model.generate(given, attention_mask=torch.ones_like(given))[:, len(prompt) :].tolist()
+        finally:
+            model.generation_config = own
         return [ids[: ids.index(end) + 1] if end in ids else ids for ids in sampled]
 
 

@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from flows.cli import app
+from flows.command.export import what_it_is_worth
 
 
 def run(*arguments: str) -> Result:
@@ -36,6 +37,27 @@ def test_export_says_what_it_wrote_and_what_that_is_worth(finished: Path, here: 
     assert again.exit_code == 0
     assert "of the tokens follow another teacher or context" in again.output
     assert "choice by token: the choice " in again.output and "equal weights, as chosen" in again.output
+
+
+@pytest.mark.parametrize(
+    ("length", "better", "said"),
+    [
+        (1.0, True, ""),
+        (
+            0.28,
+            True,
+            "; it leaves 0.28 of the signal's length, as the rest is expected to do harm: raise the learning rate",
+        ),
+        (0.28, False, "; it leaves 0.28 of the signal's length, as the rest is expected to do harm"),
+        (0.0, False, "; all weights are 0"),
+        (1.31, True, "; it makes the signal 1.3 times as long: lower the learning rate"),
+    ],
+)
+def test_lengths_are_told_where_they_matter(length: float, better: bool, said: str) -> None:
+    of = {"better": better, "verdict": "it is so", "length": length}
+    told = {"weighted": {"better": better, "verdict": "it is so"}, "length": length, "rule": {"full": of}}
+    lines = what_it_is_worth({**told, "choose": "run"})
+    assert lines == [f"these rollouts: it is so{said}", f"fresh rollouts, rule full: it is so{said}"]
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from datasets import Dataset  # type: ignore[import-untyped]
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from infra.examples.trl_callback import GainCallback, Question, Teacher
 from tasks.demo.chains import draw_questions
+from tasks.demo.train import make_tokenizer
 
 
 def test_gains_are_logged_while_trl_trains(models: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
@@ -67,3 +70,38 @@ def test_gains_are_logged_while_trl_trains(models: Path, tokenizer: PreTrainedTo
     state = torch.get_rng_state()
     assert callback.gains(student) == callback.gains(student) and torch.equal(torch.get_rng_state(), state)
     assert student.training
+
+
+@pytest.mark.parametrize("told", [{"repetition_penalty": 1.3}, {"min_p": 0.3}, {"bad_words_ids": [[5], [6], [7]]}])
+def test_rollouts_are_sampled_from_the_models_own_distribution(
+    models: Path, tokenizer: PreTrainedTokenizerFast, told: dict[str, Any]
+) -> None:
+    student: Any = AutoModelForCausalLM.from_pretrained(models / "student").eval()
+    callback = GainCallback([], lambda question, text: 0.0, {}, tokenizer, rollouts=16, max_tokens=24)
+    torch.manual_seed(0)
+    plain = callback._completions(student, callback._ids("add 3 5"))
+    for name, value in told.items():
+        setattr(student.generation_config, name, value)
+    torch.manual_seed(0)
+    assert callback._completions(student, callback._ids("add 3 5")) == plain
+    assert {name: getattr(student.generation_config, name) for name in told} == told
+
+
+def test_prompts_are_tokenised_as_trl_does(models: Path, tmp_path: Path) -> None:
+    from trl.trainer.grpo_config import GRPOConfig
+    from trl.trainer.grpo_trainer import GRPOTrainer
+
+    tokenizer = make_tokenizer()
+    first = tokenizer.convert_ids_to_tokens(7)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{first} $A", special_tokens=[(first, 7)])
+    callback = GainCallback([], lambda question, text: 0.0, {}, tokenizer)
+
+    def reward(prompts: list[str], completions: list[str], **more: Any) -> list[float | None]:
+        return [0.0] * len(completions)
+
+    student = AutoModelForCausalLM.from_pretrained(models / "student")
+    options: dict[str, Any] = {"output_dir": str(tmp_path), "report_to": [], "use_cpu": True, "bf16": False}
+    rows = Dataset.from_list([{"prompt": "add 3 5"}])
+    trainer = GRPOTrainer(student, reward, GRPOConfig(**options), rows, processing_class=tokenizer)
+    ids = callback._ids("add 3 5")
+    assert ids[0] == 7 and trainer._tokenize_prompts(["add 3 5"])[0] == [ids]

@@ -4,7 +4,8 @@ import hashlib
 import importlib.util
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,7 +22,8 @@ from tasks.outputs.export import folder as folders
 from tasks.outputs.export import make as made
 from tasks.outputs.export.glue import TARGETS, TRAINERS, python_files
 from tasks.outputs.export.make import export_run, verdict
-from tasks.stages.aggregate import token_weights
+from tasks.outputs.export.source import open_run
+from tasks.stages.aggregate import token_choice, token_weights
 from tasks.stages.aggregate.token_rule_fit import FEATURES, RULES, Rule, design, known, weights
 from tasks.store.store import Store, StoreError
 from tests.helpers.places import ROOT
@@ -123,8 +125,91 @@ def test_predicted_weights_are_those_of_the_rule_beside_them(finished: Path, tmp
     estimate = np.array(
         [rule.estimate("full", **dict(zip(values, row, strict=True))) for row in zip(*values.values(), strict=True)]
     )
-    ratio = part["estimate"].to_numpy() / estimate
-    assert ratio == pytest.approx(np.full(len(ratio), told["scale"]), rel=1e-9)
+    assert part["estimate"].to_numpy() == pytest.approx(estimate, rel=1e-9)  # one scale for both
+    assert told["scale"] == json.loads((tmp_path / "b" / "rule.json").read_text())["rules"]["full"]["scale"]
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What a rule is fitted to and judged by, of one question, read from the artefacts by hand."""
+
+    features: Any
+    d_sq: Any
+    node: Any
+    inner: Any
+    rollouts: int
+
+    @classmethod
+    def of(cls, q: Any) -> "Sums":
+        d, tree, offsets = q.distillation[LARGE], q.tree, np.asarray(q.rollouts["offsets"])
+        ratio = np.log(d["teacher_token_prob"]) - np.log(tree["token_prob"])
+        lengths = np.diff(offsets)
+        columns = {
+            "one": np.ones(offsets[-1]),
+            "entropy": tree["entropy"] / (1 + tree["entropy"]),
+            "log_ratio": ratio / (1 + np.abs(ratio)),
+            "divergence": d["kl"] / (1 + d["kl"]),
+            "position": np.concatenate([np.arange(n) / n for n in lengths]),
+            "probability": tree["token_prob"],
+        }
+        inner = np.nan_to_num(q.alignment[LARGE]["inner"]) * q.weight
+        return cls(columns, np.asarray(d["d_sq"]), np.asarray(tree["node"]), inner, len(lengths))
+
+    def x(self, names: Sequence[str]) -> Any:
+        return np.stack([self.features[name] for name in ("one", *names)], axis=1)
+
+
+def by_hand(questions: Sequence[Sums], names: Sequence[str]) -> Any:
+    """Coefficients, times the scale at which the estimates leave sum |d|^2 as it is."""
+    norm = sum(q.x(names).T @ (q.x(names) * q.d_sq[:, None]) for q in questions)
+    inner = sum(q.x(names)[q.node].T @ q.inner for q in questions)
+    ridge = 0.01 * np.diag([0.0] + [np.trace(norm[1:, 1:]) / len(names)] * len(names))
+    beta = np.linalg.solve(norm + ridge, inner)
+    return beta * np.sqrt(norm[0, 0] / (beta @ norm @ beta))
+
+
+def test_judged_and_exported_rules_have_one_scale(finished: Path, tmp_path: Path) -> None:
+    export_run(str(finished), "small", "parquet", signal="large/none/reverse_kl", output=tmp_path)
+    told = json.loads((tmp_path / "rule.json").read_text())["rules"]
+    every = [Sums.of(q) for q in open_run(Store(str(finished)), "small").scores([LARGE])]
+    for name, features in RULES.items():
+        whole, inner, norm = by_hand(every, features), 0.0, 0.0
+        assert [told[name]["constant"], *told[name]["coefficients"].values()] == pytest.approx(list(whole))
+        length = sum((q.d_sq * np.clip(q.x(features) @ whole, 0, 10) ** 2).sum() for q in every)
+        assert told[name]["length"] == pytest.approx(np.sqrt(length / sum(q.d_sq.sum() for q in every)))
+        for i, q in enumerate(every):
+            of_fold = by_hand([other for j, other in enumerate(every) if j % 5 != i % 5], features)
+            w = np.clip(q.x(features) @ of_fold, 0, 10)
+            inner, norm = inner + (w[q.node] * q.inner).sum(), norm + (w**2 * q.d_sq).sum()
+        assert told[name]["gain"] == pytest.approx(inner / np.sqrt(norm * sum(q.rollouts for q in every)))
+
+
+def test_lengths_are_those_of_the_weights(finished: Path, tmp_path: Path) -> None:
+    for mask in (False, True):
+        told = export_run(str(finished), "small", "parquet", mask=mask, output=tmp_path)
+        table = pl.read_parquet(tmp_path / "weights.parquet")
+        squares = table.select((pl.col("weight").fill_null(0) ** 2 * pl.col("d_sq")).sum(), total=pl.col("d_sq").sum())
+        assert told["length"] == pytest.approx(np.sqrt(squares["weight"][0] / squares["total"][0]))
+        assert not mask or told["length"] < 1
+
+
+def test_spread_is_of_the_signal_that_a_token_follows(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def by_turns(x: Any, *_: Any) -> Any:
+        return np.arange(x.shape[1]) % len(x)
+
+    monkeypatch.setattr(token_choice, "by_token", by_turns)
+    told = export_run(str(finished), "small", "parquet", choose="token", output=tmp_path / "all")
+    assert len(told["spread"]) > 1
+    table = pl.read_parquet(tmp_path / "all" / "weights.parquet").filter(pl.col("source") == "predicted")
+    for name, spread in told["spread"].items():
+        alone = export_run(str(finished), "small", "parquet", signal=name, output=tmp_path / "one")
+        assert spread / told["scale"] == pytest.approx(alone["spread"][name] / alone["scale"])
+        of_signal = table.filter(pl.concat_str("teacher", "context", "loss", separator="/") == name)
+        half = of_signal.select((pl.col("estimate_high") - pl.col("estimate_low")) / 2).to_series()
+        assert len(half) and half.to_list() == pytest.approx([1.959964 * spread] * len(half), rel=1e-6)
+    assert len({round(value, 9) for value in told["spread"].values()}) == len(told["spread"])
 
 
 def test_an_export_is_the_same_every_time(finished: Path, tmp_path: Path) -> None:
@@ -143,7 +228,7 @@ def test_the_python_module_is_the_fit_whatever_it_is_given(tmp_path: Path) -> No
         "probability": rng.random(200),
     }
     for mask in (False, True):
-        files = python_files("jsonl", "run", LARGE, rules, mask)
+        files = python_files("jsonl", "run", LARGE, rules, mask, 1.0)
         (tmp_path / "opdscope_rule.py").write_bytes(files["opdscope_rule.py"])
         found = module(tmp_path / "opdscope_rule.py")
         assert LARGE._asdict() == found.SIGNAL and mask is found.MASK and found.MOST == 10.0
@@ -163,7 +248,7 @@ def test_the_python_module_is_the_fit_whatever_it_is_given(tmp_path: Path) -> No
 
 
 def test_the_module_needs_nothing_but_python() -> None:
-    for name, content in python_files("trl", "run", LARGE, {}, False).items():
+    for name, content in python_files("trl", "run", LARGE, {}, False, 1.0).items():
         imported = [line for line in content.decode().splitlines() if line.startswith(("import ", "from "))]
         allowed = {"opdscope_rule.py": [], "opdscope_replay.py": ["import json", "from pathlib import Path"]}
         assert imported == allowed.get(name, imported)
@@ -174,9 +259,11 @@ def test_names_stay_text_in_python(name: str, tmp_path: Path) -> None:
     rules = {n: Rule(of, 1.0, (0.5,) * len(of), 1.0) for n, of in RULES.items()}
     signal = Signal(name, name, "reverse_kl")
     for to in TRAINERS:
-        for file, content in python_files(to, name, signal, rules, False).items():
+        for file, content in python_files(to, name, signal, rules, False, 1.0).items():
             compile(content, file, "exec")
-    (tmp_path / "opdscope_rule.py").write_bytes(python_files("jsonl", name, signal, rules, False)["opdscope_rule.py"])
+    (tmp_path / "opdscope_rule.py").write_bytes(
+        python_files("jsonl", name, signal, rules, False, 1.0)["opdscope_rule.py"]
+    )
     found = module(tmp_path / "opdscope_rule.py")
     assert signal._asdict() == found.SIGNAL and not hasattr(found, "os")
     assert name.strip().splitlines()[-1] in (found.__doc__ or "")

@@ -33,7 +33,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def loaded(to: str) -> ModuleType:
-        for name, content in python_files(to, "run", SIGNAL, rules, False).items():
+        for name, content in python_files(to, "run", SIGNAL, rules, False, 0.6).items():
             (tmp_path / name).write_bytes(content)
         return importlib.import_module(TRAINERS[to].removesuffix(".py"))
 
@@ -72,6 +72,10 @@ def test_verl(load: Load, estimator: str) -> None:
     (gradient,) = torch.autograd.grad(found.sum(), own)
     slope = torch.ones(1, 4) if estimator == "k1" else 1 - (padded(TEACHER) - padded(OWN)).exp()
     assert gradient[:, :4].tolist()[0] == pytest.approx((padded(sampled(OWN, TEACHER)) * slope).tolist()[0])
+    loss(None, None, {"log_probs": own}, {**data, "temperature": torch.full((1,), 0.6)})
+    for other in (1.0, torch.ones(1)):
+        with pytest.raises(ValueError, match=r"temperature is 1\.0, but .* rollouts sampled at 0\.6"):
+            loss(None, None, {"log_probs": own}, {**data, "temperature": other})
     given = {**data, "token_weight": padded([1.0, 0.0, 2.0, 3.0], 0.0)}
     found, _ = loss(config=None, distillation_config=None, model_output={"log_probs": own}, data=given)
     assert found[:, :4].tolist()[0] == pytest.approx((padded([1.0, 0.0, 2.0, 3.0]) * kl).tolist()[0])
@@ -113,6 +117,8 @@ def test_miles(load: Load) -> None:
     )
     one, empty = recorded.sample([7, 8], [1, 2, 3, 4], OWN, TEACHER), recorded.sample([7], [], [], [])
     assert glue.post_process_rewards(None, [one, empty]) == ([0.0, 0.0], [0.0, 0.0])
+    with pytest.raises(ValueError, match=r"--rollout-temperature is 1\.0, but .* sampled at 0\.6"):
+        glue.post_process_rewards(SimpleNamespace(rollout_temperature=1.0), [one])
     kl = [o - t for o, t in zip(OWN, TEACHER, strict=True)]
     assert all(type(value) is float for value in one.opd_reverse_kl)
     assert one.opd_reverse_kl == pytest.approx([a * b for a, b in zip(sampled(OWN, TEACHER), kl, strict=True)])

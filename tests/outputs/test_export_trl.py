@@ -1,12 +1,14 @@
 """Token weights in TRL's own trainers: a few real steps, whose losses equal weighting by hand."""
 
 import importlib
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import polars as pl
 import pytest
 import torch
 from datasets import Dataset  # type: ignore[import-untyped]
@@ -15,7 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from schemas.signals import Signal
 from tasks.outputs.export.glue import python_files
+from tasks.outputs.export.make import export_run
 from tasks.stages.aggregate.token_rule_fit import RULES, Rule
+from tests.helpers.finished import finished_run
+from tests.helpers.small import small_settings
 
 SIGNAL = Signal("self", "answer", "reverse_kl")
 COEFFICIENTS = {"entropy": 0.6, "log_ratio": 0.5, "divergence": -0.7, "position": 0.9, "probability": -0.8}
@@ -27,10 +32,10 @@ def rules(constant: float = 0.7) -> dict[str, Rule]:
     return {name: Rule(of, constant, tuple(COEFFICIENTS[f] for f in of), 1.0) for name, of in RULES.items()}
 
 
-@pytest.fixture
-def glue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The exported module for TRL, imported as a user would."""
-    for name, content in python_files("trl", "small", SIGNAL, rules(), False).items():
+@pytest.fixture(params=[1.0])
+def glue(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The exported module for TRL of a run at a temperature, imported as a user would."""
+    for name, content in python_files("trl", "small", SIGNAL, rules(), False, request.param).items():
         (tmp_path / name).write_bytes(content)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield importlib.import_module("opdscope_trl")
@@ -38,12 +43,13 @@ def glue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType
         sys.modules.pop(name, None)
 
 
-def columns(student: Tensor, teacher: Tensor, ids: Tensor) -> dict[str, list[float]]:
-    """What the rule looks at, of one completion, from logits [T, V]."""
+def columns(student: Tensor, teacher: Tensor, ids: Tensor, temperature: float) -> dict[str, list[float]]:
+    """What the rule looks at, of one completion, from the models' own logits [T, V]; the student samples tempered."""
     p, log_p, log_t = student.softmax(-1), student.log_softmax(-1), teacher.log_softmax(-1)
-    own = log_p[torch.arange(len(ids)), ids]
+    sampled = (student / temperature).log_softmax(-1)
+    own = sampled[torch.arange(len(ids)), ids]
     return {
-        "entropy": [float(-(row * row.log()).sum()) for row in p],
+        "entropy": [float(-(row.exp() * row).sum()) for row in sampled],
         "log_ratio": [float(log_t[t, y] - own[t]) for t, y in enumerate(ids)],
         "divergence": [float((p[t] * (log_p[t] - log_t[t])).sum()) for t in range(len(ids))],
         "position": [t / len(ids) for t in range(len(ids))],
@@ -100,8 +106,14 @@ class EveryRollout:
         return [0.1 * (t + 1) for t in range(len(key[1]))]
 
 
-@pytest.mark.parametrize("replay", [None, EveryRollout()])
-def test_sdft_weights_each_token(glue: ModuleType, models: Path, tmp_path: Path, replay: EveryRollout | None) -> None:
+@pytest.mark.parametrize(
+    ("glue", "temperature", "replay"),
+    [(1.0, 1.0, None), (1.0, 1.0, EveryRollout()), (0.6, 0.6, None), (0.6, 0.9, None)],
+    indirect=["glue"],
+)
+def test_sdft_weights_each_token(
+    glue: ModuleType, models: Path, tmp_path: Path, temperature: float, replay: EveryRollout | None
+) -> None:
     from trl.experimental.sdft import SDFTConfig
 
     seen: list[tuple[float, float, float]] = []
@@ -121,8 +133,9 @@ def test_sdft_weights_each_token(glue: ModuleType, models: Path, tmp_path: Path,
             student = logits_of(model, inputs["prompt_ids"][i][inputs["prompt_mask"][i].bool()], completion)
             ids, attention = inputs["teacher_input_ids"][i], inputs["teacher_attention_mask"][i].bool()
             teacher = logits_of(model, ids[attention][: -len(completion)], completion)
-            kl = (student.softmax(-1) * (student.log_softmax(-1) - teacher.log_softmax(-1))).sum(-1)
-            w = by_hand(columns(student, teacher, completion))
+            w = by_hand(columns(student, teacher, completion, importlib.import_module("opdscope_rule").TEMPERATURE))
+            log_p, log_t = ((logits / temperature).log_softmax(-1) for logits in (student, teacher))
+            kl = (log_p.exp() * (log_p - log_t)).sum(-1)
             if replay is not None:
                 w = [0.1 * (t + 1) for t in range(len(w))]
             each.append(sum(a * float(b) for a, b in zip(w if weighted else [1.0] * len(w), kl, strict=True)) / len(w))
@@ -135,6 +148,7 @@ def test_sdft_weights_each_token(glue: ModuleType, models: Path, tmp_path: Path,
         "distillation_is_clip": None,
         "teacher_model_kind": "live",
         "num_loss_tokens_to_skip": 0,
+        "temperature": temperature,
     }
     job = trainer(Watched, SDFTConfig, models, tmp_path / "run", rows, arguments=told)
     job.replay = replay
@@ -147,7 +161,10 @@ def test_sdft_weights_each_token(glue: ModuleType, models: Path, tmp_path: Path,
         assert loss != pytest.approx(unweighted, rel=1e-2)
 
 
-def test_sdpo_weights_each_token_of_its_distillation(glue: ModuleType, models: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("glue", "temperature"), [(1.0, 1.0), (0.6, 0.8)], indirect=["glue"])
+def test_sdpo_weights_each_token_of_its_distillation(
+    glue: ModuleType, models: Path, tmp_path: Path, temperature: float
+) -> None:
     from trl.experimental.sdpo import SDPOConfig
 
     seen: list[tuple[float, float]] = []
@@ -163,7 +180,9 @@ def test_sdpo_weights_each_token_of_its_distillation(glue: ModuleType, models: P
                 )
                 taught = distillation_logits.loss_mask[i].sum() > 0
                 kl = (student.softmax(-1) * (student.log_softmax(-1) - teacher.log_softmax(-1))).sum(-1)
-                w = by_hand(columns(student, teacher, inputs["completion_ids"][i][mask]))
+                at = importlib.import_module("opdscope_rule").TEMPERATURE
+                ids = inputs["completion_ids"][i][mask]
+                w = by_hand(columns(student * temperature, teacher * temperature, ids, at))  # TRL has divided them
                 each.append(sum(a * float(b) for a, b in zip(w, kl, strict=True)) / len(w) if taught else 0.0)
             seen.append((loss.item(), sum(each) / len(each)))
             return loss
@@ -176,6 +195,7 @@ def test_sdpo_weights_each_token_of_its_distillation(glue: ModuleType, models: P
         "distillation_alpha": 1.0,
         "distillation_is_clip": None,
         "dont_reprompt_on_self_success": False,
+        "temperature": temperature,
     }
     rows = {"prompt": [[{"role": "user", "content": prompt}] for prompt in PROMPTS]}
     job = trainer(Watched, SDPOConfig, models, tmp_path / "run", rows, arguments=told, reward_funcs=kinds)
@@ -185,7 +205,8 @@ def test_sdpo_weights_each_token_of_its_distillation(glue: ModuleType, models: P
         assert loss == pytest.approx(hand, rel=2e-5, abs=1e-9)
 
 
-def test_grpo_weights_each_advantage(glue: ModuleType, models: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("glue", "temperature"), [(1.0, 1.0), (0.6, 0.6)], indirect=["glue"])
+def test_grpo_weights_each_advantage(glue: ModuleType, models: Path, tmp_path: Path, temperature: float) -> None:
     from trl.trainer.grpo_config import GRPOConfig
 
     seen: list[tuple[float, float]] = []
@@ -211,12 +232,12 @@ def test_grpo_weights_each_advantage(glue: ModuleType, models: Path, tmp_path: P
         for prompt, text, reward in zip(prompts, texts, rewards, strict=True):
             group = [r for p, r in zip(prompts, rewards, strict=True) if p == prompt]
             student = logits_of(model, torch.tensor(prompt), text)
-            values = columns(student, student, text)
+            values = columns(student, student, text, temperature)
             w = by_hand({name: values[name] for name in RULES["student"]})
             each.append(-(reward - sum(group) / len(group)) * sum(w) / len(w))
         return sum(each) / len(each)
 
-    told = {"loss_type": "grpo", "scale_rewards": "none", "beta": 0.0}
+    told = {"loss_type": "grpo", "scale_rewards": "none", "beta": 0.0, "temperature": temperature}
     job = trainer(
         Watched, GRPOConfig, models, tmp_path / "run", {"prompt": PROMPTS}, arguments=told, reward_funcs=kinds
     )
@@ -224,3 +245,42 @@ def test_grpo_weights_each_advantage(glue: ModuleType, models: Path, tmp_path: P
     assert len(seen) == 2 and any(abs(loss) > 1e-3 for loss, _ in seen)
     for loss, hand in seen:
         assert loss == pytest.approx(hand, rel=2e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("glue", [0.6], indirect=True)
+def test_grpo_at_another_temperature_is_refused(glue: ModuleType, models: Path, tmp_path: Path) -> None:
+    from trl.trainer.grpo_config import GRPOConfig
+
+    with pytest.raises(
+        ValueError, match=r"temperature is 1\.0, but the rule is for rollouts sampled at 0\.6: set that"
+    ):
+        trainer(
+            glue.WeightedGRPOTrainer,
+            GRPOConfig,
+            models,
+            tmp_path / "run",
+            {"prompt": PROMPTS},
+            reward_funcs=lambda completion_ids, **_: [0.0] * len(completion_ids),
+        )
+
+
+def test_features_are_those_of_the_fit(models: Path, questions: Path, tmp_path: Path) -> None:
+    settings = small_settings(models, questions, tmp_path / "store")
+    settings["sampling"] = {**settings["sampling"], "temperature": 0.6}
+    finished_run(settings | {"losses": ["reverse_kl"]})
+    told = export_run(str(tmp_path / "store"), "small", "trl", signal="large/none/reverse_kl", output=tmp_path / "out")
+    assert told["temperature"] == json.loads((tmp_path / "out/rule.json").read_text())["temperature"] == 0.6
+    assert "\nTEMPERATURE = 0.6\n" in (tmp_path / "out/opdscope_rule.py").read_text()
+    table = pl.read_parquet(tmp_path / "out/weights.parquet")
+    prompts = {
+        row["question_id"]: row["prompt_ids"] for row in map(json.loads, (tmp_path / "out/weights.jsonl").open())
+    }
+    student, teacher = (AutoModelForCausalLM.from_pretrained(models / name) for name in ("student", "teacher"))
+    tokens = len(AutoTokenizer.from_pretrained(models / "student"))
+    names = {"entropy": "entropy", "log_ratio": "log_ratio", "divergence": "divergence", "probability": "student_prob"}
+    for (question, _), part in table.group_by("question_id", "rollout_id", maintain_order=True):
+        prompt, text = torch.tensor(prompts[str(question)]), torch.tensor(part["token_id"].to_list())
+        own, taught = (logits_of(model, prompt, text)[:, :tokens] for model in (student, teacher))
+        expected = columns(own, taught, text, 0.6)
+        for feature, column in names.items():
+            assert part[column].to_list() == pytest.approx(expected[feature], abs=1e-4), feature

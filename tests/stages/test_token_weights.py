@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
 import pytest
 
 from schemas.config import Scores
@@ -13,7 +14,7 @@ from tasks.stages.aggregate.questions import QuestionScores
 from tasks.stages.aggregate.token_choice import by_question, by_token
 from tasks.stages.aggregate.token_evidence import Evidence, Plan, Setting, posterior, replayed, replays
 from tasks.stages.aggregate.token_rule_fit import RULES, Moments, Rule, design, fit, known, length, weights
-from tasks.stages.aggregate.token_table import estimated, final_rules, weighted
+from tasks.stages.aggregate.token_table import estimated, rule_lengths, table_length
 from tasks.stages.aggregate.token_weights import WEIGHTINGS, Gathered, Judged, Judging, Wanted, features_of, folds
 from tasks.statistics.csr import Floats
 from tasks.statistics.estimators import pool_rounds
@@ -51,10 +52,10 @@ class Question:
         return float((w * self.truth.inner).sum()), float((w**2 * self.truth.d_sq).sum())
 
 
-def question(seed: int) -> Question:
+def question(seed: int, strength: float = 3.0) -> Question:
     """A chain of its own, with a teacher that leans towards success."""
     chain = random_chain(seed, length=16)
-    teacher = teacher_of(chain, 100 + seed, strength=3.0, noise=1.0)
+    teacher = teacher_of(chain, 100 + seed, strength=strength, noise=1.0)
     config = oracle_config(chain, seed=seed, rollouts=6, nodes=24, head=6, tail=2, draws=100, tail_limit=0.0)
     models = OracleModels(chain, config)
     rollouts = oracle_rollouts(models)
@@ -186,9 +187,9 @@ def test_intervals_of_tokens_hold_their_exact_ratios(oracle: list[Question]) -> 
         estimated(named(q.scores, f"q{i}"), gathered.full[i], fitted, wanted, how, judged.spread, LEVEL, 0)
         for i, q in enumerate(oracle)
     ]
-    table, scale = weighted(parts, False)
+    table = pl.concat([part.rows for part in parts])
     assert table.columns == list(WEIGHTS)
-    ratio = np.concatenate([q.ratio for q in oracle]) * fitted.scale * scale
+    ratio = np.concatenate([q.ratio for q in oracle]) * fitted.scale
     low, high = (table[f"estimate_{end}"].to_numpy() for end in ("low", "high"))
     held = (low <= ratio) & (ratio <= high)
     drawn = (table["source"] == "drawn").to_numpy()
@@ -200,11 +201,29 @@ def test_intervals_of_tokens_hold_their_exact_ratios(oracle: list[Question]) -> 
     w = table["weight"].to_numpy()
     assert w == pytest.approx(np.clip(table["estimate"].to_numpy(), 0, 10), nan_ok=True)
     assert np.array_equal(np.isnan(w), d_sq == 0) and (table["source"] == "none").sum() == np.isnan(w).sum()
-    assert np.nansum(w**2 * d_sq) == pytest.approx(d_sq.sum(), rel=0.02)  # but for the largest weights
-    for name, rule in final_rules(fitted, parts).items():
-        each = [np.maximum(rule.estimate(design(known(q.scores, SIGNAL), RULES[name])), 0) for q in oracle]
-        longer = sum(q.gain(v)[1] for q, v in zip(oracle, each, strict=True))
-        assert longer == pytest.approx(d_sq.sum())
+    assert table_length(table) == pytest.approx(np.sqrt(np.nansum(w**2 * d_sq) / d_sq.sum()))
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_a_signal_that_mostly_harms_has_short_weights_of_the_common_scale(mask: bool) -> None:
+    harmful = [question(seed, strength=-3.0) for seed in range(8)]
+    wanted = Wanted([SIGNAL], "run", mask)
+    gathered = Gathered(wanted)
+    for q in harmful:
+        gathered.add(q.scores)
+    fitted, how = gathered.fit(range(8), 0), setting([q.scores for q in harmful])
+    parts = [
+        estimated(named(q.scores, f"q{i}"), gathered.full[i], fitted, wanted, how, [1.0], LEVEL, 0)
+        for i, q in enumerate(harmful)
+    ]
+    every = sum(q.truth.d_sq.sum() for q in harmful)
+    lengths = rule_lengths(parts)
+    for name, rule in fitted.rules.items():
+        each = [rule.estimate(design(known(q.scores, SIGNAL), RULES[name])) for q in harmful]
+        assert sum(q.gain(v)[1] for q, v in zip(harmful, each, strict=True)) == pytest.approx(every)
+        clipped = sum(q.gain(weights(v, mask))[1] for q, v in zip(harmful, each, strict=True))
+        assert lengths[name] == pytest.approx(np.sqrt(clipped / every)) and lengths[name] < 0.5
+    assert fitted.scale == fitted.rules["full"].scale
 
 
 def test_draws_tell_single_tokens_better_than_the_rule_does(oracle: list[Question]) -> None:

@@ -33,8 +33,14 @@ READ = {
 """The version, or the commit, of each trainer that its module was written for."""
 
 
-def python_files(to: str, run: str, signal: Signal, rules: dict[str, Rule], mask: bool) -> dict[str, bytes]:
-    """Python modules of an export by name; for tables, only that of the rule."""
+def python_files(
+    to: str, run: str, signal: Signal, rules: dict[str, Rule], mask: bool, temperature: float
+) -> dict[str, bytes]:
+    """Python modules of an export by name; for tables, only that of the rule.
+
+    Args:
+        temperature: at which the run sampled; the rules' features are taken at it.
+    """
     templates = Environment(  # noqa: S701 - Python, not HTML; every name is escaped as Python text
         loader=PackageLoader("tasks.outputs.export"), undefined=StrictUndefined, trim_blocks=True
     )
@@ -45,6 +51,7 @@ def python_files(to: str, run: str, signal: Signal, rules: dict[str, Rule], mask
         "signal": repr(signal._asdict()),
         "mask": repr(mask),
         "most": repr(MOST_WEIGHT),
+        "temperature": repr(float(temperature)),
         "squashed": repr(tuple(name for name, feature in FEATURES.items() if feature.formula != "x")),
         "features": FEATURES,
         "rules": {

@@ -15,13 +15,13 @@ from schemas.token_weights import EXPORT_SCHEMA, SOURCES
 from tasks.inputs.errors import InputError
 from tasks.outputs.export.folder import check_folder, write_folder
 from tasks.outputs.export.glue import TARGETS, python_files
-from tasks.outputs.export.source import FinishedRun, chosen_signal, display, forecast_of, open_run, rivals
+from tasks.outputs.export.source import FinishedRun, chosen_signal, display, forecast_of, name_of, open_run, rivals
 from tasks.stages.aggregate.questions import QuestionScores
 from tasks.stages.aggregate.token_choice import CHOICES
 from tasks.stages.aggregate.token_evidence import Setting
 from tasks.stages.aggregate.token_rule_fit import FEATURES, MOST_WEIGHT, Rule, total
-from tasks.stages.aggregate.token_table import Estimated, estimated, final_rules, weighted
-from tasks.stages.aggregate.token_weights import FULL, Gathered, Judged, Judging, Wanted, folds
+from tasks.stages.aggregate.token_table import Estimated, estimated, rule_lengths, table_length
+from tasks.stages.aggregate.token_weights import Gathered, Judged, Judging, Wanted, folds
 from tasks.store.store import Store
 
 
@@ -30,15 +30,21 @@ class Made(NamedTuple):
 
     Attributes:
         weights: `schemas.token_weights.WEIGHTS`.
-        scale: what the full rule's estimates were multiplied by, for the weights to leave the signal as long as it was.
+        scale: what <g, d> / |d|^2 was multiplied by in the table, as in the full rule.
+        spread: of single tokens around the full rule, in units of weight, by signal.
+        lengths: of the signal with each rule's weights on the run's tokens, over that with equal weights.
+        temperature: at which the run sampled.
     """
 
     signal: Signal
     weights: pl.DataFrame
     scale: float
+    spread: dict[str, float]
     rules: dict[str, Rule]
+    lengths: dict[str, float]
     judged: Judged
     prompts: dict[str, list[int]]
+    temperature: float
 
 
 def export_run(
@@ -116,9 +122,19 @@ def make(run: FinishedRun, signal: Signal, choose: str, mask: bool) -> Made:
             estimated(q, moments, everything, wanted, setting, judged.spread, config.scores.level, config.seed)
         )
         prompts[q.question_id] = _prompt(q)
-    table, scale = weighted(parts, mask)
-    rules = final_rules(everything, parts)
-    return Made(signal, table, scale * everything.scale / rules[FULL].scale, rules, judged, prompts)
+    spread = {name_of(s): raw * everything.scale for s, raw in zip(wanted.signals, judged.spread, strict=True)}
+    table = pl.concat([part.rows for part in parts])
+    return Made(
+        signal,
+        table,
+        everything.scale,
+        spread,
+        everything.rules,
+        rule_lengths(parts),
+        judged,
+        prompts,
+        setting.temperature,
+    )
 
 
 def _prompt(q: QuestionScores) -> list[int]:
@@ -131,7 +147,8 @@ def rule_json(run: FinishedRun, made: Made, mask: bool) -> dict[str, Any]:
     rules = {}
     for name, rule in made.rules.items():
         figures = {key: value for key, value in gains[name].items() if key != "tokens"} | made.judged.correlations[name]
-        rules[name] = {**rule.as_json(), **figures, **verdict(gains[name], "the rule")}
+        length = {"length": made.lengths[name]}
+        rules[name] = {**rule.as_json(), **length, **figures, **verdict(gains[name], "the rule")}
     plain: dict[str, Any] = _plain(
         {
             "kind": "opdscope rule",
@@ -187,14 +204,15 @@ def index_json(
             "changed": _changed(made),
             "mask": mask,
             "scale": made.scale,
+            "length": table_length(made.weights),
             "questions": len(run.questions),
             "tokens": made.weights.height,
             **{source: of_source.get(source, 0) for source in SOURCES},
             "weighted": verdict(gains["replay"], "the weighting"),
             "chosen": None if choose == "run" else verdict(gains["chosen"], "the choice"),
-            "rule": {name: {k: of[k] for k in ("better", "verdict")} for name, of in rule["rules"].items()},
+            "rule": {name: {k: of[k] for k in ("better", "verdict", "length")} for name, of in rule["rules"].items()},
             "gains": [row for row in made.judged.gains if choose != "run" or row["tokens"] != "chosen"],
-            "spread": made.judged.spread,
+            "spread": made.spread,
         }
     )
     return plain
@@ -213,6 +231,7 @@ def _about(run: FinishedRun, signal: Signal) -> dict[str, Any]:
         "aggregate": run.run.get("aggregate"),
         "student": None if student is None else {"path": student.path, "revision": student.revision},
         "signal": signal._asdict(),
+        "temperature": run.config.sampling.temperature,
         "level": run.config.scores.level,
     }
 
@@ -232,7 +251,7 @@ def _files(made: Made, to: str, name: str, rule: Mapping[str, Any], mask: bool) 
     if to != "parquet":
         yield "weights.jsonl", "".join(json.dumps(row) + "\n" for row in rollout_rows(made)).encode()
     yield "rule.json", json.dumps(rule, indent=1, allow_nan=False).encode() + b"\n"
-    yield from python_files(to, name, made.signal, made.rules, mask).items()
+    yield from python_files(to, name, made.signal, made.rules, mask, made.temperature).items()
 
 
 def _parquet(table: pl.DataFrame) -> bytes:

@@ -155,9 +155,9 @@ def _taught(run: FinishedRun) -> list[Signal]:
 
 
 def _named(run: FinishedRun, text: str, taught: Sequence[Signal]) -> Signal:
-    by_name = {_name(signal): signal for signal in signals(run.config)}
+    by_name = {name_of(signal): signal for signal in signals(run.config)}
     if text not in by_name:
-        there = listed(_name(signal) for signal in taught)
+        there = listed(name_of(signal) for signal in taught)
         raise InputError("--signal", f"{quoted(text)} is no signal of {quoted(run.name)}; there are {there}")
     signal = by_name[text]
     if signal not in run.usable:
@@ -167,7 +167,8 @@ def _named(run: FinishedRun, text: str, taught: Sequence[Signal]) -> Signal:
     return signal
 
 
-def _name(signal: Signal) -> str:
+def name_of(signal: Signal) -> str:
+    """A signal as an option names it."""
     return "/".join(signal)
 
 

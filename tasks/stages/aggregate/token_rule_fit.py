@@ -19,7 +19,7 @@ from tasks.statistics.csr import Floats
 RIDGE = 0.01
 """Penalty of every coefficient but the constant, in units of the mean second moment of the features."""
 MOST_WEIGHT = 10.0
-"""Largest weight of a token, in units in which weights do not change the length of the signal."""
+"""Largest weight of a token, in units in which estimates, as weights, do not change the length of the signal."""
 FOLDS = 5
 """Groups of questions; a rule is judged on each after a fit to the others."""
 
@@ -33,11 +33,15 @@ class Feature(NamedTuple):
 
 
 FEATURES: dict[str, Feature] = {
-    "entropy": Feature("x / (1 + |x|)", "entropy of the student's next-token distribution", "nat"),
-    "log_ratio": Feature("x / (1 + |x|)", "log T - log P of the sampled token", "nat"),
-    "divergence": Feature("x / (1 + |x|)", "KL(P || T) of the next-token distributions", "nat"),
+    "entropy": Feature(
+        "x / (1 + |x|)", "entropy of the student's next-token distribution at the sampling temperature", "nat"
+    ),
+    "log_ratio": Feature(
+        "x / (1 + |x|)", "log T at temperature 1 - log P at the sampling temperature, of the sampled token", "nat"
+    ),
+    "divergence": Feature("x / (1 + |x|)", "KL(P || T) of the next-token distributions, both at temperature 1", "nat"),
     "position": Feature("x", "tokens of the completion before this one, over its length", "1"),
-    "probability": Feature("x", "student's probability of the sampled token", "1"),
+    "probability": Feature("x", "student's probability of the sampled token at the sampling temperature", "1"),
 }
 """Features by name. All of them are bounded, so no outlier makes a weight explode."""
 RULES: dict[str, tuple[str, ...]] = {
@@ -123,7 +127,7 @@ def fit(moments: Moments) -> Floats:
 
 
 def length(moments: Moments, coefficients: Floats) -> float:
-    """How much longer the fitted values, as weights, make the signal than weights of 1; 1 where they are all 0."""
+    """How much longer the fitted values make the signal than weights of 1, if none is clipped; 1 where all are 0."""
     longer = float(coefficients @ moments.norm @ coefficients)
     return float(np.sqrt(longer / moments.length_sq)) if longer > 0 else 1.0
 
@@ -132,7 +136,7 @@ class Rule(NamedTuple):
     """A fitted rule: weight = min(most, max(0, constant + sum of coefficients * features)).
 
     Attributes:
-        scale: what the fitted <g, d> / |d|^2 were multiplied by; in the coefficients already.
+        scale: what the fitted <g, d> / |d|^2 were multiplied by, 1 / `length`; in the coefficients already.
     """
 
     features: tuple[str, ...]
@@ -142,7 +146,7 @@ class Rule(NamedTuple):
 
     @classmethod
     def of(cls, features: Sequence[str], moments: Moments) -> "Rule":
-        """Fitted, and scaled so that weights do not change the length of the signal (see `length`)."""
+        """Fitted, and scaled so that the estimates, as weights, do not change the length of the signal (`length`)."""
         beta = fit(moments)
         scale = 1 / length(moments, beta)
         return cls(tuple(features), float(beta[0] * scale), tuple(float(b * scale) for b in beta[1:]), scale)
@@ -151,18 +155,10 @@ class Rule(NamedTuple):
         """The fitted <g, d> / |d|^2, scaled, at features [T, F]: what is clipped to make a weight."""
         return np.asarray(x @ np.array([self.constant, *self.coefficients]), dtype=np.float64)
 
-    def scaled(self, factor: float) -> "Rule":
-        """With all weights multiplied by a positive number."""
-        return Rule(
-            self.features,
-            self.constant * factor,
-            tuple(b * factor for b in self.coefficients),
-            self.scale * factor,
-        )
-
     def as_json(self) -> dict[str, Any]:
         """Plain data."""
-        return {"constant": self.constant, "coefficients": dict(zip(self.features, self.coefficients, strict=True))}
+        coefficients = dict(zip(self.features, self.coefficients, strict=True))
+        return {"constant": self.constant, "coefficients": coefficients, "scale": self.scale}
 
 
 def weights(estimate: Floats, mask: bool) -> Floats:

@@ -17,15 +17,15 @@ from tasks.statistics.streams import stream_seed
 
 
 class Estimated(NamedTuple):
-    """One question: its rows, without weights, and what the rules' weights do to the length of the signal.
+    """One question: its rows, and what weights do to the length of the signal.
 
     Attributes:
-        rows: columns of `schemas.token_weights.WEIGHTS` without `weight`, and `d_sq` of the chosen signal.
-        lengths: sum w^2 |d|^2 of each rule's weights, without a limit; length_sq: sum |d|^2 of the first signal.
+        rows: columns of `schemas.token_weights.WEIGHTS`.
+        lengths_sq: sum w^2 |d|^2 of each rule's weights; length_sq: sum |d|^2 of the first signal.
     """
 
     rows: pl.DataFrame
-    lengths: dict[str, float]
+    lengths_sq: dict[str, float]
     length_sq: float
 
 
@@ -35,18 +35,18 @@ def estimated(
     fitted: Fit,
     wanted: Wanted,
     setting: Setting,
-    spread: float,
+    spread: Sequence[float],
     level: float,
     seed: int,
 ) -> Estimated:
     """Estimates of one question's tokens, by a fit to all questions.
 
     Args:
-        spread: of single tokens around the rule, in its unit.
+        spread: of each signal, of single tokens' <g, d> / |d|^2 around the rule, without scale.
     """
     evidence, x = Evidence.of(q, wanted.signals), features_of(q, wanted.signals)
     how = plan(x, evidence.d_sq, moments, fitted, wanted, level)
-    half = spread * float(ndtri((1 + level) / 2))
+    half = np.array(spread)[how.chosen] * how.scale * float(ndtri((1 + level) / 2))
     estimate, low, high = how.estimate.copy(), how.estimate - half, how.estimate + half
     p_positive = np.full(len(estimate), np.nan)
     drawn = posterior(q, q.tree, wanted.signals, setting, stream_seed("export", seed, q.question_id))
@@ -62,18 +62,18 @@ def estimated(
         column[nothing] = np.nan
     rows = _rows(q, wanted, how.chosen, {"estimate": estimate, "estimate_low": low, "estimate_high": high})
     rows = rows.with_columns(
-        pl.Series("source", source), pl.Series("p_positive", p_positive).fill_nan(None), pl.Series("d_sq", d_sq)
-    )
-    values = known(q, wanted.signals[0])
-    return Estimated(
-        rows,
-        {name: _length_sq(rule, values, evidence.d_sq[0]) for name, rule in fitted.rules.items()},
-        float(evidence.d_sq[0].sum()),
-    )
+        pl.Series("weight", weights(estimate, wanted.mask)).fill_nan(None),
+        pl.Series("source", source),
+        pl.Series("p_positive", p_positive).fill_nan(None),
+        pl.Series("d_sq", d_sq),
+    ).select(list(WEIGHTS))
+    values, of_first = known(q, wanted.signals[0]), evidence.d_sq[0]
+    lengths_sq = {name: _length_sq(rule, values, of_first, wanted.mask) for name, rule in fitted.rules.items()}
+    return Estimated(rows, lengths_sq, float(of_first.sum()))
 
 
-def _length_sq(rule: Rule, values: dict[str, Floats], d_sq: Floats) -> float:
-    w = np.nan_to_num(np.maximum(rule.estimate(design(values, rule.features)), 0.0))
+def _length_sq(rule: Rule, values: dict[str, Floats], d_sq: Floats, mask: bool) -> float:
+    w = np.nan_to_num(weights(rule.estimate(design(values, rule.features)), mask))
     return float((w**2 * d_sq).sum())
 
 
@@ -97,28 +97,15 @@ def _rows(q: QuestionScores, wanted: Wanted, chosen: Ints, estimates: dict[str, 
     return pl.DataFrame(columns, strict=False).cast(schema).with_columns(pl.col(pl.Float64).fill_nan(None))
 
 
-def weighted(questions: Sequence[Estimated], mask: bool) -> tuple[pl.DataFrame, float]:
-    """The table of all questions, `schemas.token_weights.WEIGHTS`, and what estimates were multiplied by.
-
-    Unless they are a mask, weights are scaled so that they do not change the length of the signal, sum |d|^2 over all
-    tokens; where no token has an estimate above 0, they are all 0.
-    """
-    table = pl.concat([q.rows for q in questions])
-    estimate = table["estimate"].fill_null(0.0).to_numpy()
-    d_sq = table["d_sq"].to_numpy()
-    longer = float((np.maximum(estimate, 0.0) ** 2 * d_sq).sum())
-    scale = 1.0 if mask or longer <= 0 else float(np.sqrt(d_sq.sum() / longer))
-    table = table.with_columns(pl.col("estimate", "estimate_low", "estimate_high") * scale)
-    w = weights(table["estimate"].fill_null(float("nan")).to_numpy(), mask)
-    table = table.with_columns(pl.Series("weight", w).fill_nan(None))
-    return table.select(list(WEIGHTS)), scale
+def table_length(table: pl.DataFrame) -> float:
+    """How long a table's weights make the signal, over its length with equal weights."""
+    d_sq, w = table["d_sq"].to_numpy(), table["weight"].fill_null(0.0).to_numpy()
+    return float(np.sqrt((w**2 * d_sq).sum() / d_sq.sum()))
 
 
-def final_rules(fitted: Fit, questions: Sequence[Estimated]) -> dict[str, Rule]:
-    """The rules, scaled so that the weights above 0 that they give do not change the length of the signal."""
-    rules = {}
-    length_sq = sum(q.length_sq for q in questions)
-    for name, rule in fitted.rules.items():
-        longer = sum(q.lengths[name] for q in questions)
-        rules[name] = rule.scaled(float(np.sqrt(length_sq / longer))) if longer > 0 else rule
-    return rules
+def rule_lengths(questions: Sequence[Estimated]) -> dict[str, float]:
+    """How long each rule's weights make the signal on the run's tokens, over its length with equal weights."""
+    every = sum(q.length_sq for q in questions)
+    return {
+        name: float(np.sqrt(sum(q.lengths_sq[name] for q in questions) / every)) for name in questions[0].lengths_sq
+    }

@@ -21,7 +21,6 @@ from tasks.stages.aggregate.token_rule_fit import (
     design,
     fit,
     known,
-    length,
     total,
     weights,
 )
@@ -52,7 +51,8 @@ class Fit(NamedTuple):
     """Fits to some questions.
 
     Attributes:
-        full: coefficients of <g, d> / |d|^2 on all features, [K, F]; scale: what makes weights of them.
+        full: coefficients of <g, d> / |d|^2 on all features, [K, F].
+        scale: what makes weights of them, that of the first signal's full rule.
         rules: of the first signal, by name.
         replicates: of `full`, [b, K, F]; empty unless there is a choice.
     """
@@ -95,11 +95,10 @@ class Gathered:
         moments = [self.full[i] for i in questions]
         pooled = total(moments)
         full = fit(pooled)
-        scale = 1 / length(Moments(pooled.norm[0], pooled.inner[0]), full[0])
         rules = {name: Rule.of(RULES[name], total([of[i] for i in questions])) for name, of in self._others.items()}
         choosing = self._wanted.choose != "run" and len(self._wanted.signals) > 1
         drawn = token_choice.replicates(moments, seed) if choosing else np.empty((0, *full.shape))
-        return Fit(full, scale, rules, drawn)
+        return Fit(full, rules[FULL].scale, rules, drawn)
 
 
 def plan(x: Floats, d_sq: Floats, moments: Moments, fitted: Fit, wanted: Wanted, level: float) -> Plan:
@@ -126,12 +125,12 @@ class Judged:
     Attributes:
         gains: a row for each of `WEIGHTINGS`: share of tokens kept, gain, and what it adds to that of equal weights.
         correlations: of each rule's estimate with <g, d> / |d|^2, with interval.
-        spread: standard deviation of <g, d> / |d|^2 around the full rule's estimate, in units of weight.
+        spread: of each signal, standard deviation of its <g, d> / |d|^2 around its full rule's estimate, without scale.
     """
 
     gains: list[dict[str, Any]]
     correlations: dict[str, dict[str, float]]
-    spread: float
+    spread: list[float]
 
 
 class Judging:
@@ -141,6 +140,7 @@ class Judging:
         self._wanted, self._setting, self._scores, self._seed = wanted, setting, scores, seed
         self._sums: list[Floats] = []  # [weightings, (inner, d_sq, kept, tokens, rollouts)]
         self._fitted: list[Floats] = []  # [rules, 7], as `correlations` takes them
+        self._full: list[Floats] = []  # [signals, 7], likewise, of the full rules without scale
         self._carrying: list[bool] = []
 
     def add(self, q: QuestionScores, moments: Moments, fitted: Fit) -> None:
@@ -164,8 +164,10 @@ class Judging:
         rows.append(np.array([*sums, kept, tokens, evidence.rollouts]))
         self._sums.append(np.stack(rows))
         self._fitted.append(
-            np.stack([_correlation_sums(evidence, estimates[name], fitted.rules[name].scale) for name in RULES])
+            np.stack([_correlation_sums(evidence, 0, estimates[name], fitted.rules[name].scale) for name in RULES])
         )
+        by_signal = [_correlation_sums(evidence, k, x[k] @ fitted.full[k], 1.0) for k in range(len(signals))]
+        self._full.append(np.stack(by_signal))
         self._carrying.append(evidence.carries)
 
     @staticmethod
@@ -196,7 +198,7 @@ class Judging:
             low, high = bootstrap_interval(correlations(replicated[:, i])[0], units, level)
             figures = {"correlation": value, "correlation_low": low, "correlation_high": high}
             found[name] = _defined(figures, bool(np.isfinite(value)))
-        return Judged(rows, found, _spread(pooled[list(RULES).index(FULL)]))
+        return Judged(rows, found, [_spread(sums) for sums in np.sum(self._full, axis=0)])
 
 
 def _defined(figures: Mapping[str, float], defined: bool) -> dict[str, float]:
@@ -208,14 +210,14 @@ def _gains(sums: Floats) -> Floats:
     return gain(sums[..., 0], sums[..., 1], sums[..., 4])
 
 
-def _correlation_sums(evidence: Evidence, estimate: Floats, scale: float) -> Floats:
-    """Sums for `correlations` of estimates with <g, d> / |d|^2 of the first signal, nodes counting by |d|^2, [7].
+def _correlation_sums(evidence: Evidence, k: int, estimate: Floats, scale: float) -> Floats:
+    """Sums for `correlations` of estimates with <g, d> / |d|^2 of signal k, nodes counting by |d|^2, [7].
 
     Args:
         scale: what the ratio is multiplied by, so that it has the unit of the estimates.
     """
-    x, d_sq = estimate[evidence.node], evidence.d_sq[0][evidence.node]
-    inner, noise = scale * evidence.inner[0], scale**2 * evidence.noise[0]
+    x, d_sq = estimate[evidence.node], evidence.d_sq[k][evidence.node]
+    inner, noise = scale * evidence.inner[k], scale**2 * evidence.noise[k]
     use = np.isfinite(x) & (d_sq > 0) & np.isfinite(noise) & (evidence.weight > 0)
     x, d_sq, inner, noise, w = (values[use] for values in (x, d_sq, inner, noise, evidence.weight))
     terms = [d_sq, d_sq * x, d_sq * x**2, inner, inner**2 / d_sq, noise / d_sq, x * inner]
