@@ -8,6 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from flows.command.compare import place
 from flows.command.guarded import CONSOLE, OK, guarded
 from flows.command.places import check_place
 from flows.command.terminal import precise, show_table
@@ -30,10 +31,11 @@ def export_file(
     """`opdscope export`."""
 
     def action() -> int:
-        check_place(store)
+        url, run = place(name, store)
+        check_place(url)
         from tasks.outputs.export.make import export_run
 
-        told = export_run(store, name, to, signal=signal, choose=choose, mask=mask, output=output)
+        told = export_run(url, run, to, signal=signal, choose=choose, mask=mask, output=output)
         for line in what_it_is(told):
             CONSOLE.print(escape(line), soft_wrap=True)
         show_table(CONSOLE, gain_table(told["gains"], told["level"]))

@@ -5,7 +5,7 @@ import importlib.util
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,7 +22,7 @@ from tasks.outputs.export import folder as folders
 from tasks.outputs.export import make as made
 from tasks.outputs.export.glue import TARGETS, TRAINERS, python_files
 from tasks.outputs.export.make import export_run, verdict
-from tasks.outputs.export.source import open_run
+from tasks.outputs.export.source import _named, open_run
 from tasks.stages.aggregate import token_choice, token_weights
 from tasks.stages.aggregate.token_rule_fit import FEATURES, RULES, Rule, design, known, weights
 from tasks.store.store import Store, StoreError
@@ -454,3 +454,44 @@ def test_the_readme_lists_every_column() -> None:
     for name, column in WEIGHTS.items():
         meaning = column.meaning.replace("|", "&#124;")
         assert f"| `{name}` | {column.dtype} | {meaning} |" in page
+
+
+def test_the_rule_of_a_token_that_the_teacher_leaves_out_is_finite(finished: Path, tmp_path: Path) -> None:
+    export_run(str(finished), "small", "parquet", output=tmp_path / "out")
+    rule = module(tmp_path / "out" / "opdscope_rule.py")
+    rest = {"entropy": 0.5, "position": 0.1, "probability": 0.3}
+    infinite = rule.estimate("full", log_ratio=-float("inf"), divergence=float("inf"), **rest)
+    assert infinite == pytest.approx(rule.estimate("full", log_ratio=-1e15, divergence=1e15, **rest), rel=1e-12)
+    tensors = {name: torch.tensor([value]) for name, value in rest.items()}
+    both = torch.tensor([-torch.inf]), torch.tensor([torch.inf])
+    weight = rule.weight("full", log_ratio=both[0], divergence=both[1], **tensors)
+    assert torch.isfinite(weight).all()
+
+
+def test_two_exports_do_not_write_one_folder_at_once(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, put, seen = tmp_path / "out", folders._put, []
+
+    def second(path: Path, content: bytes) -> None:
+        put(path, content)
+        monkeypatch.setattr(folders, "_put", put)
+        with pytest.raises(InputError, match="another export is writing into") as refused:
+            export_run(str(finished), "small", "jsonl", output=out)
+        seen.append(refused)
+
+    monkeypatch.setattr(folders, "_put", second)
+    told = export_run(str(finished), "small", "trl", output=out)
+    assert seen and told["finished"]
+    for name, digest in told["files"].items():
+        assert hashlib.sha256((out / name).read_bytes()).hexdigest() == digest
+
+
+def test_a_signal_that_names_may_mean_twice_is_not_guessed(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = open_run(Store(str(finished)), "small")
+    twice = [Signal("a/b", "c", "kl"), Signal("a", "b/c", "kl")]
+    monkeypatch.setattr("tasks.outputs.export.source.signals", lambda config: twice)
+    with pytest.raises(InputError, match="stands for several signals of 'small'; there are a/b / c / kl, a / b/c / kl"):
+        _named(run, "a/b/c/kl", twice)
+    run = replace(run, usable=twice)
+    assert _named(run, "a/b / c / kl", twice) == twice[0]

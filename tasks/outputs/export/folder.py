@@ -1,10 +1,13 @@
 """The folder of an export: never over someone else's files, and recognisable where it was not finished."""
 
+import fcntl
 import hashlib
 import json
+import os
 import re
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +43,7 @@ def _index(path: Path) -> dict[str, Any]:
     """The JSON object in a file; empty if there is none."""
     try:
         content = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -54,25 +57,47 @@ def write_folder(folder: Path, index: dict[str, Any], files: Iterable[tuple[str,
     Raises:
         InputError: see `check_folder`; or the folder cannot be written.
     """
-    earlier = check_folder(folder)
-    named = {"kind": _KIND, **index}
-    digests: dict[str, str] = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        left = [*earlier.get("files", {}), *earlier.get("earlier", [])]
-        _put(folder / INDEX, _json({**named, "finished": False, "files": {}, "earlier": left}))
-        for name, content in files:
-            _put(folder / name, content)
-            digests[name] = hashlib.sha256(content).hexdigest()
-        written = {*digests, INDEX}
-        for path in folder.iterdir():
-            temporary = _TEMPORARY.fullmatch(path.name)
-            if (path.name in left and path.name not in written) or (temporary and temporary[1] in {*left, *written}):
-                path.unlink(missing_ok=True)
-        final = {**named, "finished": True, "files": digests}
-        _put(folder / INDEX, _json(final))
+        with _alone(folder):
+            return _write(folder, {"kind": _KIND, **index}, files)
     except OSError as error:
         raise InputError("--output", f"{quoted(str(folder))} cannot be written: {reason(error)}") from error
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other exports out of a folder.
+
+    Raises:
+        InputError: one is writing into it.
+    """
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)  # given back by the system if this process is killed
+        yield
+    except BlockingIOError as error:
+        told = f"another export is writing into {quoted(str(folder))}; wait for it, or give another folder"
+        raise InputError("--output", told) from error
+    finally:
+        os.close(held)
+
+
+def _write(folder: Path, named: dict[str, Any], files: Iterable[tuple[str, bytes]]) -> dict[str, Any]:
+    earlier = check_folder(folder)
+    digests: dict[str, str] = {}
+    left = [*earlier.get("files", {}), *earlier.get("earlier", [])]
+    _put(folder / INDEX, _json({**named, "finished": False, "files": {}, "earlier": left}))
+    for name, content in files:
+        _put(folder / name, content)
+        digests[name] = hashlib.sha256(content).hexdigest()
+    written = {*digests, INDEX}
+    for path in folder.iterdir():
+        temporary = _TEMPORARY.fullmatch(path.name)
+        if (path.name in left and path.name not in written) or (temporary and temporary[1] in {*left, *written}):
+            path.unlink(missing_ok=True)
+    final = {**named, "finished": True, "files": digests}
+    _put(folder / INDEX, _json(final))
     return final
 
 

@@ -12,7 +12,7 @@ from schemas.config import NEED_DRAWS, RunConfig
 from schemas.signals import Signal, losses, signals
 from schemas.text import BETWEEN, listed, quoted, reason
 from tasks.inputs.errors import InputError
-from tasks.outputs.files import read_json, read_table
+from tasks.outputs.files import read_declared, read_json
 from tasks.stages.aggregate.questions import QuestionScores
 from tasks.statistics.prior import Prior
 from tasks.store.lazy import OneQuestion
@@ -63,7 +63,7 @@ class FinishedRun:
         Raises:
             StoreError: missing or damaged.
         """
-        return read_table(self.store, self.name, name)
+        return read_declared(self.store, self.name, name)
 
 
 def open_run(store: Store, name: str) -> FinishedRun:
@@ -155,11 +155,12 @@ def _taught(run: FinishedRun) -> list[Signal]:
 
 
 def _named(run: FinishedRun, text: str, taught: Sequence[Signal]) -> Signal:
-    by_name = {name_of(signal): signal for signal in signals(run.config)}
-    if text not in by_name:
-        there = listed(name_of(signal) for signal in taught)
-        raise InputError("--signal", f"{quoted(text)} is no signal of {quoted(run.name)}; there are {there}")
-    signal = by_name[text]
+    found = [signal for signal in signals(run.config) if text in (name_of(signal), BETWEEN.join(signal))]
+    if len(found) != 1:
+        there = listed(BETWEEN.join(signal) if found else name_of(signal) for signal in found or taught)
+        why = "stands for several signals" if found else "is no signal"
+        raise InputError("--signal", f"{quoted(text)} {why} of {quoted(run.name)}; there are {there}")
+    signal = found[0]
     if signal not in run.usable:
         raise InputError("--signal", f"{quoted(text)} needs draws: its direction is known at nodes only; give another")
     if signal not in taught:
