@@ -70,7 +70,7 @@ def holding(leases: LeaseManager, before: Collection[str], runs: Iterable[str]) 
     names = {name_lease(flow, run): (run, flow) for run in runs for flow in OUTPUTS}
     found = leases.holders(names.keys())
     states = {name: held(rivals) for name, rivals in found.items()}
-    states |= dict.fromkeys(names.keys() & before - found.keys(), State.RUNNING)
+    states |= dict.fromkeys((names.keys() & set(before)) - found.keys(), State.RUNNING)
     out: dict[str, dict[str, State]] = {}
     for name, state in states.items():
         if state is not None:

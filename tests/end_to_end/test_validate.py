@@ -67,9 +67,9 @@ def test_a_validation_writes_its_tables_and_page(settings: dict[str, Any], cli: 
     result = json.loads((folder / "validation.json").read_text())
     assert set(result["files"]) == {"trainings.parquet", "validation.parquet", "validation.html"}
     assert [row["predictor"] for row in result["predictors"]][:1] == ["forecast"]
-    for flow, file in OUTPUTS.items():  # each names what it was made with
+    for flow in ("rank", "validate"):  # each names what it was made with
         listed = (folder / f"references-{flow}.json").read_bytes()
-        assert json.loads((folder / file).read_text())["references"] == hashlib.sha256(listed).hexdigest()
+        assert json.loads((folder / OUTPUTS[flow]).read_text())["references"] == hashlib.sha256(listed).hexdigest()
 
 
 def test_what_cannot_be_done_is_said_before_anything_is_computed(
