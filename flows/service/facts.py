@@ -10,6 +10,7 @@ import polars as pl
 from pydantic import BaseModel, Field, ValidationError
 
 from flows.command.terminal import estimate, precise
+from schemas.signals import REWARDED
 from tasks.outputs.files import parsed
 from tasks.store.store import StoreError
 
@@ -23,7 +24,7 @@ Read = Callable[[str], bytes | None]
 
 
 class Best(NamedTuple):
-    """The best signal of a run.
+    """The best signal of a run; the reward itself, with which signals are compared, is none.
 
     Attributes:
         quantity: what it is best by: forecast or gain.
@@ -44,16 +45,19 @@ class Facts(NamedTuple):
         damaged: why its file, or a table that it names, cannot be read; the rest is then unknown.
         student: its folder's name, without the path to it.
         students: of a validation: how many.
+        references: SHA-256 of the references with which it was made; None for those of older versions.
         questions: those that its outputs cover; None for a validation, which does not say it.
         left_out, failed: numbers of questions; the first includes the second.
         figures, passed: of a validation.
         tokens: decoded, in all stages.
         seconds: of all stages.
+        outdated: the references are others by now, those of a later run.
     """
 
     damaged: str = ""
     student: str | None = None
     students: int = 1
+    references: str | None = None
     questions: int | None = None
     left_out: int = 0
     failed: int = 0
@@ -62,6 +66,7 @@ class Facts(NamedTuple):
     best: Best | None = None
     tokens: int = 0
     seconds: float = 0.0
+    outdated: bool = False
 
 
 class _Student(BaseModel):
@@ -98,6 +103,7 @@ class _Told(BaseModel):
     stages: dict[str, _Stage] = {}
     files: dict[str, str] = {}
     students: list[str] = []
+    references: str | None = None
     figures: list[_Figure] = []
     forecasts: list[_Forecast] = []
 
@@ -126,6 +132,7 @@ def facts(name: str, data: bytes, read: Read) -> Facts:
     return Facts(
         student=None if student is None else PurePosixPath(student.path).name or student.path,
         students=max(1, len(told.students)),
+        references=told.references,
         questions=None if told.questions is None else len(told.questions),
         left_out=len(told.left_out),
         failed=len(told.failed),
@@ -138,13 +145,13 @@ def facts(name: str, data: bytes, read: Read) -> Facts:
 
 
 def _best(name: str, told: _Told, read: Read) -> Best | None:
-    """The signal with the largest forecast, else gain."""
+    """The signal of a teacher with the largest forecast, else gain."""
     if name == "validation.json":
         return None
     forecasts: list[dict[str, Any]] = [forecast.model_dump() for forecast in told.forecasts]
     if name == "run.json" and "forecasts.parquet" in told.files:
         forecasts = _table("forecasts", told, read).to_dicts()
-    known = [row for row in forecasts if row["forecast"] is not None]
+    known = [row for row in forecasts if row["forecast"] is not None and _taught(row)]
     if known:
         return _named(known[0], "forecast", estimate(known[0], "forecast"))  # they come the best first
     table = "summary" if name == "run.json" else "ranks"
@@ -153,8 +160,13 @@ def _best(name: str, told: _Told, read: Read) -> Best | None:
     gains = _table(table, told, read)
     if table == "summary":
         gains = gains.filter(pl.col("group") == "all")
-    ranked = gains.filter(pl.col("gain").is_not_null()).sort("gain", descending=True, maintain_order=True).to_dicts()
+    gains = gains.filter(pl.col("gain").is_not_null()).sort("gain", descending=True, maintain_order=True)
+    ranked = [row for row in gains.to_dicts() if _taught(row)]
     return _named(ranked[0], "gain", precise(ranked[0], "gain")) if ranked else None
+
+
+def _taught(row: dict[str, Any]) -> bool:
+    return (row["teacher"], row["context"]) != REWARDED
 
 
 def _named(row: dict[str, Any], quantity: str, text: str) -> Best:

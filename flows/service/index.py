@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import threading
 import time
 from collections.abc import Mapping
@@ -12,11 +13,11 @@ from typing import Any, NamedTuple
 
 from flows.service.facts import TABLES, Facts, facts
 from flows.service.folders import Entry, read_output, run_folders
-from flows.service.states import OUTPUTS, Counted, Progress, State, finished, held, holders, unfinished
+from flows.service.states import OUTPUTS, Counted, Progress, State, finished, holding, unfinished
 from schemas.config import Execution
 from tasks.store.leases import LeaseManager
 from tasks.store.listing import WORKERS
-from tasks.store.references import REFERENCES
+from tasks.store.references import REFERENCES, first_references
 from tasks.store.store import Store, StoreError
 
 KINDS = {"diagnose": "diagnosis", "rank": "ranking", "validate": "validation"}
@@ -26,10 +27,13 @@ _LEAST_SECONDS = 1.0
 """Between two looks at the store, however many browsers ask."""
 _PAUSE = 9.0
 """Pause after a look, in multiples of what it took: a tenth of the time at most goes into looking."""
+_AWAY = 60.0
+"""Seconds in which nobody asked, after which artefacts are counted anew: runs may have come and gone meanwhile."""
 _UNCLEAR = (
     "a process of another machine holds its name; whether that still runs shows once its lease is renewed or expires"
 )
 _INTERRUPTED = "it ended before it wrote its outputs, killed or with an error; the same command or Retry resumes it"
+_OUTDATED = "what is shown is of an earlier run with another configuration"
 
 
 class Snapshot(NamedTuple):
@@ -47,7 +51,7 @@ class Index:
         self._store, self._lock = store, threading.Lock()
         self._leases = LeaseManager(store, Execution().lease)
         self._facts: dict[tuple[str, str], tuple[str, Facts]] = {}
-        self._counted = Counted(store)
+        self._counted, self._asked = Counted(store), -math.inf
         self._last, self._due = Snapshot(b"", ""), 0.0
 
     def snapshot(self) -> Snapshot:
@@ -58,6 +62,9 @@ class Index:
         """
         with self._lock:
             started = time.monotonic()
+            if started > self._asked + _AWAY:
+                self._counted = Counted(self._store)
+            self._asked = started
             if not self._last.body or started >= self._due:
                 body = json.dumps({"store": self._store.url, "runs": self.rows()}, allow_nan=False).encode()
                 self._last = Snapshot(body, f'"{hashlib.sha256(body).hexdigest()[:32]}"')
@@ -67,49 +74,49 @@ class Index:
 
     def rows(self) -> list[dict[str, Any]]:
         """One row for each run, by name."""
+        before = self._leases.present()
         folders = run_folders(self._store)
         self._read(folders)
         self._counted.forget(folders)
-        holding = holders(self._leases, list(folders))
-        found: dict[str, dict[str, State]] = {}
-        for (run, flow), rivals in holding.items():
-            if (state := held(rivals)) is not None:
-                found.setdefault(run, {})[flow] = state
+        found = holding(self._leases, before, folders)
         return [self._row(run, files, found.get(run, {})) for run, files in sorted(folders.items())]
 
     def _read(self, folders: Mapping[str, Mapping[str, Entry]]) -> None:
         """Read what was written since the last time."""
         known, new = {}, []
         for run, files in folders.items():
-            for name in OUTPUTS.values():
+            for flow, name in OUTPUTS.items():
                 if name in files:
-                    before = self._facts.get((run, name))
-                    if before is not None and before[0] == _version(files, name):
-                        known[run, name] = before
+                    before = self._facts.get((run, flow))
+                    if before is not None and before[0] == _version(files, flow):
+                        known[run, flow] = before
                     else:
-                        new.append((run, name))
+                        new.append((run, flow))
         self._facts = known
         # many small objects: requests wait for each other elsewhere, files on a disk do not
         with ThreadPoolExecutor(1 if self._store.is_local else WORKERS) as pool:
             for place, told in zip(new, pool.map(self._told, new), strict=True):
                 version = "" if told is None else _version(folders[place[0]], place[1])
-                self._facts[place] = version, told or Facts(f"{place[1]} cannot be read now")
+                self._facts[place] = version, told or Facts(f"{OUTPUTS[place[1]]} cannot be read now")
 
     def _told(self, place: tuple[str, str]) -> Facts | None:
         """What an output says; None if the store does not give it now."""
-        run, name = place
+        (run, flow), name = place, OUTPUTS[place[1]]
+        read = partial(read_output, self._store, run)
         try:
-            return facts(name, read_output(self._store, run, name) or b"", partial(read_output, self._store, run))
+            told = facts(name, read(name) or b"", read)
+            listed = None if told.references is None else read(first_references(flow))
+            return told._replace(outdated=listed is not None and hashlib.sha256(listed).hexdigest() != told.references)
         except (OSError, StoreError):
             return None
 
-    def _row(self, run: str, files: Mapping[str, Entry], holding: Mapping[str, State]) -> dict[str, Any]:
-        told = {flow: self._facts[run, name][1] for flow, name in OUTPUTS.items() if name in files}
+    def _row(self, run: str, files: Mapping[str, Entry], live: Mapping[str, State]) -> dict[str, Any]:
+        told = {flow: self._facts[run, flow][1] for flow, name in OUTPUTS.items() if name in files}
         behind = {}
         for flow in OUTPUTS:
-            if flow in holding or unfinished(flow, files):
-                behind[flow] = self._counted.progress(run, flow, files, again=flow in holding)
-        state, shown = _state(told, holding, behind)
+            if flow in live or unfinished(flow, files, told.get(flow)):
+                behind[flow] = self._counted.progress(run, flow, files, live=flow in live)
+        state, shown = _state(told, live, behind)
         by_time = sorted(told, key=lambda flow: files[OUTPUTS[flow]].changed, reverse=True)
         best = next((told[flow].best for flow in by_time if told[flow].best is not None), None)
         whole = [of_flow for of_flow in told.values() if not of_flow.damaged]
@@ -143,21 +150,22 @@ def _time(seconds: float) -> str | None:
         return None
 
 
-def _version(files: Mapping[str, Entry], name: str) -> str:
-    """Differs once an output, or a table that is read with it, is another one."""
-    return " ".join(files[file].version for file in (name, *TABLES) if file in files)
+def _version(files: Mapping[str, Entry], flow: str) -> str:
+    """Differs once an output, or what is read with it, is another one."""
+    read = (OUTPUTS[flow], *TABLES, first_references(flow))
+    return " ".join(f"{file} {files[file].version}" for file in read if file in files)
 
 
 def _state(
-    told: Mapping[str, Facts], holding: Mapping[str, State], behind: Mapping[str, Progress]
+    told: Mapping[str, Facts], live: Mapping[str, State], behind: Mapping[str, Progress]
 ) -> tuple[State, str | None]:
     """The state of a run, and the flow whose progress is shown."""
     for state in (State.RUNNING, State.UNCLEAR):
         # a validation holds its name while it ranks and diagnoses, so the inner flow is named first
-        if (flow := next((flow for flow in OUTPUTS if holding.get(flow) is state), None)) is not None:
+        if (flow := next((flow for flow in OUTPUTS if live.get(flow) is state), None)) is not None:
             return state, flow
     over = finished(list(told.values()))
-    missing = [flow for flow, progress in behind.items() if progress.stage or flow not in told]
+    missing = [f for f, progress in behind.items() if progress.stage or f not in told or told[f].outdated]
     if missing and over is not State.DAMAGED:
         return State.INTERRUPTED, missing[0]
     return over, None
@@ -170,6 +178,8 @@ def _remarks(state: State, told: Mapping[str, Facts]) -> list[str]:
         kind = KINDS[flow] if of_flow.students == 1 else f"{KINDS[flow]} of {of_flow.students} students"
         if of_flow.damaged:
             out.append(of_flow.damaged)
+        if of_flow.outdated:
+            out.append(f"{kind}: {_OUTDATED}")
         if of_flow.failed:
             out.append(f"{kind}: {_questions(of_flow.failed)} failed; run again to retry")
         if (only := of_flow.left_out - of_flow.failed) > 0:

@@ -176,7 +176,7 @@ def _summary(
     if login is not None:
         yield "password     the one of PREFECT_SERVER_API_AUTH_STRING, for both"
     yield f"deployments  {', '.join(deployed)}"
-    yield f"worker       pool {POOL}, {settings.runs} runs at a time (log: {log})"
+    yield f"worker       pool {POOL}, {settings.runs} {'run' if settings.runs == 1 else 'runs'} at a time (log: {log})"
     if settings.cron is not None:
         yield f"nightly      {settings.cron} ({settings.timezone})"
     yield "Ctrl-C stops all of them"

@@ -1,15 +1,17 @@
 """Whether a run goes on, has finished or was interrupted, told from the store alone.
 
 * A flow holds a lease on its run's name from before it writes its references until after it has written its outputs. A
-  lease that changes, or whose process runs on this machine, is that of a running flow.
-* A flow whose references are newer than its outputs, or that has none, has not finished if artefacts that it needs are
-  missing. Without a lease it was interrupted, or failed before it had anything to write: the store cannot tell these
-  apart.
+  lease that changes, or whose process runs on this machine, is that of a running flow: a process that is stopped runs
+  on once it is continued.
+* Outputs name the references with which they were made. Where there are others by now, a later run of another
+  configuration has not finished. Outputs of older versions name none: there it has not if the references are newer and
+  artefacts that it needs are missing. Without a lease it was interrupted, or failed before it had anything to write:
+  the store cannot tell these apart. Nor does it show a later run that needs the same artefacts.
 * What is damaged or left out is told by the outputs themselves.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
@@ -58,22 +60,36 @@ class Progress(NamedTuple):
     needed_in_all: int
 
 
-def holders(leases: LeaseManager, runs: Sequence[str]) -> dict[tuple[str, str], list[Rival]]:
-    """Who holds the names of runs, by run and flow."""
+def holding(leases: LeaseManager, before: Collection[str], runs: Iterable[str]) -> dict[str, dict[str, State]]:
+    """Whether flows run, as far as their leases tell, by run and flow; those that do not are left out.
+
+    Args:
+        before: names that had a lease before the runs' folders were read. What was released since may have written its
+            outputs since: it is still taken for running.
+    """
     names = {name_lease(flow, run): (run, flow) for run in runs for flow in OUTPUTS}
-    return {names[name]: found for name, found in leases.holders(names.keys()).items()}
+    found = leases.holders(names.keys())
+    states = {name: held(rivals) for name, rivals in found.items()}
+    states |= dict.fromkeys((names.keys() & set(before)) - found.keys(), State.RUNNING)
+    out: dict[str, dict[str, State]] = {}
+    for name, state in states.items():
+        if state is not None:
+            run, flow = names[name]
+            out.setdefault(run, {})[flow] = state
+    return out
 
 
 def held(rivals: Sequence[Rival]) -> State | None:
     """Whether a flow runs, as far as its leases tell; None if nobody holds one."""
-    valid = [rival for rival in rivals if not rival.expired]
-    if any(rival.alive for rival in valid):
+    if any(rival.here or (rival.alive and not rival.expired) for rival in rivals):
         return State.RUNNING
-    return State.UNCLEAR if valid else None
+    return State.UNCLEAR if any(not rival.expired for rival in rivals) else None
 
 
-def unfinished(flow: str, files: Mapping[str, Entry]) -> bool:
-    """Whether a flow's references are newer than its outputs, or it has no outputs."""
+def unfinished(flow: str, files: Mapping[str, Entry], told: Facts | None) -> bool:
+    """Whether a flow has no outputs, or those of earlier references; by their times if the outputs do not name them."""
+    if told is not None and told.references is not None:
+        return told.outdated
     references = [entry.changed for name, entry in files.items() if _of_flow(name, flow)]
     written = files.get(OUTPUTS[flow])
     return bool(references) and (written is None or max(references) > written.changed)
@@ -97,17 +113,22 @@ class Counted:
         """Nothing is counted yet."""
         self._store = store
         self._known: dict[tuple[str, str], tuple[str, dict[str, set[str]], dict[str, int]]] = {}
+        self._live: set[tuple[str, str]] = set()
 
     def forget(self, runs: Mapping[str, object]) -> None:
         """Drop all but these runs."""
         self._known = {place: known for place, known in self._known.items() if place[0] in runs}
+        self._live = {place for place in self._live if place[0] in runs}
 
-    def progress(self, run: str, flow: str, files: Mapping[str, Entry], *, again: bool) -> Progress:
+    def progress(self, run: str, flow: str, files: Mapping[str, Entry], *, live: bool) -> Progress:
         """How far a flow is.
 
         Args:
-            again: look again for what was missing; else only if the flow needs other artefacts than before.
+            live: it goes on. What was missing is looked for again then, and once more after it has ended; else only if
+                the flow needs other artefacts than before.
         """
+        again = live or (run, flow) in self._live
+        (self._live.add if live else self._live.discard)((run, flow))
         names = sorted(name for name in files if _of_flow(name, flow))
         version = " ".join(files[name].version for name in names)
         known = self._known.get((run, flow))

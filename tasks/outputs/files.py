@@ -14,6 +14,7 @@ from schemas.text import reason
 from tasks.outputs.report.facts import LeftOut
 from tasks.run.session import RunSession
 from tasks.run.shells import TaskSummary
+from tasks.store.references import pinned
 from tasks.store.store import Store, StoreError
 
 PACKAGES = ("opdscope", "prefect", "torch", "transformers", "zarr", "polars", "numpy", "scipy")
@@ -151,6 +152,7 @@ def write_run(
     run = {
         "name": session.config.name,
         "configuration": session.config.model_dump(mode="json"),
+        "references": session.with_retries(lambda: pinned(session.store, session.config.name, "diagnose")),
         "aggregate": session.keys.aggregate(ids),
         **outputs,
         "questions": list(ids),

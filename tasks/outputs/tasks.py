@@ -29,6 +29,7 @@ from tasks.stages.ranking import RankedQuestion, rank
 from tasks.statistics.bootstrap import LEAST_UNITS
 from tasks.statistics.csr import Floats
 from tasks.store.lazy import OneQuestion
+from tasks.store.references import pinned
 
 _TOLD = ("why_unresolved", "without_signal", "generated_texts", "advice")
 """What `run.json` says in words."""
@@ -105,6 +106,7 @@ def rank_task(
     result = {
         "name": config.name,
         "configuration": config.model_dump(mode="json"),
+        "references": pinned(session.store, config.name, "rank"),
         "questions": ids,
         "left_out": left_out,
         "failed": failed,

@@ -22,7 +22,9 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from threading import Event, Thread
+from typing import Any
 
+from schemas import limits
 from tasks.operations.processes import is_gone, this_process
 from tasks.store.outages import StoreError
 from tasks.store.store import Store
@@ -31,6 +33,8 @@ FOLDER = "claims"
 """Folder of the leases; existing stores have it under this name."""
 _WAIT = 0.2
 """Seconds between two attempts to take a lease that is waited for."""
+_UNSAID = 10.0
+"""Older versions do not say how long their leases last: this many times as long as those of the observer."""
 
 
 def _machine() -> str:
@@ -62,12 +66,14 @@ class Rival:
     """The current state of a competing lease.
 
     Attributes:
-        alive: it has changed while being observed, or its process is running on this machine.
+        here: its process is running on this machine.
+        alive: so it is, or the lease has changed while being observed.
         expired: it has not changed for longer than the lease duration, or its process has ended.
     """
 
     name: str
     subject: str | None
+    here: bool
     alive: bool
     expired: bool
 
@@ -176,6 +182,10 @@ class LeaseManager:
                 out.setdefault(name, []).append(self._rival(object_name, content))
         return out
 
+    def present(self) -> set[str]:
+        """Names for which there is a lease, expired or not: what can be had in one request."""
+        return {name.rpartition(".")[0] for name in self._store.names(FOLDER)}
+
     def _rival(self, name: str, content: bytes) -> Rival:
         now = time.monotonic()
         before, since, changed = self._seen.get(name, (content, now, False))
@@ -185,19 +195,32 @@ class LeaseManager:
         try:
             lease = json.loads(content)
             subject = lease["subject"]
+            said = _seconds(lease["seconds"]) if "seconds" in lease else _UNSAID * self._duration
+            duration = max(self._duration, said)
             local = lease["machine"] == self._process["machine"]
             ended = local and is_gone(lease["process"], lease["started"])
-            duration = max(self._duration, float(lease.get("seconds", 0.0)))  # older versions do not say it
-        except (ValueError, KeyError, TypeError, AttributeError):  # damaged
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):  # damaged
             subject, local, ended, duration = None, False, False, self._duration
         # an own lease that could not be removed when it was released
         left = name.rpartition(".")[2].startswith(self._id) and name not in self._held
-        return Rival(name, subject, (local and not ended) or changed, ended or left or now - since > duration)
+        here = local and not ended
+        return Rival(name, subject, here, here or changed, ended or left or now - since > duration)
 
     def _beat(self, lease: Lease, finished: Event) -> None:
         while not finished.wait(self._duration / 4):
             with suppress(OSError, StoreError):  # unreachable, or expired credentials: retried
                 self.renew(lease)
+
+
+def _seconds(said: Any) -> float:
+    """How long a lease lasts.
+
+    Raises:
+        TypeError, ValueError: no settings allow it.
+    """
+    if not 0 < said <= limits.MOST_SECONDS:  # nor is NaN
+        raise ValueError(f"{said!r} seconds")
+    return float(said)
 
 
 def _excluded(subject: str | None, rivals: list[Rival]) -> bool:

@@ -1,5 +1,6 @@
 """References of runs to artefacts: each run writes what it needs before making it, so that clean-up keeps it."""
 
+import hashlib
 import json
 import os
 import re
@@ -25,10 +26,10 @@ def pin(store: Store, run: str, flow: str, needed: Iterable[str]) -> None:
 
     References of an earlier run of this name are dropped, unless they are the same: then it may still be running.
     """
-    data = json.dumps(list(needed)).encode()
-    if store.get_bytes("runs", run, f"{REFERENCES}{flow}.json") == data:
+    data, name = json.dumps(list(needed)).encode(), first_references(flow)
+    if store.get_bytes("runs", run, name) == data:
         return
-    store.put_bytes(data, "runs", run, f"{REFERENCES}{flow}.json")
+    store.put_bytes(data, "runs", run, name)
     for name in store.names("runs", run):
         if name.startswith(f"{REFERENCES}{flow}-"):
             store.remove("runs", run, name)
@@ -39,6 +40,21 @@ def pin_also(store: Store, run: str, flow: str, needed: Iterable[str]) -> None:
     listed = list(needed)
     name = f"{REFERENCES}{flow}-{digest(listed)[:16]}.json"  # a separate file, so that concurrent additions are kept
     store.put_bytes(json.dumps(listed).encode(), "runs", run, name)
+
+
+def first_references(flow: str) -> str:
+    """The file that lists what a flow needs by its start, before questions are left out."""
+    return f"{REFERENCES}{flow}.json"
+
+
+def pinned(store: Store, run: str, flow: str) -> str | None:
+    """SHA-256 of what a flow has listed at its start, which outputs name as their origin; None if that is missing.
+
+    A later run of another configuration lists something else, so that outputs tell whose they are until it replaces
+    them. Neither questions that are left out, nor a copy of the store, nor clean-up changes it.
+    """
+    data = store.get_bytes("runs", run, first_references(flow))
+    return None if data is None else hashlib.sha256(data).hexdigest()
 
 
 def reachable(store: Store) -> set[str]:

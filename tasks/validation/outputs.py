@@ -18,6 +18,7 @@ from schemas.training_tables import VALIDATION_TABLES
 from tasks.outputs.files import digested, parquet_bytes, read_json, read_table
 from tasks.run.session import close_sessions, open_session
 from tasks.stages.aggregate.tables import frame
+from tasks.store.references import pinned
 from tasks.store.store import Store, StoreError
 from tasks.validation.judge import figures, predictor_rows
 from tasks.validation.page import validation_page
@@ -77,6 +78,7 @@ def validation_task(
     result: dict[str, Any] = {
         "name": config.name,
         "configuration": config.model_dump(mode="json"),
+        "references": pinned(store, config.name, "validate"),
         "students": [student.name for student in students],
         "advice": {name: run.beforehand.advice for name, run in zip(names, runs, strict=True)},
         "predictors": predictors,

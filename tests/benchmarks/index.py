@@ -17,7 +17,7 @@ from tasks.outputs.names import name_lease
 from tasks.stages.aggregate.tables import frame
 from tasks.store.keys import digest
 from tasks.store.leases import LeaseManager
-from tasks.store.references import pin
+from tasks.store.references import pin, pinned
 from tasks.store.store import Store
 
 ARTEFACTS = 60
@@ -38,6 +38,7 @@ def fill(store: Store, runs: int, questions: int) -> None:
         store.put_note(b"", "runs", run, "report.html")
         told = {
             "configuration": {"student": {"path": "student"}},
+            "references": pinned(store, run, "diagnose"),
             "questions": list(artefacts),
             "artefacts": artefacts,
             "files": {"forecasts.parquet": hashlib.sha256(table).hexdigest()},

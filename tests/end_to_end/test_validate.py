@@ -1,5 +1,6 @@
 """Whole validations: from a configuration to a page, again from the store, and after kills."""
 
+import hashlib
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import polars as pl
 import pytest
 import yaml
 
+from flows.service.states import OUTPUTS
 from schemas.training_tables import TRAININGS, VALIDATION
 from tasks.store.references import reachable
 from tasks.store.store import Store
@@ -65,6 +67,9 @@ def test_a_validation_writes_its_tables_and_page(settings: dict[str, Any], cli: 
     result = json.loads((folder / "validation.json").read_text())
     assert set(result["files"]) == {"trainings.parquet", "validation.parquet", "validation.html"}
     assert [row["predictor"] for row in result["predictors"]][:1] == ["forecast"]
+    for flow in ("rank", "validate"):  # each names what it was made with
+        listed = (folder / f"references-{flow}.json").read_bytes()
+        assert json.loads((folder / OUTPUTS[flow]).read_text())["references"] == hashlib.sha256(listed).hexdigest()
 
 
 def test_what_cannot_be_done_is_said_before_anything_is_computed(

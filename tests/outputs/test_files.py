@@ -22,6 +22,7 @@ from tasks.outputs.tasks import aggregate_task, rank_task
 from tasks.run.session import RunSession, close_sessions, start_session
 from tasks.run.shells import TaskSummary, run_stage
 from tasks.stages.no_signal import Endings
+from tasks.store.references import pin
 from tasks.store.store import StoreError
 
 
@@ -161,8 +162,10 @@ def test_tables_of_artefacts_that_are_gone_are_an_error(opened: RunSession) -> N
 
 def test_a_ranking_is_written_whole(opened: RunSession) -> None:
     ids = diagnosed(opened, "rollouts", "ranking")
+    pin(opened.store, "small", "rank", [])
     result = rank_task.fn(opened.config, ids, {"rollouts": {"made": 6}}, {}, [])
     assert result["stages"] == {"rollouts": {"made": 6}}
+    assert result["references"] == hashlib.sha256(b"[]").hexdigest()
     assert json.loads(opened.store.get_bytes("runs", "small", "rank.json") or b"") == result
     ranks = read_table(opened.store, "small", "ranks")
     assert list(ranks.columns) == list(RANKS) and ranks.height == 2 and result["questions"] == ids

@@ -1,5 +1,6 @@
 """Outputs of one name: those of one run at a time, whole, and told apart from others' where they mix."""
 
+import hashlib
 import threading
 import time
 from collections.abc import Iterator
@@ -62,6 +63,21 @@ def test_files_and_run_json_are_of_one_run(jobs: list[RunSession]) -> None:
         assert seeds == {run["configuration"]["seed"]}
         seen |= seeds
     assert jobs[0].store.names("claims") == []
+
+
+def test_run_json_names_the_references_it_was_made_with(jobs: list[RunSession]) -> None:
+    write(jobs[0])
+    assert (read_run(jobs[0]) or {})["references"] is None
+    written = []
+    for left_out in ([], jobs[0].keys.questions[:1]):  # questions that are left out add references
+        write_references(jobs[0], "diagnose", ["rollouts", "prior"])
+        jobs[0].keys.leave_out(left_out)
+        add_references(jobs[0], "diagnose", ["rollouts", "prior"])
+        write(jobs[0])
+        jobs[0].keys.leave_out([])
+        written.append((read_run(jobs[0]) or {})["references"])
+    listed = jobs[0].store.get_bytes("runs", "small", "references-diagnose.json") or b""
+    assert written == [hashlib.sha256(listed).hexdigest()] * 2
 
 
 def test_a_mixture_is_not_read(jobs: list[RunSession]) -> None:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
@@ -32,7 +33,7 @@ from tasks.outputs.names import name_lease
 from tasks.stages.aggregate.tables import frame
 from tasks.store.keys import digest
 from tasks.store.leases import FOLDER, LeaseManager
-from tasks.store.references import pin, pin_also
+from tasks.store.references import pin, pin_also, pinned
 from tasks.store.store import OBJECT, Store
 from tests.helpers.places import ROOT
 from tests.helpers.s3 import Gate, s3_server
@@ -265,6 +266,122 @@ def test_files_too_large_and_times_of_no_calendar(store: Store, monkeypatch: pyt
     monkeypatch.setattr(index_module, "run_folders", late)
     row = only(store)
     assert row["state"] == "damaged" and "too many" in row["remarks"][0] and row["when"] is None
+
+
+@pytest.mark.parametrize(
+    ("flow", "file", "kind"),
+    [
+        ("diagnose", "run.json", "diagnosis"),
+        ("rank", "rank.json", "ranking"),
+        ("validate", "validation.json", "validation"),
+    ],
+)
+def test_outputs_of_an_earlier_configuration_are_said_to_be_so(flow: str, file: str, kind: str, store: Store) -> None:
+    needed, later = artefacts("rollouts", "trees"), artefacts("rollouts")
+    make(store, needed)
+    index, leases = Index(store), LeaseManager(store, 60.0)
+    pin(store, "first", flow, needed)
+    write(store, "first", file, references=pinned(store, "first", flow))
+    assert only(store, index)["state"] == "finished"
+    with leases.acquire(name_lease(flow, "first"), "other"):
+        pin(store, "first", flow, later)
+        assert only(store, index)["state"] == "running"
+    for row in (only(store, index), only(store)):  # every artefact is there: it was killed while it wrote its outputs
+        assert row["state"] == "interrupted" and row["progress"]["flow"] == kind and row["progress"]["stage"] == ""
+        assert row["remarks"][1] == f"{kind}: what is shown is of an earlier run with another configuration"
+    pin_also(store, "first", flow, artefacts("prior"))  # questions were left out
+    write(store, "first", file, references=pinned(store, "first", flow))
+    assert (only(store, index)["state"], only(store)["remarks"]) == ("finished", [])
+    pin(store, "first", flow, needed)
+    assert only(store, index)["state"] == "interrupted"
+    pin(store, "first", flow, later)  # back to the configuration of the outputs
+    assert only(store, index)["state"] == "finished"
+
+
+def test_the_copy_of_a_finished_run_is_finished(tmp_path: Path) -> None:
+    store, folder = Store(str(tmp_path / "one")), tmp_path / "one" / "runs" / "first"
+    pin(store, "first", "diagnose", artefacts("trees"))  # which are not copied
+    write(store, "first", references=pinned(store, "first", "diagnose"))
+    shutil.copytree(folder, tmp_path / "two" / "runs" / "first")
+    soon = time.time() + 100
+    os.utime(tmp_path / "two" / "runs" / "first" / "references-diagnose.json", (soon, soon))
+    assert only(Store(str(tmp_path / "two")))["state"] == "finished"
+
+
+def test_what_a_run_made_last_is_counted_once_it_has_ended(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    needed, now = artefacts("rollouts"), [0.0]
+    index, leases = Index(store), LeaseManager(store, 60.0)
+    with leases.acquire(name_lease("diagnose", "first"), "need"):
+        pin(store, "first", "diagnose", needed)
+        assert only(store, index)["progress"]["made"] == 0
+        make(store, needed[:2])  # nobody looks meanwhile
+    row = only(store, index)
+    assert row["state"] == "interrupted" and row["progress"]["made"] == 2
+    monkeypatch.setattr(index_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    index.snapshot()
+    make(store, needed[:3])  # by a run that came and went
+    now[0] += 1.0
+    assert json.loads(index.snapshot().body)["runs"][0]["progress"]["made"] == 2
+    now[0] += 61.0
+    assert json.loads(index.snapshot().body)["runs"][0]["progress"]["made"] == 3
+
+
+def test_the_reward_itself_is_not_the_best_signal(store: Store) -> None:
+    reward = {"teacher": "reward", "context": "none"}
+    rows = [{**forecast(0.9, 1), **reward}, forecast(0.6, 2)]
+    write(store, "first", tables={"forecasts": frame(rows, FORECASTS)})
+    write(store, "second", "rank.json", forecasts=rows)
+    blank = {name: "x" if column.dtype == "String" else None for name, column in RANKS.items()}
+    ranks = [{**blank, **reward, "gain": 0.5}, {**blank, "gain": 0.1}]
+    write(store, "third", "rank.json", {"ranks": frame(ranks, RANKS)}, forecasts=rows[:1])
+    write(store, "fourth", "rank.json", forecasts=rows[:1])
+    best = {row["name"]: row["best"] and row["best"]["value"] for row in Index(store).rows()}
+    assert best == {"first": 0.6, "second": 0.6, "third": 0.1, "fourth": None}
+
+
+def test_a_run_that_ends_during_a_look_is_not_interrupted(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    index, leases = Index(store), LeaseManager(store, 60.0)
+    pin(store, "first", "diagnose", artefacts("trees"))
+    lease, holders = leases.take(name_lease("diagnose", "first")), LeaseManager.holders
+    assert lease is not None
+
+    def late(self: LeaseManager, wanted: Any) -> Any:
+        write(store, "first", references=pinned(store, "first", "diagnose"))
+        leases.release(lease)
+        return holders(self, wanted)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LeaseManager, "holders", late)
+        assert only(store, index)["state"] == "running"
+    assert only(store, index)["state"] == "finished"
+
+
+def test_a_process_that_is_stopped_runs(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("tasks.store.leases.time.monotonic", lambda: now[0])
+    index, leases = Index(store), LeaseManager(store, 60.0)
+    pin(store, "first", "diagnose", artefacts("trees"))
+    assert leases.take(name_lease("diagnose", "first")) is not None  # and is not renewed
+    for _ in range(3):
+        assert only(store, index)["state"] == "running"
+        now[0] += 100.0
+
+
+def test_a_lease_of_an_older_version_is_waited_for(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("tasks.store.leases.time.monotonic", lambda: now[0])
+    index, name = Index(store), name_lease("diagnose", "first") + ".old-0"
+    pin(store, "first", "diagnose", artefacts("trees"))
+    states = []
+    for beat in range(3):  # for 300 s, renewed every 75 s
+        lease = {"machine": "another", "process": 1, "started": 1.0, "subject": None, "beat": beat}
+        store.put_note(json.dumps(lease).encode(), FOLDER, name)
+        states.append(only(store, index)["state"])
+        now[0] += 74.0
+        states.append(only(store, index)["state"])
+    assert states == ["running or lost"] * 2 + ["running"] * 4
+    now[0] += 601.0
+    assert only(store, index)["state"] == "interrupted"
 
 
 @pytest.mark.parametrize("content", [b"[", b"{}", b"7", b'[1, null, "trees", "../../x/y", "trees/../z", "none/abc"]'])

@@ -1,5 +1,6 @@
 """LeaseManager: of any number of processes that stall and come back at any point, one holds a lease."""
 
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -15,11 +16,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from schemas.limits import MOST_SECONDS
 from tasks.store import leases as module
 from tasks.store.leases import FOLDER, Lease, LeaseManager
 from tasks.store.store import Store
 
 LEASE = 8.0
+SOMEBODY = {"machine": "another", "process": 1, "started": 1.0, "subject": None, "beat": 1}
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -149,6 +152,59 @@ def test_what_an_outage_kept_from_being_released_is_our_own_again_at_once(tmp_pa
     with leases.acquire("work") as ours:
         assert ours
     assert store.names(FOLDER) == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b"[]",
+        *(
+            json.dumps({**SOMEBODY, **changes}).encode()
+            for changes in (
+                {"seconds": float("inf")},
+                {"seconds": float("nan")},
+                {"seconds": -1.0},
+                {"seconds": 0},
+                {"seconds": 1e300},
+                {"seconds": 10**400},
+                {"seconds": MOST_SECONDS + 1},
+                {"seconds": "60"},
+                {"seconds": None},
+                {"machine": module._machine(), "process": 10**30},
+                {"machine": module._machine(), "process": [1]},
+                {"machine": module._machine(), "process": -1},
+            )
+        ),
+    ],
+)
+def test_a_damaged_lease_expires(content: bytes, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=time.sleep))
+    leases = LeaseManager(store, LEASE)
+    store.put_note(content, FOLDER, "work.x-0")
+    leases.rivals("work")
+    now[0] += LEASE + 1.0
+    with leases.acquire("work") as ours:
+        assert ours
+    assert store.names(FOLDER) == []
+
+
+@pytest.mark.parametrize(("said", "lasts"), [({"seconds": 100}, 100.0), ({"seconds": 1.0}, LEASE), ({}, 10 * LEASE)])
+def test_a_lease_lasts_as_long_as_it_says(
+    said: dict[str, float], lasts: float, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=time.sleep))
+    leases = LeaseManager(store, LEASE)
+    store.put_note(json.dumps({**SOMEBODY, **said}).encode(), FOLDER, "work.x-0")
+    assert leases.present() == {"work"}
+    assert leases.take("work") is None
+    now[0] += lasts - 0.5
+    assert leases.take("work") is None
+    now[0] += 1.0
+    assert leases.take("work") is not None
 
 
 class Stepped(Store):

@@ -45,7 +45,8 @@ function state(run) {
   const cell = make("div", {}, make("span", { class: `badge ${STATES[run.state] ?? ""}` }, run.state));
   const step = run.progress;
   if (step !== null) {
-    const done = step.stage ? `${step.stage} ${count(step.made)} of ${count(step.needed)}` : "writing its outputs";
+    const done = step.stage ? `${step.stage} ${count(step.made)} of ${count(step.needed)}`
+      : run.state.startsWith("running") ? "writing its outputs" : "no artefact is missing";
     const label = `${step.flow} of ${run.name}: ${step.made_in_all} of ${step.needed_in_all} artefacts`;
     if (run.state.startsWith("running"))
       cell.append(make("progress", { max: Math.max(1, step.needed_in_all), value: step.made_in_all, "aria-label": label }));
@@ -125,7 +126,8 @@ function draw() {
   part("none").textContent = only !== null && !runs.some(run => run.name === only)
     ? "This store has no run of this name yet. It is shown here once it has started."
     : runs.length ? "No run has such a name." : "No runs yet.";
-  const told = here.length === runs.length ? `${count(runs.length)} runs` : `${count(here.length)} of ${count(runs.length)} runs`;
+  const noun = `${count(runs.length)} ${runs.length === 1 ? "run" : "runs"}`;
+  const told = here.length === runs.length ? noun : `${count(here.length)} of ${noun}`;
   if (part("count").textContent !== told) part("count").textContent = told;
 }
 
