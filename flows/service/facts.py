@@ -23,6 +23,10 @@ Read = Callable[[str], bytes | None]
 """Reads a file of the run."""
 
 
+_MOST_SECONDS = 1e12
+"""Of a stage: sums of them stay numbers."""
+
+
 class Best(NamedTuple):
     """The best signal of a run; the reward itself, with which signals are compared, is none.
 
@@ -79,7 +83,7 @@ class _Configuration(BaseModel):
 
 class _Stage(BaseModel):
     decoded_tokens: int = Field(0, ge=0)
-    seconds: float = Field(0.0, ge=0, allow_inf_nan=False)
+    seconds: float = Field(0.0, ge=0, le=_MOST_SECONDS, allow_inf_nan=False)
 
 
 class _Figure(BaseModel):

@@ -89,7 +89,8 @@ def reports(store: Store, hosts: list[str], login: str | None = None) -> ASGIApp
             said = json.dumps({"error": f"{store.url!r} cannot be read: {reason(error)}"})
             return Response(said, status_code=503, media_type="application/json", headers=headers)
         headers["ETag"] = found.tag
-        if request.headers.get("if-none-match") == found.tag:
+        held = request.headers.get("if-none-match", "").split(",")
+        if found.tag in (tag.strip().removeprefix("W/") for tag in held):  # weak where a proxy compresses
             return Response(status_code=304, headers=headers)
         return Response(found.body, media_type="application/json", headers=headers)
 

@@ -228,6 +228,7 @@ def test_references_that_are_newer_than_outputs_are_those_of_a_later_run(tmp_pat
         (b"[1, 2]", "run.json is damaged or half written"),
         (json.dumps(told(questions=7)).encode(), "(questions: "),
         (json.dumps(told(stages={"trees": {"seconds": 1e999}})).encode(), "(stages.trees.seconds: "),
+        (json.dumps(told(stages={"trees": {"seconds": 1e308}})).encode(), "(stages.trees.seconds: "),
         (json.dumps(told(stages={"trees": {"decoded_tokens": -3}})).encode(), "(stages.trees.decoded_tokens: "),
         (json.dumps(told(files={"forecasts.parquet": "0"})).encode(), "forecasts.parquet is missing"),
         (json.dumps(told(files={"summary.parquet": "0"})).encode(), "summary.parquet is damaged, or being written"),
@@ -433,6 +434,8 @@ def test_an_answer_is_sent_once(store: Store) -> None:
     assert first.json()["runs"] == [] and "No runs yet" in web.get("/").text
     again = web.get("/runs.json", headers={"If-None-Match": first.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
+    for held in (f"W/{first.headers['etag']}", f'"x", {first.headers["etag"]}'):  # as a proxy that compresses sends it
+        assert web.get("/runs.json", headers={"If-None-Match": held}).status_code == 304
     write(store, "first")
     assert web.get("/runs.json", headers={"If-None-Match": first.headers["etag"]}).status_code == 200
 
