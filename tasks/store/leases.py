@@ -33,8 +33,6 @@ FOLDER = "claims"
 """Folder of the leases; existing stores have it under this name."""
 _WAIT = 0.2
 """Seconds between two attempts to take a lease that is waited for."""
-_UNSAID = 10.0
-"""Older versions do not say how long their leases last: this many times as long as those of the observer."""
 
 
 def _machine() -> str:
@@ -195,8 +193,7 @@ class LeaseManager:
         try:
             lease = json.loads(content)
             subject = lease["subject"]
-            said = _seconds(lease["seconds"]) if "seconds" in lease else _UNSAID * self._duration
-            duration = max(self._duration, said)
+            duration = max(self._duration, _seconds(lease["seconds"]))
             local = lease["machine"] == self._process["machine"]
             ended = local and is_gone(lease["process"], lease["started"])
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):  # damaged

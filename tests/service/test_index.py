@@ -368,23 +368,6 @@ def test_a_process_that_is_stopped_runs(store: Store, monkeypatch: pytest.Monkey
         now[0] += 100.0
 
 
-def test_a_lease_of_an_older_version_is_waited_for(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
-    monkeypatch.setattr("tasks.store.leases.time.monotonic", lambda: now[0])
-    index, name = Index(store), name_lease("diagnose", "first") + ".old-0"
-    pin(store, "first", "diagnose", artefacts("trees"))
-    states = []
-    for beat in range(3):  # for 300 s, renewed every 75 s
-        lease = {"machine": "another", "process": 1, "started": 1.0, "subject": None, "beat": beat}
-        store.put_note(json.dumps(lease).encode(), FOLDER, name)
-        states.append(only(store, index)["state"])
-        now[0] += 74.0
-        states.append(only(store, index)["state"])
-    assert states == ["running or lost"] * 2 + ["running"] * 4
-    now[0] += 601.0
-    assert only(store, index)["state"] == "interrupted"
-
-
 @pytest.mark.parametrize("content", [b"[", b"{}", b"7", b'[1, null, "trees", "../../x/y", "trees/../z", "none/abc"]'])
 def test_references_that_are_none_need_nothing(content: bytes, store: Store) -> None:
     store.put_bytes(content, "runs", "first", "references-diagnose.json")
