@@ -295,14 +295,14 @@ def test_rollouts_are_filtered_searched_and_reached_by_keys(opened: Opened) -> N
 
     page.locator(".rows a").first.click()
     page.wait_for_function("() => document.querySelector('.rows a[aria-current]') !== null")
-    before = page.url
+    rollout = "() => location.hash.split('/').slice(0, 2).join('/')"
+    before = page.evaluate(rollout)
     page.locator("#tokens h2").click()
     page.keyboard.press("j")
-    page.wait_for_function("url => location.href !== url", arg=before)
+    page.wait_for_function(f"before => ({rollout})() !== before", arg=before)
     page.keyboard.press("k")
-    page.wait_for_function(
-        "url => location.href.split('/').slice(0, -1).join() === url.split('/').slice(0, -1).join()", arg=before
-    )
+    page.wait_for_function(f"before => ({rollout})() === before", arg=before)
+    page.wait_for_selector("#tokens .token.active")
     token = page.locator("#tokens .token[data-place]").first
     token.focus()
     page.keyboard.press("ArrowRight")
