@@ -182,6 +182,23 @@ def test_the_most_telling_rollouts_are_kept_where_room_is_scarce(monkeypatch: An
     assert none.questions == [] and none.left_out == {"questions": 1, "rollouts": 2, "nodes": 0}
 
 
+def test_what_small_questions_leave_is_for_others(monkeypatch: Any) -> None:
+    signals = made_signals(1, 2)
+    sizes = [{"rollouts": 1, "tokens": 20, "nodes": 4}, {"rollouts": 8, "tokens": 200, "nodes": 60}]
+    made = [made_question(f"q{i}", signals, branches=4, seed=i, **size) for i, size in enumerate(sizes)]
+
+    def shown() -> Rollouts:
+        of = Rollouts(signals, 2, lambda ids: dict.fromkeys(ids, "x"), lambda runs: ["x" for _ in runs], 1.0)
+        for q in made:
+            of.add(q, tokens_table(q, signals, lambda ids: dict.fromkeys(ids, "x"), 0.95))
+        return of
+
+    whole = sum(len(question.data) for question in shown().questions)
+    monkeypatch.setattr(rollouts, "LEAST_BYTES", 100)
+    monkeypatch.setattr(rollouts, "MOST_BYTES", whole + 10)
+    assert shown().left_out == {"questions": 0, "rollouts": 0, "nodes": 0}
+
+
 def test_parts_of_a_character_are_shown_where_it_is_whole() -> None:
     parts = {0: "a", 1: rollouts.BROKEN, 2: rollouts.BROKEN, 3: rollouts.BROKEN}
     signals = made_signals(1, 1)

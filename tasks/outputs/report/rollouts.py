@@ -63,7 +63,7 @@ class Rollouts:
             temperature: of sampling.
         """
         self._signals, self._texts, self._decode, self._temperature = list(signals), texts, decode, temperature
-        self._room = max(LEAST_BYTES, MOST_BYTES // max(1, questions))
+        self._expected = questions
         self._bytes = 0
         self._without_room = (0, 0)  # questions, and their rollouts
         self.questions: list[Shown] = []
@@ -90,6 +90,9 @@ class Rollouts:
         Args:
             tokens: its rows of `tokens.parquet`.
         """
+        # what is left is shared by the questions to come
+        room = max(LEAST_BYTES, (MOST_BYTES - self._bytes) // max(1, self._expected))
+        self._expected -= 1
         told = _Told.of(q, tokens, self._signals, self._temperature)
         resolved = told.resolved.any(axis=0)
         number = len(q.rollouts["correct"])
@@ -104,10 +107,10 @@ class Rollouts:
                 least = np.argsort(told.lfsr[kept], kind="stable")
                 kept = np.sort(kept[least[: int(share * number * len(kept))]])
             data, ids = self._packed(q, told, shown, kept)
-            if len(data) <= self._room or (len(shown) == 1 and not len(kept)):
+            if len(data) <= room or (len(shown) == 1 and not len(kept)):
                 break
-            share *= 0.9 * self._room / len(data)
-        if len(data) > self._room:  # the text of a single rollout
+            share *= 0.9 * room / len(data)
+        if len(data) > room:  # the text of a single rollout
             self._leave_out(number)
             return
         left_out = number - len(shown), int(np.isin(told.rollout, shown).sum()) - len(kept)

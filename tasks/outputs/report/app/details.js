@@ -27,9 +27,13 @@ function signalFacts(run, at, signal) {
     "div",
     { class: "signal" },
     h("h4", {}, name(run.label(signal))),
-    h("p", {}, h("b", {}, isKnown(at.cosine) ? `cosine ${interval(at.cosine, at.cosine_low, at.cosine_high)}` : "cosine not known: branches hardly differ"), at.resolved ? ", sign known" : ""),
+    h("p", {}, h("b", {}, isKnown(at.cosine) ? `cosine ${interval(at.cosine, at.cosine_low, at.cosine_high)}` : whyUnknown(at)), at.resolved ? ", sign known" : ""),
     h("p", { class: "muted" }, `helps with probability ${number(at.p_positive)}; ${sign}; |d|² ${significant(at.d_sq)}; KL ${significant(at.kl)} nat; teacher's probability ${probability(at.teacher_prob)}`),
   );
+}
+
+function whyUnknown(at) {
+  return at.d_sq === 0 ? "cosine undefined: the signal does not push here" : "cosine not known: branches hardly differ";
 }
 
 function branchTable(run, branches, signals) {

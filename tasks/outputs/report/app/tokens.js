@@ -67,7 +67,7 @@ export class Tokens {
     const found = route.question === undefined ? (this.rollout ?? this.navigator.shown[0]) : this.navigator.locate(route.question, route.rollout);
     if (!found) {
       this.title.textContent = route.question === undefined ? "No rollout to show" : "This page has no such rollout";
-      this.body.replaceChildren(h("p", {}, name(route.question === undefined ? "" : `question ${route.question}, rollout ${route.rollout}: not run, left out, or less telling than those that have room here.`)));
+      this.body.replaceChildren(h("p", {}, name(route.question === undefined ? "" : `question ${route.question}${Number.isNaN(route.rollout) ? "" : `, rollout ${route.rollout}`}: not run, left out, or less telling than those that have room here.`)));
       this.details.replaceChildren();
       return;
     }
