@@ -98,7 +98,7 @@ def _length(of: dict[str, Any], length: float) -> str:
     if length == 0:
         return "; all weights are 0"
     if length < _SHORT:
-        told = f"; it leaves {length:.2g} of the signal's length, as the rest has no weight, or would have more than the limit"
+        told = f"; it leaves {length:.2g} of the signal's length, as the rest has no weight or meets the limit"
         return f"{told}: raise the learning rate" if of["better"] else told
     return f"; it makes the signal {length:.2g} times as long: lower the learning rate" if length > _LONG else ""
 

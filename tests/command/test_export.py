@@ -46,12 +46,12 @@ def test_export_says_what_it_wrote_and_what_that_is_worth(finished: Path, here: 
         (
             0.28,
             True,
-            "; it leaves 0.28 of the signal's length, as the rest has no weight, or would have more than the limit: raise the learning rate",
+            "; it leaves 0.28 of the signal's length, as the rest has no weight or meets the limit: raise the learning rate",
         ),
         (
             0.28,
             False,
-            "; it leaves 0.28 of the signal's length, as the rest has no weight, or would have more than the limit",
+            "; it leaves 0.28 of the signal's length, as the rest has no weight or meets the limit",
         ),
         (0.0, False, "; all weights are 0"),
         (1.31, True, "; it makes the signal 1.3 times as long: lower the learning rate"),
