@@ -39,20 +39,15 @@ def test_export_says_what_it_wrote_and_what_that_is_worth(finished: Path, here: 
     assert "choice by token: the choice " in again.output and "equal weights, as chosen" in again.output
 
 
+SHORT = "; it leaves 0.28 of the signal's length, as the rest has no weight or meets the limit"
+
+
 @pytest.mark.parametrize(
     ("length", "better", "said"),
     [
         (1.0, True, ""),
-        (
-            0.28,
-            True,
-            "; it leaves 0.28 of the signal's length, as the rest has no weight or meets the limit: raise the learning rate",
-        ),
-        (
-            0.28,
-            False,
-            "; it leaves 0.28 of the signal's length, as the rest has no weight or meets the limit",
-        ),
+        (0.28, True, f"{SHORT}: raise the learning rate"),
+        (0.28, False, SHORT),
         (0.0, False, "; all weights are 0"),
         (1.31, True, "; it makes the signal 1.3 times as long: lower the learning rate"),
     ],
