@@ -39,3 +39,12 @@ def url_problem(url: str) -> str | None:
             if CREDENTIALS.fullmatch(name):
                 return f"the URL is signed or contains a key ({name[:40]}); {_HINT}"
     return None
+
+
+def store_of_run(folder: str) -> tuple[str, str] | None:
+    """The store and the name of a run, from the path or URL of its folder, `STORE/runs/NAME`; None if it is none."""
+    above, _, name = folder.rstrip("/").rpartition("/")
+    store, _, runs = above.rpartition("/")
+    if runs != "runs":
+        return None
+    return store or ("/" if above.startswith("/") else "."), name

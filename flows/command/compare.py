@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from flows.command.configuration import ConfigurationError
 from flows.command.guarded import CONSOLE, OK, guarded
-from flows.command.places import check_place, put_file
+from flows.command.places import check_place, place, put_file
 from schemas.text import quoted
 
 if TYPE_CHECKING:
@@ -83,28 +83,6 @@ def finished(run: str, store: str) -> "Finished":
             f"RUN: {quoted(run)}: there is no store {quoted(url)}; give --store, or STORE/runs/NAME"
         )
     return Finished.of(opened, name)
-
-
-def place(run: str, store: str) -> tuple[str, str]:
-    """The store and the name of a run that a command is given.
-
-    Raises:
-        ConfigurationError: a path that is not the folder of a run.
-    """
-    other, sign, name = run.rpartition("#")
-    if sign:
-        if not other or not name or "/" in name:
-            raise ConfigurationError(f"RUN: {quoted(run)} lacks its store or its name; give STORE#NAME")
-        return other, name
-    if "/" not in run:
-        return store, run
-    parent, _, name = run.rstrip("/").rpartition("/")
-    url, _, folder = parent.rpartition("/")
-    if folder != "runs":
-        raise ConfigurationError(
-            f"RUN: {quoted(run)} is not the folder of a run; give STORE/runs/NAME, or a name alone"
-        )
-    return url or ".", name
 
 
 def labels(names: Sequence[str]) -> list[str]:

@@ -8,9 +8,8 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from flows.command.compare import place
 from flows.command.guarded import CONSOLE, OK, guarded
-from flows.command.places import check_place
+from flows.command.places import check_place, place
 from flows.command.terminal import precise, show_table
 
 _NAMES = {

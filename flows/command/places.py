@@ -1,6 +1,5 @@
 """Stores that commands are given, and commands on them."""
 
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from flows.command.configuration import ConfigurationError
 from flows.command.guarded import CONSOLE, guarded
 from schemas.config import place_problem
 from schemas.text import quoted
+from schemas.urls import store_of_run
 
 
 def check_place(store: str) -> None:
@@ -75,11 +75,30 @@ def put_file(path: Path, content: bytes) -> None:
     Raises:
         ConfigurationError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    from tasks.store.atomic import write_whole
+
     try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        write_whole(path, content)
     except OSError as error:
         raise ConfigurationError(f"--output: {quoted(str(path))} cannot be written: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def place(run: str, store: str) -> tuple[str, str]:
+    """The store and the name of a run that a command is given.
+
+    Raises:
+        ConfigurationError: a path that is not the folder of a run.
+    """
+    other, sign, name = run.rpartition("#")
+    if sign:
+        if not other or not name or "/" in name:
+            raise ConfigurationError(f"RUN: {quoted(run)} lacks its store or its name; give STORE#NAME")
+        return other, name
+    if "/" not in run:
+        return store, run
+    found = store_of_run(run)
+    if found is None:
+        raise ConfigurationError(
+            f"RUN: {quoted(run)} is not the folder of a run; give STORE/runs/NAME, or a name alone"
+        )
+    return found

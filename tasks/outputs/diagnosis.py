@@ -116,7 +116,7 @@ def make_outputs(session: RunSession, ids: Sequence[str], left_out: LeftOut) -> 
     prior = Prior.of(session.store.need("prior", session.keys.key("prior", ids[0])).arrays)
     spell, temperature = session.provider, session.config.sampling.temperature
     shown = Rollouts(signals(session.config), len(scored), spell.texts, spell.decode, temperature)
-    tables, facts = make_tables(session.config, scored, session.provider.texts, prior, shown.add)
+    tables, facts = make_tables(session.config, scored, spell.texts, prior, shown.add)
     questions = answered(session, ids)
     success, handover = success_tables(session, questions)
     every = tables["summary"].filter(pl.col("group") == "all")

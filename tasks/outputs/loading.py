@@ -11,6 +11,7 @@ import polars as pl
 from schemas.tables import FORECASTS, HANDOVERS, RUN_TABLES, SUCCESS
 from schemas.text import listed
 from schemas.training_tables import VALIDATION_TABLES
+from schemas.urls import store_of_run
 from tasks.outputs.files import read_json, read_table
 from tasks.stages.aggregate.tables import frame
 from tasks.store.store import Store, StoreError
@@ -118,10 +119,9 @@ def _json(store: Store, run: str, file: str) -> dict[str, Any]:
 
 def _place(run: str, store: str) -> tuple[str, str]:
     """URL of the store and name of the run."""
-    folder, slash, name = run.rstrip("/").rpartition("/")
-    if not slash:
+    if "/" not in run.rstrip("/"):
         return store, run
-    above, _, runs = folder.rpartition("/")
-    if runs != "runs":
+    found = store_of_run(run)
+    if found is None:
         raise StoreError(f"{run!r} is not the folder of a run; give its name, or <store>/runs/<name>")
-    return above or ("/" if folder.startswith("/") else "."), name
+    return found

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from schemas.pipeline import PIPELINE
+from tasks.store.atomic import final_name
 from tasks.store.codec import is_whole
-from tasks.store.store import OBJECT, Store, final_name
+from tasks.store.store import OBJECT, Store
 
 
 def folders() -> list[str]:

@@ -7,14 +7,13 @@ manifest written last and dozens of requests.
 
 import json
 import os
-import re
 import uuid
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -24,6 +23,7 @@ from schemas.arrays import Arrays
 from schemas.pipeline import PIPELINE
 from schemas.text import listed
 from tasks.inputs.files import read_file
+from tasks.store.atomic import final_name, write_whole
 from tasks.store.codec import Artefact, decode, encode, is_whole
 from tasks.store.outages import LASTING, StoreAwayError, one_line, translated
 from tasks.store.outages import StoreError as StoreError  # is raised here
@@ -38,9 +38,6 @@ _STORE_FOLDERS = frozenset(
 """Folders that identify a store whose marker is lost or not yet written."""
 _OTHER_FOLDERS = frozenset({"prefect", "demo", "models"})
 """Folders that commands create in `.opdscope` before it is a store."""
-_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{32}")
-"""Name of a file that is being written, with the name of the one that it replaces: see `Store._put`."""
-_ATTEMPTS = 100  # to write into a folder that others remove as soon as it is empty
 
 
 class Store:
@@ -126,22 +123,7 @@ class Store:
             with self._translating():
                 self.fs.pipe_file(target, data)
             return
-        path = Path(target)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        file = _create(temporary)
-        try:
-            with file:
-                file.write(data)
-                if durable:
-                    file.flush()
-                    os.fsync(file.fileno())
-            temporary.replace(path)
-        except OSError as error:  # a full disk, for example: the path says which one
-            if error.filename is None:
-                error.filename = str(path)
-            raise
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(Path(target), data, durable=durable)
 
     def get_bytes(self, *parts: str) -> bytes | None:
         """One object, or None if it does not exist."""
@@ -250,23 +232,7 @@ class Store:
         return nullcontext() if self.is_local else translated(self.url)
 
 
-def final_name(name: str) -> str:
-    """The name that a file has once it is written: its own, unless it is a temporary one."""
-    temporary = _TEMPORARY.fullmatch(name)
-    return name if temporary is None else temporary[1]
-
-
 def _ends_locally(url: str) -> bool:
     """True for a chained URL whose last part is a local path."""
     _, chained, last = url.rpartition("::")
     return bool(chained) and last not in fsspec.available_protocols() and get_protocol(last) in ("file", "local")
-
-
-def _create(path: Path) -> BinaryIO:
-    """Create a file in a folder that a clean-up may remove before the file exists."""
-    for _ in range(_ATTEMPTS):
-        with suppress(FileNotFoundError, FileExistsError):  # the latter if it vanishes while `mkdir` checks it
-            path.parent.mkdir(parents=True, exist_ok=True)
-            return path.open("xb")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.open("xb")

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 
-sync_api = pytest.importorskip("playwright.sync_api")
-
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 _SWITCHES = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
 
@@ -18,6 +16,7 @@ _SWITCHES = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"
 @contextmanager
 def chromium(*switches: str) -> Iterator[Any]:
     """A browser, until the block ends."""
+    sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as playwright:
         found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, _NAMES)), None)
         if found is None and not Path(playwright.chromium.executable_path).exists():

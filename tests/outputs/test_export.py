@@ -25,6 +25,7 @@ from tasks.outputs.export.make import export_run, verdict
 from tasks.outputs.export.source import _named, open_run
 from tasks.stages.aggregate import token_choice, token_weights
 from tasks.stages.aggregate.token_rule_fit import FEATURES, RULES, Rule, design, known, weights
+from tasks.store.atomic import write_whole
 from tasks.store.store import Store, StoreError
 from tests.helpers.places import ROOT
 
@@ -342,7 +343,7 @@ def test_a_killed_export_says_that_it_is_not_finished(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     export_run(str(finished), "small", "trl", output=tmp_path)
-    put = folders._put
+    put = write_whole
 
     def killed(path: Path, content: bytes) -> None:
         if path.name == "rule.json":
@@ -350,7 +351,7 @@ def test_a_killed_export_says_that_it_is_not_finished(
             raise KeyboardInterrupt
         put(path, content)
 
-    monkeypatch.setattr(folders, "_put", killed)
+    monkeypatch.setattr(f"{folders.__name__}.write_whole", killed)
     with pytest.raises(KeyboardInterrupt):
         export_run(str(finished), "small", "jsonl", output=tmp_path)
     index = json.loads((tmp_path / "export.json").read_text())
@@ -471,16 +472,16 @@ def test_the_rule_of_a_token_that_the_teacher_leaves_out_is_finite(finished: Pat
 def test_two_exports_do_not_write_one_folder_at_once(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, put, seen = tmp_path / "out", folders._put, []
+    out, put, seen = tmp_path / "out", write_whole, []
 
     def second(path: Path, content: bytes) -> None:
         put(path, content)
-        monkeypatch.setattr(folders, "_put", put)
+        monkeypatch.setattr(f"{folders.__name__}.write_whole", put)
         with pytest.raises(InputError, match="another export is writing into") as refused:
             export_run(str(finished), "small", "jsonl", output=out)
         seen.append(refused)
 
-    monkeypatch.setattr(folders, "_put", second)
+    monkeypatch.setattr(f"{folders.__name__}.write_whole", second)
     told = export_run(str(finished), "small", "trl", output=out)
     assert seen and told["finished"]
     for name, digest in told["files"].items():

@@ -4,8 +4,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
-import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +11,10 @@ from typing import Any
 
 from schemas.text import quoted, reason
 from tasks.inputs.errors import InputError
+from tasks.store.atomic import final_name, write_whole
 
 INDEX = "export.json"
 _KIND = "opdscope export"
-_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{32}")
-"""Name of a file that is being written, with the name of the one that it becomes."""
 
 
 def check_folder(folder: Path) -> dict[str, Any]:
@@ -29,7 +26,7 @@ def check_folder(folder: Path) -> dict[str, Any]:
     try:
         if folder.exists() and not folder.is_dir():
             raise InputError("--output", f"{quoted(str(folder))} is a file; give a folder")
-        if not folder.exists() or all(_TEMPORARY.fullmatch(path.name) for path in folder.iterdir()):
+        if not folder.exists() or all(path.name != final_name(path.name) for path in folder.iterdir()):
             return {}
         index = _index(folder / INDEX)
     except OSError as error:
@@ -87,28 +84,18 @@ def _write(folder: Path, named: dict[str, Any], files: Iterable[tuple[str, bytes
     earlier = check_folder(folder)
     digests: dict[str, str] = {}
     left = [*earlier.get("files", {}), *earlier.get("earlier", [])]
-    _put(folder / INDEX, _json({**named, "finished": False, "files": {}, "earlier": left}))
+    write_whole(folder / INDEX, _json({**named, "finished": False, "files": {}, "earlier": left}))
     for name, content in files:
-        _put(folder / name, content)
+        write_whole(folder / name, content)
         digests[name] = hashlib.sha256(content).hexdigest()
     written = {*digests, INDEX}
     for path in folder.iterdir():
-        temporary = _TEMPORARY.fullmatch(path.name)
-        if (path.name in left and path.name not in written) or (temporary and temporary[1] in {*left, *written}):
+        whole = final_name(path.name)
+        if (path.name in left and path.name not in written) or (path.name != whole and whole in {*left, *written}):
             path.unlink(missing_ok=True)
     final = {**named, "finished": True, "files": digests}
-    _put(folder / INDEX, _json(final))
+    write_whole(folder / INDEX, _json(final))
     return final
-
-
-def _put(path: Path, content: bytes) -> None:
-    """Write a file atomically."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _json(content: dict[str, Any]) -> bytes:

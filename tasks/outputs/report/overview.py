@@ -71,9 +71,9 @@ def _records(
 ) -> list[dict[str, Any]]:
     """Rows of a table with the signal's place for its names."""
     wanted = columns if columns is not None else [name for name in table.columns if name not in _NAMES]
-    signals = [place.get(Signal(*names)) for names in table.select(_NAMES).rows()]
+    signals = [place[Signal(*names)] for names in table.select(_NAMES).rows()]
     rows = table.select(wanted).to_dicts()
-    return [{"signal": signal, **row} for signal, row in zip(signals, rows, strict=True) if signal is not None]
+    return [{"signal": signal, **row} for signal, row in zip(signals, rows, strict=True)]
 
 
 def kept_at_thresholds(tokens: pl.DataFrame, signals: Sequence[Signal]) -> list[list[list[float | None]]]:
@@ -88,9 +88,9 @@ def kept_at_thresholds(tokens: pl.DataFrame, signals: Sequence[Signal]) -> list[
     for signal in signals:
         rows = tokens.filter(*(pl.col(name) == value for name, value in signal._asdict().items()))
         p, weight, d_sq = (rows[name].to_numpy().astype(np.float64) for name in ("p_positive", "weight", "d_sq"))
-        weight = np.nan_to_num(weight)
-        order = np.argsort(np.nan_to_num(p, nan=-1.0), kind="stable")
-        first = np.searchsorted(np.nan_to_num(p, nan=-1.0)[order], THRESHOLDS)  # of those that are kept
+        weight, p = np.nan_to_num(weight), np.nan_to_num(p, nan=-1.0)
+        order = np.argsort(p, kind="stable")
+        first = np.searchsorted(p[order], THRESHOLDS)  # of those that are kept
         shares = []
         for mass in (weight, weight * np.nan_to_num(d_sq)):
             above = np.concatenate([np.cumsum(mass[order][::-1])[::-1], [0.0]])
