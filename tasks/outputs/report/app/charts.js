@@ -66,7 +66,7 @@ export function binsChart(title, bins, series) {
 }
 
 /** Points of a series, told apart without colour too. */
-export function pointShape(place, x, y) {
+function pointShape(place, x, y) {
   const shapes = [
     () => svg("circle", { class: "point", cx: x, cy: y, r: 4 }),
     () => svg("rect", { class: "point", x: x - 4, y: y - 4, width: 8, height: 8 }),

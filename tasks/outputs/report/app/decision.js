@@ -147,7 +147,7 @@ function alignmentTable(run, rows, other) {
 }
 
 /** A signal's score less that of another, with the interval paired by question. */
-export function pairDifference(pairs, one, other, what) {
+function pairDifference(pairs, one, other, what) {
   const found = pairs.find((p) => (p.signal === one && p.other === other) || (p.signal === other && p.other === one));
   if (!found || found.signal === one) return found ?? null;
   const turned = (value) => (isKnown(value) ? -value : null);

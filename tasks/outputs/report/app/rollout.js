@@ -22,7 +22,7 @@ export class Questions {
 }
 
 /** One question: all its rollouts. */
-export class Question {
+class Question {
   constructor(run, place, { meta, columns }) {
     this.run = run;
     this.columns = columns;
